@@ -1,0 +1,53 @@
+"""The batch: what data makes, a model reads and a loss weighs.
+
+B sequences in the batch, T decoder length, S encoder length.
+"""
+
+import flax.struct
+import numpy as np
+from jax.typing import ArrayLike
+
+
+@flax.struct.dataclass
+class Sequence:
+  """Tokens with their place in the world.
+
+  Attributes:
+    tokens: int32[B, T], token ids.
+    positions: int32[B, T], position inside the segment, from 0.
+    segments: int32[B, T], which record of the row, from 1; 0 is padding.
+      Attention never crosses segments.
+  """
+
+  tokens: ArrayLike
+  positions: ArrayLike
+  segments: ArrayLike
+
+
+@flax.struct.dataclass
+class Batch:
+  """One global batch, or one process's share of it.
+
+  Attributes:
+    decoder: what the decoder reads, shifted right by one against `targets`.
+    targets: int32[B, T], the token that each position predicts.
+    weights: float32[B, T], weight of each position in the loss; 0 is ignored.
+    prefix: bool[B, T], positions that all of their segment may attend to
+      (prefix-LM), or None.
+    encoder: what the encoder reads, or None.
+  """
+
+  decoder: Sequence
+  targets: ArrayLike
+  weights: ArrayLike
+  prefix: ArrayLike | None = None
+  encoder: Sequence | None = None
+
+
+def plain_sequence(tokens_BT: np.ndarray, lengths_B: np.ndarray) -> Sequence:
+  """One segment a row: the first `lengths_B` tokens, the rest padding."""
+  positions_BT = np.broadcast_to(
+    np.arange(tokens_BT.shape[1], dtype=np.int32), tokens_BT.shape
+  )
+  segments_BT = (positions_BT < lengths_B[:, None]).astype(np.int32)
+  return Sequence(tokens_BT.astype(np.int32), positions_BT, segments_BT)

@@ -1,0 +1,541 @@
+"""The one config: every field, its type, its default and what it means.
+
+An experiment edits a ConfigDict made by `to_config_dict`; `from_config_dict`
+turns it into the frozen dataclasses below, strictly. Nothing else in the
+package sees a ConfigDict, and no field has a second default anywhere.
+"""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from typing import Any, Literal
+
+import ml_collections
+from ml_collections import config_dict
+
+AXES = ('data', 'fsdp', 'tensor', 'sequence', 'expert', 'pipeline')
+
+
+class ConfigError(ValueError):
+  """A user's mistake: names the field, the value and what is accepted."""
+
+
+def check(condition: bool, message: str):
+  """Raises ConfigError with `message` unless `condition` holds."""
+  if not condition:
+    raise ConfigError(message)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """The Transformer. Llama and Gemma 2/3 are values of these fields."""
+
+  # decoder: decoder-only. encoder_decoder: the decoder reads an encoder.
+  architecture: Literal['decoder', 'encoder_decoder'] = 'decoder'
+  # Rows of the token table; None takes the tokenizer's.
+  vocab_size: int | None = None
+  # Longest sequence (tokens) of the decoder, prompt and output together.
+  max_length: int = 256
+  # Width of the residual stream.
+  width: int = 256
+  # Layers of the decoder.
+  num_layers: int = 4
+  # Layers of the encoder; None: as many as the decoder.
+  num_encoder_layers: int | None = None
+  # Query heads.
+  num_heads: int = 4
+  # Key and value heads (grouped-query attention); None: num_heads.
+  num_kv_heads: int | None = None
+  # Width of one head; None: width / num_heads.
+  head_dim: int | None = None
+  # Hidden width of the feed-forward layer; None: 4 * width.
+  mlp_dim: int | None = None
+  # Nonlinearity of the feed-forward layer.
+  activation: Literal['gelu', 'gelu_exact', 'silu', 'relu', 'relu2'] = 'gelu'
+  # Gate the hidden layer with a second projection (GLU).
+  gated: bool = True
+  # Bias terms of the attention and of the feed-forward projections.
+  attention_bias: bool = False
+  mlp_bias: bool = False
+  # Layers repeat this pattern, e.g. ('local', 'global').
+  attention_pattern: tuple[Literal['global', 'local'], ...] = ('global',)
+  # A local layer sees this many positions, itself included.
+  window: int = 128
+  # How positions enter: rotary angles in attention, or a learned table.
+  position: Literal['rotary', 'learned', 'none'] = 'rotary'
+  # Rotary base (theta) of global and of local layers; local None: global's.
+  rope_base: float = 10_000.0
+  rope_base_local: float | None = None
+  # Positions of global layers are divided by this (linear interpolation).
+  rope_scale: float = 1.0
+  # Llama 3's frequency-dependent rescaling: its original context; 0: off.
+  rope_llama3_context: int = 0
+  rope_llama3_factors: tuple[float, float, float] = (8.0, 1.0, 4.0)
+  # pre: x + f(norm(x)); pre_post: x + norm(f(norm(x))), as in Gemma 2.
+  norm: Literal['pre', 'pre_post'] = 'pre'
+  norm_eps: float = 1e-6
+  # Normalise queries and keys per head, as in Gemma 3.
+  qk_norm: bool = False
+  # Scores are divided by sqrt(this); None: head_dim.
+  query_scale: float | None = None
+  # tanh soft-caps of attention scores and of logits; 0: off.
+  attention_softcap: float = 0.0
+  logit_softcap: float = 0.0
+  # One table for input embedding and output projection.
+  tie_embeddings: bool = True
+  # Multiply embeddings by sqrt(width), as Gemma does.
+  scale_embeddings: bool = False
+  # Dropout rate on embeddings and on what each block adds.
+  dropout: float = 0.0
+  # Standard deviation of the initial weights; None: 1/sqrt(fan in).
+  init_scale: float | None = None
+  # Compute and parameter types. Norms, softmax, logits, loss: float32.
+  dtype: Literal['float32', 'bfloat16'] = 'float32'
+  param_dtype: Literal['float32', 'bfloat16'] = 'float32'
+  # One scanned layer body, or layers unrolled. Never changes the result.
+  scan_layers: bool = True
+  # Recompute the forward pass in the backward pass.
+  remat: bool = False
+  # Under remat, tensors kept by name: see models/transformer.py, NAMES.
+  remat_save: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    for name in ('max_length', 'width', 'num_layers', 'num_heads', 'window'):
+      value = getattr(self, name)
+      check(value >= 1, f'model.{name}={value} must be at least 1')
+    check(
+      self.num_heads % self.kv_heads == 0,
+      f'model.num_kv_heads={self.num_kv_heads} must divide '
+      f'model.num_heads={self.num_heads}',
+    )
+    check(
+      self.head_dim is not None or self.width % self.num_heads == 0,
+      f'model.num_heads={self.num_heads} must divide model.width={self.width} '
+      'unless model.head_dim is set',
+    )
+    check(
+      self.position != 'rotary' or self.head_width % 2 == 0,
+      f'model.head_dim={self.head_width} must be even for rotary positions',
+    )
+    check(
+      0 <= self.dropout < 1,
+      f'model.dropout={self.dropout} must be at least 0 and below 1',
+    )
+    check(
+      len(self.attention_pattern) > 0, 'model.attention_pattern is empty'
+    )
+
+  @property
+  def kv_heads(self) -> int:
+    """Key and value heads."""
+    return self.num_kv_heads or self.num_heads
+
+  @property
+  def head_width(self) -> int:
+    """Width of one head."""
+    return self.head_dim or self.width // self.num_heads
+
+  @property
+  def mlp_width(self) -> int:
+    """Hidden width of the feed-forward layer."""
+    return self.mlp_dim or 4 * self.width
+
+  @property
+  def encoder_layers(self) -> int:
+    """Layers of the encoder; 0 without one."""
+    if self.architecture == 'decoder':
+      return 0
+    return (
+      self.num_layers
+      if self.num_encoder_layers is None
+      else self.num_encoder_layers
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """Where examples come from and how they become batches.
+
+  A source is `KIND:WHERE#SLICE`: `tfds:tiny_shakespeare#validation+test`,
+  `text:book.txt`, `text:corpus/*.txt#[:90%]`, `jsonl:pairs.jsonl`,
+  `python:pydoc_data.topics#[90%:]`, `reverse:20000` (see data/sources.py).
+  """
+
+  # Sources of each split; several training sources make a mixture.
+  train: tuple[str, ...] = ()
+  validation: tuple[str, ...] = ()
+  test: tuple[str, ...] = ()
+  # Shares of the training sources in tokens; (): by their size.
+  weights: tuple[float, ...] = ()
+  # Folder of prepared TFDS data sets; None: TFDS's own, downloaded.
+  data_dir: str | None = None
+  # The field of a record that is read as text.
+  text_field: str = 'text'
+  # Fields of a pair (input to output); both empty: plain text.
+  inputs_field: str = ''
+  targets_field: str = ''
+  # causal: predict every token. prefix: inputs are seen in both directions.
+  # seq2seq: the encoder reads the inputs, the decoder writes the targets.
+  objective: Literal['causal', 'prefix', 'seq2seq'] = 'causal'
+  # Sequences in one global batch, and tokens in one (decoder) sequence.
+  batch_size: int = 16
+  sequence_length: int = 256
+  # Tokens in one encoder sequence (seq2seq).
+  inputs_length: int = 256
+  # Fill rows with several records kept apart by segment ids.
+  pack: bool = True
+  # A new order every epoch; False keeps the sources' order.
+  shuffle: bool = True
+  # Drop repeated passages, within training and between it and evaluation.
+  deduplicate: bool = False
+  # Where tokenized sources are kept; None: ~/.cache/gemini_jax/tokens.
+  cache_dir: str | None = None
+  # Batches prepared ahead in the background.
+  prefetch: int = 4
+
+  def __post_init__(self):
+    for name in ('batch_size', 'sequence_length', 'inputs_length'):
+      value = getattr(self, name)
+      check(value >= 1, f'data.{name}={value} must be at least 1')
+    check(
+      bool(self.inputs_field) == bool(self.targets_field),
+      f'data.inputs_field={self.inputs_field!r} and data.targets_field='
+      f'{self.targets_field!r} must be set together',
+    )
+    check(
+      not self.weights or len(self.weights) == len(self.train),
+      f'data.weights has {len(self.weights)} values for {len(self.train)} '
+      'sources in data.train',
+    )
+    check(
+      all(weight > 0 for weight in self.weights),
+      f'data.weights={self.weights} must all be above 0',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+  """Text to token ids and back."""
+
+  kind: Literal['sentencepiece', 'bytes', 'characters'] = 'bytes'
+  # A SentencePiece model to load; None: train one on the training split.
+  path: str | None = None
+  # Pieces of a SentencePiece model that is trained here.
+  vocab_size: int = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """The update rule, its learning rate and what surrounds it."""
+
+  name: Literal[
+    'adamw',
+    'adafactor',
+    'muon',
+    'lion',
+    'prodigy',
+    'schedule_free',
+    'momo_adam',
+  ] = 'adamw'
+  # Peak learning rate; about 1 for prodigy, which finds its own.
+  learning_rate: float = 1e-3
+  schedule: Literal['constant', 'cosine', 'wsd', 'inverse_sqrt'] = 'cosine'
+  # Linear warm-up, in steps.
+  warmup_steps: int = 0
+  # The last learning rate as a share of the peak (cosine, wsd).
+  final_scale: float = 0.1
+  # Share of the steps in which wsd decays.
+  decay_share: float = 0.2
+  # Multiply the learning rate by plateau_factor once the validation loss
+  # has not improved for plateau_patience evaluations; 0: off.
+  plateau_patience: int = 0
+  plateau_factor: float = 0.5
+  b1: float = 0.9
+  b2: float = 0.95
+  eps: float = 1e-8
+  # Decoupled weight decay, except on paths that no_decay (a regular
+  # expression) matches.
+  weight_decay: float = 0.1
+  no_decay: str = r'(scale|bias|embedding|positions)$'
+  # Parameters whose path matches stay as they are; '': all are trained.
+  frozen: str = ''
+  # Largest global norm of the gradient; 0: no clipping.
+  clip_norm: float = 1.0
+  # Sequences of a batch are processed in this many parts, one by one.
+  accumulation_steps: int = 1
+  # Evaluate an exponential moving average of the parameters; 0: off.
+  ema_decay: float = 0.0
+
+  def __post_init__(self):
+    check(
+      self.learning_rate > 0,
+      f'optimizer.learning_rate={self.learning_rate} must be above 0',
+    )
+    check(
+      self.accumulation_steps >= 1,
+      f'optimizer.accumulation_steps={self.accumulation_steps} must be at '
+      'least 1',
+    )
+    check(
+      0 <= self.ema_decay < 1,
+      f'optimizer.ema_decay={self.ema_decay} must be at least 0 and below 1',
+    )
+    check(
+      not (self.ema_decay and self.name == 'schedule_free'),
+      'optimizer.ema_decay must be 0 with schedule_free, which averages itself',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Parallel:
+  """Devices along each axis of the mesh; one of them may be -1: the rest."""
+
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+  sequence: int = 1
+  expert: int = 1
+  pipeline: int = 1
+
+  def __post_init__(self):
+    sizes = dataclasses.asdict(self)
+    for name, size in sizes.items():
+      check(
+        size == -1 or size >= 1,
+        f'parallel.{name}={size} must be at least 1, or -1 for the rest',
+      )
+    free = [name for name, size in sizes.items() if size == -1]
+    check(len(free) <= 1, f'parallel: only one of {free} can be -1')
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+  """The training loop."""
+
+  num_steps: int = 1000
+  seed: int = 0
+  # Steps between lines of metrics, evaluations and checkpoints.
+  log_every: int = 10
+  eval_every: int = 200
+  save_every: int = 200
+  # Newest checkpoints kept; the best by validation loss is kept as well.
+  keep_last: int = 2
+  keep_best: bool = True
+  # Label smoothing of the cross-entropy.
+  label_smoothing: float = 0.0
+  # Compiled programs kept here; None: ~/.cache/gemini_jax/xla; '': off.
+  compilation_cache: str | None = None
+  # Project on Weights & Biases (pip install 'gemini_jax[wandb]'); '': off.
+  wandb_project: str = ''
+
+  def __post_init__(self):
+    for name in ('num_steps', 'log_every', 'eval_every', 'save_every'):
+      value = getattr(self, name)
+      check(value >= 1, f'train.{name}={value} must be at least 1')
+    check(
+      self.keep_last >= 1, f'train.keep_last={self.keep_last} must be >= 1'
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+  """Evaluation over whole splits."""
+
+  # Sequences in one batch; None: data.batch_size.
+  batch_size: int | None = None
+  # Batches at most during training; None: the whole split.
+  max_batches: int | None = None
+  # Prompts continued after training, to read.
+  samples: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Generate:
+  """Text from a trained model."""
+
+  # What to continue (decoder), or to read (encoder_decoder).
+  prompt: str = ''
+  # prompt: continue it.
+  source: Literal['prompt'] = 'prompt'
+  # Samples of the prompt, and new tokens in each at most.
+  count: int = 1
+  max_tokens: int = 200
+  # 0: greedy. Otherwise logits are divided by it.
+  temperature: float = 0.8
+  # Keep the k likeliest tokens; 0: all.
+  top_k: int = 0
+  # Keep the likeliest tokens that together hold this probability.
+  top_p: float = 1.0
+  # Keep tokens at least this likely relative to the likeliest.
+  min_p: float = 0.0
+  # Beams of a beam search; 1: sampling.
+  beam_size: int = 1
+  # Length normalisation of beams, ((5 + n) / 6) ** length_penalty.
+  length_penalty: float = 0.6
+  seed: int = 0
+  # Which checkpoint: the newest, or the best by validation loss.
+  checkpoint: Literal['latest', 'best'] = 'latest'
+  # Tokens of a prompt that are read at once.
+  prefill_chunk: int = 64
+
+  def __post_init__(self):
+    for name in ('count', 'max_tokens', 'beam_size', 'prefill_chunk'):
+      value = getattr(self, name)
+      check(value >= 1, f'generate.{name}={value} must be at least 1')
+    check(
+      self.temperature >= 0,
+      f'generate.temperature={self.temperature} must be at least 0',
+    )
+    check(
+      0 < self.top_p <= 1,
+      f'generate.top_p={self.top_p} must be above 0 and at most 1',
+    )
+    check(
+      0 <= self.min_p <= 1, f'generate.min_p={self.min_p} must be in [0, 1]'
+    )
+    check(self.top_k >= 0, f'generate.top_k={self.top_k} must be at least 0')
+
+
+@dataclasses.dataclass(frozen=True)
+class LossWeights:
+  """Weights of the terms that the model returns beside its outputs."""
+
+  # Mean squared log-partition of the logits (PaLM, section 5).
+  z_loss: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Everything that defines a run."""
+
+  model: Model = dataclasses.field(default_factory=Model)
+  data: Data = dataclasses.field(default_factory=Data)
+  tokenizer: Tokenizer = dataclasses.field(default_factory=Tokenizer)
+  optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+  parallel: Parallel = dataclasses.field(default_factory=Parallel)
+  train: Train = dataclasses.field(default_factory=Train)
+  eval: Eval = dataclasses.field(default_factory=Eval)
+  generate: Generate = dataclasses.field(default_factory=Generate)
+  loss_weights: LossWeights = dataclasses.field(default_factory=LossWeights)
+
+  def __post_init__(self):
+    seq2seq = self.data.objective == 'seq2seq'
+    encodes = self.model.architecture == 'encoder_decoder'
+    check(
+      seq2seq == encodes,
+      f'data.objective={self.data.objective!r} does not go with '
+      f'model.architecture={self.model.architecture!r}; encoder_decoder goes '
+      'with seq2seq, decoder with causal or prefix',
+    )
+    check(
+      self.data.sequence_length <= self.model.max_length,
+      f'data.sequence_length={self.data.sequence_length} must be at most '
+      f'model.max_length={self.model.max_length}',
+    )
+    check(
+      self.data.batch_size % self.optimizer.accumulation_steps == 0,
+      f'optimizer.accumulation_steps={self.optimizer.accumulation_steps} must '
+      f'divide data.batch_size={self.data.batch_size}',
+    )
+
+
+def nearest(name: str, known) -> str:
+  """`; did you mean ...?` with the nearest of the `known` names."""
+  close = difflib.get_close_matches(name, list(known), n=2, cutoff=0.5)
+  if close:
+    return f'; did you mean {" or ".join(close)}?'
+  return f'; accepted: {", ".join(sorted(known))}'
+
+
+def _cast(value: Any, hint: Any, path: str) -> Any:
+  """`value` as the type `hint`, or a ConfigError that names `path`."""
+  origin, args = typing.get_origin(hint), typing.get_args(hint)
+  if dataclasses.is_dataclass(hint):
+    check(
+      isinstance(value, (dict, ml_collections.ConfigDict)),
+      f'{path}={value!r} must be a section of the config',
+    )
+    return _convert(value, hint, path)
+  if origin is types.UnionType:
+    if value is None:
+      return None
+    return _cast(value, args[0], path)
+  if origin is Literal:
+    if value not in args:
+      choices = ', '.join(map(str, args))
+      raise ConfigError(f'{path}={value!r} must be one of {choices}')
+    return value
+  if origin is tuple:
+    check(
+      isinstance(value, (list, tuple)), f'{path}={value!r} must be a tuple'
+    )
+    inner = args[:1] * len(value) if args[-1] is Ellipsis else args
+    check(
+      len(inner) == len(value),
+      f'{path}={value!r} must have {len(inner)} values',
+    )
+    return tuple(
+      _cast(item, kind, f'{path}[{i}]')
+      for i, (item, kind) in enumerate(zip(value, inner, strict=True))
+    )
+  if hint is float and type(value) is int:
+    return float(value)
+  check(
+    type(value) is hint,
+    f'{path}={value!r} must be {hint.__name__}, not {type(value).__name__}',
+  )
+  return value
+
+
+def _convert(values: Any, cls: Any, path: str) -> Any:
+  hints = typing.get_type_hints(cls)
+  for name in values:
+    if name not in hints:
+      where = path or 'config'
+      raise ConfigError(
+        f'{path}{"." if path else ""}{name} is not a field of '
+        f'{where}{nearest(name, hints)}'
+      )
+  prefix = f'{path}.' if path else ''
+  return cls(**{
+    name: _cast(values[name], hints[name], prefix + name) for name in values
+  })
+
+
+def from_config_dict(values) -> Config:
+  """The frozen config of a ConfigDict or of a nested dict.
+
+  Raises:
+    ConfigError: a field is unknown, has the wrong type or a value outside
+      what is accepted.
+  """
+  return _convert(values, Config, '')
+
+
+def _section(value: Any, hint: Any) -> Any:
+  if dataclasses.is_dataclass(value):
+    hints = typing.get_type_hints(type(value))
+    return ml_collections.ConfigDict({
+      field.name: _section(getattr(value, field.name), hints[field.name])
+      for field in dataclasses.fields(value)
+    })
+  if value is None:
+    return config_dict.placeholder(typing.get_args(hint)[0])
+  return value
+
+
+def to_config_dict(config: Config | None = None) -> ml_collections.ConfigDict:
+  """A ConfigDict that holds every field, to be edited by an experiment."""
+  return _section(Config() if config is None else config, Config)
+
+
+def to_json(config: Config) -> str:
+  """The resolved config as readable JSON."""
+  return json.dumps(dataclasses.asdict(config), indent=2) + '\n'
+
+
+def from_json(text: str) -> Config:
+  """The config that `to_json` wrote."""
+  return from_config_dict(json.loads(text))
