@@ -1,0 +1,154 @@
+"""Grouped-query attention with a cache.
+
+B batch, T query length, S key length, D width, N heads, K key/value heads,
+H head width.
+"""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from gemini_jax.kernels import flash
+from gemini_jax.layers import embedding, linear
+
+
+@flax.struct.dataclass
+class KVCache:
+  """Keys and values of what was read, one slot a position.
+
+  Attributes:
+    key: [B, S, K, H]; a stack of layers has a leading dim.
+    value: like key.
+  """
+
+  key: jax.Array
+  value: jax.Array
+
+  def write(
+    self, k_BTKH: jax.Array, v_BTKH: jax.Array, positions_BT: jax.Array
+  ) -> 'KVCache':
+    """The cache with T new entries a row, at slots `positions_BT`.
+
+    Positions outside the cache are dropped, so padding can be sent there.
+    """
+    rows_B1 = jnp.arange(k_BTKH.shape[0])[:, None]
+    at = lambda buffer: buffer.at[rows_B1, positions_BT]
+    return KVCache(
+      key=at(self.key).set(k_BTKH.astype(self.key.dtype), mode='drop'),
+      value=at(self.value).set(v_BTKH.astype(self.value.dtype), mode='drop'),
+    )
+
+
+class Attention(nn.Module):
+  """Grouped-query attention (Ainslie et al. 2023), self or cross.
+
+  Queries attend where `mask_BTS` is true. Self-attention with a cache writes
+  the new keys and values at `positions_BT` and reads them all. Cross-
+  attention with a cache writes it when `memory_BSD` is given and reads it
+  when not.
+
+  Attributes:
+    num_heads: N.
+    num_kv_heads: K, divides N.
+    head_dim: H.
+    scale: multiplies the scores.
+    softcap: tanh cap of the scores; 0: off.
+    qk_norm: RMS norm of queries and keys over H.
+    use_bias: biases of the query, key and value projections.
+    norm_eps: of qk_norm.
+    dtype: of the computation.
+    param_dtype: of the parameters.
+    init_scale: of the initial kernels; None: 1 / sqrt(fan in).
+  """
+
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  scale: float
+  softcap: float = 0.0
+  qk_norm: bool = False
+  use_bias: bool = False
+  norm_eps: float = 1e-6
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+  init_scale: float | None = None
+
+  @nn.compact
+  def __call__(
+    self,
+    x_BTD: jax.Array,
+    mask_BTS: jax.Array,
+    *,
+    angles: tuple[jax.Array, jax.Array] | None = None,
+    memory_BSD: jax.Array | None = None,
+    cache: KVCache | None = None,
+    positions_BT: jax.Array | None = None,
+    cross: bool = False,
+  ) -> tuple[jax.Array, KVCache | None]:
+    """The attended values, [B, T, D], and the cache after this call."""
+    q_BTNH = self.project('query', x_BTD, self.num_heads, 'heads')
+    q_BTNH = self.norm_and_rotate('query_norm', q_BTNH, angles)
+    source_BSD = memory_BSD if cross else x_BTD
+    if source_BSD is None:
+      assert cache is not None, 'cross-attention needs a memory or a cache'
+      k_BSKH, v_BSKH = cache.key, cache.value
+    else:
+      k_BSKH = self.project('key', source_BSD, self.num_kv_heads, 'kv_heads')
+      k_BSKH = self.norm_and_rotate('key_norm', k_BSKH, angles)
+      v_BSKH = self.project('value', source_BSD, self.num_kv_heads, 'kv_heads')
+      if cache is not None and cross:
+        cache = KVCache(
+          k_BSKH.astype(cache.key.dtype), v_BSKH.astype(cache.value.dtype)
+        )
+      elif cache is not None:
+        cache = cache.write(k_BSKH, v_BSKH, positions_BT)
+        k_BSKH, v_BSKH = cache.key, cache.value
+    out_BTNH = flash.attention(
+      checkpoint_name(q_BTNH, 'query'),
+      checkpoint_name(k_BSKH, 'key'),
+      checkpoint_name(v_BSKH, 'value'),
+      mask_BTS,
+      scale=self.scale,
+      softcap=self.softcap,
+    )
+    out_BTNH = checkpoint_name(out_BTNH, 'attended')
+    out_BTD = linear.Einsum(
+      (self.num_heads, self.head_dim, x_BTD.shape[-1]),
+      ('heads', None, 'embed'),
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      init_scale=self.init_scale,
+      name='output',
+    )('BTNH,NHD->BTD', out_BTNH)
+    return out_BTD, cache
+
+  def project(
+    self, name: str, x_BTD: jax.Array, num_heads: int, axis: str
+  ) -> jax.Array:
+    """One of query, key and value, [B, T, heads, H]."""
+    return linear.Einsum(
+      (x_BTD.shape[-1], num_heads, self.head_dim),
+      ('embed', axis, None),
+      use_bias=self.use_bias,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      init_scale=self.init_scale,
+      name=name,
+    )('BTD,DNH->BTNH', x_BTD)
+
+  def norm_and_rotate(
+    self,
+    name: str,
+    x_BTNH: jax.Array,
+    angles: tuple[jax.Array, jax.Array] | None,
+  ) -> jax.Array:
+    """Queries or keys after the norm (if any) and rotation (if any)."""
+    if self.qk_norm:
+      x_BTNH = linear.RMSNorm(
+        self.norm_eps, self.dtype, self.param_dtype, name=name
+      )(x_BTNH)
+    if angles is not None:
+      x_BTNH = embedding.rotate(x_BTNH, angles)
+    return x_BTNH

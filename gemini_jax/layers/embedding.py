@@ -1,0 +1,108 @@
+"""Tokens and positions as vectors.
+
+B batch, T length, D width, V vocabulary, H head width, F rotary frequencies
+(H / 2).
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Embedding(nn.Module):
+  """A table of vectors: token ids in, and scores of tokens out.
+
+  Attributes:
+    num_embeddings: rows V.
+    width: columns D.
+    axes: logical axes of (rows, columns).
+    dtype: of the vectors that come out.
+    param_dtype: of the table.
+    init_scale: standard deviation of the initial table.
+  """
+
+  num_embeddings: int
+  width: int
+  axes: tuple[str | None, str | None] = ('vocab', 'embed')
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+  init_scale: float = 0.02
+
+  def setup(self):
+    self.embedding = self.param(
+      'embedding',
+      nn.with_logical_partitioning(
+        nn.initializers.normal(self.init_scale), self.axes
+      ),
+      (self.num_embeddings, self.width),
+      self.param_dtype,
+    )
+
+  def __call__(self, ids_BT: jax.Array) -> jax.Array:
+    """Rows of the table, [B, T, D]."""
+    return jnp.take(self.embedding, ids_BT, axis=0).astype(self.dtype)
+
+  def attend(self, x_BTD: jax.Array) -> jax.Array:
+    """Scores of every row, [B, T, V] in float32."""
+    return jax.lax.dot_general(
+      x_BTD.astype(self.dtype),
+      self.embedding.astype(self.dtype),
+      (((x_BTD.ndim - 1,), (1,)), ((), ())),
+      preferred_element_type=jnp.float32,
+    )
+
+
+def rotary_frequencies(
+  head_dim: int,
+  base: float,
+  *,
+  scale: float = 1.0,
+  llama3_context: int = 0,
+  llama3_factors: tuple[float, float, float] = (8.0, 1.0, 4.0),
+) -> np.ndarray:
+  """Radians per position of each rotated pair, float32[F] (RoFormer).
+
+  Args:
+    head_dim: H, even.
+    base: wavelengths run from 2 pi to 2 pi base.
+    scale: positions are divided by it (linear interpolation, Gemma 3).
+    llama3_context: original context of Llama 3.1's rescaling; 0: off.
+    llama3_factors: (factor, low, high): wavelengths above context / low are
+      stretched by factor, those below context / high are kept, and between
+      the two the frequency is blended linearly.
+  """
+  exponents_F = np.arange(0, head_dim, 2) / head_dim
+  frequencies_F = 1.0 / base**exponents_F / scale
+  if llama3_context:
+    factor, low, high = llama3_factors
+    turns_F = llama3_context * frequencies_F / (2 * math.pi)
+    blend_F = np.clip((turns_F - low) / (high - low), 0, 1)
+    frequencies_F = frequencies_F * (blend_F + (1 - blend_F) / factor)
+  return frequencies_F.astype(np.float32)
+
+
+def rotary_angles(
+  positions_BT: jax.Array, frequencies_F: np.ndarray
+) -> tuple[jax.Array, jax.Array]:
+  """(sin, cos) of the rotations, each float32[B, T, F]."""
+  angles_BTF = positions_BT[..., None].astype(jnp.float32) * frequencies_F
+  return jnp.sin(angles_BTF), jnp.cos(angles_BTF)
+
+
+def rotate(
+  x_BTNH: jax.Array, angles: tuple[jax.Array, jax.Array]
+) -> jax.Array:
+  """Rotates the pairs (x[i], x[i + H/2]) of every head by its angle."""
+  sin_BT1F, cos_BT1F = (part[:, :, None, :] for part in angles)
+  left, right = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+  rotated = jnp.concatenate(
+    [
+      left * cos_BT1F - right * sin_BT1F,
+      right * cos_BT1F + left * sin_BT1F,
+    ],
+    axis=-1,
+  )
+  return rotated.astype(x_BTNH.dtype)

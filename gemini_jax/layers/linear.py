@@ -1,0 +1,104 @@
+"""Where weights meet activations, and the norm between them."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class Einsum(nn.Module):
+  """A learned linear map, spelled by an equation at the call site.
+
+  The equation reads `'BTD,DNH->BTNH'`: what the input ends with is contracted
+  with what the kernel begins with. It runs as one flat matrix product.
+
+  Attributes:
+    shape: of the kernel, in the order of the equation's letters.
+    axes: logical axis of each kernel dim, for sharding.
+    use_bias: add a bias over the output dims.
+    dtype: of the computation.
+    param_dtype: of the kernel and the bias.
+    init_scale: standard deviation of the initial kernel; None:
+      1 / sqrt(fan in).
+  """
+
+  shape: tuple[int, ...]
+  axes: tuple[str | None, ...]
+  use_bias: bool = False
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+  init_scale: float | None = None
+
+  @nn.compact
+  def __call__(self, equation: str, x: jax.Array) -> jax.Array:
+    num_in = contracted_dims(equation)
+    in_dims, out_dims = self.shape[:num_in], self.shape[num_in:]
+    fan_in = math.prod(in_dims)
+    scale = self.init_scale or fan_in**-0.5
+    kernel = self.param(
+      'kernel',
+      nn.with_logical_partitioning(nn.initializers.normal(scale), self.axes),
+      self.shape,
+      self.param_dtype,
+    )
+    lead = x.shape[: x.ndim - num_in]
+    y = jax.lax.dot_general(
+      x.astype(self.dtype).reshape(*lead, fan_in),
+      kernel.astype(self.dtype).reshape(fan_in, math.prod(out_dims)),
+      (((len(lead),), (0,)), ((), ())),
+    )
+    if self.use_bias:
+      bias = self.param(
+        'bias',
+        nn.with_logical_partitioning(
+          nn.initializers.zeros, self.axes[num_in:]
+        ),
+        out_dims,
+        self.param_dtype,
+      )
+      y = y + jnp.ravel(bias).astype(self.dtype)
+    return y.reshape(*lead, *out_dims)
+
+
+def contracted_dims(equation: str) -> int:
+  """How many dims an Einsum equation contracts.
+
+  Raises:
+    ValueError: the equation is not input-end with kernel-begin.
+  """
+  inputs, output = equation.split('->')
+  x, kernel = inputs.split(',')
+  num = len([letter for letter in kernel if letter in x])
+  if x[len(x) - num :] != kernel[:num] or output != x[:-num] + kernel[num:]:
+    raise ValueError(f'{equation} does not contract end with begin')
+  return num
+
+
+class RMSNorm(nn.Module):
+  """Root-mean-square norm over the last dim (Zhang and Sennrich 2019).
+
+  The scale is stored as its difference from 1, as Gemma does, so that zeros
+  are the identity and weight decay pulls towards it. Computed in float32.
+  """
+
+  eps: float = 1e-6
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    scale = self.param(
+      'scale',
+      nn.with_logical_partitioning(nn.initializers.zeros, (None,)),
+      (x.shape[-1],),
+      self.param_dtype,
+    )
+    return rms_norm(x, scale, self.eps).astype(self.dtype)
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+  """`x / rms(x) * (1 + scale)` in float32."""
+  x = x.astype(jnp.float32)
+  inverse = jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
+  return x * inverse * (1 + jnp.expand_dims(scale, tuple(range(x.ndim - 1))))

@@ -1,0 +1,239 @@
+"""Gemini: one Transformer, encoder-decoder or decoder-only by config.
+
+B batch, T decoder length, S encoder length, D width, V vocabulary, L layers.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gemini_jax import batch as batch_lib
+from gemini_jax import config as config_lib
+from gemini_jax.layers import attention, embedding, linear, masking
+from gemini_jax.models import transformer
+
+
+class Gemini(nn.Module):
+  """Tokens in, scores of the next tokens out.
+
+  Attributes:
+    config: its architecture; `vocab_size` must be set.
+  """
+
+  config: config_lib.Model
+
+  def setup(self):
+    config = self.config
+    types: dict[str, Any] = {
+      'dtype': jnp.dtype(config.dtype),
+      'param_dtype': jnp.dtype(config.param_dtype),
+    }
+    assert config.vocab_size, 'the tokenizer sets model.vocab_size'
+    self.token = embedding.Embedding(
+      config.vocab_size,
+      config.width,
+      init_scale=config.init_scale or config.width**-0.5,
+      **types,
+    )
+    if config.position == 'learned':
+      self.position = embedding.Embedding(
+        config.max_length,
+        config.width,
+        axes=(None, 'embed'),
+        init_scale=config.init_scale or 0.02,
+        **types,
+      )
+    if config.architecture == 'encoder_decoder':
+      self.encoder = transformer.Stack(config, config.encoder_layers)
+      self.encoder_norm = linear.RMSNorm(config.norm_eps, **types)
+    self.decoder = transformer.Stack(
+      config,
+      config.num_layers,
+      cross=config.architecture == 'encoder_decoder',
+    )
+    self.decoder_norm = linear.RMSNorm(config.norm_eps, **types)
+    self.dropout = nn.Dropout(config.dropout)
+    if not config.tie_embeddings:
+      self.head = linear.Einsum(
+        (config.width, config.vocab_size),
+        ('embed', 'vocab'),
+        init_scale=config.init_scale,
+        **types,
+      )
+
+  def __call__(
+    self, batch: batch_lib.Batch, deterministic: bool = True
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Logits of the targets, float32[B, T, V], and auxiliary losses."""
+    memory_BSD = None
+    if batch.encoder is not None:
+      memory_BSD = self.encode(batch.encoder, deterministic)
+    logits_BTV, _ = self.decode(
+      batch.decoder,
+      memory_BSD=memory_BSD,
+      memory=batch.encoder,
+      prefix_BT=batch.prefix,
+      deterministic=deterministic,
+    )
+    return logits_BTV, {}
+
+  def encode(
+    self, sequence: batch_lib.Sequence, deterministic: bool = True
+  ) -> jax.Array:
+    """The encoder's output, [B, S, D]."""
+    context = transformer.Context(
+      views=self.views(sequence, sequence, causal=False),
+      positions_BT=sequence.positions,
+    )
+    x_BSD, _ = self.encoder(
+      self.embed(sequence, deterministic), context, deterministic=deterministic
+    )
+    return self.encoder_norm(x_BSD)
+
+  def decode(
+    self,
+    sequence: batch_lib.Sequence,
+    *,
+    memory_BSD: jax.Array | None = None,
+    memory: batch_lib.Sequence | None = None,
+    prefix_BT: jax.Array | None = None,
+    cache: transformer.Cache | None = None,
+    deterministic: bool = True,
+  ) -> tuple[jax.Array, transformer.Cache | None]:
+    """Logits float32[B, T, V] after each token, and the cache with them.
+
+    Args:
+      sequence: tokens to read; with a cache, the next ones of each row, at
+        their positions. Padding (segment 0) leaves the cache as it was.
+      memory_BSD: the encoder's output; with a cache, needed once.
+      memory: the sequence that the encoder read.
+      prefix_BT: of `sequence`, or of the whole cache when there is one: what
+        may be attended to from before it.
+      cache: what was read so far.
+      deterministic: no dropout.
+    """
+    keys, positions_BT = sequence, sequence.positions
+    if cache is not None:
+      # Slot s holds position s; those not yet written lie in the future.
+      slots = cache.self_attention.key.shape[2]
+      shape = (sequence.tokens.shape[0], slots)
+      slots_BS = jnp.broadcast_to(jnp.arange(slots), shape)
+      keys = batch_lib.Sequence(slots_BS, slots_BS, jnp.ones(shape, jnp.int32))
+      positions_BT = jnp.where(sequence.segments > 0, positions_BT, slots)
+    cross_mask_BTS = None
+    if memory is not None:
+      cross_mask_BTS = masking.same_segment(sequence, memory)
+    context = transformer.Context(
+      views=self.views(sequence, keys, causal=True, prefix_BS=prefix_BT),
+      positions_BT=positions_BT,
+      cross_mask_BTS=cross_mask_BTS,
+      memory_BSD=memory_BSD,
+    )
+    x_BTD, cache = self.decoder(
+      self.embed(sequence, deterministic), context, cache, deterministic
+    )
+    return self.logits(self.decoder_norm(x_BTD)), cache
+
+  def embed(
+    self, sequence: batch_lib.Sequence, deterministic: bool
+  ) -> jax.Array:
+    """Tokens (and learned positions) as vectors, [B, T, D]."""
+    x_BTD = self.token(sequence.tokens)
+    if self.config.scale_embeddings:
+      x_BTD = x_BTD * jnp.asarray(self.config.width**0.5, x_BTD.dtype)
+    if self.config.position == 'learned':
+      x_BTD = x_BTD + self.position(sequence.positions)
+    x_BTD = self.dropout(x_BTD, deterministic=deterministic)
+    return nn.with_logical_constraint(x_BTD, ('batch', 'length', None))
+
+  def logits(self, x_BTD: jax.Array) -> jax.Array:
+    """Scores of every token, float32[B, T, V]."""
+    if self.config.tie_embeddings:
+      logits_BTV = self.token.attend(x_BTD)
+    else:
+      logits_BTV = self.head('BTD,DV->BTV', x_BTD).astype(jnp.float32)
+    if self.config.logit_softcap:
+      cap = self.config.logit_softcap
+      logits_BTV = cap * jnp.tanh(logits_BTV / cap)
+    return nn.with_logical_constraint(logits_BTV, ('batch', 'length', 'vocab'))
+
+  def views(
+    self,
+    queries: batch_lib.Sequence,
+    keys: batch_lib.Sequence,
+    *,
+    causal: bool,
+    prefix_BS: jax.Array | None = None,
+  ) -> dict[str, transformer.View]:
+    """What each kind of layer in the pattern sees."""
+    config = self.config
+    rotary = {
+      'global': {
+        'base': config.rope_base,
+        'scale': config.rope_scale,
+        'llama3_context': config.rope_llama3_context,
+        'llama3_factors': config.rope_llama3_factors,
+      },
+      'local': {'base': config.rope_base_local or config.rope_base},
+    }
+    windows = {'global': None, 'local': config.window}
+    views = {}
+    for kind in sorted(set(config.attention_pattern)):
+      angles = None
+      if config.position == 'rotary':
+        frequencies_F = embedding.rotary_frequencies(
+          config.head_width, **rotary[kind]
+        )
+        angles = embedding.rotary_angles(queries.positions, frequencies_F)
+      mask_BTS = masking.visible(
+        queries,
+        keys,
+        causal=causal,
+        window=windows[kind],
+        prefix_BS=prefix_BS,
+      )
+      views[kind] = transformer.View(mask_BTS, angles)
+    return views
+
+
+def init_cache(
+  config: config_lib.Model, batch_size: int, length: int, memory_length: int = 0
+) -> transformer.Cache:
+  """An empty cache for `length` positions, in the compute type."""
+
+  def buffers(length):
+    shape = (
+      config.num_layers,
+      batch_size,
+      length,
+      config.kv_heads,
+      config.head_width,
+    )
+    zeros = lambda: jnp.zeros(shape, jnp.dtype(config.dtype))
+    return attention.KVCache(zeros(), zeros())
+
+  cross = config.architecture == 'encoder_decoder'
+  return transformer.Cache(
+    buffers(length), buffers(memory_length) if cross else None
+  )
+
+
+def init_params(model: Gemini, key: jax.Array) -> Any:
+  """Fresh parameters, boxed with the logical names of their dims."""
+  token = jnp.ones((1, 1), jnp.int32)
+  sequence = batch_lib.Sequence(token, 0 * token, token)
+  encodes = model.config.architecture == 'encoder_decoder'
+  batch = batch_lib.Batch(
+    decoder=sequence,
+    targets=token,
+    weights=jnp.ones((1, 1)),
+    encoder=sequence if encodes else None,
+  )
+  return model.init(key, batch)['params']
+
+
+def param_count(params: Any) -> int:
+  """Numbers in a tree of parameters."""
+  return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,258 @@
+"""Blocks, and stacks of them over one stored layout.
+
+B batch, T length, S key length, D width, L layers.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from gemini_jax import config as config_lib
+from gemini_jax.layers import attention, feedforward, linear
+
+# What `model.remat_save` can name; anything else is computed again.
+NAMES = ('query', 'key', 'value', 'attended', 'gate', 'up', 'residual')
+
+
+@flax.struct.dataclass
+class View:
+  """What the layers of one kind see, made once for all of them.
+
+  Attributes:
+    mask_BTS: bool, where a query may attend.
+    angles: (sin, cos) of the rotary positions, or None.
+  """
+
+  mask_BTS: jax.Array
+  angles: tuple[jax.Array, jax.Array] | None
+
+
+@flax.struct.dataclass
+class Context:
+  """All that a block reads beside the residual stream.
+
+  Attributes:
+    views: of each kind of layer, 'global' and 'local'.
+    positions_BT: slots of the cache that are written.
+    cross_mask_BTS: where the decoder may attend in the encoder's output.
+    memory_BSD: the encoder's output; None once it is in the cache.
+  """
+
+  views: dict[str, View]
+  positions_BT: jax.Array
+  cross_mask_BTS: jax.Array | None = None
+  memory_BSD: jax.Array | None = None
+
+
+@flax.struct.dataclass
+class Cache:
+  """Caches of self- and cross-attention; [L, ...] for a stack."""
+
+  self_attention: attention.KVCache
+  cross_attention: attention.KVCache | None = None
+
+
+class Block(nn.Module):
+  """Attention, cross-attention (in a decoder with encoder), feed-forward."""
+
+  config: config_lib.Model
+  cross: bool = False
+
+  @nn.compact
+  def __call__(
+    self,
+    x_BTD: jax.Array,
+    view: View,
+    context: Context,
+    cache: Cache | None = None,
+    deterministic: bool = True,
+  ) -> tuple[jax.Array, Cache | None]:
+    config = self.config
+    types: dict[str, Any] = {
+      'dtype': jnp.dtype(config.dtype),
+      'param_dtype': jnp.dtype(config.param_dtype),
+    }
+
+    def norm(name, x_BTD):
+      return linear.RMSNorm(config.norm_eps, **types, name=name)(x_BTD)
+
+    def add(name, x_BTD, update_BTD):
+      """The residual stream after a sublayer."""
+      if config.norm == 'pre_post':
+        update_BTD = norm(f'{name}_post_norm', update_BTD)
+      update_BTD = nn.Dropout(config.dropout)(
+        update_BTD, deterministic=deterministic
+      )
+      x_BTD = nn.with_logical_constraint(
+        x_BTD + update_BTD, ('batch', 'length', None)
+      )
+      return checkpoint_name(x_BTD, 'residual')
+
+    def attend(name, x_BTD, mask_BTS, **kwargs):
+      layer = attention.Attention(
+        num_heads=config.num_heads,
+        num_kv_heads=config.kv_heads,
+        head_dim=config.head_width,
+        scale=(config.query_scale or config.head_width) ** -0.5,
+        softcap=config.attention_softcap,
+        qk_norm=config.qk_norm,
+        use_bias=config.attention_bias,
+        norm_eps=config.norm_eps,
+        init_scale=config.init_scale,
+        **types,
+        name=name,
+      )
+      return layer(norm(f'{name}_norm', x_BTD), mask_BTS, **kwargs)
+
+    update_BTD, self_cache = attend(
+      'attention',
+      x_BTD,
+      view.mask_BTS,
+      angles=view.angles,
+      cache=None if cache is None else cache.self_attention,
+      positions_BT=context.positions_BT,
+    )
+    x_BTD = add('attention', x_BTD, update_BTD)
+    cross_cache = None
+    if self.cross:
+      update_BTD, cross_cache = attend(
+        'cross_attention',
+        x_BTD,
+        context.cross_mask_BTS,
+        memory_BSD=context.memory_BSD,
+        cache=None if cache is None else cache.cross_attention,
+        cross=True,
+      )
+      x_BTD = add('cross_attention', x_BTD, update_BTD)
+    update_BTD = feedforward.FeedForward(
+      config.mlp_width,
+      activation=config.activation,
+      gated=config.gated,
+      use_bias=config.mlp_bias,
+      init_scale=config.init_scale,
+      **types,
+      name='feedforward',
+    )(norm('feedforward_norm', x_BTD))
+    x_BTD = add('feedforward', x_BTD, update_BTD)
+    return x_BTD, None if cache is None else Cache(self_cache, cross_cache)
+
+
+class Stack(nn.Module):
+  """Layers in a row, their parameters stored as one [L, ...] tree.
+
+  Scanned or unrolled is a choice of the run and changes neither parameters
+  nor results; a scan's body is one period of the attention pattern.
+  """
+
+  config: config_lib.Model
+  num_layers: int
+  cross: bool = False
+
+  @nn.compact
+  def __call__(
+    self,
+    x_BTD: jax.Array,
+    context: Context,
+    cache: Cache | None = None,
+    deterministic: bool = True,
+  ) -> tuple[jax.Array, Cache | None]:
+    config = self.config
+    drops = bool(config.dropout) and not deterministic
+    key = self.make_rng('dropout') if drops else None
+    block = Block(config, self.cross, parent=None)
+    if self.is_initializing():
+      params = self.param('layers', self.init_layers, block, x_BTD, context)
+    else:
+      params = self.get_variable('params', 'layers')
+    layers = Layers(params, jnp.arange(self.num_layers), cache)
+
+    def apply(x_BTD: jax.Array, layer: Layers, kind: str):
+      return block.apply(
+        {'params': layer.params},
+        x_BTD,
+        context.views[kind],
+        context,
+        layer.cache,
+        deterministic=not drops,
+        rngs={'dropout': jax.random.fold_in(key, layer.index)} if drops else {},
+      )
+
+    if config.remat:
+      apply = jax.checkpoint(
+        apply,
+        static_argnums=(2,),
+        policy=jax.checkpoint_policies.save_only_these_names(
+          *config.remat_save
+        ),
+        prevent_cse=not config.scan_layers,
+      )
+
+    def run(x_BTD: jax.Array, layers: Layers, kinds: tuple[str, ...]):
+      """Layers one by one; their caches come back stacked."""
+      caches = []
+      for layer, kind in zip(unstack(layers, len(kinds)), kinds, strict=True):
+        x_BTD, layer_cache = apply(x_BTD, layer, kind)
+        caches.append(layer_cache)
+      return x_BTD, jax.tree.map(lambda *leaves: jnp.stack(leaves), *caches)
+
+    pattern = config.attention_pattern
+    period = len(pattern)
+    kinds = pattern * (self.num_layers // period + 1)
+    scanned = self.num_layers // period * period if config.scan_layers else 0
+    caches = []
+    if scanned:
+      x_BTD, part = jax.lax.scan(
+        lambda x_BTD, group: run(x_BTD, group, pattern),
+        x_BTD,
+        jax.tree.map(
+          lambda leaf: leaf[:scanned].reshape(-1, period, *leaf.shape[1:]),
+          layers,
+        ),
+      )
+      caches.append(
+        jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), part)
+      )
+    if scanned < self.num_layers:
+      x_BTD, part = run(
+        x_BTD,
+        jax.tree.map(lambda leaf: leaf[scanned:], layers),
+        kinds[scanned : self.num_layers],
+      )
+      caches.append(part)
+    return x_BTD, jax.tree.map(lambda *parts: jnp.concatenate(parts), *caches)
+
+  def init_layers(
+    self, key: jax.Array, block: Block, x_BTD: jax.Array, context: Context
+  ) -> Any:
+    """Parameters of every layer, stacked; boxed with their logical axes."""
+    view = next(iter(context.views.values()))
+    params = jax.vmap(
+      lambda key: block.init(key, x_BTD, view, context)['params']
+    )(jax.random.split(key, self.num_layers))
+    return jax.tree.map(
+      lambda box: box.add_axis(0, {nn.PARTITION_NAME: 'layers'}),
+      params,
+      is_leaf=lambda leaf: isinstance(leaf, nn.meta.AxisMetadata),
+    )
+
+
+@flax.struct.dataclass
+class Layers:
+  """What differs from layer to layer, stacked."""
+
+  params: Any
+  index: jax.Array
+  cache: Cache | None
+
+
+def unstack(tree: Any, num: int) -> list[Any]:
+  """The slices of a stacked tree. Its gradient is one concatenation."""
+  leaves, treedef = jax.tree.flatten(tree)
+  slices = [
+    [part[0] for part in jax.lax.split(leaf, (1,) * num)] for leaf in leaves
+  ]
+  return [treedef.unflatten(parts) for parts in zip(*slices, strict=True)]
