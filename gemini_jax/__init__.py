@@ -1,0 +1,1 @@
+"""One multimodal encoder-decoder Transformer with a VAE generator head."""

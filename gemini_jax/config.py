@@ -8,12 +8,24 @@ package sees a ConfigDict, and no field has a second default anywhere.
 import dataclasses
 import difflib
 import json
+import re
 import types
 import typing
 from typing import Any, Literal
 
 import ml_collections
 from ml_collections import config_dict
+
+# Peak learning rates that train a small Transformer, by optimizer.
+LEARNING_RATES = {
+  'adamw': 1e-3,
+  'adafactor': 1e-3,
+  'muon': 3e-3,
+  'lion': 2e-4,
+  'prodigy': 1.0,
+  'schedule_free': 3e-3,
+  'momo_adam': 1e-2,
+}
 
 AXES = ('data', 'fsdp', 'tensor', 'sequence', 'expert', 'pipeline')
 
@@ -123,9 +135,7 @@ class Model:
       0 <= self.dropout < 1,
       f'model.dropout={self.dropout} must be at least 0 and below 1',
     )
-    check(
-      len(self.attention_pattern) > 0, 'model.attention_pattern is empty'
-    )
+    check(len(self.attention_pattern) > 0, 'model.attention_pattern is empty')
 
   @property
   def kv_heads(self) -> int:
@@ -160,7 +170,8 @@ class Data:
 
   A source is `KIND:WHERE#SLICE`: `tfds:tiny_shakespeare#validation+test`,
   `text:book.txt`, `text:corpus/*.txt#[:90%]`, `jsonl:pairs.jsonl`,
-  `python:pydoc_data.topics#[90%:]`, `reverse:20000` (see data/sources.py).
+  `python:pydoc_data.topics#[9::10]` and its complement `#[!9::10]`,
+  `reverse:20000` (see data/sources.py).
   """
 
   # Sources of each split; several training sources make a mixture.
@@ -188,7 +199,8 @@ class Data:
   pack: bool = True
   # A new order every epoch; False keeps the sources' order.
   shuffle: bool = True
-  # Drop repeated passages, within training and between it and evaluation.
+  # Drop repeated paragraphs of all sources, then cut what is left into
+  # passages of about 2,000 characters, which slices then count.
   deduplicate: bool = False
   # Where tokenized sources are kept; None: ~/.cache/gemini_jax/tokens.
   cache_dir: str | None = None
@@ -203,6 +215,14 @@ class Data:
       bool(self.inputs_field) == bool(self.targets_field),
       f'data.inputs_field={self.inputs_field!r} and data.targets_field='
       f'{self.targets_field!r} must be set together',
+    )
+    check(
+      self.prefetch >= 0, f'data.prefetch={self.prefetch} must be at least 0'
+    )
+    check(
+      not (self.deduplicate and self.inputs_field),
+      'data.deduplicate=True is for plain text; data.inputs_field='
+      f'{self.inputs_field!r} makes pairs',
     )
     check(
       not self.weights or len(self.weights) == len(self.train),
@@ -239,8 +259,10 @@ class Optimizer:
     'schedule_free',
     'momo_adam',
   ] = 'adamw'
-  # Peak learning rate; about 1 for prodigy, which finds its own.
-  learning_rate: float = 1e-3
+  # Peak learning rate; None: a usual one, see LEARNING_RATES. Of prodigy,
+  # which finds its own, a multiplier near 1.
+  learning_rate: float | None = None
+  # schedule_free never decays, whatever stands here.
   schedule: Literal['constant', 'cosine', 'wsd', 'inverse_sqrt'] = 'cosine'
   # Linear warm-up, in steps.
   warmup_steps: int = 0
@@ -270,7 +292,7 @@ class Optimizer:
 
   def __post_init__(self):
     check(
-      self.learning_rate > 0,
+      self.peak > 0,
       f'optimizer.learning_rate={self.learning_rate} must be above 0',
     )
     check(
@@ -286,6 +308,26 @@ class Optimizer:
       not (self.ema_decay and self.name == 'schedule_free'),
       'optimizer.ema_decay must be 0 with schedule_free, which averages itself',
     )
+    check(
+      not (self.plateau_patience and self.name == 'schedule_free'),
+      'optimizer.plateau_patience must be 0 with schedule_free, whose average '
+      'would not see the scaled steps',
+    )
+    for name in ('no_decay', 'frozen'):
+      try:
+        re.compile(getattr(self, name))
+      except re.error as error:
+        raise ConfigError(
+          f'optimizer.{name}={getattr(self, name)!r} is not a regular '
+          f'expression: {error}'
+        ) from error
+
+  @property
+  def peak(self) -> float:
+    """The learning rate after warm-up."""
+    if self.learning_rate is None:
+      return LEARNING_RATES[self.name]
+    return self.learning_rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,9 +376,7 @@ class Train:
     for name in ('num_steps', 'log_every', 'eval_every', 'save_every'):
       value = getattr(self, name)
       check(value >= 1, f'train.{name}={value} must be at least 1')
-    check(
-      self.keep_last >= 1, f'train.keep_last={self.keep_last} must be >= 1'
-    )
+    check(self.keep_last >= 1, f'train.keep_last={self.keep_last} must be >= 1')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -468,9 +508,7 @@ def _cast(value: Any, hint: Any, path: str) -> Any:
       raise ConfigError(f'{path}={value!r} must be one of {choices}')
     return value
   if origin is tuple:
-    check(
-      isinstance(value, (list, tuple)), f'{path}={value!r} must be a tuple'
-    )
+    check(isinstance(value, (list, tuple)), f'{path}={value!r} must be a tuple')
     inner = args[:1] * len(value) if args[-1] is Ellipsis else args
     check(
       len(inner) == len(value),
@@ -499,9 +537,9 @@ def _convert(values: Any, cls: Any, path: str) -> Any:
         f'{where}{nearest(name, hints)}'
       )
   prefix = f'{path}.' if path else ''
-  return cls(**{
-    name: _cast(values[name], hints[name], prefix + name) for name in values
-  })
+  return cls(
+    **{name: _cast(values[name], hints[name], prefix + name) for name in values}
+  )
 
 
 def from_config_dict(values) -> Config:
@@ -517,10 +555,12 @@ def from_config_dict(values) -> Config:
 def _section(value: Any, hint: Any) -> Any:
   if dataclasses.is_dataclass(value):
     hints = typing.get_type_hints(type(value))
-    return ml_collections.ConfigDict({
-      field.name: _section(getattr(value, field.name), hints[field.name])
-      for field in dataclasses.fields(value)
-    })
+    return ml_collections.ConfigDict(
+      {
+        field.name: _section(getattr(value, field.name), hints[field.name])
+        for field in dataclasses.fields(value)
+      }
+    )
   if value is None:
     return config_dict.placeholder(typing.get_args(hint)[0])
   return value

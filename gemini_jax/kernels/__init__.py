@@ -1,0 +1,1 @@
+"""Hot operations: a reference and fast paths behind one function."""

@@ -1,0 +1,1 @@
+"""Linen modules with keyword arguments; no config, no mesh."""

@@ -32,6 +32,7 @@ class Embedding(nn.Module):
   init_scale: float = 0.02
 
   def setup(self):
+    """The table."""
     self.embedding = self.param(
       'embedding',
       nn.with_logical_partitioning(
@@ -92,9 +93,7 @@ def rotary_angles(
   return jnp.sin(angles_BTF), jnp.cos(angles_BTF)
 
 
-def rotate(
-  x_BTNH: jax.Array, angles: tuple[jax.Array, jax.Array]
-) -> jax.Array:
+def rotate(x_BTNH: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
   """Rotates the pairs (x[i], x[i + H/2]) of every head by its angle."""
   sin_BT1F, cos_BT1F = (part[:, :, None, :] for part in angles)
   left, right = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)

@@ -45,6 +45,7 @@ class FeedForward(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    """The update of the residual stream, [B, T, D]."""
     width = x_BTD.shape[-1]
     project = functools.partial(
       linear.Einsum,

@@ -32,6 +32,7 @@ class Einsum(nn.Module):
 
   @nn.compact
   def __call__(self, equation: str, x: jax.Array) -> jax.Array:
+    """The output of the equation for `x` and the kernel."""
     num_in = contracted_dims(equation)
     in_dims, out_dims = self.shape[:num_in], self.shape[num_in:]
     fan_in = math.prod(in_dims)
@@ -51,9 +52,7 @@ class Einsum(nn.Module):
     if self.use_bias:
       bias = self.param(
         'bias',
-        nn.with_logical_partitioning(
-          nn.initializers.zeros, self.axes[num_in:]
-        ),
+        nn.with_logical_partitioning(nn.initializers.zeros, self.axes[num_in:]),
         out_dims,
         self.param_dtype,
       )
@@ -88,6 +87,7 @@ class RMSNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
+    """`x` normalised over its last dim."""
     scale = self.param(
       'scale',
       nn.with_logical_partitioning(nn.initializers.zeros, (None,)),

@@ -25,6 +25,7 @@ class Gemini(nn.Module):
   config: config_lib.Model
 
   def setup(self):
+    """The parts, by config."""
     config = self.config
     types: dict[str, Any] = {
       'dtype': jnp.dtype(config.dtype),

@@ -71,6 +71,7 @@ class Block(nn.Module):
     cache: Cache | None = None,
     deterministic: bool = True,
   ) -> tuple[jax.Array, Cache | None]:
+    """The residual stream and the cache after this layer."""
     config = self.config
     types: dict[str, Any] = {
       'dtype': jnp.dtype(config.dtype),
@@ -160,6 +161,7 @@ class Stack(nn.Module):
     cache: Cache | None = None,
     deterministic: bool = True,
   ) -> tuple[jax.Array, Cache | None]:
+    """The residual stream and the cache after all layers."""
     config = self.config
     drops = bool(config.dropout) and not deterministic
     key = self.make_rng('dropout') if drops else None

@@ -1,0 +1,1 @@
+"""Optimizing: losses, steps, metrics and the loop."""

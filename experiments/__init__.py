@@ -1,0 +1,1 @@
+"""Experiments: one file a study, each with get_config()."""

@@ -1,0 +1,1 @@
+"""Text and pairs: tokenizers, sources, packing and the batch loader."""

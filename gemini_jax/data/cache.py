@@ -1,0 +1,204 @@
+"""Tokenized sources on disk, read through the page cache.
+
+A folder holds the arrays of one source as raw files and `meta.json`, which is
+written last and knows their digests: a folder that does not agree with its
+meta is rebuilt.
+"""
+
+import array
+import collections
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from gemini_jax import config as config_lib
+from gemini_jax.data import tokenizer as tokenizer_lib
+from gemini_jax.data import transforms
+
+# Part of every key: raise it when the content of the files changes.
+_VERSION = 1
+# Tokens held in memory before they are written.
+_BUFFER_TOKENS = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+  """A tokenized source of R documents.
+
+  Attributes:
+    tokens: uint16 or uint32 [N], the documents one after the other.
+    offsets: int64[R + 1], where each begins.
+    firsts: int64[R], the first target of each (see transforms.document).
+    sizes: int64[R], UTF-8 bytes of the text that the targets stand for.
+    unusable: records left out, by reason.
+    unknown: tokens that stand for what the tokenizer cannot encode.
+    note: what was done to the source, for the log.
+    digest: hex digest of the content.
+  """
+
+  tokens: np.ndarray
+  offsets: np.ndarray
+  firsts: np.ndarray
+  sizes: np.ndarray
+  unusable: dict[str, int]
+  unknown: int
+  note: str
+  digest: str
+
+
+def folder(config: config_lib.Data) -> pathlib.Path:
+  """The folder of all tokenized sources."""
+  if config.cache_dir:
+    return pathlib.Path(config.cache_dir).expanduser()
+  base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+  return pathlib.Path(base).expanduser() / 'gemini_jax' / 'tokens'
+
+
+def key(*parts: str) -> str:
+  """The name of a corpus that depends on `parts`."""
+  return hashlib.sha256(repr((_VERSION, *parts)).encode()).hexdigest()[:32]
+
+
+def reasons(unusable: dict[str, int]) -> str:
+  """`, 3 unusable: 2 invalid JSON, 1 too long`, or nothing."""
+  if not unusable:
+    return ''
+  parts = [f'{count:,} {reason}' for reason, count in sorted(unusable.items())]
+  return f', {sum(unusable.values()):,} unusable: {", ".join(parts)}'
+
+
+def open_or_build(
+  path: pathlib.Path,
+  texts: Callable[[collections.Counter], tuple[Iterable[tuple], str]],
+  tokenizer: tokenizer_lib.Tokenizer,
+) -> Corpus:
+  """The corpus in the folder `path`, tokenized now if it is not there.
+
+  Processes may build the same corpus at once: the first to finish wins.
+
+  Args:
+    path: one folder for one key.
+    texts: gives the texts or pairs of the source and a note for the log, and
+      counts the records that it leaves out.
+    tokenizer: encodes them.
+
+  Raises:
+    ConfigError: the folder cannot be written.
+  """
+  corpus = _open(path)
+  if corpus is not None:
+    return corpus
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = tempfile.mkdtemp(prefix='building-', dir=path.parent)
+  except OSError as error:
+    raise config_lib.ConfigError(
+      f'data.cache_dir={str(path.parent)!r}: {error.strerror}'
+    ) from error
+  try:
+    _write(pathlib.Path(work), texts, tokenizer)
+    _publish(pathlib.Path(work), path)
+  finally:
+    shutil.rmtree(work, ignore_errors=True)
+  corpus = _open(path)
+  config_lib.check(corpus is not None, f'{path} changed while it was read')
+  return corpus
+
+
+def _write(work, texts, tokenizer):
+  unusable = collections.Counter()
+  dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+  offsets, firsts, sizes = (array.array('q') for _ in range(3))
+  offsets.append(0)
+  unknown, buffer, buffered = 0, [], 0
+  records, note = texts(unusable)
+  with open(work / 'tokens.bin', 'wb') as file:
+    for record in records:
+      tokens, first = transforms.document(record, tokenizer)
+      unknown += int(np.count_nonzero(tokens == tokenizer.unk_id))
+      offsets.append(offsets[-1] + len(tokens))
+      firsts.append(first)
+      sizes.append(len(record[-1].encode('utf-8')))
+      buffer.append(tokens.astype(dtype))
+      buffered += len(tokens)
+      if buffered > _BUFFER_TOKENS:
+        np.concatenate(buffer).tofile(file)
+        buffer, buffered = [], 0
+    if buffer:
+      np.concatenate(buffer).tofile(file)
+  for name, values in (
+    ('offsets', offsets),
+    ('firsts', firsts),
+    ('sizes', sizes),
+  ):
+    (work / f'{name}.bin').write_bytes(values.tobytes())
+  meta = {
+    'dtype': np.dtype(dtype).name,
+    'files': {name: _digest(work / name) for name in _FILES},
+    'unusable': dict(unusable),
+    'unknown': unknown,
+    'note': note,
+  }
+  (work / 'meta.json').write_text(json.dumps(meta, indent=2))
+
+
+_FILES = ('tokens.bin', 'offsets.bin', 'firsts.bin', 'sizes.bin')
+
+
+def _publish(work: pathlib.Path, path: pathlib.Path):
+  """Renames `work` to `path`, unless another process has been faster."""
+  if path.exists() and _open(path) is None:
+    shutil.rmtree(path, ignore_errors=True)
+  try:
+    os.rename(work, path)
+  except OSError:
+    if not path.exists():
+      raise
+
+
+def _digest(path: pathlib.Path) -> str:
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _open(path: pathlib.Path) -> Corpus | None:
+  """The corpus in a folder, or None if it is absent or damaged."""
+  try:
+    meta = json.loads((path / 'meta.json').read_bytes())
+    if any(meta['files'][name] != _digest(path / name) for name in _FILES):
+      logging.warning('%s is damaged and will be built again', path)
+      return None
+    return _corpus(path, meta)
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError, LookupError, TypeError) as error:
+    logging.warning('%s will be built again: %s', path, error)
+    return None
+
+
+def _corpus(path: pathlib.Path, meta: dict[str, Any]) -> Corpus:
+  firsts = np.fromfile(path / 'firsts.bin', np.int64)
+  dtype = np.dtype(meta['dtype'])
+  # A file without a byte cannot be mapped.
+  empty = not (path / 'tokens.bin').stat().st_size
+  return Corpus(
+    tokens=np.empty(0, dtype)
+    if empty
+    else np.memmap(path / 'tokens.bin', dtype, 'r'),
+    offsets=np.fromfile(path / 'offsets.bin', np.int64),
+    firsts=firsts,
+    sizes=np.fromfile(path / 'sizes.bin', np.int64),
+    unusable=meta['unusable'],
+    unknown=meta['unknown'],
+    note=meta['note'],
+    digest=hashlib.sha256(repr(meta['files']).encode()).hexdigest()[:32],
+  )

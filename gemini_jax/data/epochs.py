@@ -1,0 +1,125 @@
+"""One source as rows without end: epoch after epoch, each in its own order."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from gemini_jax import batch as batch_lib
+from gemini_jax import config as config_lib
+from gemini_jax.data import cache, packing, transforms
+from gemini_jax.data import tokenizer as tokenizer_lib
+
+
+class Epochs:
+  """One source of a split: its documents, and the rows of any epoch."""
+
+  def __init__(
+    self,
+    name: str,
+    corpus: cache.Corpus,
+    config: config_lib.Data,
+    tokenizer: tokenizer_lib.Tokenizer,
+    seed: tuple[int, int],
+    training: bool,
+  ):
+    self.name, self.corpus = name, corpus
+    self._config, self._tokenizer = config, tokenizer
+    self._seed = [value % (1 << 63) for value in seed]
+    self._training = training
+    self._shuffle = training and config.shuffle
+    lengths = np.diff(corpus.offsets) - 1
+    fits = transforms.fits(lengths, corpus.firsts, config)
+    self.num_too_long = int(np.count_nonzero(~fits))
+    config_lib.check(
+      fits.any(),
+      f'{name}: every record is too long for data.sequence_length='
+      f'{config.sequence_length} and data.inputs_length='
+      f'{config.inputs_length}; the shortest has {lengths.min()} tokens',
+    )
+    self.starts, self.lengths = corpus.offsets[:-1][fits], lengths[fits]
+    self.firsts = corpus.firsts[fits]
+    self.num_bytes = int(corpus.sizes[fits].sum())
+    self.num_tokens = int(self.lengths.sum())
+    self.num_targets = int((self.lengths + 1 - self.firsts).sum())
+    self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
+    self._rows = self._make_rows()
+    self.num_rows = self._epoch(0)[0].num_rows
+
+  def batch(self, rows: np.ndarray) -> batch_lib.Batch:
+    """Rows counted on through the epochs; evaluation has only one."""
+    epochs = rows // self.num_rows if self._training else np.zeros_like(rows)
+    return by_key(epochs, rows - epochs * self.num_rows, self._epoch_batch)
+
+  def describe(self) -> str:
+    """One line for a log."""
+    reasons = dict(self.corpus.unusable)
+    if self.num_too_long:
+      reasons['too long'] = self.num_too_long
+    line = (
+      f'{self.name}: {len(self.starts):,} records{cache.reasons(reasons)}; '
+      f'{self.num_tokens:,} tokens in {self.num_rows:,} rows, '
+      f'{self.num_bytes / self.num_targets:.2f} bytes per target'
+    )
+    if self.corpus.unknown:
+      line += f'; {self.corpus.unknown:,} tokens unknown to the tokenizer'
+    return f'{line}; {self.corpus.note}' if self.corpus.note else line
+
+  def _epoch_batch(self, epoch: int, rows: np.ndarray) -> batch_lib.Batch:
+    plan, order = self._epoch(epoch)
+    pieces = plan.pieces(rows if order is None else order[rows])
+    if self._config.objective != 'causal' and not self._config.inputs_field:
+      pieces = transforms.random_firsts(pieces, [*self._seed, epoch])
+    return transforms.assemble(
+      self.corpus.tokens, pieces, len(rows), self._config, self._tokenizer
+    )
+
+  def _make_epoch(self, epoch: int):
+    """The plan of an epoch and the order of its rows (None: as they are)."""
+    random = np.random.default_rng([*self._seed, epoch])
+    plan = self._rows
+    if plan is None:
+      width = transforms.text_width(self._config)
+      order, begin = None, 0
+      if self._shuffle:
+        order = random.permutation(len(self.starts))
+        begin = int(random.integers(min(width, self.num_tokens)))
+      plan = packing.StreamPlan.make(
+        self.starts, self.lengths, width, order, begin
+      )
+    return plan, random.permutation(plan.num_rows) if self._shuffle else None
+
+  def _make_rows(self) -> packing.RowPlan | None:
+    """Rows that are the same in every epoch; None for packed text."""
+    config = self._config
+    if not config.inputs_field:
+      width = transforms.text_width(config)
+      if config.pack:
+        return None
+      return packing.cut(self.starts, self.lengths, width)
+    order = np.arange(len(self.starts))
+    if self._shuffle:
+      # Which pairs share a row is drawn once, so that the number of rows
+      # stays; the rows are drawn again for every epoch.
+      order = np.random.default_rng(self._seed).permutation(order)
+    documents = self.starts[order], self.lengths[order], self.firsts[order]
+    bounds = np.arange(len(order) + 1)
+    if config.pack:
+      sizes = transforms.pair_sizes(*documents[1:], config)
+      bounds = packing.next_fit(*zip(*sizes, strict=True))
+    return packing.RowPlan(bounds, *documents)
+
+
+def by_key(
+  keys: np.ndarray,
+  rows: np.ndarray,
+  make: Callable[[int, np.ndarray], batch_lib.Batch],
+) -> batch_lib.Batch:
+  """One batch of the rows, made by key and put back in their order."""
+  slots = [np.flatnonzero(keys == key) for key in np.unique(keys)]
+  batches = [make(int(keys[own[0]]), rows[own]) for own in slots]
+  if len(batches) == 1:
+    return batches[0]
+  order = np.argsort(np.concatenate(slots))
+  return jax.tree.map(lambda *leaves: np.concatenate(leaves)[order], *batches)

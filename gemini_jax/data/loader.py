@@ -1,0 +1,231 @@
+"""Batches as a pure function of (config, tokenizer, seed, index).
+
+Every source is tokenized once and kept on disk. Batch t is computed from
+nothing but t, so a run resumes at any batch, on any number of processes, and
+sees what it would have seen.
+"""
+
+import collections
+import functools
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import grain
+import numpy as np
+
+from gemini_jax import batch as batch_lib
+from gemini_jax import config as config_lib
+from gemini_jax.data import cache, epochs, packing, passages, sources
+from gemini_jax.data import tokenizer as tokenizer_lib
+
+Split = Literal['train', 'validation', 'test']
+
+# What a batch depends on, beside the sources and the tokenizer.
+_FIELDS = (
+  'weights',
+  'objective',
+  'batch_size',
+  'sequence_length',
+  'inputs_length',
+  'pack',
+  'shuffle',
+)
+
+
+class Loader:
+  """The batches of a split.
+
+  Training never ends: `loader[t]` exists for every t, and each source starts
+  another epoch in a new order when it is used up. Evaluation is one pass in
+  order: each target once, the last batch filled up with rows of weight 0.
+
+  Attributes:
+    num_records: usable records.
+    num_tokens: their tokens, bos aside.
+    num_targets: the tokens that have a weight in one pass.
+    num_bytes: UTF-8 bytes of the text that those stand for.
+    num_rows: rows of one pass over every source.
+
+  Raises:
+    ConfigError: a source cannot be read or holds nothing usable.
+  """
+
+  def __init__(
+    self,
+    config: config_lib.Data,
+    tokenizer: tokenizer_lib.Tokenizer,
+    split: Split,
+    seed: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    batch_size: int | None = None,
+  ):
+    self.config, self.tokenizer, self.split = config, tokenizer, split
+    self.batch_size = batch_size or config.batch_size
+    config_lib.check(
+      self.batch_size % process_count == 0,
+      f'data.batch_size={self.batch_size} must be a multiple of the '
+      f'{process_count} processes',
+    )
+    share = self.batch_size // process_count
+    self._rows = np.arange(process_index * share, (process_index + 1) * share)
+    # Evaluation is the same for every seed.
+    self._seed = seed if split == 'train' else 0
+    self._parts = [
+      epochs.Epochs(
+        name, corpus, config, tokenizer, (seed, i), split == 'train'
+      )
+      for i, (name, corpus) in enumerate(_corpora(config, tokenizer, split))
+    ]
+    for part in self._parts:
+      logging.info('%s', part.describe())
+    self.num_records = sum(len(part.starts) for part in self._parts)
+    self.num_tokens = sum(part.num_tokens for part in self._parts)
+    self.num_targets = sum(part.num_targets for part in self._parts)
+    self.num_bytes = sum(part.num_bytes for part in self._parts)
+    sizes = [part.num_rows for part in self._parts]
+    self.num_rows = sum(sizes)
+    self._ends = np.cumsum(sizes)
+    self._schedule = packing.schedule(config.weights or sizes)
+
+  @property
+  def bytes_per_target(self) -> float:
+    """Nats a target / log(2) / this = bits per byte."""
+    return self.num_bytes / self.num_targets
+
+  def __len__(self) -> int:
+    """Batches of an evaluation split."""
+    if self.split == 'train':
+      raise TypeError('training batches have no end')
+    return -(-self.num_rows // self.batch_size)
+
+  def __getitem__(self, index: int) -> batch_lib.Batch:
+    """This process's rows of the global batch `index`."""
+    if index < 0 or (self.split != 'train' and index >= len(self)):
+      raise IndexError(index)
+    owners, rows = self._locate(index * self.batch_size + self._rows)
+    return epochs.by_key(owners, rows, lambda i, own: self._parts[i].batch(own))
+
+  def _locate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The part that each row of the split is of, and its row there."""
+    if self.split == 'train':
+      owners, ranks, counts = self._schedule
+      laps, places = np.divmod(rows, len(owners))
+      return owners[places], ranks[places] + laps * counts[owners[places]]
+    # Rows past the end are rows past the end of the last part.
+    owners = np.searchsorted(self._ends[:-1], rows, 'right')
+    return owners, rows - np.concatenate([[0], self._ends])[owners]
+
+  def describe(self) -> list[str]:
+    """Lines for a log: what each source holds and what was left out."""
+    return [part.describe() for part in self._parts]
+
+  def state(self, next_batch: int) -> dict[str, Any]:
+    """What a checkpoint keeps, as plain JSON values."""
+    values = {
+      f'data.{name}': getattr(self.config, name) for name in _FIELDS
+    } | {
+      'data.batch_size': self.batch_size,
+      'data.weights': list(self.config.weights),
+      'train.seed': self._seed,
+      'tokenizer': self.tokenizer.fingerprint,
+    }
+    for part in self._parts:
+      values[part.name] = part.corpus.digest
+    return {'next_batch': next_batch, 'fingerprint': values}
+
+  def check(self, state: dict[str, Any]) -> int:
+    """The next batch of a state that belongs to this data.
+
+    Raises:
+      ConfigError: the data differ, with the names of what does.
+    """
+    now = self.state(0)['fingerprint']
+    then = state['fingerprint']
+    changes = [
+      f'{name} was {then.get(name, "absent")}, is {now.get(name, "absent")}'
+      for name in {**then, **now}
+      if then.get(name) != now.get(name)
+    ]
+    config_lib.check(
+      not changes,
+      f'the data are not those of the checkpoint: {"; ".join(changes)}',
+    )
+    return state['next_batch']
+
+
+def texts(config: config_lib.Data, split: Split) -> Iterator[str]:
+  """Every usable text of a split, inputs and targets alike.
+
+  Raises:
+    ConfigError: a source cannot be read.
+  """
+  unique = (
+    passages.sources_without_repeats(config) if config.deduplicate else {}
+  )
+  for spec in getattr(config, split):
+    source = unique[spec][0] if unique else sources.records(spec, config)
+    for record in sources.texts(source, config, collections.Counter()):
+      yield from record
+
+
+def iterate(
+  loader: Loader, start: int = 0, num_prefetch: int | None = None
+) -> Iterator[batch_lib.Batch]:
+  """Batches from `start` on, in order, prepared ahead in the background.
+
+  Args:
+    loader: of any split; that of training never ends.
+    start: the first batch.
+    num_prefetch: batches ahead; None takes data.prefetch, 0 prepares each
+      when it is asked for.
+  """
+  stop = sys.maxsize if loader.split == 'train' else len(loader)
+  ahead = loader.config.prefetch if num_prefetch is None else num_prefetch
+  if start >= stop:
+    return
+  if ahead == 0:
+    yield from map(loader.__getitem__, range(start, stop))
+    return
+  dataset = grain.MapDataset.range(start, stop).map(loader.__getitem__)
+  # One thread: the work holds Python's lock, more would only take turns.
+  options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=ahead)
+  yield from dataset.to_iter_dataset(options)
+
+
+def _corpora(
+  config: config_lib.Data, tokenizer: tokenizer_lib.Tokenizer, split: Split
+) -> Iterator[tuple[str, cache.Corpus]]:
+  """The tokenized sources of a split under the names that errors use."""
+  specs = getattr(config, split)
+  config_lib.check(
+    len(specs) > 0, f'data.{split}=() names no source; write KIND:WHERE#SLICE'
+  )
+  unique = functools.cache(lambda: passages.sources_without_repeats(config))
+
+  def plain(spec, unusable):
+    return sources.texts(sources.records(spec, config), config, unusable), ''
+
+  def deduplicated(spec, unusable):
+    source, report = unique()[spec]
+    unusable.update(report.unusable)
+    return sources.texts(source, config, unusable), report.describe()
+
+  for i, spec in enumerate(specs):
+    if config.deduplicate:
+      read, identity = deduplicated, passages.fingerprint(config)
+    else:
+      read, identity = plain, sources.records(spec, config).fingerprint
+    fields = sources.text_fields(config).values()
+    key = cache.key(spec, identity, tokenizer.fingerprint, *fields)
+    corpus = cache.open_or_build(
+      cache.folder(config) / key, functools.partial(read, spec), tokenizer
+    )
+    name = f'data.{split}[{i}]={spec}'
+    config_lib.check(
+      len(corpus.firsts) > 0,
+      f'{name}: no record is usable{cache.reasons(corpus.unusable)}',
+    )
+    yield name, corpus

@@ -1,0 +1,183 @@
+"""Packing plans: which pieces of which documents stand in a row.
+
+Plans answer for any rows at once, in any order. Everything is arithmetic on
+arrays: no loop over documents, tokens or, packing pairs aside, rows.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+# Shares of a mixture are multiples of about one over this.
+_PERIOD = 10_000
+
+
+class Pieces(NamedTuple):
+  """Parts of documents that stand in the rows of a batch, row by row.
+
+  Attributes:
+    rows: int64[P], ascending.
+    starts: int64[P], the piece's first token among all tokens.
+    lengths: int64[P], positions; one less than the tokens it touches.
+    firsts: int64[P], the first target, counted from the start; 1 if all are.
+  """
+
+  rows: np.ndarray
+  starts: np.ndarray
+  lengths: np.ndarray
+  firsts: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamPlan:
+  """Texts in a row, one after the other, cut every `width` positions.
+
+  Attributes:
+    starts: int64[D], the first token of each document, in stream order.
+    ends: int64[D], the position of the stream after each document.
+    begin: the position of the first row; the stream goes round from its end.
+    size: positions in all; each is in one row.
+    width: positions of a row.
+  """
+
+  starts: np.ndarray
+  ends: np.ndarray
+  begin: int
+  size: int
+  width: int
+
+  @classmethod
+  def make(cls, starts, lengths, width, order=None, begin=0):
+    """The plan of documents in the given order."""
+    if order is not None:
+      starts, lengths = starts[order], lengths[order]
+    ends = np.cumsum(lengths)
+    size = int(ends[-1])
+    if begin:
+      # The documents that the last row may reach are appended once more.
+      again = slice(0, int(np.searchsorted(ends, begin)) + 1)
+      starts = np.concatenate([starts, starts[again]])
+      ends = np.concatenate([ends, size + ends[again]])
+    return cls(starts, ends, begin, size, width)
+
+  @property
+  def num_rows(self) -> int:
+    """Rows; the last may be partly empty."""
+    return -(-self.size // self.width)
+
+  def pieces(self, rows: np.ndarray) -> Pieces:
+    """Pieces of the rows; those past the last have none."""
+    start = np.minimum(rows * self.width, self.size) + self.begin
+    stop = np.minimum(start + self.width, self.begin + self.size)
+    first = np.searchsorted(self.ends, start, 'right')
+    last = np.searchsorted(self.ends, stop, 'left')
+    owner, document = _spans(first, np.where(stop > start, last + 1, first))
+    begins = np.where(document > 0, self.ends[document - 1], 0)
+    left = np.maximum(begins, start[owner])
+    lengths = np.minimum(self.ends[document], stop[owner]) - left
+    starts = self.starts[document] + left - begins
+    return Pieces(owner, starts, lengths, np.ones_like(starts))
+
+
+@dataclasses.dataclass(frozen=True)
+class RowPlan:
+  """Rows of whole records, or of one piece each.
+
+  Attributes:
+    bounds: int64[R + 1], the first piece of each row.
+    starts, lengths, firsts: int64[P], as in Pieces.
+  """
+
+  bounds: np.ndarray
+  starts: np.ndarray
+  lengths: np.ndarray
+  firsts: np.ndarray
+
+  @property
+  def num_rows(self) -> int:
+    """Number of rows."""
+    return len(self.bounds) - 1
+
+  def pieces(self, rows: np.ndarray) -> Pieces:
+    """Pieces of the rows; those past the last have none."""
+    first = self.bounds[np.minimum(rows, self.num_rows)]
+    last = self.bounds[np.minimum(rows + 1, self.num_rows)]
+    owner, piece = _spans(first, last)
+    return Pieces(
+      owner, self.starts[piece], self.lengths[piece], self.firsts[piece]
+    )
+
+
+def cut(starts: np.ndarray, lengths: np.ndarray, width: int) -> RowPlan:
+  """One piece a row; texts longer than a row take several."""
+  counts = -(-lengths // width)
+  owner, index = _spans(np.zeros_like(counts), counts)
+  left = index * width
+  return RowPlan(
+    np.arange(len(owner) + 1),
+    starts[owner] + left,
+    np.minimum(lengths[owner] - left, width),
+    np.ones_like(left),
+  )
+
+
+def next_fit(
+  sizes: Sequence[np.ndarray], capacities: Sequence[int]
+) -> np.ndarray:
+  """int64[R + 1], bounds of rows that take records while all sizes fit.
+
+  Args:
+    sizes: int64[N] arrays, what a record takes of each capacity; none takes
+      more than all of it.
+    capacities: what a row has.
+  """
+  jumps = []
+  for size, capacity in zip(sizes, capacities, strict=True):
+    total = np.concatenate([[0], np.cumsum(size)])
+    jumps.append(np.searchsorted(total, total[:-1] + capacity, 'right') - 1)
+  follow = np.min(jumps, axis=0).tolist()
+  bounds = [0]
+  while bounds[-1] < len(follow):
+    bounds.append(follow[bounds[-1]])
+  return np.asarray(bounds)
+
+
+def schedule(
+  weights: Sequence[float],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Which source gives each row of a mixture, over one period.
+
+  After any number of rows the share of each source is within one row of its
+  weight, rounded to 1/10,000 (Tijdeman, "The chairman assignment problem",
+  1980).
+
+  Returns:
+    The source of each row of the period, how many rows it gave before, and
+    the rows of each source in a period.
+  """
+  shares = np.asarray(weights, np.float64) / np.sum(weights)
+  counts = np.maximum(np.round(shares * _PERIOD).astype(np.int64), 1)
+  counts //= np.gcd.reduce(counts)
+  period = counts.sum()
+  slack = 2 * max(len(counts) - 1, 1)
+  given = np.zeros_like(counts)
+  owners, ranks = [], []
+  for row in range(1, period + 1):
+    due = (row * counts - period * given) * slack
+    # Of the sources that may give a row, the one that must do so first.
+    deadline = np.where(due >= period, (period * slack - due) / counts, np.inf)
+    owner = int(np.argmin(deadline))
+    owners.append(owner)
+    ranks.append(int(given[owner]))
+    given[owner] += 1
+  return np.asarray(owners), np.asarray(ranks), counts
+
+
+def _spans(first: np.ndarray, last: np.ndarray):
+  """Every integer of the spans [first, last), and the span that it is of."""
+  counts = last - first
+  owner = np.repeat(np.arange(len(counts)), counts)
+  ends = np.cumsum(counts)
+  return owner, np.arange(counts.sum()) - (ends - counts - first)[owner]

@@ -1,0 +1,212 @@
+"""Where records come from: `KIND:WHERE#SLICE` with random access.
+
+A slice counts records: `[:90%]`, `[100:]`, every tenth `[9::10]`, and with
+`!` all that the slice leaves out, `[!9::10]`. TFDS has its own notation.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import logging
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from gemini_jax import config as config_lib
+from gemini_jax.data import readers
+
+READERS = {
+  'text': readers.text,
+  'jsonl': readers.jsonl,
+  'python': readers.python,
+  'reverse': readers.reverse,
+}
+KINDS = ('tfds', *READERS)
+
+_SLICE = re.compile(r'\[(!?)(-?\d+%?)?:(-?\d+%?)?(?::([1-9]\d*))?\]')
+_SECONDS_BETWEEN_LINES = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """The records that a spec selects, behind a sequence interface.
+
+  Attributes:
+    name: the spec and its place in the config.
+    rows: every record, before the slice.
+    indices: int64[n], the records that the slice selects.
+  """
+
+  name: str
+  rows: readers.Rows
+  indices: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.indices)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    try:
+      return self.rows.records[int(self.indices[index])]
+    except config_lib.ConfigError as error:
+      raise config_lib.ConfigError(f'{self.name}: {error}') from error
+
+  @property
+  def fingerprint(self) -> str:
+    """Hex digest of the identity of the rows and of the slice."""
+    digest = hashlib.sha256(self.rows.identity.encode())
+    digest.update(self.indices.tobytes())
+    return digest.hexdigest()[:32]
+
+  def describe(self) -> str:
+    """One line for a log."""
+    total = len(self.rows.records)
+    of_all = f' of {total:,}' if len(self) < total else ''
+    return f'{self.name}: {len(self):,}{of_all} records'
+
+
+def split_spec(spec: str) -> tuple[str, str]:
+  """What a source reads as one, and the slice of it ('': all).
+
+  TFDS slices for itself: its split belongs to what is read.
+  """
+  whole, mark, selection = spec.rpartition('#')
+  if not mark or spec.startswith('tfds:'):
+    return spec, ''
+  return whole, selection
+
+
+def locate(spec: str, config: config_lib.Data) -> str:
+  """`data.train[0]=SPEC`, the first place of a spec, or of its slices."""
+  for split in ('train', 'validation', 'test'):
+    for i, other in enumerate(getattr(config, split)):
+      if spec in (other, split_spec(other)[0]):
+        return f'data.{split}[{i}]={other}'
+  return spec
+
+
+def records(spec: str, config: config_lib.Data) -> Source:
+  """The source of one `KIND:WHERE#SLICE`.
+
+  Raises:
+    ConfigError: begins with the place and the spec.
+  """
+  whole, selection = split_spec(spec)
+  kind, _, where = whole.partition(':')
+  try:
+    if kind not in KINDS:
+      raise config_lib.ConfigError(
+        f'{kind!r} is not a kind of source{config_lib.nearest(kind, KINDS)}'
+      )
+    config_lib.check(bool(where), f'write {kind}:WHERE or {kind}:WHERE#SLICE')
+    if kind == 'tfds':
+      name, _, split = where.partition('#')
+      rows = readers.tfds(name, split, config)
+    else:
+      rows = READERS[kind](where)
+    for name, field in text_fields(config).items():
+      config_lib.check(
+        rows.fields is None or field in rows.fields,
+        f'data.{name}={field!r} is not a field of its records; they have '
+        f'{", ".join(rows.fields or ())}',
+      )
+    return Source(
+      locate(spec, config), rows, select(selection, len(rows.records))
+    )
+  except config_lib.ConfigError as error:
+    place = locate(spec, config)
+    raise config_lib.ConfigError(f'{place}: {error}') from error
+
+
+def select(selection: str, size: int) -> np.ndarray:
+  """int64[n], the indices below `size` that a slice selects, in order.
+
+  Raises:
+    ConfigError: the notation is wrong or nothing is selected.
+  """
+  everything = np.arange(size, dtype=np.int64)
+  if not selection:
+    return everything
+  match = _SLICE.fullmatch(selection)
+  if not match:
+    raise config_lib.ConfigError(
+      f'{selection!r} is not a slice; write [a:b], [a:b:step] or '
+      '[!a:b:step] for the rest; a and b count records or percent'
+    )
+  complement, start, stop, step = match.groups()
+  chosen = everything[_bound(start, size) : _bound(stop, size) : int(step or 1)]
+  if complement:
+    chosen = np.delete(everything, chosen)
+  config_lib.check(
+    chosen.size > 0, f'{selection} selects none of {size:,} records'
+  )
+  return chosen
+
+
+def _bound(text: str | None, size: int) -> int | None:
+  if text is None:
+    return None
+  if text.endswith('%'):
+    return round(size * int(text[:-1]) / 100)
+  return int(text)
+
+
+def text_fields(config: config_lib.Data) -> dict[str, str]:
+  """The fields of a record that are read, by the name that config has."""
+  names = ('inputs_field', 'targets_field')
+  if not config.inputs_field:
+    names = ('text_field',)
+  return {name: getattr(config, name) for name in names}
+
+
+def texts(
+  source: Source, config: config_lib.Data, unusable: collections.Counter
+) -> Iterator[tuple[str, ...]]:
+  """`(text,)` or `(inputs, targets)` of each record.
+
+  Records without are left out and counted by reason in `unusable`.
+  """
+  fields = text_fields(config).values()
+  for index in _progress(len(source), source.name):
+    try:
+      record = source[index]
+      yield tuple(_text(record, field) for field in fields)
+    except readers.UnusableError as error:
+      unusable[str(error)] += 1
+
+
+def _text(record: dict[str, Any], field: str) -> str:
+  value = record.get(field)
+  if value is None:
+    raise readers.UnusableError(f'no field {field!r}')
+  try:
+    if isinstance(value, bytes):
+      value = value.decode('utf-8')
+    if not isinstance(value, str):
+      raise readers.UnusableError(f'{field!r} is not text')
+    value.encode('utf-8')
+  except UnicodeError as error:
+    raise readers.UnusableError(f'{field!r} is not Unicode') from error
+  if not value:
+    raise readers.UnusableError(f'{field!r} is empty')
+  return value
+
+
+def _progress(total: int, label: str) -> Iterable[int]:
+  """range(total), with a bar at a terminal and lines in a log file."""
+  if sys.stderr.isatty():
+    return tqdm.tqdm(range(total), label, leave=False, unit=' records')
+  return _logged(total, label)
+
+
+def _logged(total: int, label: str) -> Iterator[int]:
+  last = time.monotonic()
+  for index in range(total):
+    yield index
+    if time.monotonic() - last > _SECONDS_BETWEEN_LINES:
+      last = time.monotonic()
+      logging.info('%s: %s of %s records', label, f'{index:,}', f'{total:,}')

@@ -1,0 +1,287 @@
+"""From prompts to texts."""
+
+import dataclasses
+import json
+import logging
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from gemini_jax import config as config_lib
+from gemini_jax.infer import beam, decoding, sampling
+from gemini_jax.models import gemini
+
+# Rows that are generated together at most, and tokens between two looks at
+# them when someone is reading along.
+_MAX_ROWS = 8
+_STREAM_TOKENS = 8
+
+
+class Tokenizer(Protocol):
+  """What generation asks of a tokenizer."""
+
+  pad_id: int
+  bos_id: int
+  eos_id: int
+
+  def encode(self, text: str) -> np.ndarray:
+    """Ids of `text`, without special ones."""
+    ...
+
+  def decode(self, ids: Any) -> str:
+    """Text of `ids`; U+FFFD for what is not a character (yet)."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  """One text that a model wrote.
+
+  Attributes:
+    prompt: what it was given.
+    text: what it wrote.
+    tokens: generated ids, with eos if it came.
+    logprobs: natural log-probability of each under the model itself, before
+      temperature and filters.
+  """
+
+  prompt: str
+  text: str
+  tokens: tuple[int, ...]
+  logprobs: tuple[float, ...]
+
+  @property
+  def logprob(self) -> float:
+    """Log-probability of all its tokens."""
+    return sum(self.logprobs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """A prompt as the model reads it."""
+
+  text: str
+  # What the decoder starts from, and what the encoder reads.
+  tokens: np.ndarray
+  inputs: np.ndarray | None
+  # Text of the tokens that the output continues.
+  prefix: str
+
+
+def generate(
+  config: config_lib.Config,
+  model: gemini.Gemini,
+  params: Any,
+  tokenizer: Tokenizer,
+  prompts: Sequence[str],
+  on_text: Callable[[int, str], None] | None = None,
+) -> list[Sample]:
+  """`generate.count` samples of each prompt, those of a prompt together.
+
+  The same seed gives a prompt the same samples, whatever the other prompts.
+
+  Args:
+    config: its sections `generate` and `data` (objective, inputs_length).
+    model: what generates.
+    params: of the model.
+    tokenizer: of the model.
+    prompts: texts to continue, or to read for an encoder-decoder.
+    on_text: called with the index of a sample and the text that was added to
+      it, while it grows. The pieces of a sample make its text. A beam search
+      knows its text only at the end.
+
+  Raises:
+    ConfigError: a prompt is too long, or more samples than beams are asked.
+  """
+  options = config.generate
+  beams = options.beam_size
+  config_lib.check(
+    beams == 1 or options.count <= beams,
+    f'generate.count={options.count} must be at most '
+    f'generate.beam_size={beams}',
+  )
+  read = [read_prompt(config, model, tokenizer, text) for text in prompts]
+  rows = [
+    (prompt, number)
+    for prompt in read
+    for number in range(1 if beams > 1 else options.count)
+  ]
+  if not rows:
+    return []
+  # A power of two, so that few sizes are ever compiled.
+  batch_size = min(
+    max(1, _MAX_ROWS // beams), 1 << (len(rows) - 1).bit_length()
+  )
+  decoder = build_decoder(config, model, tokenizer, batch_size * beams)
+  decoder.check_lengths(
+    [prompt.tokens for prompt in read],
+    [prompt.inputs for prompt in read if prompt.inputs is not None],
+  )
+  fits = decoder.length - max(len(prompt.tokens) for prompt in read)
+  if fits < options.max_tokens:
+    logging.info(
+      'generate.max_tokens=%d: only %d new tokens fit after the longest '
+      'prompt with model.max_length=%d',
+      options.max_tokens,
+      fits,
+      decoder.length,
+    )
+  samples = []
+  for first in range(0, len(rows), batch_size):
+    part = rows[first : first + batch_size]
+    if beams > 1:
+      for sample in _search(config, decoder, params, tokenizer, part):
+        if on_text is not None and sample.text:
+          on_text(len(samples), sample.text)
+        samples.append(sample)
+      continue
+    written = [''] * len(part)
+    current = []
+    for current in _sample(
+      config, decoder, params, tokenizer, part, on_text is not None
+    ):
+      for i, (sample, done) in enumerate(current):
+        # The last character may be half written until the row is done.
+        text = sample.text if done else sample.text.rstrip('\ufffd')
+        if on_text is not None and len(text) > len(written[i]):
+          on_text(first + i, text[len(written[i]) :])
+          written[i] = text
+    samples += [sample for sample, _ in current]
+  return samples
+
+
+def build_decoder(
+  config: config_lib.Config,
+  model: gemini.Gemini,
+  tokenizer: Tokenizer,
+  batch_size: int,
+) -> decoding.Decoder:
+  """The decoder of a model and its tokenizer."""
+  # A tokenizer without padding may lend eos for it; eos is always allowed.
+  forbidden = {tokenizer.pad_id, tokenizer.bos_id}
+  rows = model.config.vocab_size
+  forbidden.update(range(getattr(tokenizer, 'vocab_size', rows), rows))
+  encodes = model.config.architecture == 'encoder_decoder'
+  return decoding.Decoder(
+    model,
+    batch_size,
+    pad_id=tokenizer.pad_id,
+    eos_id=tokenizer.eos_id,
+    forbidden=tuple(sorted(forbidden - {tokenizer.eos_id})),
+    prefill_chunk=config.generate.prefill_chunk,
+    memory_length=config.data.inputs_length if encodes else 0,
+    prefix=config.data.objective == 'prefix',
+  )
+
+
+def read_prompt(
+  config: config_lib.Config,
+  model: gemini.Gemini,
+  tokenizer: Tokenizer,
+  text: str,
+) -> Prompt:
+  """The tokens of a prompt, laid out as the training data are."""
+  ids = np.asarray(tokenizer.encode(text), np.int32)
+  bos = np.array([tokenizer.bos_id], np.int32)
+  eos = np.array([tokenizer.eos_id], np.int32)
+  if model.config.architecture == 'encoder_decoder':
+    return Prompt(text, bos, np.concatenate([ids, eos]), '')
+  if config.data.objective == 'prefix':
+    return Prompt(text, np.concatenate([bos, ids, eos]), None, '')
+  return Prompt(text, np.concatenate([bos, ids]), None, tokenizer.decode(ids))
+
+
+def _sample(
+  config: config_lib.Config,
+  decoder: decoding.Decoder,
+  params: Any,
+  tokenizer: Tokenizer,
+  rows: Sequence[tuple[Prompt, int]],
+  stream: bool,
+) -> Iterator[list[tuple[Sample, bool]]]:
+  """The rows as they grow, each with whether it is done."""
+  options = config.generate
+  sampler = sampling.Sampler.from_config(options)
+  state = decoder.start(
+    params,
+    [prompt.tokens for prompt, _ in rows],
+    max_tokens=options.max_tokens,
+    inputs=[row.inputs for row, _ in rows if row.inputs is not None],
+    seed=options.seed,
+    samples=[number for _, number in rows],
+  )
+  num_tokens = _STREAM_TOKENS if stream else options.max_tokens
+  done_B = np.zeros(1, bool)
+  while not done_B.all():
+    state = decoder.decode(params, state, sampler, num_tokens)
+    tokens_BT, logprobs_BT, lengths_B, done_B = map(
+      jax.device_get,
+      (state.tokens, state.logprobs, state.lengths, state.done),
+    )
+    grown = []
+    for i, (prompt, _) in enumerate(rows):
+      span = slice(len(prompt.tokens), int(lengths_B[i]))
+      sample = _to_sample(
+        tokenizer, prompt, tokens_BT[i, span], logprobs_BT[i, span]
+      )
+      grown.append((sample, bool(done_B[i])))
+    yield grown
+
+
+def _search(
+  config: config_lib.Config,
+  decoder: decoding.Decoder,
+  params: Any,
+  tokenizer: Tokenizer,
+  rows: Sequence[tuple[Prompt, int]],
+) -> list[Sample]:
+  """The best `generate.count` hypotheses of each prompt."""
+  options = config.generate
+  found = beam.search(
+    decoder,
+    params,
+    [prompt.tokens for prompt, _ in rows],
+    beam_size=options.beam_size,
+    max_tokens=options.max_tokens,
+    length_penalty=options.length_penalty,
+    inputs=[row.inputs for row, _ in rows if row.inputs is not None],
+  )
+  return [
+    _to_sample(tokenizer, prompt, best.tokens, best.logprobs)
+    for (prompt, _), hypotheses in zip(rows, found, strict=True)
+    for best in hypotheses[: options.count]
+  ]
+
+
+def _to_sample(
+  tokenizer: Tokenizer,
+  prompt: Prompt,
+  tokens: np.ndarray,
+  logprobs: np.ndarray,
+) -> Sample:
+  ids = tokens[:-1] if tokens[-1:] == tokenizer.eos_id else tokens
+  text = tokenizer.decode(ids.tolist())
+  if prompt.prefix:
+    # Together, as some tokenizers drop the space at the start of a text.
+    whole = [*prompt.tokens[1:].tolist(), *ids.tolist()]
+    text = tokenizer.decode(whole)[len(prompt.prefix) :]
+  return Sample(
+    prompt.text, text, tuple(tokens.tolist()), tuple(logprobs.tolist())
+  )
+
+
+def write_samples(path: pathlib.Path, samples: Sequence[Sample]):
+  """Writes one JSON object a sample, replacing what was there."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with path.open('w', encoding='utf-8') as file:
+    for sample in samples:
+      line = {
+        'prompt': sample.prompt,
+        'text': sample.text,
+        'logprob': sample.logprob,
+        'tokens': list(sample.tokens),
+      }
+      file.write(json.dumps(line, ensure_ascii=False) + '\n')

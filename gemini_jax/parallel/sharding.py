@@ -1,0 +1,178 @@
+"""The mesh, and one table that says which tensor dim lies along which axis.
+
+A new parallelism edits RULES and nothing else. Layers name their dims; this
+module turns the names into shardings and checks that they fit.
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from gemini_jax import config as config_lib
+
+# Logical dim -> mesh axes. Parameters are split over fsdp along their width
+# and over tensor along heads, hidden units or vocabulary; a batch is split
+# over data and fsdp alike.
+RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
+  ('batch', ('data', 'fsdp')),
+  ('length', ('sequence',)),
+  ('embed', ('fsdp',)),
+  ('heads', ('tensor',)),
+  ('kv_heads', ('tensor',)),
+  ('mlp', ('tensor',)),
+  ('vocab', ('tensor',)),
+  ('expert', ('expert',)),
+  ('layers', ('pipeline',)),
+)
+
+
+def make_mesh(
+  parallel: config_lib.Parallel, devices: Sequence[Any] | None = None
+) -> Mesh:
+  """The mesh of all six axes; most have size 1.
+
+  Args:
+    parallel: the size of each axis; -1 takes the devices that are left.
+    devices: real or topology devices; None: all there are.
+
+  Raises:
+    ConfigError: the sizes do not multiply to the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  sizes = dataclasses.asdict(parallel)
+  fixed = math.prod(size for size in sizes.values() if size != -1)
+  free = [name for name, size in sizes.items() if size == -1]
+  spelled = ', '.join(
+    f'parallel.{name}={size}' for name, size in sizes.items() if size != 1
+  )
+  if free:
+    config_lib.check(
+      len(devices) % fixed == 0,
+      f'{spelled}: {fixed} does not divide the {len(devices)} devices',
+    )
+    sizes[free[0]] = len(devices) // fixed
+  config_lib.check(
+    math.prod(sizes.values()) == len(devices),
+    f'{spelled or "parallel"} is a mesh of {fixed} devices; there are '
+    f'{len(devices)}; set one axis to -1 to take them all',
+  )
+  shape = tuple(sizes[axis] for axis in config_lib.AXES)
+  return Mesh(
+    np.asarray(devices).reshape(shape),
+    config_lib.AXES,
+    axis_types=(AxisType.Auto,) * len(shape),
+  )
+
+
+@contextlib.contextmanager
+def use(mesh: Mesh) -> Iterator[None]:
+  """Traces inside see this mesh, and the layers' names through RULES."""
+  with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+    yield
+
+
+def spec(
+  mesh: Mesh, names: Sequence[str | None], shape: Sequence[int], path: str
+) -> PartitionSpec:
+  """The partition of one tensor whose dims are called `names`.
+
+  Raises:
+    ConfigError: an axis would be used twice, or does not divide its dim.
+  """
+  rules = dict(RULES)
+  used: dict[str, str] = {}
+  entries = []
+  for name, size in zip(names, shape, strict=True):
+    axes = tuple(
+      axis for axis in rules.get(name or '', ()) if mesh.shape[axis] > 1
+    )
+    for axis in axes:
+      config_lib.check(
+        axis not in used,
+        f'parallel.{axis}={mesh.shape[axis]} would split both '
+        f'{used.get(axis)!r} and {name!r} of {path}',
+      )
+      used[axis] = name or ''
+    count = math.prod(mesh.shape[axis] for axis in axes)
+    if size % count:
+      fitting = [str(n) for n in range(1, count + 1) if size % n == 0]
+      raise config_lib.ConfigError(
+        f'{" * ".join(f"parallel.{axis}" for axis in axes)}={count} does not '
+        f'divide {name}={size} ({path}); use {", ".join(fitting)}'
+      )
+    entries.append(axes[0] if len(axes) == 1 else axes or None)
+  return PartitionSpec(*entries)
+
+
+def of_params(mesh: Mesh, boxed: Any) -> Any:
+  """Shardings of a tree of parameters boxed with their logical names."""
+
+  def one(path, leaf):
+    if not isinstance(leaf, nn.LogicallyPartitioned):
+      return NamedSharding(mesh, PartitionSpec())
+    where = '/'.join(str(key.key) for key in path)
+    return NamedSharding(mesh, spec(mesh, leaf.names, leaf.value.shape, where))
+
+  return jax.tree_util.tree_map_with_path(
+    one, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)
+  )
+
+
+def like_params(mesh: Mesh, tree: Any, params: Any, shardings: Any) -> Any:
+  """Shardings of what mirrors the parameters: moments, averages, masks.
+
+  A leaf whose path ends with a parameter's path and that has its shape lies
+  like that parameter; every other leaf is replicated.
+  """
+  known = {}
+  flat = jax.tree_util.tree_flatten_with_path(params)[0]
+  for (path, leaf), where in zip(flat, jax.tree.leaves(shardings), strict=True):
+    known[tuple(map(str, path)), leaf.shape] = where
+  depths = sorted({len(path) for path, _ in known})
+
+  def one(path, leaf):
+    names = tuple(map(str, path))
+    for depth in depths:
+      if (names[-depth:], leaf.shape) in known:
+        return known[names[-depth:], leaf.shape]
+    return NamedSharding(mesh, PartitionSpec())
+
+  return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def of_batch(mesh: Mesh) -> NamedSharding:
+  """Sharding of every [B, T] tensor of a batch."""
+  return NamedSharding(mesh, PartitionSpec(('data', 'fsdp'), 'sequence'))
+
+
+def check_batch(mesh: Mesh, batch_size: int, field: str):
+  """ConfigError unless the data and fsdp axes divide the batch."""
+  count = mesh.shape['data'] * mesh.shape['fsdp']
+  config_lib.check(
+    batch_size % count == 0,
+    f'{field}={batch_size} must be a multiple of parallel.data * '
+    f'parallel.fsdp = {count}',
+  )
+
+
+def describe(tree: Any) -> str:
+  """A table of bytes: in all, on one device, and what is replicated."""
+  total = local = replicated = 0
+  for leaf in jax.tree.leaves(tree):
+    size = leaf.size * leaf.dtype.itemsize
+    shard = math.prod(leaf.sharding.shard_shape(leaf.shape))
+    total += size
+    local += shard * leaf.dtype.itemsize
+    if leaf.sharding.is_fully_replicated:
+      replicated += size
+  return (
+    f'{total / 2**20:,.1f} MiB in all, {local / 2**20:,.1f} MiB on each '
+    f'device, {replicated / 2**20:,.1f} MiB the same on all'
+  )

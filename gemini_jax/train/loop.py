@@ -1,0 +1,368 @@
+"""The training loop, read from top to bottom."""
+
+import collections
+import dataclasses
+import functools
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from gemini_jax import batch as batch_lib
+from gemini_jax import config as config_lib
+from gemini_jax.data import loader as loader_lib
+from gemini_jax.infer import generation
+from gemini_jax.models import gemini
+from gemini_jax.parallel import sharding
+from gemini_jax.train import diagnosis, evaluation, metrics
+from gemini_jax.train import optimizer as optimizer_lib
+from gemini_jax.train import run as run_lib
+from gemini_jax.train import step as step_lib
+
+# Batches on the device ahead of the step that reads them.
+_ON_DEVICE = 2
+
+
+def train(config: config_lib.Config, workdir: str | os.PathLike):
+  """Trains to `train.num_steps`, from the newest checkpoint if there is one.
+
+  Raises:
+    ConfigError: the config, the data or the folder cannot be used.
+    FloatingPointError: a loss, gradient or update was not finite.
+  """
+  run = run_lib.open_run(config, workdir, create=True)
+  with sharding.use(run.mesh):
+    _train(run)
+
+
+def evaluate(config: config_lib.Config, workdir: str | os.PathLike):
+  """Evaluates a checkpoint on the held-out splits; prints and records it.
+
+  Raises:
+    ConfigError: there is no checkpoint or no held-out split.
+  """
+  run = run_lib.open_run(config, workdir, create=False)
+  enable_compilation_cache(config)
+  held_out = _held_out(run)
+  config_lib.check(
+    bool(held_out), 'data.validation and data.test are both empty'
+  )
+  with sharding.use(run.mesh):
+    restored = run.restore(config.generate.checkpoint)
+    eval_step = compile_eval(run, restored.state, next(iter(held_out.values())))
+    _, results = evaluate_splits(run, restored.state, eval_step, held_out)
+  print(json.dumps({'step': restored.step} | results))
+
+
+def _held_out(run: run_lib.Run) -> dict[str, loader_lib.Loader]:
+  splits: tuple[loader_lib.Split, ...] = ('validation', 'test')
+  return {
+    split: run.loader(split)
+    for split in splits
+    if getattr(run.config.data, split)
+  }
+
+
+def _train(run: run_lib.Run):
+  config = run.config
+  num_steps = config.train.num_steps
+  enable_compilation_cache(config)
+  data = run.loader('train')
+  held_out = _held_out(run)
+  for loader in (data, *held_out.values()):
+    for line in loader.describe():
+      logging.info('%s', line)
+
+  # Where the run stands: the newest whole checkpoint, or a fresh state.
+  restored = run.checkpoints.restore(run.abstract)
+  if restored is None:
+    state = step_lib.init_state(config, run.model, run.optimizer, run.abstract)
+    step, size = 0, 0
+  else:
+    state, step = restored.state, restored.step
+    size = restored.manifest['metrics_bytes']
+    data.check(restored.manifest['data'])
+  if step >= num_steps:
+    print(
+      f'{run.workdir} is done: step {step:,} of {num_steps:,}'
+      f'{_results(restored.manifest["results"])}'
+    )
+    return
+  print(
+    f'{gemini.param_count(state.params):,} parameters on '
+    f'{metrics.devices_line()}; {sharding.describe(state)}'
+  )
+  print(f'{"resuming" if step else "starting"} at step {step:,}', flush=True)
+
+  # One compilation each, before the first batch.
+  first = next(device_batches(run, loader_lib.iterate(data, step, 0)))
+  train_step = compile_step(run, state, first)
+  eval_step = None
+  results: dict[str, float] = restored.manifest['results'] if restored else {}
+  if held_out:
+    eval_step = compile_eval(run, state, next(iter(held_out.values())))
+
+  writer = metrics.Writer(run.workdir, config, step, size)
+  progress = metrics.Progress(step, num_steps)
+  stopper = Stopper()
+  flops = metrics.step_flops(config)
+  peak = metrics.peak_flops(jax.devices()[0], config.model.dtype)
+  clock = time.monotonic()
+  pending: tuple[int, dict[str, jax.Array]] | None = None
+
+  def settle(pending):
+    """Looks at a finished step's numbers; writes a line if one is due."""
+    nonlocal clock
+    done, device_values = pending
+    values = {k: float(v) for k, v in jax.device_get(device_values).items()}
+    if not values.pop('finite'):
+      raise_not_finite(run, state, data, done - 1, values)
+    if done % config.train.log_every and done != num_steps:
+      return
+    interval = (done - 1) % config.train.log_every + 1
+    seconds = (time.monotonic() - clock) / min(interval, done - step)
+    clock = time.monotonic()
+    line: dict[str, float | None] = {
+      f'train/{name}': value for name, value in values.items()
+    }
+    line['train/step_seconds'] = seconds
+    line['train/tokens_per_second'] = values['tokens'] / seconds
+    line['train/mfu'] = (
+      flops / seconds / peak / jax.device_count() if peak else None
+    )
+    writer.write(done, line)
+    progress.update(done, line)
+
+  def save(state, done):
+    run.checkpoints.save(
+      done,
+      state,
+      {
+        'config': dataclasses.asdict(config),
+        'data': data.state(done),
+        'metrics_bytes': writer.size(),
+        'results': results,
+      },
+      results.get('validation/loss'),
+    )
+
+  batches = device_batches(run, loader_lib.iterate(data, step))
+  try:
+    for done in range(step + 1, num_steps + 1):
+      index = np.int32(done - 1)
+      state, values = train_step(state, next(batches), index)
+      # The host reads a step's numbers while the next one runs.
+      if pending is not None:
+        settle(pending)
+      pending = (done, values)
+      last = done == num_steps
+      stops = stopper.stops()
+      evaluates = held_out and (done % config.train.eval_every == 0 or last)
+      saves = done % config.train.save_every == 0 or last or stops
+      if not (evaluates or saves):
+        continue
+      settle(pending)
+      pending = None
+      if evaluates:
+        splits = [s for s in held_out if last or s == 'validation']
+        state, new = evaluate_splits(
+          run, state, eval_step, {s: held_out[s] for s in splits}
+        )
+        results.update(new)
+        writer.write(done, new)
+        progress.note(f'step {done:,}{_results(new)}')
+      if last:
+        write_samples(run, state)
+      if saves:
+        save(state, done)
+      clock = time.monotonic()
+      if stops and not last:
+        run.checkpoints.close()
+        print(f'stopped by a signal; step {done:,} is saved', flush=True)
+        return
+  finally:
+    progress.close()
+    writer.close()
+    stopper.close()
+  run.checkpoints.close()
+  print(f'{run.workdir} is done: {num_steps:,} steps{_results(results)}')
+
+
+def evaluate_splits(
+  run: run_lib.Run,
+  state: step_lib.TrainState,
+  eval_step: Any,
+  loaders: dict[str, loader_lib.Loader],
+) -> tuple[step_lib.TrainState, dict[str, float]]:
+  """The state (a plateau moves on) and `split/name` numbers."""
+  results = {}
+  params = state.evaluation_params()
+  for split, loader in loaders.items():
+    limit = run.config.eval.max_batches
+    batches = loader_lib.iterate(loader)
+    values = evaluation.evaluate(
+      eval_step,
+      params,
+      device_batches(run, batches if limit is None else _first(batches, limit)),
+      1 / loader.bytes_per_target if loader.num_bytes else None,
+    )
+    results |= {f'{split}/{name}': value for name, value in values.items()}
+  if run.config.optimizer.plateau_patience and 'validation/loss' in results:
+    state = state.replace(
+      opt_state=optimizer_lib.observe_validation(
+        run.config.optimizer,
+        state.opt_state,
+        np.float32(results['validation/loss']),
+      )
+    )
+  return state, results
+
+
+def compile_step(
+  run: run_lib.Run, state: step_lib.TrainState, batch: batch_lib.Batch
+) -> Any:
+  """`train_step`, compiled once for these shapes and shardings."""
+  where = jax.tree.map(lambda leaf: leaf.sharding, run.abstract)
+  step = jax.jit(
+    functools.partial(
+      step_lib.train_step,
+      config=run.config,
+      model=run.model,
+      optimizer=run.optimizer,
+    ),
+    donate_argnums=0,
+    out_shardings=(where, None),
+  )
+  return timed_compile('train_step', step, state, batch, np.int32(0))
+
+
+def compile_eval(
+  run: run_lib.Run, state: step_lib.TrainState, loader: loader_lib.Loader
+) -> Any:
+  """`eval_step`, compiled once for all splits."""
+  batch = next(device_batches(run, [loader[0]]))
+  step = jax.jit(functools.partial(evaluation.eval_step, model=run.model))
+  return timed_compile('eval_step', step, state.evaluation_params(), batch)
+
+
+def timed_compile(name: str, function: Any, *args: Any) -> Any:
+  """Ahead-of-time compilation; another shape is then an error, not a wait."""
+  begin = time.monotonic()
+  compiled = function.lower(*args).compile()
+  logging.info('compiled %s in %.1f s', name, time.monotonic() - begin)
+  return compiled
+
+
+def enable_compilation_cache(config: config_lib.Config):
+  """Keeps compiled programs on disk, unless the config or user says no."""
+  path = config.train.compilation_cache
+  if path is None:
+    root = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+    path = os.path.join(root, 'gemini_jax', 'xla')
+  if path and not jax.config.jax_compilation_cache_dir:
+    jax.config.update('jax_compilation_cache_dir', path)
+
+
+def device_batches(
+  run: run_lib.Run, batches: Iterable[batch_lib.Batch]
+) -> Iterator[batch_lib.Batch]:
+  """Batches as global arrays, put on the devices a little ahead."""
+  where = sharding.of_batch(run.mesh)
+  put = functools.partial(jax.make_array_from_process_local_data, where)
+  queue: collections.deque = collections.deque()
+  for batch in batches:
+    queue.append(jax.tree.map(put, batch))
+    if len(queue) >= _ON_DEVICE:
+      yield queue.popleft()
+  yield from queue
+
+
+def write_samples(run: run_lib.Run, state: step_lib.TrainState):
+  """Continues the prompts of `eval.samples` and shows them."""
+  prompts = run.config.eval.samples
+  if not prompts:
+    return
+  samples = generation.generate(
+    run.config,
+    run.model,
+    state.evaluation_params(),
+    run.tokenizer,
+    prompts,
+  )
+  step = int(state.step)
+  generation.write_samples(
+    run.workdir / 'samples' / f'{step:08d}.jsonl', samples
+  )
+  for sample in samples:
+    print(f'\n--- {sample.prompt!r} ---\n{sample.prompt}{sample.text}')
+  print(flush=True)
+
+
+def raise_not_finite(
+  run: run_lib.Run,
+  state: step_lib.TrainState,
+  data: loader_lib.Loader,
+  index: int,
+  values: dict[str, float],
+):
+  """Stops with the step and the first tensor that went wrong.
+
+  The state is still the one that the step started from: `train_step` kept it.
+  """
+  batch = next(device_batches(run, [data[index]]))
+  culprit = diagnosis.first_not_finite(
+    run.config, run.model, run.optimizer, state, batch
+  )
+  run.checkpoints.close()
+  steps = run.checkpoints.steps()
+  kept = f'{run.checkpoints.path(steps[-1])}' if steps else 'none yet'
+  raise FloatingPointError(
+    f'step {index + 1} is not finite (loss {values["loss"]}, gradient norm '
+    f'{values["grad_norm"]}): first in {culprit}; last good checkpoint: {kept}'
+  )
+
+
+class Stopper:
+  """Turns SIGTERM and Ctrl-C into a wish to stop after this step."""
+
+  def __init__(self):
+    self._wished = False
+    self._before = {
+      number: signal.signal(number, self._wish)
+      for number in (signal.SIGTERM, signal.SIGINT)
+    }
+
+  def _wish(self, number: int, frame: Any):
+    del frame
+    if self._wished and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    self._wished = True
+
+  def stops(self) -> bool:
+    """Whether someone asked to stop."""
+    return self._wished
+
+  def close(self):
+    """Gives the signals back."""
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+
+def _first(batches: Iterable[Any], limit: int) -> Iterator[Any]:
+  for _, batch in zip(range(limit), batches, strict=False):
+    yield batch
+
+
+def _results(values: dict[str, float]) -> str:
+  shown = [
+    f'{name} {value:.4f}'
+    for name, value in values.items()
+    if name.endswith(('/loss', '/bits_per_byte', '/accuracy'))
+  ]
+  return ''.join(f'  {item}' for item in shown)

@@ -1,0 +1,238 @@
+"""Where numbers go: a file, TensorBoard, W&B, the terminal; and MFU."""
+
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from typing import Any
+
+import jax
+import tqdm
+
+from gemini_jax import config as config_lib
+
+# Dense bf16 peak of one JAX device in FLOP/s, by the start of its kind.
+# Makers' data sheets; TPU rows as in jax/_src/tpu_info.py. A tpu7x chip
+# (2,307 TFLOP/s) is two devices.
+PEAKS = {
+  'TPU v4': 275e12,
+  'TPU v5 lite': 197e12,
+  'TPU v5e': 197e12,
+  'TPU v5p': 459e12,
+  'TPU v5': 459e12,
+  'TPU v6 lite': 918e12,
+  'TPU v6e': 918e12,
+  'TPU7x': 1153.5e12,
+  'NVIDIA A100': 312e12,
+  'NVIDIA H100 PCIe': 756e12,
+  'NVIDIA H100': 989e12,
+  'NVIDIA H200': 989e12,
+  'NVIDIA B200': 2250e12,
+}
+
+# Fields that measure this machine and not the run; all others repeat.
+TIMINGS = ('train/tokens_per_second', 'train/step_seconds', 'train/mfu')
+
+FILE = 'metrics.jsonl'
+
+
+def peak_flops(device: Any, dtype: str) -> float | None:
+  """FLOP/s that a device can reach in this type; None where unknown."""
+  if dtype != 'bfloat16':
+    return None
+  for kind, peak in PEAKS.items():
+    if device.device_kind.startswith(kind):
+      return peak
+  return None
+
+
+def forward_flops(
+  config: config_lib.Model, length: int, memory_length: int = 0
+) -> float:
+  """FLOPs of the matrix products for one sequence, causal ones counted once.
+
+  Args:
+    config: the model, `vocab_size` set.
+    length: tokens of the decoder.
+    memory_length: tokens of the encoder.
+  """
+  width, hidden = config.width, config.mlp_width
+  heads = config.num_heads * config.head_width
+  kv_heads = config.kv_heads * config.head_width
+  projections = 2 * width * (heads + kv_heads)
+  feedforward = (3 if config.gated else 2) * width * hidden
+
+  def pairs(length: int, kind: str, causal: bool) -> float:
+    """Query-key pairs that a layer looks at."""
+    reach = min(config.window, length) if kind == 'local' else length
+    past = reach * length - reach * (reach - 1) / 2
+    return past if causal else 2 * past - length
+
+  def stack(num_layers: int, length: int, causal: bool) -> float:
+    pattern = config.attention_pattern
+    attended = sum(
+      pairs(length, pattern[i % len(pattern)], causal)
+      for i in range(num_layers)
+    )
+    return 4 * heads * attended + 2 * num_layers * length * (
+      projections + feedforward
+    )
+
+  flops = stack(config.num_layers, length, True)
+  flops += 2 * length * width * (config.vocab_size or 0)
+  if config.encoder_layers or memory_length:
+    flops += stack(config.encoder_layers, memory_length, False)
+    flops += config.num_layers * (
+      4 * width * (heads * length + kv_heads * memory_length)
+      + 4 * heads * length * memory_length
+    )
+  return flops
+
+
+def step_flops(config: config_lib.Config) -> float:
+  """FLOPs of one training step: three forward passes, no recomputation."""
+  memory = config.data.inputs_length if config.model.encoder_layers else 0
+  sequence = forward_flops(config.model, config.data.sequence_length, memory)
+  return 3 * config.data.batch_size * sequence
+
+
+class Writer:
+  """Writes metrics of a step to every sink; resumes where a run stopped."""
+
+  def __init__(
+    self, workdir: pathlib.Path, config: config_lib.Config, step: int, size: int
+  ):
+    """Opens the sinks.
+
+    Args:
+      workdir: folder of the run.
+      config: the run's config.
+      step: the step that the run goes on from.
+      size: bytes of metrics.jsonl at that step; what follows is dropped,
+        since it will be written again.
+    """
+    # Imported here: it is slow, and generation does without.
+    import tensorboardX
+
+    path = workdir / FILE
+    path.touch()
+    self._file = path.open('r+')
+    self._file.truncate(size)
+    self._file.seek(0, os.SEEK_END)
+    self._board = tensorboardX.SummaryWriter(
+      str(workdir / 'tensorboard'), purge_step=step + 1
+    )
+    self._wandb = (
+      _wandb(workdir, config) if config.train.wandb_project else None
+    )
+
+  def write(self, step: int, values: dict[str, float | None]):
+    """One line: `step`, then the values; None and NaN become null."""
+    values = {
+      name: value if value is not None and math.isfinite(value) else None
+      for name, value in values.items()
+    }
+    self._file.write(json.dumps({'step': step} | values) + '\n')
+    self._file.flush()
+    known = {name: value for name, value in values.items() if value is not None}
+    for name, value in known.items():
+      self._board.add_scalar(name, value, step)
+    if self._wandb:
+      self._wandb.log(known, step=step)
+
+  def size(self) -> int:
+    """Bytes of metrics.jsonl, all of them on disk."""
+    self._file.flush()
+    os.fsync(self._file.fileno())
+    return self._file.tell()
+
+  def close(self):
+    """Closes every sink."""
+    self._file.close()
+    self._board.close()
+    if self._wandb:
+      self._wandb.finish()
+
+
+def _wandb(workdir: pathlib.Path, config: config_lib.Config) -> Any:
+  try:
+    import wandb
+  except ImportError as error:
+    raise config_lib.ConfigError(
+      f'train.wandb_project={config.train.wandb_project!r} needs wandb; '
+      "install it with: pip install 'gemini_jax[wandb]'"
+    ) from error
+  return wandb.init(
+    project=config.train.wandb_project,
+    name=workdir.name,
+    id=workdir.name,
+    resume='allow',
+    config=json.loads(config_lib.to_json(config)),
+  )
+
+
+class Progress:
+  """A bar at a terminal; plain lines in a log."""
+
+  def __init__(self, start: int, total: int):
+    self._bar = None
+    self._begin = time.monotonic()
+    self._start, self._total = start, total
+    if sys.stderr.isatty():
+      self._bar = tqdm.tqdm(
+        initial=start, total=total, unit='step', dynamic_ncols=True
+      )
+
+  def update(self, step: int, values: dict[str, float | None]):
+    """Shows that `step` is done, with some of its numbers."""
+    shown = {
+      name.removeprefix('train/'): value
+      for name, value in values.items()
+      if value is not None
+    }
+    if self._bar is not None:
+      self._bar.set_postfix_str(_spell(shown), refresh=False)
+      self._bar.update(step - self._bar.n)
+      return
+    passed = time.monotonic() - self._begin
+    left = passed / max(1, step - self._start) * (self._total - step)
+    self.note(
+      f'step {step:,}/{self._total:,}  {_spell(shown)}  '
+      f'{int(left) // 60}:{int(left) % 60:02d} left'
+    )
+
+  def note(self, line: str):
+    """A line that stays."""
+    if self._bar is not None:
+      self._bar.write(line)
+    else:
+      print(line, flush=True)
+
+  def close(self):
+    """Leaves the bar as it is."""
+    if self._bar is not None:
+      self._bar.close()
+
+
+def _spell(values: dict[str, Any]) -> str:
+  formats = {
+    'tokens_per_second': ('{:,.0f} tokens/s', 1),
+    'mfu': ('MFU {:.1%}', 1),
+    'loss': ('loss {:.4f}', 1),
+  }
+  return '  '.join(
+    formats[name][0].format(value)
+    for name, value in values.items()
+    if name in formats
+  )
+
+
+def devices_line() -> str:
+  """What the run computes on."""
+  devices = jax.devices()
+  return (
+    f'{len(devices)} x {devices[0].device_kind} ({jax.default_backend()}), '
+    f'jax {jax.__version__}'
+  )

@@ -1,0 +1,223 @@
+"""A run: what its config and its folder make, put together once."""
+
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from gemini_jax import checkpoint
+from gemini_jax import config as config_lib
+from gemini_jax.data import loader, tokenizer
+from gemini_jax.models import gemini
+from gemini_jax.parallel import sharding
+from gemini_jax.train import optimizer as optimizer_lib
+from gemini_jax.train import step as step_lib
+
+CONFIG_FILE = 'config.json'
+TOKENIZER_FILE = 'tokenizer'
+# The token table gets a multiple of this many rows: it then divides evenly.
+_VOCAB_MULTIPLE = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """The parts that every mode works with.
+
+  Attributes:
+    config: resolved: `model.vocab_size` is set.
+    workdir: the folder of the run.
+    tokenizer: trained or loaded.
+    model: the network.
+    optimizer: its update rule.
+    mesh: all devices.
+    abstract: shapes and shardings of the training state.
+    checkpoints: what was saved.
+  """
+
+  config: config_lib.Config
+  workdir: pathlib.Path
+  tokenizer: tokenizer.Tokenizer
+  model: gemini.Gemini
+  optimizer: optax.GradientTransformationExtraArgs
+  mesh: Mesh
+  abstract: step_lib.TrainState
+  checkpoints: checkpoint.Checkpointer
+
+  def loader(self, split: loader.Split) -> loader.Loader:
+    """The batches of a split, this process's share of each."""
+    return loader.Loader(
+      self.config.data,
+      self.tokenizer,
+      split,
+      seed=self.config.train.seed,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      batch_size=None if split == 'train' else self.config.eval.batch_size,
+    )
+
+  def restore(self, which: str = 'latest') -> checkpoint.Restored:
+    """The newest checkpoint, or the best by validation loss.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    best = self.checkpoints.best() if which == 'best' else None
+    try:
+      restored = self.checkpoints.restore(self.abstract, best)
+    except checkpoint.DamageError as error:
+      raise config_lib.ConfigError(
+        f'the best checkpoint, {self.checkpoints.path(best or 0)}, is damaged '
+        f'({error}); use --config.generate.checkpoint=latest'
+      ) from error
+    if restored is None:
+      raise config_lib.ConfigError(
+        f'--workdir={self.workdir} holds no checkpoint; train first with '
+        '--mode=train'
+      )
+    return restored
+
+
+def open_run(
+  config: config_lib.Config, workdir: str | os.PathLike, *, create: bool
+) -> Run:
+  """Puts a run together, before any work on a device.
+
+  Args:
+    config: what was asked for.
+    workdir: the folder of the run.
+    create: for training: makes the folder, trains a tokenizer if there is
+      none yet, and writes the resolved config.
+
+  Raises:
+    ConfigError: the folder cannot be used, holds another model, or the
+      config does not fit the devices.
+  """
+  path = pathlib.Path(workdir)
+  mesh = sharding.make_mesh(config.parallel)
+  for field, size in (
+    ('data.batch_size', config.data.batch_size),
+    ('eval.batch_size', config.eval.batch_size),
+  ):
+    if size is not None:
+      sharding.check_batch(mesh, size, field)
+  # The shapes alone tell whether the mesh fits, before any data is read.
+  _abstract(with_vocab(config, 1 << 20), mesh)
+  if create:
+    _make_writable(path)
+  elif not path.is_dir():
+    raise config_lib.ConfigError(f'--workdir={path} does not exist')
+  checkpoints = checkpoint.Checkpointer(
+    path / 'checkpoints', config.train.keep_last, config.train.keep_best
+  )
+  if checkpoints.steps():
+    _check_same_model(path, config)
+  words = _open_tokenizer(path, config, create, bool(checkpoints.steps()))
+  config = with_vocab(config, words.vocab_size)
+  if create:
+    checkpoints.clean()
+    _write(path / CONFIG_FILE, config_lib.to_json(config))
+  model, optimizer, abstract = _abstract(config, mesh)
+  return Run(config, path, words, model, optimizer, mesh, abstract, checkpoints)
+
+
+def with_vocab(config: config_lib.Config, size: int) -> config_lib.Config:
+  """The config with a token table for at least `size` tokens."""
+  rows = config.model.vocab_size
+  if rows is None:
+    rows = -(-size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+    model = dataclasses.replace(config.model, vocab_size=rows)
+    return dataclasses.replace(config, model=model)
+  return config
+
+
+def _abstract(
+  config: config_lib.Config, mesh: Mesh
+) -> tuple[Any, Any, step_lib.TrainState]:
+  model = gemini.Gemini(config.model)
+  optimizer = optimizer_lib.make_optimizer(
+    config.optimizer, config.train.num_steps
+  )
+  return (
+    model,
+    optimizer,
+    step_lib.abstract_state(config, model, optimizer, mesh),
+  )
+
+
+def _make_writable(path: pathlib.Path):
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    probe = path / '.writable'
+    probe.write_text('')
+    probe.unlink()
+  except OSError as error:
+    raise config_lib.ConfigError(
+      f'--workdir={path} cannot be written: {error.strerror}'
+    ) from error
+
+
+def _check_same_model(path: pathlib.Path, config: config_lib.Config):
+  """Refuses a folder of another model; says what else has changed."""
+  try:
+    then = json.loads((path / CONFIG_FILE).read_text())
+  except (OSError, ValueError) as error:
+    raise config_lib.ConfigError(
+      f'--workdir={path} has checkpoints but no readable {CONFIG_FILE}: {error}'
+    ) from error
+  now = json.loads(config_lib.to_json(config))
+  # These change how a run computes, not what it computes.
+  free = {'scan_layers', 'remat', 'remat_save', 'dtype', 'dropout'}
+  for section, values in now.items():
+    for name, value in values.items():
+      before = then.get(section, {}).get(name)
+      derived = name == 'vocab_size' and value is None
+      if before == value or derived:
+        continue
+      config_lib.check(
+        section not in ('model', 'tokenizer') or name in free,
+        f'--workdir={path} holds another model: {section}.{name} is {before} '
+        f'there and {value} here; use another --workdir or the same config',
+      )
+      if section not in ('eval', 'generate'):
+        logging.info(
+          '%s.%s was %s in this workdir and is now %s',
+          section,
+          name,
+          before,
+          value,
+        )
+
+
+def _open_tokenizer(
+  path: pathlib.Path, config: config_lib.Config, create: bool, resumes: bool
+) -> tokenizer.Tokenizer:
+  file = path / TOKENIZER_FILE
+  if resumes or not create:
+    config_lib.check(
+      file.exists(), f'--workdir={path} holds no trained run: no {file.name}'
+    )
+    words = tokenizer.load(file)
+  else:
+    words = tokenizer.build(
+      config.tokenizer, lambda: loader.texts(config.data, 'train')
+    )
+    words.save(file)
+  rows = config.model.vocab_size
+  config_lib.check(
+    rows is None or rows >= words.vocab_size,
+    f'model.vocab_size={rows} must be at least {words.vocab_size}, the '
+    "tokenizer's",
+  )
+  return words
+
+
+def _write(path: pathlib.Path, text: str):
+  draft = path.with_name(f'{path.name}.draft')
+  draft.write_text(text)
+  draft.replace(path)

@@ -1,0 +1,200 @@
+"""One update, as a pure function of state and batch."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gemini_jax import batch as batch_lib
+from gemini_jax import config as config_lib
+from gemini_jax.models import gemini
+from gemini_jax.parallel import sharding
+from gemini_jax.train import losses
+from gemini_jax.train import optimizer as optimizer_lib
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything that training changes.
+
+  Attributes:
+    step: int32, updates made.
+    params: the parameters.
+    opt_state: of the optimizer.
+    ema: moving average of the parameters, or None.
+  """
+
+  step: jax.Array
+  params: Any
+  opt_state: Any
+  ema: Any | None
+
+  def evaluation_params(self) -> Any:
+    """The parameters to evaluate and to generate with."""
+    if self.ema is not None:
+      return self.ema
+    return optimizer_lib.evaluation_params(self.params, self.opt_state)
+
+
+def abstract_state(
+  config: config_lib.Config,
+  model: gemini.Gemini,
+  optimizer: optax.GradientTransformationExtraArgs,
+  mesh: Mesh,
+) -> TrainState:
+  """Shapes, types and shardings of the state; nothing is computed.
+
+  Raises:
+    ConfigError: an axis of the mesh does not divide a parameter.
+  """
+  boxed = jax.eval_shape(
+    functools.partial(gemini.init_params, model), jax.random.key(0)
+  )
+  shardings = sharding.of_params(mesh, boxed)
+  params = nn.meta.unbox(boxed)
+  opt_state = jax.eval_shape(optimizer.init, params)
+  replicated = NamedSharding(mesh, PartitionSpec())
+  shapes = TrainState(
+    step=jax.ShapeDtypeStruct((), jnp.int32),
+    params=params,
+    opt_state=opt_state,
+    ema=params if config.optimizer.ema_decay else None,
+  )
+  where = TrainState(
+    step=replicated,
+    params=shardings,
+    opt_state=sharding.like_params(mesh, opt_state, params, shardings),
+    ema=shardings if config.optimizer.ema_decay else None,
+  )
+  return jax.tree.map(
+    lambda leaf, place: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=place
+    ),
+    shapes,
+    where,
+  )
+
+
+def init_state(
+  config: config_lib.Config,
+  model: gemini.Gemini,
+  optimizer: optax.GradientTransformationExtraArgs,
+  abstract: TrainState,
+) -> TrainState:
+  """A fresh state, born where it belongs; a function of the seed alone."""
+
+  def init(key):
+    params = nn.meta.unbox(gemini.init_params(model, key))
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      opt_state=optimizer.init(params),
+      # A copy, so that both can be donated.
+      ema=jax.tree.map(jnp.copy, params)
+      if config.optimizer.ema_decay
+      else None,
+    )
+
+  where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+  return jax.jit(init, out_shardings=where)(jax.random.key(config.train.seed))
+
+
+def train_step(
+  state: TrainState,
+  batch: batch_lib.Batch,
+  index: jax.Array,
+  *,
+  config: config_lib.Config,
+  model: gemini.Gemini,
+  optimizer: optax.GradientTransformationExtraArgs,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One update. Returns the new state and scalar metrics, still on device.
+
+  A step whose loss, gradient or update is not finite changes nothing, and no
+  later one does: batch `index` is applied only to the state after `index`
+  updates. The state thus stays the last good one until the host has looked.
+  """
+  key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
+  grads, sums = accumulated_gradient(config, model, state.params, batch, key)
+  weight = jnp.maximum(sums.weight, 1e-9)
+  grads = jax.tree.map(lambda grad: grad / weight.astype(grad.dtype), grads)
+  objective = sums.objective / weight
+  updates, opt_state = optimizer.update(
+    grads, state.opt_state, state.params, value=objective
+  )
+  metrics = {
+    'loss': sums.loss / weight,
+    'accuracy': sums.correct / weight,
+    'grad_norm': optax.global_norm(grads),
+    'update_norm': optax.global_norm(updates),
+    'learning_rate': optimizer_lib.learning_rate(
+      config.optimizer, config.train.num_steps, state.opt_state, state.step
+    ),
+    'tokens': sums.weight,
+  }
+  params = optax.apply_updates(state.params, updates)
+  ema = state.ema
+  if ema is not None:
+    # The average starts as a plain mean, so that it forgets the first values.
+    decay = jnp.minimum(
+      config.optimizer.ema_decay, (1 + state.step) / (10 + state.step)
+    )
+    ema = optax.incremental_update(params, ema, 1 - decay)
+  finite = (
+    jnp.isfinite(objective)
+    & jnp.isfinite(metrics['grad_norm'])
+    & jnp.isfinite(metrics['update_norm'])
+  )
+  applies = finite & (state.step == index)
+  new = TrainState(state.step + 1, params, opt_state, ema)
+  new = jax.tree.map(lambda a, b: jnp.where(applies, a, b), new, state)
+  return new, metrics | {'finite': applies}
+
+
+def accumulated_gradient(
+  config: config_lib.Config,
+  model: gemini.Gemini,
+  params: Any,
+  batch: batch_lib.Batch,
+  key: jax.Array,
+) -> tuple[Any, losses.Sums]:
+  """Gradient of the summed objective, and the sums, part after part."""
+
+  def gradient(batch, key):
+    def objective(params):
+      sums = losses.model_sums(
+        model,
+        params,
+        batch,
+        dropout_key=key if config.model.dropout else None,
+        label_smoothing=config.train.label_smoothing,
+        loss_weights=vars(config.loss_weights),
+      )
+      return sums.objective, sums
+
+    return jax.grad(objective, has_aux=True)(params)
+
+  parts = config.optimizer.accumulation_steps
+  if parts == 1:
+    return gradient(batch, key)
+
+  def split(leaf):
+    # Every part takes rows from every device: part is the inner dim.
+    return leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1)
+
+  def body(total, part):
+    batch, index = part
+    new = gradient(batch, jax.random.fold_in(key, index))
+    return jax.tree.map(jnp.add, total, new), None
+
+  split_batch = jax.tree.map(split, batch)
+  first = jax.eval_shape(
+    gradient, jax.tree.map(lambda leaf: leaf[0], split_batch), key
+  )
+  zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
+  return jax.lax.scan(body, zeros, (split_batch, jnp.arange(parts)))[0]

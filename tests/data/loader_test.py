@@ -1,0 +1,370 @@
+"""Batch t is a function of t, and every target is seen once an epoch."""
+
+import collections
+import itertools
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from gemini_jax import config
+from gemini_jax.data import loader, tokenizer
+
+PREPARED = pathlib.Path(__file__).parents[2] / '../shared/tfds'
+BYTES = tokenizer.Bytes()
+WORDS = {
+  'inputs_field': 'inputs',
+  'targets_field': 'targets',
+  'train': ('reverse:200#[:90%]',),
+  'validation': ('reverse:200#[90%:]',),
+}
+LAYOUTS = {
+  'packed': {},
+  'unpacked': {'pack': False},
+  'ordered': {'shuffle': False},
+  'prefix text': {'objective': 'prefix'},
+  'seq2seq text': {'objective': 'seq2seq'},
+  'pairs': WORDS,
+  'prefix pairs': {**WORDS, 'objective': 'prefix', 'pack': False},
+  'seq2seq pairs': {**WORDS, 'objective': 'seq2seq'},
+}
+
+
+@pytest.fixture(autouse=True)
+def corpus(tmp_path):
+  """60 files of 0 to 199 characters, one of 3,000."""
+  rng = np.random.default_rng(0)
+  letters = np.array(list('abcdefghijklmnopqrstuvwxyz '))
+  for name, sizes in (('a', [*range(0, 200, 5), 3000]), ('b', [400] * 20)):
+    (tmp_path / name).mkdir()
+    for i, size in enumerate(sizes):
+      text = ''.join(rng.choice(letters, size))
+      (tmp_path / name / f'{i:03}.txt').write_text(text)
+
+
+@pytest.fixture
+def make(tmp_path):
+  def make(split='train', seed=0, made=BYTES, **fields):
+    options = {
+      key: fields.pop(key)
+      for key in ('process_index', 'process_count', 'eval_batch')
+      if key in fields
+    }
+    if 'eval_batch' in options:
+      options['batch_size'] = options.pop('eval_batch')
+    values = {
+      'train': (f'text:{tmp_path}/a/*.txt',),
+      'validation': (f'text:{tmp_path}/b/*.txt',),
+      'batch_size': 4,
+      'sequence_length': 64,
+      'inputs_length': 64,
+      'cache_dir': str(tmp_path / 'cache'),
+    } | fields
+    data = config.Data(**values)
+    return loader.Loader(data, made, split, seed, **options)
+
+  return make
+
+
+def same(a, b):
+  return all(
+    np.array_equal(x, y)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  )
+
+
+def rows_of_epoch(made, epoch):
+  """Every row of one epoch as a batch, whatever the batch size."""
+  first, last = epoch * made.num_rows, (epoch + 1) * made.num_rows
+  size = made.batch_size
+  batches = [made[t] for t in range(first // size, -(-last // size))]
+  whole = jax.tree.map(lambda *xs: np.concatenate(xs), *batches)
+  skip = first - first // size * size
+  return jax.tree.map(lambda x: x[skip : skip + made.num_rows], whole)
+
+
+def pieces(batch):
+  """(inputs, targets) of each segment, as tuples of ids."""
+  for row in range(len(batch.targets)):
+    segments = batch.decoder.segments[row]
+    for number in range(1, segments.max() + 1):
+      at = segments == number
+      yield (
+        tuple(batch.decoder.tokens[row][at].tolist()),
+        tuple(batch.targets[row][at].tolist()),
+      )
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_batches_are_pure(make, layout):
+  one, two = make(**LAYOUTS[layout]), make(**LAYOUTS[layout])
+  times = [0, 7, 123, 1, 10**6]
+  first = [one[t] for t in times]
+  second = [two[t] for t in reversed(times)]
+  assert all(map(same, first, reversed(second)))
+  ordered = [x for name, x in LAYOUTS[layout].items() if name == 'shuffle']
+  other = make(seed=1, **LAYOUTS[layout])
+  assert same(other[0], one[0]) == (ordered == [False])
+
+
+def test_a_fresh_process_makes_the_same_batch(make, tmp_path):
+  made = make(objective='prefix')
+  code = f"""
+from gemini_jax import config
+from gemini_jax.data import loader, tokenizer
+data = config.Data(
+  train=('text:{tmp_path}/a/*.txt',), cache_dir='{tmp_path}/cache',
+  objective='prefix', batch_size=4, sequence_length=64, inputs_length=64)
+made = loader.Loader(data, tokenizer.Bytes(), 'train')
+print(made[33].decoder.tokens.sum(), made[33].prefix.sum())
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=True
+  )
+  batch = made[33]
+  expected = [batch.decoder.tokens.sum(), batch.prefix.sum()]
+  assert list(map(int, done.stdout.split())) == expected
+
+
+@pytest.mark.parametrize('layout', ['packed', 'unpacked', 'ordered'])
+def test_each_target_of_a_text_is_seen_once_an_epoch(make, layout):
+  made = make(**LAYOUTS[layout])
+  expected = collections.Counter()
+  for text in loader.texts(made.config, 'train'):
+    tokens = [1, *BYTES.encode(text).tolist(), 2]
+    expected.update(itertools.pairwise(tokens))
+  orders = []
+  for epoch in range(3):
+    batch = rows_of_epoch(made, epoch)
+    seen = collections.Counter()
+    for inputs, targets in pieces(batch):
+      seen.update(zip(inputs, targets, strict=True))
+    assert seen == expected
+    assert batch.weights.sum() == made.num_targets == sum(expected.values())
+    orders.append(batch.targets.tobytes())
+  # Every epoch has its own windows and order, unless there is none.
+  assert len(set(orders)) == (1 if layout == 'ordered' else 3)
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_segments_and_positions_belong_to_the_pieces(make, layout):
+  batch = rows_of_epoch(make(**LAYOUTS[layout]), 1)
+  for sequence in (batch.decoder, batch.encoder):
+    if sequence is None:
+      continue
+    for segments, positions in zip(
+      sequence.segments, sequence.positions, strict=True
+    ):
+      used = segments[segments > 0]
+      assert np.array_equal(np.unique(used), np.arange(1, used.max() + 1))
+      assert (np.diff(used) >= 0).all() and (segments[len(used) :] == 0).all()
+      for number in np.unique(used):
+        own = positions[segments == number]
+        assert np.array_equal(own, np.arange(len(own)))
+  assert not batch.weights[batch.decoder.segments == 0].any()
+  if batch.encoder is not None:
+    assert np.array_equal(
+      batch.encoder.segments.max(1), batch.decoder.segments.max(1)
+    )
+
+
+@pytest.mark.parametrize('layout', ['pairs', 'prefix pairs', 'seq2seq pairs'])
+def test_pairs_come_whole_and_once(make, layout):
+  made = make(**LAYOUTS[layout])
+  batch = rows_of_epoch(made, 2)
+  found = []
+  for row in range(len(batch.targets)):
+    segments = batch.decoder.segments[row]
+    for number in range(1, segments.max() + 1):
+      at = segments == number
+      asked = at & (batch.weights[row] > 0)
+      target = BYTES.decode(batch.targets[row][asked])
+      assert batch.targets[row][asked][-1] == BYTES.eos_id
+      if batch.encoder is None:
+        shown = batch.decoder.tokens[row][at][: -asked.sum() + 1 or None]
+      else:
+        own = batch.encoder.segments[row] == number
+        shown = batch.encoder.tokens[row][own]
+      found.append((BYTES.decode(shown), target))
+  assert all(word[::-1] == target for word, target in found)
+  assert len({word for word, _ in found}) == len(found) == 180
+  if layout != 'prefix pairs':
+    assert made.num_rows < 150
+  assert made.num_bytes == sum(len(target) for _, target in found)
+
+
+def test_pairs_that_are_too_long_are_counted(make):
+  made = make(**WORDS, sequence_length=40)
+  limit = (40 - 2) // 2
+  words = list(loader.texts(made.config, 'train'))[::2]
+  expected = sum(len(word) > limit for word in words)
+  assert made.num_records == 180 - expected and 0 < expected < 180
+  assert f'{expected} unusable: {expected} too long' in made.describe()[0]
+  with pytest.raises(config.ConfigError, match='every record is too long'):
+    make(**WORDS, sequence_length=5)
+
+
+@pytest.mark.parametrize('layout', ['packed', 'seq2seq pairs', 'mixture'])
+def test_processes_share_the_global_batch(make, layout, tmp_path):
+  both = tuple(f'text:{tmp_path}/{name}/*.txt' for name in 'ab')
+  fields = LAYOUTS.get(layout, {'train': both, 'weights': (0.3, 0.7)})
+  whole = make(**fields)
+  parts = [make(process_index=i, process_count=2, **fields) for i in range(2)]
+  for t in (0, 5, 61):
+    joined = jax.tree.map(
+      lambda *xs: np.concatenate(xs), *[part[t] for part in parts]
+    )
+    assert same(joined, whole[t])
+  with pytest.raises(config.ConfigError, match=r'batch_size=4 .* 3 processes'):
+    make(process_count=3, **fields)
+
+
+def test_a_mixture_keeps_its_shares_and_its_epochs(make, tmp_path):
+  (tmp_path / 'upper').mkdir()
+  for i in range(10):
+    (tmp_path / 'upper' / f'{i}.txt').write_text('X' * (64 * 3 - 1))
+  made = make(
+    train=(f'text:{tmp_path}/b/*.txt', f'text:{tmp_path}/upper/*.txt'),
+    weights=(0.75, 0.25),
+  )
+  upper = BYTES.encode('X')[0]
+  rows = np.concatenate([(made[t].targets == upper).any(1) for t in range(60)])
+  given = np.cumsum(rows)
+  assert np.abs(given - 0.25 * np.arange(1, len(rows) + 1)).max() < 1
+  # 30 rows of the second source are an epoch: each target once.
+  first = np.flatnonzero(rows)[:30]
+  targets = np.concatenate([made[t].targets for t in range(60)])[first]
+  assert (targets == upper).sum() == 10 * (64 * 3 - 1)
+
+
+@pytest.mark.parametrize('eval_batch', [1, 4, 7, 1000])
+def test_evaluation_sees_each_target_once(make, eval_batch, tmp_path):
+  specs = tuple(f'text:{tmp_path}/{name}/*.txt' for name in 'ab')
+  made = make('validation', validation=specs, eval_batch=eval_batch)
+  batches = [made[t] for t in range(len(made))]
+  assert all(batch.targets.shape == (eval_batch, 64) for batch in batches)
+  seen = np.concatenate([b.targets[b.weights > 0] for b in batches])
+  texts = list(loader.texts(made.config, 'validation'))
+  expected = [[*BYTES.encode(text), 2] for text in texts]
+  assert seen.tolist() == list(itertools.chain(*expected))
+  assert made.num_bytes == sum(map(len, texts))
+  assert made.num_targets == made.num_bytes + made.num_records
+  with pytest.raises(IndexError):
+    made[len(made)]
+
+
+def test_processes_without_rows_evaluate_padding(make):
+  parts = [
+    make('validation', eval_batch=512, process_index=i, process_count=2)
+    for i in range(2)
+  ]
+  assert [len(part) for part in parts] == [1, 1]
+  assert parts[0][0].weights.sum() == parts[0].num_targets
+  assert not parts[1][0].weights.any()
+
+
+def test_what_was_left_out_is_told(make, tmp_path):
+  lines = ['{"text": "abc"}', '{"text": ""}', '{', '{"text": 3}']
+  (tmp_path / 'a.jsonl').write_text('\n'.join(lines))
+  made = make(train=(f'jsonl:{tmp_path}/a.jsonl',))
+  assert made.num_records == 1 and made.num_bytes == 3
+  assert made.describe()[0].startswith(
+    f"data.train[0]=jsonl:{tmp_path}/a.jsonl: 1 records, 3 unusable: 1 'text' "
+    "is empty, 1 'text' is not text, 1 invalid JSON; 4 tokens"
+  )
+
+
+def test_a_source_without_anything_usable_is_an_error(make, tmp_path):
+  (tmp_path / 'a.jsonl').write_text('{\n{"txt": 1}\n')
+  for _ in range(2):  # The second finds an empty corpus in the cache.
+    with pytest.raises(config.ConfigError) as error:
+      make('validation', validation=(f'jsonl:{tmp_path}/a.jsonl',))
+    assert str(error.value) == (
+      f'data.validation[0]=jsonl:{tmp_path}/a.jsonl: no record is usable, '
+      "2 unusable: 1 invalid JSON, 1 no field 'text'"
+    )
+  with pytest.raises(config.ConfigError, match=r'data\.test=\(\) names no sou'):
+    make('test')
+
+
+def test_a_state_returns_to_its_batch(make):
+  made = make()
+  state = json.loads(json.dumps(made.state(17)))
+  assert make().check(state) == 17
+
+
+def test_a_state_of_other_data_is_refused(make, tmp_path):
+  state = make().state(3)
+  with pytest.raises(
+    config.ConfigError, match=r'data\.sequence_length was 64, is 32$'
+  ):
+    make(sequence_length=32).check(state)
+  with pytest.raises(config.ConfigError, match=r'train\.seed was 0, is 5$'):
+    make(seed=5).check(state)
+  with pytest.raises(config.ConfigError, match='tokenizer was '):
+    make(made=tokenizer.Characters('abc')).check(state)
+  (tmp_path / 'a' / '020.txt').write_text('changed')
+  with pytest.raises(config.ConfigError, match=r'data\.train\[0\]=text:.* was'):
+    make().check(state)
+
+
+def test_a_touched_file_with_the_same_text_resumes(make, tmp_path):
+  state = make().state(3)
+  path = tmp_path / 'a' / '020.txt'
+  path.write_bytes(path.read_bytes())
+  assert make().check(state) == 3
+
+
+@pytest.mark.parametrize('num_prefetch', [0, 3])
+def test_iterating_in_the_background_keeps_the_order(make, num_prefetch):
+  made = make()
+  batches = itertools.islice(loader.iterate(made, 5, num_prefetch), 20)
+  assert all(same(b, made[5 + i]) for i, b in enumerate(batches))
+  validation = make('validation')
+  found = list(loader.iterate(validation, 2, num_prefetch))
+  assert len(found) == len(validation) - 2
+  assert not list(loader.iterate(validation, len(validation), num_prefetch))
+
+
+def test_errors_of_the_background_arrive(make, monkeypatch):
+  made = make()
+  monkeypatch.setattr(made, '_locate', lambda rows: 1 / 0)
+  with pytest.raises(ZeroDivisionError):
+    next(loader.iterate(made, 0, 2))
+
+
+def test_deduplicated_splits_load(make):
+  made = make(
+    train=('python:pydoc_data.topics#[!9::10]',),
+    validation=('python:pydoc_data.topics#[9::10]',),
+    deduplicate=True,
+  )
+  (line,) = made.describe()
+  assert 'kept ' in line and 'paragraphs' in line
+  texts = list(loader.texts(made.config, 'train'))
+  assert made.num_bytes == sum(len(text.encode()) for text in texts)
+
+
+@pytest.mark.skipif(
+  not PREPARED.is_dir(), reason='no prepared data sets in ../shared/tfds'
+)
+def test_tiny_shakespeare_is_split_as_nanogpt_does(make):
+  fields = {
+    'train': ('tfds:tiny_shakespeare#train',),
+    'validation': ('tfds:tiny_shakespeare#validation+test',),
+    'data_dir': str(PREPARED),
+    'sequence_length': 256,
+  }
+  data = config.Data(**fields)
+  characters = tokenizer.build(
+    config.Tokenizer(kind='characters'), lambda: loader.texts(data, 'train')
+  )
+  assert characters.vocab_size == 4 + 65
+  train = make(made=characters, **fields)
+  validation = make('validation', made=characters, **fields)
+  assert (train.num_bytes, validation.num_bytes) == (1_003_854, 111_540)
+  assert 'unknown' not in validation.describe()[0]
