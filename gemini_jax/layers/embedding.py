@@ -48,12 +48,13 @@ class Embedding(nn.Module):
 
   def attend(self, x_BTD: jax.Array) -> jax.Array:
     """Scores of every row, [B, T, V] in float32."""
-    return jax.lax.dot_general(
-      x_BTD.astype(self.dtype),
+    scores = jax.lax.dot_general(
+      x_BTD.astype(self.dtype).reshape(-1, self.width),
       self.embedding.astype(self.dtype),
-      (((x_BTD.ndim - 1,), (1,)), ((), ())),
+      (((1,), (1,)), ((), ())),
       preferred_element_type=jnp.float32,
     )
+    return scores.reshape(*x_BTD.shape[:-1], self.num_embeddings)
 
 
 def rotary_frequencies(
@@ -89,7 +90,8 @@ def rotary_angles(
   positions_BT: jax.Array, frequencies_F: np.ndarray
 ) -> tuple[jax.Array, jax.Array]:
   """(sin, cos) of the rotations, each float32[B, T, F]."""
-  angles_BTF = positions_BT[..., None].astype(jnp.float32) * frequencies_F
+  positions_BT1 = positions_BT[:, :, None].astype(jnp.float32)
+  angles_BTF = positions_BT1 * frequencies_F[None, None, :]
   return jnp.sin(angles_BTF), jnp.cos(angles_BTF)
 
 

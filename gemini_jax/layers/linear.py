@@ -44,10 +44,9 @@ class Einsum(nn.Module):
       self.param_dtype,
     )
     lead = x.shape[: x.ndim - num_in]
-    y = jax.lax.dot_general(
-      x.astype(self.dtype).reshape(*lead, fan_in),
+    y = jnp.dot(
+      x.astype(self.dtype).reshape(-1, fan_in),
       kernel.astype(self.dtype).reshape(fan_in, math.prod(out_dims)),
-      (((len(lead),), (0,)), ((), ())),
     )
     if self.use_bias:
       bias = self.param(
@@ -56,7 +55,7 @@ class Einsum(nn.Module):
         out_dims,
         self.param_dtype,
       )
-      y = y + jnp.ravel(bias).astype(self.dtype)
+      y = y + bias.astype(self.dtype).reshape(1, -1)
     return y.reshape(*lead, *out_dims)
 
 

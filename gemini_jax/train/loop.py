@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
@@ -102,7 +103,9 @@ def _train(run: run_lib.Run):
 
   # One compilation each, before the first batch.
   first = next(device_batches(run, loader_lib.iterate(data, step, 0)))
-  train_step = compile_step(run, state, first)
+  train_step = compile_step(
+    config, run.model, run.optimizer, run.abstract, first
+  )
   eval_step = None
   results: dict[str, float] = restored.manifest['results'] if restored else {}
   if held_out:
@@ -225,21 +228,22 @@ def evaluate_splits(
 
 
 def compile_step(
-  run: run_lib.Run, state: step_lib.TrainState, batch: batch_lib.Batch
+  config: config_lib.Config,
+  model: gemini.Gemini,
+  optimizer: optax.GradientTransformationExtraArgs,
+  abstract: step_lib.TrainState,
+  batch: batch_lib.Batch,
 ) -> Any:
   """`train_step`, compiled once for these shapes and shardings."""
-  where = jax.tree.map(lambda leaf: leaf.sharding, run.abstract)
+  where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   step = jax.jit(
     functools.partial(
-      step_lib.train_step,
-      config=run.config,
-      model=run.model,
-      optimizer=run.optimizer,
+      step_lib.train_step, config=config, model=model, optimizer=optimizer
     ),
     donate_argnums=0,
     out_shardings=(where, None),
   )
-  return timed_compile('train_step', step, state, batch, np.int32(0))
+  return timed_compile('train_step', step, abstract, batch, np.int32(0))
 
 
 def compile_eval(

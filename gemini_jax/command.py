@@ -1,0 +1,98 @@
+"""Command lines that take --config, shared by main and the tools."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from absl import flags
+from ml_collections import config_flags
+
+from gemini_jax import config as config_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+  """A parsed command line: the config, and the other flags as strings."""
+
+  config: config_lib.Config
+  values: dict[str, str]
+
+
+def parse(argv: Sequence[str], options: Mapping[str, str | None]) -> Command:
+  """Reads `--config=FILE[:ARG]`, `--config.field=value` and `options`.
+
+  Args:
+    argv: the program's name, then its arguments.
+    options: other flags with their defaults; None: it must be given.
+
+  Raises:
+    ConfigError: a flag, a field or a value is wrong.
+  """
+  known = flags.FlagValues()
+  holder = config_flags.DEFINE_config_file(
+    'config', None, 'An experiment: a file with get_config().', known
+  )
+  for name, default in options.items():
+    flags.DEFINE_string(name, default, '', flag_values=known)
+  _check_file(argv)
+  try:
+    rest = known(list(argv))
+  except (AttributeError, KeyError) as error:
+    raise _unknown_field(argv, error) from error
+  except flags.UnrecognizedFlagError as error:
+    raise config_lib.ConfigError(
+      f'--{error.flagname} is not a flag'
+      f'{config_lib.nearest(error.flagname, ["config", *options])}'
+    ) from error
+  except SyntaxError as error:
+    raise config_lib.ConfigError(
+      f'{error.filename}, line {error.lineno}: {error.msg}'
+    ) from error
+  except (flags.Error, ValueError, TypeError) as error:
+    raise config_lib.ConfigError(_one_line(error)) from error
+  if len(rest) > 1:
+    raise config_lib.ConfigError(f'unexpected arguments: {" ".join(rest[1:])}')
+  values = {name: known[name].value for name in options}
+  for name, value in {'config': holder.value, **values}.items():
+    config_lib.check(value is not None, f'--{name}=... is missing')
+  return Command(config_lib.from_config_dict(holder.value), values)
+
+
+def _unknown_field(
+  argv: Sequence[str], error: Exception
+) -> config_lib.ConfigError:
+  """Names the first --config.field that no config has."""
+  for argument in argv[1:]:
+    flag, *fields = argument.lstrip('-').split('=')[0].split('.')
+    if flag != 'config':
+      continue
+    section = config_lib.to_config_dict()
+    for depth, name in enumerate(fields):
+      known = list(section.keys()) if hasattr(section, 'keys') else []
+      if name not in known:
+        where = '.'.join(fields[:depth]) or 'config'
+        return config_lib.ConfigError(
+          f'{".".join(fields[: depth + 1])} is not a field of '
+          f'{where}{config_lib.nearest(name, known)}'
+        )
+      section = section[name]
+  return config_lib.ConfigError(_one_line(error))
+
+
+def _check_file(argv: Sequence[str]):
+  """ConfigError unless the file of --config can be read."""
+  for argument, following in zip(argv[1:], [*argv[2:], ''], strict=True):
+    flag, equals, value = argument.lstrip('-').partition('=')
+    if flag == 'config' and argument.startswith('-'):
+      value = value if equals else following
+      path = pathlib.Path(value.split(':')[0])
+      try:
+        path.read_bytes()
+      except OSError as error:
+        raise config_lib.ConfigError(
+          f'--config={path} cannot be read: {error.strerror}'
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+  return str(error).splitlines()[0]

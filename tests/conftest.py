@@ -1,0 +1,19 @@
+"""Strict numerics on eight CPU devices, and a cache that is thrown away."""
+
+import os
+import tempfile
+
+# Read by jax and by the package when they are first used.
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ['XLA_FLAGS'] = (
+  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+)
+# Toy programs run once: compiling them is most of the time.
+os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+# Held here, so that it goes when the session ends.
+_CACHE = tempfile.TemporaryDirectory(prefix='gemini_jax_tests_')
+os.environ['XDG_CACHE_HOME'] = _CACHE.name
+
+import jax  # noqa: E402
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')

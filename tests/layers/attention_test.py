@@ -1,0 +1,187 @@
+"""The attention layer: projections, norms, rotation, cross, caches.
+
+B batch, T query length, S key length, D width, N heads, K key/value heads,
+H head width.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import toy
+from gemini_jax.kernels import flash
+from gemini_jax.layers import attention, embedding
+
+B, T, S, D, N, K, H = 2, 5, 7, 10, 4, 2, 6
+
+
+@functools.cache
+def layer(**fields):
+  """The module and random parameters for it."""
+  module = attention.Attention(N, K, H, scale=0.5, **fields)
+  params = toy.random_params(
+    module, toy.normal((B, T, D)), np.ones((B, T, T), bool)
+  )
+  return module, params
+
+
+@functools.partial(jax.jit, static_argnames=('module', 'cross'))
+def apply(module, params, *args, **kwargs):
+  return module.apply({'params': params}, *args, **kwargs)
+
+
+attend = jax.jit(flash.attention, static_argnames=('scale', 'softcap'))
+
+
+def angles_at(positions_BT):
+  frequencies_F = embedding.rotary_frequencies(H, 100.0)
+  return jax.jit(embedding.rotary_angles)(positions_BT, frequencies_F)
+
+
+def causal(rows, length):
+  return np.tile(np.tri(length, dtype=bool), (rows, 1, 1))
+
+
+POSITIONS_BT = np.tile(np.arange(T), (B, 1))
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [{}, {'qk_norm': True}, {'use_bias': True}, {'softcap': 0.5}],
+  ids=['plain', 'qk_norm', 'bias', 'softcap'],
+)
+def test_equals_its_parts(fields):
+  module, params = layer(**fields)
+  assert ('bias' in params['query']) == ('use_bias' in fields)
+  assert ('query_norm' in params) == ('qk_norm' in fields)
+  assert 'bias' not in params['output']
+  x_BTD, mask_BTS = toy.normal((B, T, D)), causal(B, T)
+  angles = angles_at(POSITIONS_BT)
+  out_BTD, cache = apply(module, params, x_BTD, mask_BTS, angles=angles)
+  assert cache is None
+
+  def project(name):
+    y = np.einsum('BTD,DNH->BTNH', x_BTD, params[name]['kernel'])
+    if 'use_bias' in fields:
+      y += np.asarray(params[name]['bias'])
+    if name != 'value':
+      if 'qk_norm' in fields:
+        y /= np.sqrt(np.mean(y**2, -1, keepdims=True) + 1e-6)
+        y *= 1 + np.asarray(params[f'{name}_norm']['scale'])
+      y = jax.jit(embedding.rotate)(y, angles)
+    return y
+
+  attended_BTNH = attend(
+    project('query'),
+    project('key'),
+    project('value'),
+    mask_BTS,
+    scale=0.5,
+    softcap=fields.get('softcap', 0.0),
+  )
+  expected = np.einsum(
+    'BTNH,NHD->BTD', attended_BTNH, params['output']['kernel']
+  )
+  np.testing.assert_allclose(out_BTD, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_cross_attention_reads_keys_and_values_from_the_memory():
+  module, params = layer()
+  x_BTD, memory_BSD = toy.normal((B, T, D)), toy.normal((B, S, D), 1)
+  mask_BTS = np.random.default_rng(0).random((B, T, S)) < 0.7
+  mask_BTS[..., 1] = True
+  out_BTD, _ = apply(
+    module, params, x_BTD, mask_BTS, memory_BSD=memory_BSD, cross=True
+  )
+  q, k, v = (
+    np.einsum('BTD,DNH->BTNH', source, params[name]['kernel'])
+    for source, name in [
+      (x_BTD, 'query'),
+      (memory_BSD, 'key'),
+      (memory_BSD, 'value'),
+    ]
+  )
+  expected = np.einsum(
+    'BTNH,NHD->BTD',
+    attend(q, k, v, mask_BTS, scale=0.5),
+    params['output']['kernel'],
+  )
+  np.testing.assert_allclose(out_BTD, expected, rtol=1e-4, atol=1e-5)
+
+
+def empty_cache(length, dtype=jnp.float32):
+  # Not zeros: what was never written must not matter.
+  return attention.KVCache(
+    toy.normal((B, length, K, H), 8).astype(dtype),
+    toy.normal((B, length, K, H), 9).astype(dtype),
+  )
+
+
+@pytest.mark.parametrize('chunk', [1, 2, T])
+def test_cached_chunks_equal_one_pass(chunk):
+  module, params = layer(qk_norm=True)
+  x_BTD = toy.normal((B, T, D))
+  whole_BTD, _ = apply(
+    module, params, x_BTD, causal(B, T), angles=angles_at(POSITIONS_BT)
+  )
+  cache, parts = empty_cache(S), []
+  for start in range(0, T, chunk):
+    positions_BT = POSITIONS_BT[:, start : start + chunk]
+    out_BTD, cache = apply(
+      module,
+      params,
+      x_BTD[:, start : start + chunk],
+      np.arange(S) <= positions_BT[:, :, None],
+      angles=angles_at(positions_BT),
+      cache=cache,
+      positions_BT=positions_BT,
+    )
+    parts.append(out_BTD)
+  np.testing.assert_allclose(
+    np.concatenate(parts, axis=1), whole_BTD, rtol=1e-4, atol=1e-5
+  )
+
+
+def test_a_cross_cache_is_written_once_and_read_after():
+  module, params = layer()
+  x_BTD, memory_BSD = toy.normal((B, T, D)), toy.normal((B, S, D), 1)
+  mask_BTS = np.ones((B, T, S), bool)
+  first_BTD, cache = apply(
+    module,
+    params,
+    x_BTD,
+    mask_BTS,
+    memory_BSD=memory_BSD,
+    cache=empty_cache(S),
+    cross=True,
+  )
+  again_BTD, after = apply(
+    module, params, x_BTD, mask_BTS, cache=cache, cross=True
+  )
+  np.testing.assert_allclose(again_BTD, first_BTD, rtol=1e-5, atol=1e-6)
+  jax.tree.map(np.testing.assert_array_equal, cache, after)
+
+
+def test_a_cache_takes_each_row_at_its_own_slots():
+  cache = empty_cache(S)
+  k_BTKH, v_BTKH = toy.normal((B, 2, K, H), 1), toy.normal((B, 2, K, H), 2)
+  # Slot S lies outside: dropped, not clamped to the last one.
+  written = cache.write(k_BTKH, v_BTKH, jnp.array([[4, 0], [S, 3]]))
+  expected = np.array(cache.key)
+  expected[0, 4], expected[0, 0] = k_BTKH[0]
+  expected[1, 3] = k_BTKH[1, 1]
+  np.testing.assert_array_equal(written.key, expected)
+  expected = np.array(cache.value)
+  expected[0, 4], expected[0, 0] = v_BTKH[0]
+  expected[1, 3] = v_BTKH[1, 1]
+  np.testing.assert_array_equal(written.value, expected)
+
+
+def test_a_cache_keeps_its_type():
+  cache = empty_cache(S, jnp.bfloat16)
+  new = toy.normal((B, 1, K, H), 1)
+  written = cache.write(new, new, jnp.zeros((B, 1), jnp.int32))
+  assert written.key.dtype == written.value.dtype == jnp.bfloat16

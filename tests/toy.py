@@ -1,0 +1,91 @@
+"""Small models with random weights and random batches, shared by tests.
+
+B rows, T decoder length, S encoder length.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gemini_jax import batch as batch_lib
+from gemini_jax import config as config_lib
+from gemini_jax.models import gemini
+
+VOCAB_SIZE = 23
+B, T, S = 2, 12, 7
+
+
+def normal(shape, seed=0, scale=1.0):
+  """float32 normal numbers, drawn by numpy."""
+  rng = np.random.default_rng(seed)
+  return jnp.asarray(rng.normal(0, scale, shape), jnp.float32)
+
+
+def random_tree(shapes, seed=0, scale=0.2):
+  """Normal numbers for every leaf: biases and norms must not be zero."""
+  leaves, treedef = jax.tree.flatten(nn.unbox(shapes))
+  return treedef.unflatten(
+    normal(leaf.shape, (seed, i), scale).astype(leaf.dtype)
+    for i, leaf in enumerate(leaves)
+  )
+
+
+def random_params(module, *args, seed=0, scale=0.2, **kwargs):
+  """Parameters of a module for these arguments; nothing is compiled."""
+  init = lambda: module.init(jax.random.key(0), *args, **kwargs)['params']
+  return random_tree(jax.eval_shape(init), seed, scale)
+
+
+def model(**fields):
+  """A Gemini of two layers, 16 wide."""
+  small = {
+    'vocab_size': VOCAB_SIZE,
+    'max_length': T,
+    'width': 16,
+    'mlp_dim': 24,
+    'num_layers': 2,
+    'num_heads': 4,
+    'num_kv_heads': 2,
+    'window': 3,
+  }
+  return gemini.Gemini(config_lib.Model(**(small | fields)))
+
+
+def model_params(gemini_model, seed=0, scale=0.2):
+  """Random parameters of a Gemini, unboxed."""
+  init = lambda: gemini.init_params(gemini_model, jax.random.key(0))
+  return random_tree(jax.eval_shape(init), seed, scale)
+
+
+def sequence(rows=B, length=T, seed=0, segments=None):
+  """Random tokens; `segments` are of every row, one if not given."""
+  rng = np.random.default_rng(seed)
+  tokens_BT = rng.integers(1, VOCAB_SIZE, (rows, length)).astype(np.int32)
+  if segments is None:
+    return batch_lib.plain_sequence(tokens_BT, np.full(rows, length))
+  segments = np.asarray(segments, np.int32)
+  places = np.arange(length)
+  starts = np.maximum.accumulate(
+    np.where(np.diff(segments, prepend=-1) != 0, places, 0)
+  )
+  return batch_lib.Sequence(
+    tokens_BT,
+    np.tile(places - starts, (rows, 1)).astype(np.int32),
+    np.tile(segments, (rows, 1)),
+  )
+
+
+def batch(rows=B, length=T, seed=0, segments=None, prefix=None, encoder=None):
+  """A random batch; weights differ from token to token."""
+  rng = np.random.default_rng((seed, 1))
+  decoder = sequence(rows, length, seed, segments)
+  return batch_lib.Batch(
+    decoder=decoder,
+    targets=rng.integers(0, VOCAB_SIZE, (rows, length)).astype(np.int32),
+    weights=(
+      rng.uniform(0.5, 1.5, (rows, length)) * (decoder.segments > 0)
+    ).astype(np.float32),
+    prefix=prefix,
+    encoder=encoder,
+  )
