@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 
 from absl import flags
@@ -30,11 +31,18 @@ def parse(argv: Sequence[str], options: Mapping[str, str | None]) -> Command:
   """
   known = flags.FlagValues()
   holder = config_flags.DEFINE_config_file(
-    'config', None, 'An experiment: a file with get_config().', known
+    'config',
+    None,
+    'An experiment: a file with get_config().',
+    known,
+    # Otherwise it looks for overrides in the process's own command line.
+    sys_argv=list(argv),
   )
   for name, default in options.items():
     flags.DEFINE_string(name, default, '', flag_values=known)
   _check_file(argv)
+  # An experiment read earlier must not lend its get_config to this one.
+  sys.modules.pop('config_config', None)
   try:
     rest = known(list(argv))
   except (AttributeError, KeyError) as error:

@@ -68,7 +68,8 @@ class Model:
   activation: Literal['gelu', 'gelu_exact', 'silu', 'relu', 'relu2'] = 'gelu'
   # Gate the hidden layer with a second projection (GLU).
   gated: bool = True
-  # Bias terms of the attention and of the feed-forward projections.
+  # Bias terms of the query, key and value projections (as in Qwen 2), and of
+  # the feed-forward projections.
   attention_bias: bool = False
   mlp_bias: bool = False
   # Layers repeat this pattern, e.g. ('local', 'global').
@@ -110,8 +111,10 @@ class Model:
   scan_layers: bool = True
   # Recompute the forward pass in the backward pass.
   remat: bool = False
-  # Under remat, tensors kept by name: see models/transformer.py, NAMES.
-  remat_save: tuple[str, ...] = ()
+  # Under remat, the tensors that are kept, not computed again.
+  remat_save: tuple[
+    Literal['query', 'key', 'value', 'attended', 'gate', 'up', 'residual'], ...
+  ] = ()
 
   def __post_init__(self):
     for name in ('max_length', 'width', 'num_layers', 'num_heads', 'window'):

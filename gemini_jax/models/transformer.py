@@ -14,9 +14,6 @@ from jax.ad_checkpoint import checkpoint_name
 from gemini_jax import config as config_lib
 from gemini_jax.layers import attention, feedforward, linear
 
-# What `model.remat_save` can name; anything else is computed again.
-NAMES = ('query', 'key', 'value', 'attended', 'gate', 'up', 'residual')
-
 
 @flax.struct.dataclass
 class View:

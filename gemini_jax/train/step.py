@@ -115,9 +115,9 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update. Returns the new state and scalar metrics, still on device.
 
-  A step whose loss, gradient or update is not finite changes nothing, and no
-  later one does: batch `index` is applied only to the state after `index`
-  updates. The state thus stays the last good one until the host has looked.
+  A step whose loss or gradient is not finite changes nothing, and no later
+  one does: batch `index` is applied only to the state after `index` updates.
+  The state thus stays as it was until the host has looked.
   """
   key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
   grads, sums = accumulated_gradient(config, model, state.params, batch, key)
@@ -130,8 +130,7 @@ def train_step(
   metrics = {
     'loss': sums.loss / weight,
     'accuracy': sums.correct / weight,
-    'grad_norm': optax.global_norm(grads),
-    'update_norm': optax.global_norm(updates),
+    'grad_norm': optax.tree.norm(grads),
     'learning_rate': optimizer_lib.learning_rate(
       config.optimizer, config.train.num_steps, state.opt_state, state.step
     ),
@@ -145,12 +144,11 @@ def train_step(
       config.optimizer.ema_decay, (1 + state.step) / (10 + state.step)
     )
     ema = optax.incremental_update(params, ema, 1 - decay)
-  finite = (
+  applies = (
     jnp.isfinite(objective)
     & jnp.isfinite(metrics['grad_norm'])
-    & jnp.isfinite(metrics['update_norm'])
+    & (state.step == index)
   )
-  applies = finite & (state.step == index)
   new = TrainState(state.step + 1, params, opt_state, ema)
   new = jax.tree.map(lambda a, b: jnp.where(applies, a, b), new, state)
   return new, metrics | {'finite': applies}

@@ -1,0 +1,245 @@
+"""A mistake costs exit code 2 and one line that says what is accepted."""
+
+import json
+import os
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import tiny
+from gemini_jax import checkpoint, main
+
+
+def refused(capsys, *argv):
+  """The one line that `main` refuses these arguments with."""
+  capsys.readouterr()
+  assert main.main(['main', *map(str, argv)]) == 2
+  lines = capsys.readouterr().err.splitlines()
+  assert len(lines) == 1, lines
+  assert lines[0].startswith('error: ')
+  return lines[0].removeprefix('error: ')
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """(experiment, workdir) of a run that is done."""
+  folder = tmp_path_factory.mktemp('trained')
+  file = tiny.experiment(folder, 'train.num_steps = 2')
+  assert tiny.run(file, folder / 'run') == 0
+  return file, folder / 'run'
+
+
+# The fields of a command line, and all of the message that they lead to.
+OVERRIDES = {
+  'model.num_headz=3': 'model.num_headz is not a field of model; did you mean '
+  'num_heads',
+  'modle.width=3': 'modle is not a field of config; did you mean model?',
+  'model.num_layers=two': 'two',
+  'model.num_layers=0': 'model.num_layers=0 must be at least 1',
+  'model.num_heads=3': 'model.num_heads=3 must divide model.width=32 unless '
+  'model.head_dim is set',
+  'model.num_kv_heads=4': 'model.num_kv_heads=4 must divide model.num_heads=2',
+  'model.position=rotry': "model.position='rotry' must be one of rotary, "
+  'learned, none',
+  'optimizer.learning_rate=-1.0': 'optimizer.learning_rate=-1.0 must be above '
+  '0',
+  'optimizer.frozen=(': "optimizer.frozen='(' is not a regular expression",
+  'data.objective=seq2seq': "data.objective='seq2seq' does not go with "
+  "model.architecture='decoder'; encoder_decoder goes with seq2seq, decoder "
+  'with causal or prefix',
+  'data.sequence_length=99': 'data.sequence_length=99 must be at most '
+  'model.max_length=24',
+  'parallel.data=3': 'parallel.data=3 is a mesh of 3 devices; there are 8; '
+  'set one axis to -1 to take them all',
+  'parallel.fsdp=3': 'parallel.data=-1, parallel.fsdp=3: 3 does not divide '
+  'the 8 devices',
+  'parallel.tensor=8': 'parallel.tensor=8 does not divide kv_heads=2 '
+  '(decoder/layers/attention/key/kernel); use 1, 2',
+  'data.batch_size=12': 'data.batch_size=12 must be a multiple of '
+  'parallel.data * parallel.fsdp = 8',
+  'eval.batch_size=3': 'eval.batch_size=3 must be a multiple of '
+  'parallel.data * parallel.fsdp = 8',
+  'model.vocab_size=100': 'model.vocab_size=100 must be at least 259, the '
+  "tokenizer's",
+}
+
+
+@pytest.mark.parametrize('override', OVERRIDES)
+def test_a_wrong_value_is_named_with_what_is_accepted(
+  override, tmp_path, capsys
+):
+  file = tiny.experiment(tmp_path)
+  argv = tiny.arguments(file, tmp_path / 'run', override)
+  assert OVERRIDES[override] in refused(capsys, *argv)
+  assert not (tmp_path / 'run' / 'checkpoints').exists()
+
+
+# What an experiment sets, and the message.
+SOURCES = {
+  "tfds:tiny_shakespear#train'": 'tiny_shakespear',
+  "text:{folder}/none.txt'": 'data.train[0]=text:{folder}/none.txt: no file '
+  "matches '{folder}/none.txt'",
+  "text:{folder}/tokens_here'": 'no file matches',
+  "text:{folder}/latin.txt'": '{folder}/latin.txt is not UTF-8 at byte 3',
+  "text:{folder}/empty.txt'": "no record is usable, 1 unusable: 1 'text' is "
+  'empty',
+  "txt:{folder}/0.txt'": "'txt' is not a kind of source; did you mean text?",
+  "jsonl:{folder}/0.txt'": 'unusable',
+}
+
+
+@pytest.mark.parametrize('source', SOURCES)
+def test_a_source_that_cannot_be_read(source, tmp_path, capsys):
+  (tmp_path / 'latin.txt').write_bytes(b'abc\xff')
+  (tmp_path / 'empty.txt').touch()
+  (tmp_path / 'tokens_here').mkdir()
+  line = f"data.train = ('{source.format(folder=tmp_path)},)"
+  file = tiny.experiment(tmp_path, line, f"data.data_dir = '{tmp_path}'")
+  message = refused(capsys, *tiny.arguments(file, tmp_path / 'run'))
+  assert message.startswith('data.train[0]=')
+  assert SOURCES[source].format(folder=tmp_path) in message
+
+
+@pytest.mark.skipif(
+  not hasattr(os, 'geteuid') or os.geteuid() == 0,
+  reason='a superuser reads everything',
+)
+def test_a_file_without_permission(tmp_path, capsys):
+  file = tiny.experiment(tmp_path)
+  (tmp_path / '0.txt').chmod(0)
+  message = refused(capsys, *tiny.arguments(file, tmp_path / 'run'))
+  assert message.endswith('0.txt: Permission denied')
+
+
+def test_a_misspelt_field_inside_an_experiment(tmp_path, capsys):
+  file = tiny.experiment(tmp_path, 'model.num_headz = 3')
+  message = refused(capsys, *tiny.arguments(file, tmp_path / 'run'))
+  assert 'num_headz' in message
+  assert 'did you mean' in message
+  assert 'num_heads' in message
+
+
+def test_wrong_flags(tmp_path, capsys):
+  file = tiny.experiment(tmp_path)
+  config, workdir = f'--config={file}', f'--workdir={tmp_path / "run"}'
+  assert refused(capsys, workdir) == '--config=... is missing'
+  assert refused(capsys, config) == '--workdir=... is missing'
+  assert refused(capsys, config, workdir, '--mode=trian') == (
+    '--mode=trian must be one of train, eval, generate'
+  )
+  assert refused(capsys, config, workdir, '--wrkdir=x') == (
+    '--wrkdir is not a flag; did you mean workdir?'
+  )
+  assert refused(capsys, config, workdir, 'train') == (
+    'unexpected arguments: train'
+  )
+  assert not (tmp_path / 'run').exists()
+
+
+def test_an_experiment_that_cannot_be_read(tmp_path, capsys):
+  workdir = f'--workdir={tmp_path / "run"}'
+  missing = tmp_path / 'missing.py'
+  assert refused(capsys, f'--config={missing}', workdir) == (
+    f'--config={missing} cannot be read: No such file or directory'
+  )
+  assert refused(capsys, f'--config={tmp_path}', workdir) == (
+    f'--config={tmp_path} cannot be read: Is a directory'
+  )
+  broken = tmp_path / 'broken.py'
+  broken.write_text('def get_config(\n')
+  message = refused(capsys, f'--config={broken}', workdir)
+  assert message.startswith(f'{broken}, line 1: ')
+  empty = tmp_path / 'empty.py'
+  empty.write_text('')
+  assert 'get_config' in refused(capsys, f'--config={empty}', workdir)
+
+
+def test_a_workdir_that_cannot_be_used(tmp_path, trained, capsys):
+  file, done = trained
+  blocked = tmp_path / 'blocked'
+  blocked.touch()
+  assert refused(capsys, *tiny.arguments(file, blocked)) == (
+    f'--workdir={blocked} cannot be written: File exists'
+  )
+  inside = blocked / 'run'
+  assert refused(capsys, *tiny.arguments(file, inside)) == (
+    f'--workdir={inside} cannot be written: Not a directory'
+  )
+  for mode in ('eval', 'generate'):
+    missing = tmp_path / 'missing'
+    argv = tiny.arguments(file, missing, mode=mode)
+    assert refused(capsys, *argv) == f'--workdir={missing} does not exist'
+    empty = tmp_path / 'empty'
+    empty.mkdir(exist_ok=True)
+    argv = tiny.arguments(file, empty, mode=mode)
+    assert f'--workdir={empty} holds no' in refused(capsys, *argv)
+  before = (done / 'config.json').read_text()
+  assert refused(capsys, *tiny.arguments(file, done, 'model.mlp_dim=64')) == (
+    f'--workdir={done} holds another model: model.mlp_dim is 48 there and 64 '
+    'here; use another --workdir or the same config'
+  )
+  assert (done / 'config.json').read_text() == before
+
+
+def test_a_checkpoint_of_other_arrays(tmp_path, trained, capsys):
+  """Another optimizer, whose state the checkpoint does not hold."""
+  file, done = trained
+  workdir = shutil.copytree(done, tmp_path / 'run')
+  message = refused(
+    capsys,
+    *tiny.arguments(file, workdir, 'optimizer.name=lion', 'train.num_steps=4'),
+  )
+  assert 'opt_state' in message
+  assert 'absent' in message
+
+
+def test_other_data_than_those_of_the_checkpoint(tmp_path, trained, capsys):
+  file, done = trained
+  workdir = shutil.copytree(done, tmp_path / 'run')
+  message = refused(
+    capsys,
+    *tiny.arguments(file, workdir, 'data.batch_size=16', 'train.num_steps=4'),
+  )
+  assert 'data.batch_size was 8, is 16' in message
+
+
+def test_a_prompt_longer_than_the_context(trained, capsys):
+  file, done = trained
+  prompt = f'generate.prompt={"x" * 40}'
+  argv = tiny.arguments(file, done, prompt, mode='generate')
+  assert refused(capsys, *argv) == (
+    'generate.prompt has 41 tokens; with model.max_length=24 at most 23 fit'
+  )
+
+
+def test_a_run_that_is_not_finite_stops_and_names_the_tensor(tmp_path, capsys):
+  """Exit code 1; the last checkpoint is the last good state."""
+  file = tiny.experiment(
+    tmp_path,
+    'train.num_steps = 12',
+    'train.save_every = 1',
+    'optimizer.learning_rate = 1e30',
+    'optimizer.clip_norm = 0.0',
+  )
+  messages = []
+  for _ in range(2):
+    capsys.readouterr()
+    assert tiny.run(file, tmp_path / 'run') == 1
+    lines = capsys.readouterr().err.splitlines()
+    messages.append(lines[-1])
+    assert len(lines) == 1, lines
+  assert messages[0] == messages[1]
+  checkpoints = checkpoint.Checkpointer(tmp_path / 'run' / 'checkpoints')
+  last = checkpoints.steps()[-1]
+  assert messages[0].startswith(f'error: step {last + 1} is not finite (loss ')
+  assert ': first in ' in messages[0]
+  assert messages[0].endswith(
+    f'; last good checkpoint: {checkpoints.path(last)}'
+  )
+  state = tiny.arrays(tmp_path / 'run')
+  assert all(np.isfinite(leaf).all() for leaf in state.values())
+  assert all(step['step'] <= last for step in tiny.metrics(tmp_path / 'run'))
+  json.loads((tmp_path / 'run' / 'config.json').read_text())
+  assert jax.device_count() == 8

@@ -1,0 +1,244 @@
+"""A stack is the same function however it runs: scan, unrolled, remat.
+
+B batch, T length, D width, L layers.
+"""
+
+import collections
+import functools
+import re
+import typing
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend import core
+
+import toy
+from gemini_jax import config as config_lib
+from gemini_jax.models import gemini, transformer
+
+# Five layers of a pattern of two: a scan of two groups, and one left.
+REMAINDER = {
+  'num_layers': 5,
+  'attention_pattern': ('local', 'global'),
+  'norm': 'pre_post',
+  'qk_norm': True,
+  'rope_base_local': 100.0,
+}
+ENCODER = {
+  'architecture': 'encoder_decoder',
+  'num_layers': 2,
+  'dropout': 0.3,
+}
+NAMES = typing.get_args(
+  typing.get_args(typing.get_type_hints(config_lib.Model)['remat_save'])[0]
+)
+RUNS = {
+  'scan': {'scan_layers': True},
+  'scan_remat': {'scan_layers': True, 'remat': True},
+  'scan_remat_attended': {
+    'scan_layers': True,
+    'remat': True,
+    'remat_save': ('attended',),
+  },
+  'remat_names': {
+    'scan_layers': False,
+    'remat': True,
+    'remat_save': NAMES,
+  },
+}
+
+
+def built(**fields):
+  model = toy.model(**fields)
+  return model, toy.model_params(model)
+
+
+def objective(model, params, batch, key):
+  logits_BTV, _ = model.apply(
+    {'params': params},
+    batch,
+    deterministic=not model.config.dropout,
+    rngs={'dropout': key},
+  )
+  return jnp.sum(logits_BTV * toy.normal(logits_BTV.shape, 7)), logits_BTV
+
+
+def gradient_fn(model):
+  return jax.value_and_grad(functools.partial(objective, model), has_aux=True)
+
+
+@functools.cache
+def value_and_gradient(**fields):
+  """((objective, logits), gradient), and the primitives that made it."""
+  model, params = built(**fields)
+  encoder = None
+  if model.config.encoder_layers:
+    encoder = toy.sequence(length=toy.S, seed=4)
+  args = (params, toy.batch(encoder=encoder), jax.random.key(5))
+  traced = jax.jit(gradient_fn(model)).trace(*args)
+  return traced.lower().compile()(*args), primitives(traced.jaxpr.jaxpr)
+
+
+def primitives(jaxpr):
+  """How often each occurs, inner programs included."""
+  counts = collections.Counter(e.primitive.name for e in jaxpr.eqns)
+  for equation in jaxpr.eqns:
+    for inner in core.jaxprs_in_params(equation.params):
+      counts += primitives(inner)
+  return counts
+
+
+def remats(counts):
+  """Uses of jax.checkpoint, whose primitive has had several names."""
+  return counts['remat2'] + counts['remat'] + counts['checkpoint']
+
+
+@pytest.mark.parametrize(
+  ('fields', 'run'),
+  [(REMAINDER, run) for run in RUNS] + [(ENCODER, 'scan_remat_attended')],
+)
+def test_every_way_to_run_is_the_same_function(fields, run):
+  """One tree of parameters, one value, one gradient (dropout included)."""
+  plain, counts = value_and_gradient(scan_layers=False, **fields)
+  assert not counts['scan'] and not remats(counts)
+  other, other_counts = value_and_gradient(**fields, **RUNS[run])
+  assert bool(other_counts['scan']) == RUNS[run]['scan_layers']
+  assert bool(remats(other_counts)) == ('remat' in RUNS[run])
+  size = max(np.abs(leaf).max() for leaf in jax.tree.leaves(plain[1]))
+  assert size > 1
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * size),
+    plain,
+    other,
+  )
+
+
+def test_saved_names_are_not_computed_again():
+  """More saved tensors, fewer products in the program."""
+  counts = []
+  runs = [
+    {'remat': True, 'remat_save': names}
+    for names in [(), ('attended',), ('attended', 'gate', 'up'), NAMES]
+  ]
+  for run in (*runs, {}):
+    model, params = built(scan_layers=False, **run)
+    args = (params, toy.batch(), jax.random.key(0))
+    program = jax.make_jaxpr(gradient_fn(model))(*args)
+    counts.append(primitives(program.jaxpr)['dot_general'])
+  assert counts[0] > counts[1] > counts[2] > counts[3] > counts[4]
+
+
+def test_every_name_to_save_is_in_the_program():
+  model, params = built()
+  program = jax.make_jaxpr(model.apply)({'params': params}, toy.batch())
+  assert set(re.findall(r'\bname\[name=(\w+)\]', str(program))) == set(NAMES)
+
+
+def test_initial_parameters_do_not_depend_on_the_way_to_run():
+  trees = []
+  for scan_layers in (True, False):
+    model = toy.model(num_layers=3, scan_layers=scan_layers)
+    init = functools.partial(gemini.init_params, model)
+    trees.append(nn.unbox(jax.jit(init)(jax.random.key(1))))
+  jax.tree.map(np.testing.assert_array_equal, *trees)
+  for leaf in jax.tree.leaves(trees[0]['decoder']):
+    assert leaf.shape[0] == 3
+
+
+def test_a_pattern_is_repeated_and_cut():
+  params = built(**REMAINDER)[1]
+  spelled = {'attention_pattern': ('local', 'global') * 2 + ('local',)}
+  shifted = {'attention_pattern': ('global', 'local')}
+  logits = [
+    jax.jit(toy.model(**fields).apply)({'params': params}, toy.batch())[0]
+    for fields in (REMAINDER, REMAINDER | spelled, REMAINDER | shifted)
+  ]
+  np.testing.assert_allclose(logits[0], logits[1], rtol=1e-4, atol=1e-5)
+  assert np.abs(logits[0] - logits[2]).max() > 0.1
+
+
+def test_layers_differ_and_come_in_order():
+  """Swapping the parameters of two layers changes the result."""
+  model, params = built()
+  apply = jax.jit(model.apply)
+  logits_BTV = apply({'params': params}, toy.batch())[0]
+  swapped = params | {
+    'decoder': jax.tree.map(lambda leaf: leaf[::-1], params['decoder'])
+  }
+  other_BTV = apply({'params': swapped}, toy.batch())[0]
+  assert np.abs(logits_BTV - other_BTV).max() > 0.1
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def forward(model, params, batch, key, deterministic=False):
+  return model.apply(
+    {'params': params}, batch, deterministic, rngs={'dropout': key}
+  )[0]
+
+
+def test_dropout_is_a_function_of_its_key():
+  model, params = built(dropout=0.5)
+  keys = jax.random.split(jax.random.key(0), 2)
+  first, again, other = (
+    forward(model, params, toy.batch(), keys[i]) for i in (0, 0, 1)
+  )
+  np.testing.assert_array_equal(first, again)
+  assert np.abs(first - other).max() > 0.1
+  off = forward(model, params, toy.batch(), keys[0], True)
+  assert np.abs(first - off).max() > 0.1
+  plain = jax.jit(toy.model().apply)({'params': params}, toy.batch())[0]
+  np.testing.assert_allclose(off, plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('scan_layers', [True, False])
+def test_every_layer_draws_its_own_dropout(scan_layers):
+  """Two layers that add one each, each kept with probability 1/2."""
+  config = toy.model(dropout=0.5, mlp_bias=True, scan_layers=scan_layers).config
+  stack = transformer.Stack(config, 2)
+  x_BTD = jnp.zeros((4, 25, config.width))
+  context = transformer.Context(
+    views={'global': transformer.View(np.ones((4, 25, 25), bool), None)},
+    positions_BT=np.zeros((4, 25), np.int32),
+  )
+  params = toy.random_params(stack, x_BTD, context)
+
+  def only_the_last_bias(path, leaf):
+    is_bias = "['down']['bias']" in jax.tree_util.keystr(path)
+    return np.full(leaf.shape, float(is_bias), np.float32)
+
+  params = jax.tree_util.tree_map_with_path(only_the_last_bias, params)
+  y_BTD, _ = jax.jit(stack.apply, static_argnames='deterministic')(
+    {'params': params},
+    x_BTD,
+    context,
+    deterministic=False,
+    rngs={'dropout': jax.random.key(0)},
+  )
+  values, counts = np.unique(y_BTD, return_counts=True)
+  # What is kept is doubled, so that the mean stays what it was: 2.
+  np.testing.assert_array_equal(values, [0, 2, 4])
+  np.testing.assert_allclose(
+    counts / y_BTD.size, [1 / 4, 1 / 2, 1 / 4], rtol=0.1
+  )
+
+
+def test_dropout_of_embeddings_keeps_their_mean():
+  model, params = built(dropout=0.3)
+  sequence = toy.sequence()
+
+  def embed(key):
+    return model.apply(
+      {'params': params},
+      sequence,
+      False,
+      method='embed',
+      rngs={'dropout': key},
+    )
+
+  draws = jax.jit(jax.vmap(embed))(jax.random.split(jax.random.key(0), 4000))
+  x_BTD = np.asarray(params['token']['embedding'])[sequence.tokens]
+  assert np.mean(np.asarray(draws) == 0) == pytest.approx(0.3, rel=0.02)
+  np.testing.assert_allclose(np.mean(draws, axis=0), x_BTD, rtol=0.1)
