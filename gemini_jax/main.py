@@ -14,6 +14,7 @@ import absl.logging
 
 from gemini_jax import command
 from gemini_jax import config as config_lib
+from gemini_jax import host
 
 MODES = ('train', 'eval', 'generate')
 
@@ -54,6 +55,7 @@ def _refuse(error: Exception) -> int:
 
 
 if __name__ == '__main__':
+  host.keep_freed_memory()
   logging.basicConfig(level=logging.INFO, format='%(levelname)s %(message)s')
   # Orbax tells of every file, JAX of every back end it does not find.
   absl.logging.set_verbosity(absl.logging.WARNING)

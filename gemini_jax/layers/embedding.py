@@ -89,21 +89,26 @@ def rotary_frequencies(
 def rotary_angles(
   positions_BT: jax.Array, frequencies_F: np.ndarray
 ) -> tuple[jax.Array, jax.Array]:
-  """(sin, cos) of the rotations, each float32[B, T, F]."""
-  positions_BT1 = positions_BT[:, :, None].astype(jnp.float32)
-  angles_BTF = positions_BT1 * frequencies_F[None, None, :]
-  return jnp.sin(angles_BTF), jnp.cos(angles_BTF)
+  """What `rotate` multiplies by: (sin, cos), each float32[B, T, H].
 
-
-def rotate(x_BTNH: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-  """Rotates the pairs (x[i], x[i + H/2]) of every head by its angle."""
-  sin_BT1F, cos_BT1F = (part[:, :, None, :] for part in angles)
-  left, right = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-  rotated = jnp.concatenate(
-    [
-      left * cos_BT1F - right * sin_BT1F,
-      right * cos_BT1F + left * sin_BT1F,
-    ],
-    axis=-1,
+  A pair's two numbers lie F apart; the sine of the first is negative.
+  """
+  angles_BTF = (
+    positions_BT[..., None].astype(jnp.float32) * frequencies_F[None, None]
   )
+  sin_BTF, cos_BTF = jnp.sin(angles_BTF), jnp.cos(angles_BTF)
+  return (
+    jnp.concatenate([-sin_BTF, sin_BTF], axis=-1),
+    jnp.concatenate([cos_BTF, cos_BTF], axis=-1),
+  )
+
+
+def rotate(
+  x_BTNH: jax.Array, angles: tuple[jax.Array, jax.Array]
+) -> jax.Array:
+  """Rotates the pairs (x[i], x[i + H/2]) of every head by its angle."""
+  sin_BT1H, cos_BT1H = (part[:, :, None, :] for part in angles)
+  x = x_BTNH.astype(jnp.float32)
+  # Rolled, not split: the split halves would be copied once more.
+  rotated = x * cos_BT1H + jnp.roll(x, x.shape[-1] // 2, axis=-1) * sin_BT1H
   return rotated.astype(x_BTNH.dtype)

@@ -22,6 +22,7 @@ import numpy as np
 from gemini_jax import batch as batch_lib
 from gemini_jax import command
 from gemini_jax import config as config_lib
+from gemini_jax import host
 from gemini_jax.models import gemini
 from gemini_jax.parallel import sharding
 from gemini_jax.train import loop, metrics, run
@@ -265,4 +266,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == '__main__':
+  host.keep_freed_memory()
   sys.exit(main(sys.argv))

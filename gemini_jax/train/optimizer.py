@@ -35,7 +35,7 @@ def make_schedule(
       [after - decay],
     ),
     'inverse_sqrt': lambda: (
-      lambda step: peak * (max(1, warmup) / (step + max(1, warmup))) ** 0.5
+      lambda step: peak * (1 + jnp.maximum(step, 0) / max(1, warmup)) ** -0.5
     ),
   }
   shape = shapes[name]()
@@ -219,7 +219,21 @@ def evaluation_params(params: Any, opt_state: Any) -> Any:
   state = find_state(opt_state, optax.contrib.ScheduleFreeState)
   if state is None:
     return params
-  return optax.contrib.schedule_free_eval_params(state, params)
+  # Frozen parameters, which the rule does not see, are masked in its state.
+  is_masked = lambda leaf: isinstance(leaf, optax.MaskedNode)
+  seen = jax.tree.map(
+    lambda z, param: z if is_masked(z) else param,
+    state.z,
+    params,
+    is_leaf=is_masked,
+  )
+  averaged = optax.contrib.schedule_free_eval_params(state, seen)
+  return jax.tree.map(
+    lambda average, param: param if is_masked(average) else average,
+    averaged,
+    params,
+    is_leaf=is_masked,
+  )
 
 
 def learning_rate(

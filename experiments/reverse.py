@@ -1,0 +1,36 @@
+"""An encoder-decoder learns to write a word backwards."""
+
+import ml_collections
+
+from experiments import base
+
+
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  del arg
+  config = base.get_config()
+  config.data.train = ('reverse:50000#[:49000]',)
+  config.data.validation = ('reverse:50000#[49000:49500]',)
+  config.data.test = ('reverse:50000#[49500:]',)
+  config.data.inputs_field = 'inputs'
+  config.data.targets_field = 'targets'
+  config.data.objective = 'seq2seq'
+  config.data.batch_size = 12
+  config.data.sequence_length = 128
+  config.data.inputs_length = 128
+  config.tokenizer.kind = 'characters'
+  config.model.architecture = 'encoder_decoder'
+  config.model.max_length = 128
+  config.model.width = 128
+  config.model.num_layers = 2
+  config.model.num_heads = 4
+  config.model.mlp_dim = 256
+  config.model.position = 'learned'
+  config.model.scan_layers = False
+  config.optimizer.learning_rate = 2e-3
+  config.optimizer.warmup_steps = 100
+  config.optimizer.b2 = 0.98
+  config.train.num_steps = 2000
+  config.train.log_every = 100
+  config.train.eval_every = 500
+  config.train.save_every = 2000
+  return config

@@ -1,0 +1,325 @@
+"""Meshes that fit, shardings that are real, and runs that do not notice.
+
+Eight CPU devices stand for eight chips (see conftest.py).
+"""
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import toy
+from gemini_jax import config as config_lib
+from gemini_jax.parallel import sharding
+from gemini_jax.train import loop, step
+from gemini_jax.train import optimizer as optimizer_lib
+
+NUM_DEVICES = 8
+
+
+def make_mesh(**sizes):
+  sizes = {'data': 1} | sizes
+  num = math.prod(sizes.values())
+  return sharding.make_mesh(
+    config_lib.Parallel(**sizes), jax.devices()[:num] if num > 0 else None
+  )
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'shape'),
+  [
+    ({}, (8, 1, 1, 1, 1, 1)),
+    ({'data': 1, 'fsdp': -1}, (1, 8, 1, 1, 1, 1)),
+    ({'data': -1, 'tensor': 2}, (4, 1, 2, 1, 1, 1)),
+    ({'data': 2, 'fsdp': 2, 'sequence': 2}, (2, 2, 1, 2, 1, 1)),
+    ({'data': 1, 'expert': 2, 'pipeline': -1}, (1, 1, 1, 1, 2, 4)),
+  ],
+)
+def test_a_mesh_takes_all_devices(sizes, shape):
+  mesh = sharding.make_mesh(config_lib.Parallel(**sizes))
+  assert mesh.axis_names == config_lib.AXES
+  assert mesh.devices.shape == shape
+  assert set(mesh.devices.flat) == set(jax.devices())
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'message'),
+  [
+    (
+      {'data': 3},
+      'parallel.data=3 is a mesh of 3 devices; there are 8; set one axis to '
+      '-1 to take them all',
+    ),
+    (
+      {'data': 4, 'tensor': 4},
+      'parallel.data=4, parallel.tensor=4 is a mesh of 16 devices; there are '
+      '8; set one axis to -1 to take them all',
+    ),
+    (
+      {'data': 1},
+      'parallel is a mesh of 1 devices; there are 8; set one axis to -1 to '
+      'take them all',
+    ),
+    (
+      {'fsdp': 3},
+      'parallel.data=-1, parallel.fsdp=3: 3 does not divide the 8 devices',
+    ),
+  ],
+)
+def test_a_mesh_that_does_not_fit(sizes, message):
+  with pytest.raises(config_lib.ConfigError) as error:
+    sharding.make_mesh(config_lib.Parallel(**sizes))
+  assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'names', 'expected'),
+  [
+    ({'fsdp': 2}, ('embed', 'heads', None), P('fsdp', None, None)),
+    ({'fsdp': 2, 'tensor': 2}, ('embed', 'heads', None), P('fsdp', 'tensor')),
+    ({'fsdp': 2, 'tensor': 2}, ('mlp', 'embed'), P('tensor', 'fsdp')),
+    ({'data': 2, 'fsdp': 2}, ('batch', 'length'), P(('data', 'fsdp'), None)),
+    ({'data': 2}, ('batch', 'length'), P('data', None)),
+    ({'pipeline': 2}, ('layers', 'embed'), P('pipeline', None)),
+    ({'tensor': 8}, ('embed', None), P()),
+  ],
+)
+def test_names_become_axes_by_the_rules(sizes, names, expected):
+  mesh, shape = make_mesh(**sizes), (16,) * len(names)
+  actual = sharding.spec(mesh, names, shape, 'x')
+  assert NamedSharding(mesh, actual).is_equivalent_to(
+    NamedSharding(mesh, expected), len(shape)
+  )
+
+
+def test_one_axis_cannot_split_two_dims():
+  with pytest.raises(config_lib.ConfigError) as error:
+    sharding.spec(
+      make_mesh(tensor=2), ('heads', 'mlp'), (4, 4), 'decoder/x/kernel'
+    )
+  assert str(error.value) == (
+    "parallel.tensor=2 would split both 'heads' and 'mlp' of decoder/x/kernel"
+  )
+  # An axis of size 1 splits nothing.
+  sharding.spec(make_mesh(fsdp=2), ('heads', 'mlp'), (4, 4), 'x')
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'name', 'size', 'message'),
+  [
+    (
+      {'tensor': 4},
+      'kv_heads',
+      2,
+      'parallel.tensor=4 does not divide kv_heads=2 (key/kernel); use 1, 2',
+    ),
+    (
+      {'data': 2, 'fsdp': 4},
+      'batch',
+      12,
+      'parallel.data * parallel.fsdp=8 does not divide batch=12 (key/kernel); '
+      'use 1, 2, 3, 4, 6',
+    ),
+  ],
+)
+def test_a_dim_that_an_axis_does_not_divide(sizes, name, size, message):
+  with pytest.raises(config_lib.ConfigError) as error:
+    sharding.spec(make_mesh(**sizes), (name,), (size,), 'key/kernel')
+  assert str(error.value) == message
+
+
+def test_a_batch_that_the_devices_do_not_divide():
+  mesh = make_mesh(data=2, fsdp=4)
+  sharding.check_batch(mesh, 16, 'data.batch_size')
+  with pytest.raises(config_lib.ConfigError) as error:
+    sharding.check_batch(mesh, 12, 'data.batch_size')
+  assert str(error.value) == (
+    'data.batch_size=12 must be a multiple of parallel.data * parallel.fsdp = 8'
+  )
+
+
+ROWS = 8
+FIELDS = {'vocab_size': 24, 'qk_norm': True, 'norm': 'pre_post'}
+
+
+def configure(**optimizer):
+  return config_lib.Config(
+    model=toy.model(**FIELDS).config,
+    data=config_lib.Data(batch_size=ROWS, sequence_length=toy.T),
+    optimizer=config_lib.Optimizer(**({'schedule': 'constant'} | optimizer)),
+  )
+
+
+def abstract_state(mesh, config):
+  model = toy.model(**FIELDS)
+  optimizer = optimizer_lib.make_optimizer(config.optimizer, 100)
+  return (
+    model,
+    optimizer,
+    step.abstract_state(config, model, optimizer, mesh),
+  )
+
+
+@pytest.mark.parametrize(
+  ('optimizer', 'mirrors'),
+  [
+    ({'name': 'adamw'}, 2),
+    ({'name': 'adafactor'}, 1),
+    ({'name': 'schedule_free'}, 2),
+    # One moment of a matrix, Adam's two of the rest.
+    ({'name': 'muon'}, None),
+    ({'name': 'adamw', 'plateau_patience': 2, 'frozen': 'head'}, 2),
+  ],
+  ids=lambda value: str(value),
+)
+def test_what_mirrors_parameters_lies_like_them(optimizer, mirrors):
+  _, _, state = abstract_state(
+    make_mesh(fsdp=4, tensor=2), configure(**optimizer)
+  )
+  moments = jax.tree_util.tree_leaves_with_path(state.opt_state)
+  split = 0
+  for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
+    suffix = jax.tree_util.keystr(path)
+    same = [
+      other
+      for where, other in moments
+      if jax.tree_util.keystr(where).endswith(suffix)
+      and other.shape == leaf.shape
+    ]
+    assert len(same) in ((1, 2) if mirrors is None else (mirrors,)), suffix
+    for other in same:
+      assert other.sharding == leaf.sharding, suffix
+    split += not leaf.sharding.is_fully_replicated
+  assert split >= 8
+
+
+def test_an_average_lies_like_its_parameters():
+  _, _, state = abstract_state(make_mesh(fsdp=8), configure(ema_decay=0.9))
+  assert state.ema is not None
+  jax.tree.map(
+    lambda a, b: (a.sharding == b.sharding) or pytest.fail(f'{a} {b}'),
+    state.ema,
+    state.params,
+  )
+
+
+MESHES = {
+  'one': {},
+  'data': {'data': 8},
+  'fsdp': {'fsdp': 8},
+  'data_fsdp': {'data': 2, 'fsdp': 4},
+  'fsdp_tensor_sequence': {'fsdp': 2, 'tensor': 2, 'sequence': 2},
+}
+
+
+def batch_of(number):
+  """Rows of unequal weight: a mean over parts would be another one."""
+  batch = toy.batch(rows=ROWS, seed=number)
+  return batch.replace(weights=batch.weights * np.arange(1, ROWS + 1)[:, None])
+
+
+@functools.cache
+def trained(name, accumulation_steps=1):
+  """Five steps: (first state, last state, batch, metrics of each step)."""
+  config = configure(accumulation_steps=accumulation_steps)
+  mesh = make_mesh(**MESHES[name])
+  model, optimizer, abstract = abstract_state(mesh, config)
+  put = lambda batch: jax.device_put(batch, sharding.of_batch(mesh))
+  with sharding.use(mesh):
+    first = step.init_state(config, model, optimizer, abstract)
+    # A copy: the step takes its argument's memory.
+    initial = jax.tree.map(np.array, first.params)
+    batch = put(batch_of(0))
+    update = loop.compile_step(config, model, optimizer, abstract, batch)
+    state, records = first, []
+    for number in range(5):
+      state, metrics = update(state, put(batch_of(number)), np.int32(number))
+      records.append(jax.tree.map(float, metrics))
+  return initial, abstract, state, batch, records
+
+
+def same_numbers(a, b):
+  """Adam divides what is small by what is small, so not quite the same."""
+  np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize('name', [name for name in MESHES if name != 'one'])
+def test_a_mesh_does_not_change_the_run(name):
+  initial, abstract, state, batch, records = trained(name)
+  # It is another run than the one on a single device.
+  assert len(batch.targets.sharding.device_set) == NUM_DEVICES
+  count = math.prod(
+    MESHES[name].get(axis, 1) for axis in ('data', 'fsdp', 'sequence')
+  )
+  assert batch.targets.addressable_shards[0].data.size * count == (
+    batch.targets.size
+  )
+  jax.tree.map(np.testing.assert_array_equal, initial, trained('one')[0])
+  for ours, plain in zip(records, trained('one')[-1], strict=True):
+    assert ours['finite'] and plain['finite']
+    for metric in ('loss', 'grad_norm', 'accuracy', 'tokens'):
+      assert ours[metric] == pytest.approx(plain[metric], rel=1e-5), metric
+  assert len({record['loss'] for record in records}) == 5
+  jax.tree.map(
+    lambda leaf, expected: (
+      leaf.sharding.is_equivalent_to(expected.sharding, leaf.ndim)
+      or pytest.fail(f'{leaf.sharding} is not {expected.sharding}')
+    ),
+    state,
+    abstract,
+  )
+  assert int(state.step) == 5
+  jax.tree.map(same_numbers, state.params, trained('one')[2].params)
+
+
+@pytest.mark.parametrize(
+  ('name', 'count'), [('fsdp', 8), ('data_fsdp', 4), ('data', 1)]
+)
+def test_parameters_are_really_distributed(name, count):
+  state = trained(name)[2]
+  kernel = state.params['decoder']['layers']['feedforward']['up']['kernel']
+  shape = kernel.addressable_shards[0].data.shape
+  assert shape == (2, 16 // count, 24)
+  total = local = 0
+  for leaf in jax.tree.leaves((state.params, state.opt_state)):
+    total += leaf.nbytes
+    local += leaf.addressable_shards[0].data.nbytes
+  # All but the norms.
+  assert local <= 1.3 * total / count
+  table = sharding.describe((state.params, state.opt_state))
+  assert f'{local / 2**20:,.1f} MiB on each device' in table
+
+
+@pytest.mark.parametrize('accumulation_steps', [2, 4])
+def test_accumulation_does_not_change_the_run(accumulation_steps):
+  parts = trained('one', accumulation_steps)
+  for ours, plain in zip(parts[-1], trained('one')[-1], strict=True):
+    assert ours == pytest.approx(plain, rel=1e-5)
+  jax.tree.map(same_numbers, parts[2].params, trained('one')[2].params)
+
+
+def test_accumulation_reads_one_part_at_a_time():
+  """The product with the table is of a part's rows, in a scan."""
+  shapes = []
+  for accumulation_steps in (1, 4):
+    config = configure(accumulation_steps=accumulation_steps)
+    model = toy.model(**FIELDS)
+    grads = functools.partial(step.accumulated_gradient, config, model)
+    program = jax.make_jaxpr(grads)(
+      toy.model_params(model), batch_of(0), jax.random.key(0)
+    )
+    shapes.append(f'f32[{ROWS},{toy.T},24]' in str(program))
+  assert shapes == [True, False]
+
+
+def test_names_are_unboxed_before_training():
+  state = trained('one')[2]
+  leaves = jax.tree.leaves(
+    state, is_leaf=lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)
+  )
+  assert all(isinstance(leaf, jax.Array) for leaf in leaves)

@@ -1,0 +1,120 @@
+"""The first tensor that is not finite is found and named."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tiny
+import toy
+from gemini_jax.models import gemini
+from gemini_jax.train import diagnosis
+from gemini_jax.train import optimizer as optimizer_lib
+from gemini_jax.train import step as step_lib
+
+
+def diagnose(change, batch=None, model=(), scan_layers=True, **optimizer):
+  """What is found once `change` has edited the parameters in place."""
+  config = tiny.config(
+    model=dict(model) | {'num_layers': 3, 'scan_layers': scan_layers},
+    optimizer=optimizer,
+  )
+  network = gemini.Gemini(config.model)
+  rule = optimizer_lib.make_optimizer(config.optimizer, 10)
+  params = jax.tree.map(np.array, toy.model_params(network))
+  change(params)
+  params = jax.tree.map(jnp.asarray, params)
+  state = step_lib.TrainState(jnp.int32(0), params, rule.init(params), None)
+  return diagnosis.first_not_finite(
+    config, network, rule, state, toy.batch() if batch is None else batch
+  )
+
+
+def layers(params, stack='decoder'):
+  return params[stack]['layers']
+
+
+def test_a_parameter():
+  def change(params):
+    layers(params)['feedforward']['up']['kernel'][1, 0, 0] = np.nan
+
+  assert diagnose(change) == ('parameter decoder/layers/feedforward/up/kernel')
+
+
+@pytest.mark.parametrize('scan_layers', [True, False])
+@pytest.mark.parametrize('layer', [0, 2])
+def test_the_output_of_a_layer(layer, scan_layers):
+  def change(params):
+    # 1e30 squared is too large, each alone is not.
+    layers(params)['feedforward']['up']['kernel'][layer] = 1e30
+    layers(params)['feedforward']['gate']['kernel'][layer] = 1e30
+
+  found = diagnose(change, scan_layers=scan_layers)
+  assert found.startswith(f'output of decoder layer {layer}, feedforward')
+
+
+@pytest.mark.parametrize('stack', ['encoder', 'decoder'])
+def test_a_layer_of_either_stack(stack):
+  def change(params):
+    layers(params, stack)['feedforward']['up']['kernel'][1] = 1e30
+    layers(params, stack)['feedforward']['gate']['kernel'][1] = 1e30
+
+  batch = toy.batch(encoder=toy.sequence(length=toy.S, seed=1))
+  found = diagnose(change, batch, model=(('architecture', 'encoder_decoder'),))
+  assert found.startswith(f'output of {stack} layer 1, feedforward')
+
+
+def test_the_embedding():
+  def change(params):
+    params['token']['embedding'][:] = 3e38
+
+  found = diagnose(change, model=(('scale_embeddings', True),))
+  assert 'layer 0' in found or 'embed' in found or 'token' in found
+
+
+def test_the_loss():
+  batch = toy.batch()
+  weights_BT = np.array(batch.weights)
+  weights_BT[0, 0] = np.inf
+  found = diagnose(lambda params: None, batch.replace(weights=weights_BT))
+  assert found == 'the loss'
+
+
+def test_a_gradient_alone():
+  """The norm of a tiny embedding is finite, its derivative overflows."""
+
+  def change(params):
+    params['token']['embedding'][:] = 0.0
+
+  found = diagnose(
+    change,
+    model=(('norm_eps', 1e-38), ('tie_embeddings', False)),
+    scan_layers=False,
+  )
+  assert found.startswith('gradient of ')
+
+
+def test_an_update_alone():
+  found = diagnose(
+    lambda params: None, learning_rate=3e38, weight_decay=1e10, clip_norm=0.0
+  )
+  assert found.startswith('update of ')
+
+
+def test_a_norm_alone():
+  """Each gradient is finite, the sum of their squares is not."""
+  batch = toy.batch()
+  weights_BT = np.array(batch.weights)
+  weights_BT[0, 0] = 1e30
+  found = diagnose(
+    lambda params: None,
+    batch.replace(weights=weights_BT),
+    clip_norm=0.0,
+    learning_rate=1e-3,
+  )
+  assert 'norm' in found or 'update' in found
+
+
+def test_nothing_when_all_is_well():
+  found = diagnose(lambda params: None)
+  assert found == 'a norm, which overflows'

@@ -1,0 +1,402 @@
+"""Every rule trains; schedules, decay, freezing and plateaus do as said."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import toy
+from gemini_jax import config as config_lib
+from gemini_jax.train import optimizer as optimizer_lib
+
+NAMES = tuple(config_lib.LEARNING_RATES)
+
+
+def network(seed=0):
+  """Parameters with the paths of a model's, drawn at random."""
+  shapes = {
+    'token': {'embedding': (8, 6)},
+    'decoder': {
+      'layers': {
+        'feedforward': {
+          'up': {'kernel': (1, 6, 16), 'bias': (1, 16)},
+          'down': {'kernel': (1, 16, 6)},
+        },
+        'attention': {'output': {'kernel': (1, 2, 3, 6)}},
+        'attention_norm': {'scale': (1, 6)},
+      }
+    },
+  }
+  return jax.tree.map(
+    lambda shape: toy.normal(shape, (seed, sum(shape)), shape[-2] ** -0.5),
+    shapes,
+    is_leaf=lambda shape: isinstance(shape, tuple),
+  )
+
+
+def apply(params, tokens_B):
+  layer = jax.tree.map(lambda leaf: leaf[0], params['decoder']['layers'])
+  x_BD = params['token']['embedding'][tokens_B]
+  up_BF = x_BD @ layer['feedforward']['up']['kernel']
+  up_BF = jnp.tanh(up_BF + layer['feedforward']['up']['bias'][None])
+  x_BD = x_BD + up_BF @ layer['feedforward']['down']['kernel']
+  x_BD = x_BD * (1 + layer['attention_norm']['scale'][None])
+  mixed_BD = jnp.einsum(
+    'BNH,NHD->BD',
+    x_BD.reshape(-1, 2, 3),
+    layer['attention']['output']['kernel'],
+  )
+  return x_BD + mixed_BD
+
+
+TOKENS = np.arange(8)
+TARGETS = toy.normal((8, 6), 5)
+
+
+def loss(params):
+  return jnp.mean(jnp.square(apply(params, TOKENS) - TARGETS))
+
+
+def fit(config, num_steps, params=None):
+  """(parameters, state of the optimizer) after `num_steps`."""
+  rule = optimizer_lib.make_optimizer(config, num_steps)
+  params = network() if params is None else params
+
+  def body(carry, _):
+    params, state = carry
+    value, grads = jax.value_and_grad(loss)(params)
+    updates, state = rule.update(grads, state, params, value=value)
+    return (optax.apply_updates(params, updates), state), value
+
+  run = jax.jit(
+    lambda params: jax.lax.scan(
+      body, (params, rule.init(params)), length=num_steps
+    )
+  )
+  (params, state), _ = run(params)
+  return params, state
+
+
+def by_path(tree):
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): np.asarray(leaf)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+  }
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_each_rule_trains_at_its_default_learning_rate(name):
+  before = float(loss(network()))
+  # From 0.0002, Lion and AdamW move a weight by that much a step.
+  num_steps = {'lion': 3000, 'adamw': 800, 'adafactor': 800}.get(name, 300)
+  params, state = fit(
+    config_lib.Optimizer(name=name, weight_decay=0.0), num_steps
+  )
+  evaluated = optimizer_lib.evaluation_params(params, state)
+  assert float(loss(evaluated)) < 0.1 * before
+  assert float(loss(params)) < 0.1 * before
+  same = jax.tree.map(np.array_equal, params, evaluated)
+  assert all(jax.tree.leaves(same)) == (name != 'schedule_free')
+
+
+def test_schedule_free_evaluates_its_average():
+  """The average is better than the point that gradients are taken at."""
+  rng = np.random.default_rng(0)
+  rule = optimizer_lib.make_optimizer(
+    config_lib.Optimizer(name='schedule_free', learning_rate=0.3), 1
+  )
+  params = {'kernel': toy.normal((20,))}
+  state = rule.init(params)
+  update = jax.jit(rule.update)
+  for _ in range(60):
+    noise = rng.normal(0, 2, 20).astype(np.float32)
+    grads = {'kernel': params['kernel'] + noise}
+    updates, state = update(grads, state, params)
+    params = optax.apply_updates(params, updates)
+  averaged = optimizer_lib.evaluation_params(params, state)
+  distance = lambda tree: float(jnp.linalg.norm(tree['kernel']))
+  assert distance(averaged) < 0.9 * distance(params)
+
+
+# (schedule, fields, {step: learning rate}) for 100 steps with peak 2.
+SCHEDULES = {
+  'constant': ({}, {0: 2, 50: 2, 100: 2}),
+  'constant with warm-up': (
+    {'schedule': 'constant', 'warmup_steps': 4},
+    {0: 0.5, 1: 1, 2: 1.5, 3: 2, 4: 2, 50: 2, 100: 2},
+  ),
+  'one step of warm-up': (
+    {'schedule': 'constant', 'warmup_steps': 1},
+    {0: 2, 1: 2, 2: 2},
+  ),
+  'cosine': ({}, {0: 2, 50: 1.1, 100: 0.2}),
+  'cosine with warm-up': (
+    {'schedule': 'cosine', 'warmup_steps': 20},
+    {0: 0.1, 19: 2, 20: 2, 60: 1.1, 100: 0.2},
+  ),
+  'cosine to nothing': (
+    {'schedule': 'cosine', 'final_scale': 0.0},
+    {0: 2, 25: 1 + 0.5**0.5, 100: 0},
+  ),
+  'wsd': ({}, {0: 2, 50: 2, 80: 2, 90: 1.1, 100: 0.2}),
+  'wsd with warm-up': (
+    {'schedule': 'wsd', 'warmup_steps': 20, 'decay_share': 0.5},
+    {0: 0.1, 19: 2, 20: 2, 60: 2, 80: 1.1, 100: 0.2},
+  ),
+  'inverse_sqrt': ({}, {0: 2, 3: 1, 99: 0.2}),
+  'inverse_sqrt with warm-up': (
+    {'schedule': 'inverse_sqrt', 'warmup_steps': 4},
+    {0: 0.5, 3: 2, 4: 2, 16: 1, 100: 0.4},
+  ),
+}
+
+
+@pytest.mark.parametrize('case', SCHEDULES)
+def test_schedules(case):
+  fields, expected = SCHEDULES[case]
+  config = config_lib.Optimizer(
+    learning_rate=2.0, **({'schedule': case} | fields)
+  )
+  schedule = optimizer_lib.make_schedule(config, 100)
+  rates = {step: float(schedule(step)) for step in expected}
+  assert rates == pytest.approx(expected, abs=1e-6)
+
+
+def test_schedule_free_never_decays():
+  config = config_lib.Optimizer(
+    name='schedule_free', schedule='cosine', warmup_steps=2
+  )
+  schedule = optimizer_lib.make_schedule(config, 100)
+  assert float(schedule(0)) == pytest.approx(1.5e-3)
+  assert float(schedule(100)) == pytest.approx(3e-3)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_step_of_a_cosine_is_reported_as_applied(name):
+  """Updates follow `learning_rate`, not a counter that is one off."""
+  config = config_lib.Optimizer(
+    name=name, warmup_steps=10, weight_decay=0.0, clip_norm=0.0
+  )
+  rule = optimizer_lib.make_optimizer(config, 20)
+  params = network()
+  state = rule.init(params)
+  grads = jax.grad(loss)(params)
+  updates, state = rule.update(grads, state, params, value=loss(params))
+  rate = optimizer_lib.learning_rate(config, 20, state, np.int32(0))
+  assert float(optax.tree.norm(updates)) > 0, 'the first step must move'
+  assert float(rate) > 0
+
+
+@pytest.mark.parametrize(
+  'name', ['adamw', 'muon', 'lion', 'adafactor', 'momo_adam', 'schedule_free']
+)
+def test_decay_shrinks_kernels_and_nothing_else(name):
+  config = config_lib.Optimizer(
+    name=name, learning_rate=0.1, schedule='constant', weight_decay=0.5
+  )
+  rule = optimizer_lib.make_optimizer(config, 10)
+  before = params = network()
+  state = rule.init(params)
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  for _ in range(2):
+    updates, state = rule.update(zeros, state, params, value=jnp.float32(1))
+    params = optax.apply_updates(params, updates)
+  first = by_path(before)
+  for path, leaf in by_path(params).items():
+    if not path.endswith('kernel'):
+      np.testing.assert_allclose(leaf, first[path], rtol=1e-6, err_msg=path)
+    elif name == 'schedule_free':
+      ratio = leaf / first[path]
+      assert 0.85 < ratio.min() <= ratio.max() < 0.999, path
+    else:
+      np.testing.assert_allclose(
+        leaf, first[path] * 0.95**2, rtol=1e-5, err_msg=path
+      )
+
+
+def test_decay_of_prodigy_follows_its_estimate():
+  config = config_lib.Optimizer(
+    name='prodigy', schedule='constant', weight_decay=0.5
+  )
+  rule = optimizer_lib.make_optimizer(config, 30)
+  params, state = fit(config, 30)
+  grads = jax.grad(loss)(params)
+  estimate = optimizer_lib.find_state(
+    state, optax.contrib.ProdigyState
+  ).estim_lr
+  assert float(estimate) > 1e-5, 'it must have grown'
+  with_decay, _ = rule.update(grads, state, params, value=loss(params))
+  plain = optimizer_lib.make_optimizer(
+    config_lib.Optimizer(name='prodigy', schedule='constant', weight_decay=0.0),
+    10,
+  )
+  without, _ = plain.update(grads, state, params, value=loss(params))
+  start = by_path(params)
+  without = by_path(without)
+  for path, leaf in by_path(with_decay).items():
+    expected = 0.5 * estimate * start[path] if path.endswith('kernel') else 0
+    np.testing.assert_allclose(
+      without[path] - leaf, expected, atol=1e-6, err_msg=path
+    )
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_frozen_parameters_stay_bitwise(name):
+  config = config_lib.Optimizer(
+    name=name, frozen=r'^token/|feedforward/up/', plateau_patience=0
+  )
+  before = by_path(network())
+  params, state = fit(config, 5)
+  evaluated = by_path(optimizer_lib.evaluation_params(params, state))
+  for path, leaf in by_path(params).items():
+    frozen = path.startswith('token/') or 'feedforward/up/' in path
+    assert np.array_equal(leaf, before[path]) == frozen, path
+    if frozen:
+      np.testing.assert_array_equal(evaluated[path], before[path])
+
+
+def test_gradients_are_clipped_to_their_global_norm():
+  params = {'kernel': jnp.zeros(4), 'bias': jnp.zeros(1)}
+  grads = {'kernel': jnp.full(4, 300.0), 'bias': jnp.array([800.0])}
+  # Adam's epsilon this large makes it linear: the update is -rate * clipped.
+  config = config_lib.Optimizer(
+    learning_rate=1e6, schedule='constant', eps=1e6, clip_norm=2.0
+  )
+  rule = optimizer_lib.make_optimizer(config, 1)
+  updates, _ = rule.update(grads, rule.init(params), params, value=0.0)
+  np.testing.assert_allclose(updates['kernel'], -0.6, rtol=1e-3)
+  np.testing.assert_allclose(updates['bias'], -1.6, rtol=1e-3)
+  small = jax.tree.map(lambda grad: grad / 1e3, grads)
+  updates, _ = rule.update(small, rule.init(params), params, value=0.0)
+  np.testing.assert_allclose(updates['kernel'], -0.3, rtol=1e-3)
+
+
+def test_a_plateau_shrinks_updates():
+  config = config_lib.Optimizer(
+    plateau_patience=2,
+    plateau_factor=0.5,
+    schedule='constant',
+    learning_rate=0.1,
+    weight_decay=0.0,
+  )
+  rule = optimizer_lib.make_optimizer(config, 10)
+  params = network()
+  state = rule.init(params)
+  grads = jax.grad(loss)(params)
+  observe = jax.jit(
+    lambda state, value: optimizer_lib.observe_validation(config, state, value)
+  )
+
+  def scale(state):
+    kind = optax.contrib.ReduceLROnPlateauState
+    return float(optimizer_lib.find_state(state, kind).scale)
+
+  def size(state):
+    updates, _ = rule.update(grads, state, params, value=loss(params))
+    return float(optax.tree.norm(updates))
+
+  for value in (5.0, 4.0, 3.0, 2.0):
+    state = observe(state, jnp.float32(value))
+  assert scale(state) == 1.0
+  full = size(state)
+  state = observe(state, jnp.float32(2.5))
+  assert scale(state) == 1.0
+  state = observe(state, jnp.float32(2.0))
+  assert scale(state) == 0.5
+  assert size(state) == pytest.approx(full / 2, rel=1e-5)
+  rate = optimizer_lib.learning_rate(config, 10, state, np.int32(0))
+  assert float(rate) == pytest.approx(0.05)
+  # One that improves starts the count again.
+  for value in (2.6, 1.0, 1.5):
+    state = observe(state, jnp.float32(value))
+  assert scale(state) == 0.5
+  state = observe(state, jnp.float32(1.5))
+  assert scale(state) == 0.25
+
+
+def test_a_plateau_with_frozen_parameters():
+  config = config_lib.Optimizer(plateau_patience=1, frozen='^token/')
+  rule = optimizer_lib.make_optimizer(config, 10)
+  state = rule.init(network())
+  for value in (1.0, 1.0):
+    state = optimizer_lib.observe_validation(config, state, jnp.float32(value))
+  rate = optimizer_lib.learning_rate(config, 10, state, np.int32(0))
+  assert float(rate) == pytest.approx(0.5e-3)
+
+
+def test_muon_sees_every_kernel_of_a_stack_as_a_matrix():
+  """In dims and out dims; embeddings, norms, biases and heads are Adam's."""
+  model = toy.model(
+    architecture='encoder_decoder',
+    attention_bias=True,
+    mlp_bias=True,
+    qk_norm=True,
+    tie_embeddings=False,
+    position='learned',
+  )
+  params = toy.model_params(model)
+  dims = jax.tree_util.tree_flatten_with_path(
+    optimizer_lib.matrix_dims(params),
+    is_leaf=lambda leaf: (
+      leaf is None or isinstance(leaf, optax.contrib.MuonDimensionNumbers)
+    ),
+  )[0]
+  shapes = {path: leaf.shape for path, leaf in by_path(params).items()}
+  matrices = {}
+  for path, dim in dims:
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    if dim is None:
+      assert '/layers/' not in name or not name.endswith('kernel'), name
+      continue
+    size = lambda axes, name=name: int(
+      np.prod([shapes[name][axis] for axis in axes])
+    )
+    matrices[name] = (size(dim.reduction_axis), size(dim.output_axis))
+    assert sorted((0, *dim.reduction_axis, *dim.output_axis)) == list(
+      range(len(shapes[name]))
+    ), 'every dim but the layer is in or out'
+  # Width 16, 4 heads and 2 key/value heads of 4, hidden width 24.
+  attention = {
+    'query/kernel': (16, 16),
+    'key/kernel': (16, 8),
+    'value/kernel': (16, 8),
+    'output/kernel': (16, 16),
+  }
+  feedforward = {
+    'up/kernel': (16, 24),
+    'gate/kernel': (16, 24),
+    'down/kernel': (24, 16),
+  }
+  expected = {}
+  for stack, kinds in (
+    ('encoder', ['attention']),
+    ('decoder', ['attention', 'cross_attention']),
+  ):
+    for kind in kinds:
+      for name, shape in attention.items():
+        expected[f'{stack}/layers/{kind}/{name}'] = shape
+    for name, shape in feedforward.items():
+      expected[f'{stack}/layers/feedforward/{name}'] = shape
+  assert matrices == expected
+
+
+def test_muon_makes_the_update_of_each_layer_orthogonal():
+  config = config_lib.Optimizer(
+    name='muon',
+    learning_rate=1.0,
+    schedule='constant',
+    weight_decay=0.0,
+    clip_norm=0.0,
+  )
+  params = {'decoder': {'layers': {'up': {'kernel': toy.normal((3, 8, 8))}}}}
+  grads = jax.tree.map(lambda leaf: toy.normal(leaf.shape, 7), params)
+  rule = optimizer_lib.make_optimizer(config, 10)
+  updates, _ = rule.update(grads, rule.init(params), params, value=0.0)
+  for update in updates['decoder']['layers']['up']['kernel']:
+    values = np.linalg.svd(update, compute_uv=False)
+    # Five steps of Newton-Schulz leave them between 0.7 and 1.2.
+    assert values.max() / values.min() < 2
+    rms = float(jnp.sqrt(jnp.mean(jnp.square(update))))
+    assert rms == pytest.approx(0.2, rel=0.3)
+  assert np.linalg.cond(grads['decoder']['layers']['up']['kernel']).min() > 2
