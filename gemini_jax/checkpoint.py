@@ -78,11 +78,12 @@ class Checkpointer:
     """
     try:
       manifest = json.loads((self.path(step) / MANIFEST).read_text())
-      if not isinstance(manifest['files'], dict):
-        raise TypeError('files is not a table')
-      return manifest
-    except (OSError, ValueError, KeyError, TypeError) as error:
-      raise DamageError(f'{MANIFEST}: {error}') from error
+      checksum = manifest.pop('checksum')
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+      raise DamageError(f'{MANIFEST} is not readable: {error!r}') from error
+    if checksum != zlib.crc32(_encode(manifest)):
+      raise DamageError(f'{MANIFEST} has changed since it was written')
+    return manifest
 
   def best(self) -> int | None:
     """The step of the lowest metric, if any checkpoint has one."""
@@ -124,9 +125,10 @@ class Checkpointer:
       for file in sorted(path.rglob('*'))
       if file.is_file()
     }
+    manifest['checksum'] = zlib.crc32(_encode(manifest))
     draft = path / f'{MANIFEST}.draft'
-    with draft.open('w') as file:
-      json.dump(manifest, file, indent=1)
+    with draft.open('wb') as file:
+      file.write(_encode(manifest))
       file.flush()
       os.fsync(file.fileno())
     draft.replace(path / MANIFEST)
@@ -230,6 +232,10 @@ def _shapes(tree: Any) -> dict[str, str]:
     )
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
   }
+
+
+def _encode(manifest: dict[str, Any]) -> bytes:
+  return json.dumps(manifest, indent=1).encode()
 
 
 def _checksum(path: pathlib.Path) -> int:

@@ -85,9 +85,11 @@ class Model:
   rope_scale: float = 1.0
   # Llama 3's frequency-dependent rescaling: its original context; 0: off.
   rope_llama3_context: int = 0
+  # Its (factor, low, high): see layers/embedding.py.
   rope_llama3_factors: tuple[float, float, float] = (8.0, 1.0, 4.0)
   # pre: x + f(norm(x)); pre_post: x + norm(f(norm(x))), as in Gemma 2.
   norm: Literal['pre', 'pre_post'] = 'pre'
+  # Added to the mean square under the root of every norm.
   norm_eps: float = 1e-6
   # Normalise queries and keys per head, as in Gemma 3.
   qk_norm: bool = False
@@ -242,6 +244,7 @@ class Data:
 class Tokenizer:
   """Text to token ids and back."""
 
+  # How text is cut: learned pieces, UTF-8 bytes, or the characters seen.
   kind: Literal['sentencepiece', 'bytes', 'characters'] = 'bytes'
   # A SentencePiece model to load; None: train one on the training split.
   path: str | None = None
@@ -253,6 +256,7 @@ class Tokenizer:
 class Optimizer:
   """The update rule, its learning rate and what surrounds it."""
 
+  # The update rule.
   name: Literal[
     'adamw',
     'adafactor',
@@ -265,7 +269,7 @@ class Optimizer:
   # Peak learning rate; None: a usual one, see LEARNING_RATES. Of prodigy,
   # which finds its own, a multiplier near 1.
   learning_rate: float | None = None
-  # schedule_free never decays, whatever stands here.
+  # Its course after the warm-up; schedule_free never decays.
   schedule: Literal['constant', 'cosine', 'wsd', 'inverse_sqrt'] = 'cosine'
   # Linear warm-up, in steps.
   warmup_steps: int = 0
@@ -276,13 +280,16 @@ class Optimizer:
   # Multiply the learning rate by plateau_factor once the validation loss
   # has not improved for plateau_patience evaluations; 0: off.
   plateau_patience: int = 0
+  # What a plateau multiplies the learning rate by.
   plateau_factor: float = 0.5
+  # Decay rates of the first and of the second moment.
   b1: float = 0.9
   b2: float = 0.95
+  # Added to the root of the second moment.
   eps: float = 1e-8
-  # Decoupled weight decay, except on paths that no_decay (a regular
-  # expression) matches.
+  # Decoupled weight decay.
   weight_decay: float = 0.1
+  # Parameters whose path matches this regular expression do not decay.
   no_decay: str = r'(scale|bias|embedding|positions)$'
   # Parameters whose path matches stay as they are; '': all are trained.
   frozen: str = ''
@@ -337,11 +344,17 @@ class Optimizer:
 class Parallel:
   """Devices along each axis of the mesh; one of them may be -1: the rest."""
 
+  # Copies of the parameters; each reads its share of the batch.
   data: int = -1
+  # Parts of every parameter, along its width; the batch is split as well.
   fsdp: int = 1
+  # Parts of the heads, of the hidden units and of the vocabulary.
   tensor: int = 1
+  # Parts of the sequences.
   sequence: int = 1
+  # Parts of the experts.
   expert: int = 1
+  # Parts of the layers.
   pipeline: int = 1
 
   def __post_init__(self):
@@ -359,14 +372,17 @@ class Parallel:
 class Train:
   """The training loop."""
 
+  # Updates of the parameters.
   num_steps: int = 1000
+  # All randomness of a run follows from it.
   seed: int = 0
   # Steps between lines of metrics, evaluations and checkpoints.
   log_every: int = 10
   eval_every: int = 200
   save_every: int = 200
-  # Newest checkpoints kept; the best by validation loss is kept as well.
+  # Newest checkpoints kept.
   keep_last: int = 2
+  # Keep the best by validation loss as well.
   keep_best: bool = True
   # Label smoothing of the cross-entropy.
   label_smoothing: float = 0.0
@@ -392,6 +408,15 @@ class Eval:
   max_batches: int | None = None
   # Prompts continued after training, to read.
   samples: tuple[str, ...] = ()
+  # Held-out pairs whose targets are generated greedily after training and
+  # compared with the true ones; 0: none.
+  exact_match: int = 0
+
+  def __post_init__(self):
+    check(
+      self.exact_match >= 0,
+      f'eval.exact_match={self.exact_match} must be at least 0',
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -417,6 +442,7 @@ class Generate:
   beam_size: int = 1
   # Length normalisation of beams, ((5 + n) / 6) ** length_penalty.
   length_penalty: float = 0.6
+  # Of the samples.
   seed: int = 0
   # Which checkpoint: the newest, or the best by validation loss.
   checkpoint: Literal['latest', 'best'] = 'latest'
@@ -471,6 +497,11 @@ class Config:
       f'data.objective={self.data.objective!r} does not go with '
       f'model.architecture={self.model.architecture!r}; encoder_decoder goes '
       'with seq2seq, decoder with causal or prefix',
+    )
+    check(
+      not self.eval.exact_match or bool(self.data.inputs_field),
+      f'eval.exact_match={self.eval.exact_match} needs pairs; set '
+      'data.inputs_field and data.targets_field',
     )
     check(
       self.data.sequence_length <= self.model.max_length,

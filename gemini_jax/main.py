@@ -12,9 +12,8 @@ from collections.abc import Sequence
 
 import absl.logging
 
-from gemini_jax import command
+from gemini_jax import command, host
 from gemini_jax import config as config_lib
-from gemini_jax import host
 
 MODES = ('train', 'eval', 'generate')
 

@@ -15,12 +15,8 @@ from orbax.checkpoint import v1 as ocp
 from gemini_jax import checkpoint, main
 from gemini_jax import config as config_lib
 
-# Toy programs run once; without fusions they compile in a quarter of the time.
-# Read by XLA when the first array is made.
-FAST_COMPILATION = '--xla_cpu_use_fusion_emitters=false'
-if FAST_COMPILATION not in os.environ['XLA_FLAGS']:
-  os.environ['XLA_FLAGS'] += f' {FAST_COMPILATION}'
-
+# Of a process with one device, see conftest.
+FLAGS = '--xla_cpu_use_fusion_emitters=false'
 ROOT = pathlib.Path(__file__).parents[1]
 
 EXPERIMENT = """
@@ -112,7 +108,7 @@ def start(file, workdir, *overrides, **environment):
       *arguments(file, workdir, *overrides),
     ],
     cwd=ROOT,
-    env=os.environ | {'XLA_FLAGS': FAST_COMPILATION} | environment,
+    env=os.environ | {'XLA_FLAGS': FLAGS} | environment,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,

@@ -7,6 +7,7 @@ sees what it would have seen.
 
 import collections
 import functools
+import itertools
 import logging
 import sys
 from collections.abc import Iterator
@@ -169,6 +170,23 @@ def texts(config: config_lib.Data, split: Split) -> Iterator[str]:
     source = unique[spec][0] if unique else sources.records(spec, config)
     for record in sources.texts(source, config, collections.Counter()):
       yield from record
+
+
+def pairs(
+  config: config_lib.Data, split: Split, most: int
+) -> list[tuple[str, ...]]:
+  """The first `most` usable (inputs, targets) of a split.
+
+  Raises:
+    ConfigError: a source cannot be read.
+  """
+  found: list[tuple[str, ...]] = []
+  for spec in getattr(config, split):
+    records = sources.texts(
+      sources.records(spec, config), config, collections.Counter()
+    )
+    found += itertools.islice(records, most - len(found))
+  return found
 
 
 def iterate(

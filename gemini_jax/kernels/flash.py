@@ -6,6 +6,7 @@ G query heads per key/value head, H head width.
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 # Finite, so that a row which sees nothing gives a mean and not NaN.
 MASK_VALUE = -1e30
@@ -67,9 +68,7 @@ def _mix_forward(scores_BKMS, mask_BTS, v_BKSH):
   scores_BKGTS = scores_BKMS.reshape(B, K, -1, mask_BTS.shape[1], S)
   scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, MASK_VALUE)
   scores_BKMS = scores_BKGTS.reshape(B, K, M, S)
-  exp_BKMS = jnp.exp(
-    scores_BKMS - jnp.max(scores_BKMS, axis=-1, keepdims=True)
-  )
+  exp_BKMS = jnp.exp(scores_BKMS - jnp.max(scores_BKMS, axis=-1, keepdims=True))
   # Divided after the product with the values: H numbers a row, not S.
   inverse_BKM1 = 1 / jnp.sum(exp_BKMS, axis=-1, keepdims=True)
   exp_BKMS = exp_BKMS.astype(v_BKSH.dtype)
@@ -79,7 +78,10 @@ def _mix_forward(scores_BKMS, mask_BTS, v_BKSH):
     v_BKSH,
     preferred_element_type=jnp.float32,
   )
-  out_BKMH = (out_BKMH * inverse_BKM1).astype(v_BKSH.dtype)
+  # Named here, where the gradient reads it, so that remat can keep it.
+  out_BKMH = checkpoint_name(
+    (out_BKMH * inverse_BKM1).astype(v_BKSH.dtype), 'attended'
+  )
   return out_BKMH, (exp_BKMS, inverse_BKM1, v_BKSH, out_BKMH)
 
 

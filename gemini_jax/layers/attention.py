@@ -113,7 +113,6 @@ class Attention(nn.Module):
       scale=self.scale,
       softcap=self.softcap,
     )
-    out_BTNH = checkpoint_name(out_BTNH, 'attended')
     out_BTD = linear.Einsum(
       (self.num_heads, self.head_dim, x_BTD.shape[-1]),
       ('heads', None, 'embed'),

@@ -103,9 +103,7 @@ def rotary_angles(
   )
 
 
-def rotate(
-  x_BTNH: jax.Array, angles: tuple[jax.Array, jax.Array]
-) -> jax.Array:
+def rotate(x_BTNH: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
   """Rotates the pairs (x[i], x[i + H/2]) of every head by its angle."""
   sin_BT1H, cos_BT1H = (part[:, :, None, :] for part in angles)
   x = x_BTNH.astype(jnp.float32)

@@ -20,9 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemini_jax import batch as batch_lib
-from gemini_jax import command
+from gemini_jax import command, host
 from gemini_jax import config as config_lib
-from gemini_jax import host
 from gemini_jax.models import gemini
 from gemini_jax.parallel import sharding
 from gemini_jax.train import loop, metrics, run

@@ -58,14 +58,21 @@ def _first_output(
 ) -> str | None:
   """The first module whose output is not finite, with its layer's number."""
   found: list[str] = []
-  layers: dict[str, int] = {}
+  stack, layer = '', -1
 
   def look(next_function, args, kwargs, context):
+    nonlocal stack, layer
     path = '/'.join(context.module.path)
     kind = type(context.module).__name__
-    if kind == 'Block':
-      layers[kind] = layers.get(kind, -1) + 1
+    if kind == 'Stack':
+      stack, layer = path, -1
+    elif kind == 'Block':
+      layer += 1
+    # Blocks are applied one by one, so their paths begin inside them.
+    name = f'{stack} layer {layer}, {path or kind}' if stack else path or kind
     output = next_function(*args, **kwargs)
+    if kind == 'Stack':
+      stack = ''
     leaves = jax.tree.leaves(output)
     bad = any(
       jnp.issubdtype(leaf.dtype, jnp.floating)
@@ -74,8 +81,7 @@ def _first_output(
       if isinstance(leaf, jax.Array)
     )
     if bad and not found:
-      layer = f'layer {layers["Block"]}, ' if layers else ''
-      found.append(f'{layer}{path or kind}')
+      found.append(name)
     return output
 
   # Without compilation every value is at hand, and a scan is a Python loop.

@@ -1,13 +1,17 @@
 """Evaluation over whole splits."""
 
+import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from gemini_jax import batch as batch_lib
+from gemini_jax import config as config_lib
+from gemini_jax.infer import generation
 from gemini_jax.models import gemini
 from gemini_jax.train import losses
 
@@ -58,3 +62,48 @@ def evaluate(
     (jax.tree.map(np.float64, item) for item in host),
   )
   return summarize(total, tokens_per_byte)
+
+
+def exact_match(
+  config: config_lib.Config,
+  model: gemini.Gemini,
+  params: Any,
+  tokenizer: generation.Tokenizer,
+  pairs: Sequence[tuple[str, ...]],
+) -> float:
+  """Share of (inputs, targets) whose greedy output is the targets, all of it.
+
+  Inputs that are too long for the model count as wrong.
+  """
+  greedy = dataclasses.replace(
+    config.generate,
+    temperature=0.0,
+    count=1,
+    beam_size=1,
+    max_tokens=config.model.max_length,
+  )
+  fitting = [
+    (inputs, targets)
+    for inputs, targets in pairs
+    if _fits(generation.read_prompt(config, model, tokenizer, inputs), config)
+  ]
+  samples = generation.generate(
+    dataclasses.replace(config, generate=greedy),
+    model,
+    params,
+    tokenizer,
+    [inputs for inputs, _ in fitting],
+  )
+  right = sum(
+    sample.text == targets
+    for sample, (_, targets) in zip(samples, fitting, strict=True)
+  )
+  return right / len(pairs)
+
+
+def _fits(prompt: generation.Prompt, config: config_lib.Config) -> bool:
+  inputs = () if prompt.inputs is None else prompt.inputs
+  return (
+    len(prompt.tokens) < config.model.max_length
+    and len(inputs) <= config.data.inputs_length
+  )

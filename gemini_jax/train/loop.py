@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -58,6 +58,7 @@ def evaluate(config: config_lib.Config, workdir: str | os.PathLike):
     restored = run.restore(config.generate.checkpoint)
     eval_step = compile_eval(run, restored.state, next(iter(held_out.values())))
     _, results = evaluate_splits(run, restored.state, eval_step, held_out)
+    results |= exact_matches(run, restored.state, held_out)
   print(json.dumps({'step': restored.step} | results))
 
 
@@ -76,9 +77,6 @@ def _train(run: run_lib.Run):
   enable_compilation_cache(config)
   data = run.loader('train')
   held_out = _held_out(run)
-  for loader in (data, *held_out.values()):
-    for line in loader.describe():
-      logging.info('%s', line)
 
   # Where the run stands: the newest whole checkpoint, or a fresh state.
   restored = run.checkpoints.restore(run.abstract)
@@ -156,6 +154,7 @@ def _train(run: run_lib.Run):
     )
 
   batches = device_batches(run, loader_lib.iterate(data, step))
+  norm = jax.jit(optax.global_norm)
   try:
     for done in range(step + 1, num_steps + 1):
       index = np.int32(done - 1)
@@ -172,11 +171,16 @@ def _train(run: run_lib.Run):
         continue
       settle(pending)
       pending = None
+      # An update can overflow where the loss before it was finite.
+      if saves and not np.isfinite(norm(state.params)):
+        raise_not_finite(run, state, data, done, values)
       if evaluates:
         splits = [s for s in held_out if last or s == 'validation']
         state, new = evaluate_splits(
           run, state, eval_step, {s: held_out[s] for s in splits}
         )
+        if last:
+          new |= exact_matches(run, state, held_out)
         results.update(new)
         writer.write(done, new)
         progress.note(f'step {done:,}{_results(new)}')
@@ -225,6 +229,26 @@ def evaluate_splits(
       )
     )
   return state, results
+
+
+def exact_matches(
+  run: run_lib.Run, state: step_lib.TrainState, splits: Iterable[str]
+) -> dict[str, float]:
+  """`split/exact_match` of the first `eval.exact_match` pairs of each."""
+  most = run.config.eval.exact_match
+  if not most:
+    return {}
+  params = state.evaluation_params()
+  return {
+    f'{split}/exact_match': evaluation.exact_match(
+      run.config,
+      run.model,
+      params,
+      run.tokenizer,
+      loader_lib.pairs(run.config.data, split, most),
+    )
+    for split in splits
+  }
 
 
 def compile_step(
@@ -313,7 +337,7 @@ def raise_not_finite(
   state: step_lib.TrainState,
   data: loader_lib.Loader,
   index: int,
-  values: dict[str, float],
+  values: Mapping[str, Any],
 ):
   """Stops with the step and the first tensor that went wrong.
 
@@ -327,8 +351,8 @@ def raise_not_finite(
   steps = run.checkpoints.steps()
   kept = f'{run.checkpoints.path(steps[-1])}' if steps else 'none yet'
   raise FloatingPointError(
-    f'step {index + 1} is not finite (loss {values["loss"]}, gradient norm '
-    f'{values["grad_norm"]}): first in {culprit}; last good checkpoint: {kept}'
+    f'step {index + 1} is not finite (loss {float(values["loss"])}, gradient '
+    f'norm {float(values["grad_norm"])}): first in {culprit}; last good checkpoint: {kept}'
   )
 
 
@@ -367,6 +391,6 @@ def _results(values: dict[str, float]) -> str:
   shown = [
     f'{name} {value:.4f}'
     for name, value in values.items()
-    if name.endswith(('/loss', '/bits_per_byte', '/accuracy'))
+    if name.endswith(('/loss', '/bits_per_byte', '/accuracy', '/exact_match'))
   ]
   return ''.join(f'  {item}' for item in shown)

@@ -116,6 +116,9 @@ class Writer:
     # Imported here: it is slow, and generation does without.
     import tensorboardX
 
+    self._wandb = (
+      _wandb(workdir, config) if config.train.wandb_project else None
+    )
     path = workdir / FILE
     path.touch()
     self._file = path.open('r+')
@@ -123,9 +126,6 @@ class Writer:
     self._file.seek(0, os.SEEK_END)
     self._board = tensorboardX.SummaryWriter(
       str(workdir / 'tensorboard'), purge_step=step + 1
-    )
-    self._wandb = (
-      _wandb(workdir, config) if config.train.wandb_project else None
     )
 
   def write(self, step: int, values: dict[str, float | None]):

@@ -15,7 +15,9 @@ from gemini_jax.train import step as step_lib
 
 def diagnose(change, batch=None, model=(), scan_layers=True, **optimizer):
   """What is found once `change` has edited the parameters in place."""
+  encodes = 'architecture' in dict(model)
   config = tiny.config(
+    data={'objective': 'seq2seq' if encodes else 'causal'},
     model=dict(model) | {'num_layers': 3, 'scan_layers': scan_layers},
     optimizer=optimizer,
   )
@@ -64,12 +66,13 @@ def test_a_layer_of_either_stack(stack):
   assert found.startswith(f'output of {stack} layer 1, feedforward')
 
 
-def test_the_embedding():
-  def change(params):
-    params['token']['embedding'][:] = 3e38
+def test_outside_of_a_stack():
+  """The last norm is no part of the last layer."""
 
-  found = diagnose(change, model=(('scale_embeddings', True),))
-  assert 'layer 0' in found or 'embed' in found or 'token' in found
+  def change(params):
+    params['decoder_norm']['scale'][:] = 3e38
+
+  assert diagnose(change) == 'output of decoder_norm'
 
 
 def test_the_loss():
@@ -81,15 +84,13 @@ def test_the_loss():
 
 
 def test_a_gradient_alone():
-  """The norm of a tiny embedding is finite, its derivative overflows."""
+  """At zero every norm multiplies derivatives by 1e10, and values by 0."""
 
   def change(params):
     params['token']['embedding'][:] = 0.0
 
   found = diagnose(
-    change,
-    model=(('norm_eps', 1e-38), ('tie_embeddings', False)),
-    scan_layers=False,
+    change, model=(('norm_eps', 1e-20), ('tie_embeddings', False))
   )
   assert found.startswith('gradient of ')
 

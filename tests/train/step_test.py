@@ -13,11 +13,14 @@ from gemini_jax.models import gemini
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import step as step_lib
 
+# Losses and gradient norms of three steps.
+GOLDEN_LOSSES = (3.3824596, 3.5845604, 3.4980226)
+GOLDEN_NORMS = (3.4415686, 3.2096283, 2.6978719)
+
 METRICS = {
   'loss',
   'accuracy',
   'grad_norm',
-  'update_norm',
   'learning_rate',
   'tokens',
   'finite',
@@ -66,10 +69,6 @@ def test_a_golden_training_step():
   np.testing.assert_allclose(norms, GOLDEN_NORMS, rtol=1e-5)
 
 
-GOLDEN_LOSSES = (0, 0, 0)
-GOLDEN_NORMS = (0, 0, 0)
-
-
 def test_metrics_of_a_step():
   step, state = parts((('learning_rate', 0.01),))
   batch = toy.batch(rows=4)
@@ -87,9 +86,6 @@ def test_metrics_of_a_step():
     )
   ]
   assert all(moved), 'every parameter learns'
-  assert np.sqrt(sum(moved)) == pytest.approx(
-    float(metrics['update_norm']), rel=1e-4
-  )
 
 
 @pytest.mark.parametrize('accumulation_steps', [2, 4])

@@ -1,0 +1,460 @@
+"""The config is strict, says what is wrong, and explains every field."""
+
+import ast
+import dataclasses
+import inspect
+import math
+
+import ml_collections
+import pytest
+
+from gemini_jax import command
+from gemini_jax import config as config_lib
+
+SECTIONS = {
+  field.name: field.default_factory
+  for field in dataclasses.fields(config_lib.Config)
+}
+
+
+def convert(path=None, value=None):
+  """The config with one field changed, `path` being section.field."""
+  values = {}
+  if path is not None:
+    section, field = path.split('.')
+    values = {section: {field: value}}
+  return config_lib.from_config_dict(values)
+
+
+def refused(path, value):
+  with pytest.raises(config_lib.ConfigError) as error:
+    convert(path, value)
+  return str(error.value)
+
+
+def test_unknown_fields_are_told_with_the_nearest_name():
+  assert refused('model.num_headz', 3).startswith(
+    'model.num_headz is not a field of model; did you mean num_heads'
+  )
+  assert refused('modle.width', 3) == (
+    'modle is not a field of config; did you mean model?'
+  )
+  assert refused('loss_weights.qqq', 3) == (
+    'loss_weights.qqq is not a field of loss_weights; accepted: z_loss'
+  )
+
+
+WRONG_TYPES = {
+  'an int': ('model.width', '3', "model.width='3' must be int, not str"),
+  'an int, not a bool': (
+    'model.width',
+    True,
+    'model.width=True must be int, not bool',
+  ),
+  'an int, not a float': (
+    'model.width',
+    3.0,
+    'model.width=3.0 must be int, not float',
+  ),
+  'a bool': ('model.remat', 1, 'model.remat=1 must be bool, not int'),
+  'a float': (
+    'model.dropout',
+    '0.1',
+    "model.dropout='0.1' must be float, not str",
+  ),
+  'a float, not a bool': (
+    'model.dropout',
+    False,
+    'model.dropout=False must be float, not bool',
+  ),
+  'a string': ('data.text_field', 3, 'data.text_field=3 must be str, not int'),
+  'not None': (
+    'model.width',
+    None,
+    'model.width=None must be int, not NoneType',
+  ),
+  'an optional int': (
+    'model.vocab_size',
+    '3',
+    "model.vocab_size='3' must be int, not str",
+  ),
+  'one of a few': (
+    'model.norm',
+    'post',
+    "model.norm='post' must be one of pre, pre_post",
+  ),
+  'a tuple': (
+    'data.train',
+    'text:a.txt',
+    "data.train='text:a.txt' must be a tuple",
+  ),
+  'elements': (
+    'data.train',
+    ('text:a.txt', 3),
+    'data.train[1]=3 must be str, not int',
+  ),
+  'elements of a few': (
+    'model.attention_pattern',
+    ('global', 'locl'),
+    "model.attention_pattern[1]='locl' must be one of global, local",
+  ),
+  'tensors to save': (
+    'model.remat_save',
+    ('atended',),
+    "model.remat_save[0]='atended' must be one of query, key, value, "
+    'attended, gate, up, residual',
+  ),
+  'as many elements': (
+    'model.rope_llama3_factors',
+    (8.0, 1.0),
+    'model.rope_llama3_factors=(8.0, 1.0) must have 3 values',
+  ),
+}
+
+
+@pytest.mark.parametrize('case', WRONG_TYPES)
+def test_a_value_of_another_type_is_refused(case):
+  path, value, message = WRONG_TYPES[case]
+  assert refused(path, value) == message
+
+
+def test_a_section_is_a_section():
+  with pytest.raises(config_lib.ConfigError) as error:
+    config_lib.from_config_dict({'model': 3})
+  assert str(error.value) == 'model=3 must be a section of the config'
+
+
+def test_ints_become_floats_and_lists_tuples():
+  config = config_lib.from_config_dict(
+    {
+      'model': {'dropout': 0, 'rope_llama3_factors': [8, 1, 4]},
+      'data': {'train': ['a:b'], 'weights': [1]},
+    }
+  )
+  assert type(config.model.dropout) is float
+  assert config.model.rope_llama3_factors == (8.0, 1.0, 4.0)
+  assert all(type(x) is float for x in config.model.rope_llama3_factors)
+  assert config.data.train == ('a:b',) and config.data.weights == (1.0,)
+
+
+def test_optional_fields_take_none():
+  config = convert('model.vocab_size', None)
+  assert config.model.vocab_size is None
+  assert convert('model.vocab_size', 7).model.vocab_size == 7
+
+
+# One section's field out of range; the path names what is set.
+RANGES = {
+  'model.max_length': (0, 'model.max_length=0 must be at least 1'),
+  'model.width': (0, 'model.width=0 must be at least 1'),
+  'model.num_layers': (0, 'model.num_layers=0 must be at least 1'),
+  'model.num_heads': (0, 'model.num_heads=0 must be at least 1'),
+  'model.window': (0, 'model.window=0 must be at least 1'),
+  'model.num_kv_heads': (
+    3,
+    'model.num_kv_heads=3 must divide model.num_heads=4',
+  ),
+  'model.head_dim': (
+    7,
+    'model.head_dim=7 must be even for rotary positions',
+  ),
+  'model.dropout': (
+    1.0,
+    'model.dropout=1.0 must be at least 0 and below 1',
+  ),
+  'model.attention_pattern': ((), 'model.attention_pattern is empty'),
+  'data.batch_size': (0, 'data.batch_size=0 must be at least 1'),
+  'data.sequence_length': (0, 'data.sequence_length=0 must be at least 1'),
+  'data.inputs_length': (0, 'data.inputs_length=0 must be at least 1'),
+  'data.inputs_field': (
+    'x',
+    "data.inputs_field='x' and data.targets_field='' must be set together",
+  ),
+  'data.prefetch': (-1, 'data.prefetch=-1 must be at least 0'),
+  'data.weights': (
+    (1.0,),
+    'data.weights has 1 values for 0 sources in data.train',
+  ),
+  'optimizer.learning_rate': (
+    0.0,
+    'optimizer.learning_rate=0.0 must be above 0',
+  ),
+  'optimizer.accumulation_steps': (
+    0,
+    'optimizer.accumulation_steps=0 must be at least 1',
+  ),
+  'optimizer.ema_decay': (
+    1.0,
+    'optimizer.ema_decay=1.0 must be at least 0 and below 1',
+  ),
+  'optimizer.no_decay': (
+    '(',
+    "optimizer.no_decay='(' is not a regular expression: missing ), "
+    'unterminated subpattern at position 0',
+  ),
+  'optimizer.frozen': (
+    '*',
+    "optimizer.frozen='*' is not a regular expression: nothing to repeat at "
+    'position 0',
+  ),
+  'parallel.tensor': (
+    0,
+    'parallel.tensor=0 must be at least 1, or -1 for the rest',
+  ),
+  'parallel.fsdp': (
+    -1,
+    "parallel: only one of ['data', 'fsdp'] can be -1",
+  ),
+  'train.num_steps': (0, 'train.num_steps=0 must be at least 1'),
+  'train.log_every': (0, 'train.log_every=0 must be at least 1'),
+  'train.eval_every': (0, 'train.eval_every=0 must be at least 1'),
+  'train.save_every': (0, 'train.save_every=0 must be at least 1'),
+  'train.keep_last': (0, 'train.keep_last=0 must be >= 1'),
+  'eval.exact_match': (-1, 'eval.exact_match=-1 must be at least 0'),
+  'generate.count': (0, 'generate.count=0 must be at least 1'),
+  'generate.max_tokens': (0, 'generate.max_tokens=0 must be at least 1'),
+  'generate.beam_size': (0, 'generate.beam_size=0 must be at least 1'),
+  'generate.prefill_chunk': (0, 'generate.prefill_chunk=0 must be at least 1'),
+  'generate.temperature': (
+    -1.0,
+    'generate.temperature=-1.0 must be at least 0',
+  ),
+  'generate.top_p': (
+    0.0,
+    'generate.top_p=0.0 must be above 0 and at most 1',
+  ),
+  'generate.min_p': (1.5, 'generate.min_p=1.5 must be in [0, 1]'),
+  'generate.top_k': (-1, 'generate.top_k=-1 must be at least 0'),
+}
+
+
+@pytest.mark.parametrize('path', RANGES)
+def test_a_value_out_of_range_is_refused(path):
+  value, message = RANGES[path]
+  assert refused(path, value) == message
+
+
+# Values that are wrong together, as one dict of section.field.
+CONFLICTS = [
+  (
+    {'eval.exact_match': 5},
+    'eval.exact_match=5 needs pairs; set data.inputs_field and '
+    'data.targets_field',
+  ),
+  (
+    {'model.num_heads': 3},
+    'model.num_heads=3 must divide model.width=256 unless model.head_dim is '
+    'set',
+  ),
+  (
+    {
+      'data.deduplicate': True,
+      'data.inputs_field': 'x',
+      'data.targets_field': 'y',
+    },
+    'data.deduplicate=True is for plain text; data.inputs_field='
+    "'x' makes pairs",
+  ),
+  (
+    {'data.train': ('a:b',), 'data.weights': (0.0,)},
+    'data.weights=(0.0,) must all be above 0',
+  ),
+  (
+    {'optimizer.name': 'schedule_free', 'optimizer.ema_decay': 0.9},
+    'optimizer.ema_decay must be 0 with schedule_free, which averages itself',
+  ),
+  (
+    {'optimizer.name': 'schedule_free', 'optimizer.plateau_patience': 3},
+    'optimizer.plateau_patience must be 0 with schedule_free, whose average '
+    'would not see the scaled steps',
+  ),
+  (
+    {'data.objective': 'seq2seq'},
+    "data.objective='seq2seq' does not go with model.architecture='decoder'; "
+    'encoder_decoder goes with seq2seq, decoder with causal or prefix',
+  ),
+  (
+    {'model.architecture': 'encoder_decoder', 'data.objective': 'prefix'},
+    "data.objective='prefix' does not go with model.architecture="
+    "'encoder_decoder'; encoder_decoder goes with seq2seq, decoder with "
+    'causal or prefix',
+  ),
+  (
+    {'data.sequence_length': 300},
+    'data.sequence_length=300 must be at most model.max_length=256',
+  ),
+  (
+    {'optimizer.accumulation_steps': 3},
+    'optimizer.accumulation_steps=3 must divide data.batch_size=16',
+  ),
+]
+
+
+@pytest.mark.parametrize(('values', 'message'), CONFLICTS)
+def test_values_that_do_not_go_together_are_refused(values, message):
+  nested = {}
+  for path, value in values.items():
+    section, field = path.split('.')
+    nested.setdefault(section, {})[field] = value
+  with pytest.raises(config_lib.ConfigError) as error:
+    config_lib.from_config_dict(nested)
+  assert str(error.value) == message
+
+
+def test_every_check_is_tested_here():
+  """A new `check` in config.py needs its message in a table above."""
+  tree = ast.parse(inspect.getsource(config_lib))
+  checks = [
+    node
+    for item in tree.body
+    if isinstance(item, ast.ClassDef)
+    for node in ast.walk(item)
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == 'check'
+  ]
+  messages = [message for _, message in RANGES.values()]
+  messages += [message for _, message in CONFLICTS]
+  assert len(checks) > 20
+  for call in checks:
+    parts = [
+      part.value
+      for part in ast.walk(call.args[1])
+      if isinstance(part, ast.Constant) and isinstance(part.value, str)
+    ]
+    found = [all(part in text for part in parts) for text in messages]
+    assert any(found), ast.unparse(call)
+
+
+def test_not_a_number_is_refused():
+  assert 'optimizer.learning_rate=nan' in refused(
+    'optimizer.learning_rate', math.nan
+  )
+  assert 'model.dropout=nan' in refused('model.dropout', math.nan)
+
+
+def changed():
+  """A config in which Optional fields and tuples are set."""
+  return config_lib.from_config_dict(
+    {
+      'model': {
+        'vocab_size': 99,
+        'attention_pattern': ('local', 'global'),
+        'rope_base_local': 100.0,
+        'remat_save': ('up',),
+      },
+      'data': {'train': ('a:b', 'c:d'), 'weights': (1.0, 2.0)},
+      'optimizer': {'learning_rate': 0.5},
+    }
+  )
+
+
+@pytest.mark.parametrize('config', [config_lib.Config(), changed()])
+def test_round_trips(config):
+  assert config_lib.from_json(config_lib.to_json(config)) == config
+  made = config_lib.to_config_dict(config)
+  assert config_lib.from_config_dict(made) == config
+  assert config_lib.from_config_dict(made.to_dict()) == config
+
+
+def test_a_config_dict_holds_every_field():
+  made = config_lib.to_config_dict()
+  assert isinstance(made, ml_collections.ConfigDict)
+  assert set(made) == set(SECTIONS)
+  for name, section in SECTIONS.items():
+    fields = dataclasses.fields(section)
+    assert set(made[name]) == {field.name for field in fields}
+
+
+def test_the_frozen_config_is_frozen():
+  config = config_lib.Config()
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    config.model.width = 3
+  assert hash(config) == hash(config_lib.Config())
+
+
+@pytest.mark.parametrize('section', SECTIONS)
+def test_every_field_is_explained(section):
+  """By a comment above it, or above its neighbour of the same type."""
+  source = inspect.getsource(SECTIONS[section])
+  lines = source.splitlines()
+  fields = [
+    node
+    for node in ast.parse(source).body[0].body
+    if isinstance(node, ast.AnnAssign)
+  ]
+  assert fields
+  kind = lambda node: ast.unparse(node.annotation).removesuffix(' | None')
+  for before, field in zip([None, *fields], fields, strict=False):
+    commented = lines[field.lineno - 2].lstrip().startswith('#')
+    shares = (
+      before is not None
+      and before.end_lineno == field.lineno - 1
+      and kind(before) == kind(field)
+    )
+    assert commented or shares, f'{section}.{field.target.id}'
+
+
+EXPERIMENT = """
+from experiments import base
+
+
+def get_config(arg=''):
+  config = base.get_config()
+  config.model.width = int(arg or 64)
+  return config
+"""
+
+
+@pytest.fixture
+def parse(tmp_path):
+  """Parses a command line with these overrides."""
+  file = tmp_path / 'experiment.py'
+  file.write_text(EXPERIMENT)
+
+  def run(*overrides, arg=''):
+    argv = ['main', f'--config={file}{arg}', *overrides]
+    return command.parse(argv, {'mode': 'train'}).config
+
+  return run
+
+
+# Flag: (field, value).
+OVERRIDES = {
+  '--config.model.width=32': ('model.width', 32),
+  '--config.model.rope_base=100': ('model.rope_base', 100.0),
+  '--config.model.remat': ('model.remat', True),
+  '--noconfig.model.scan_layers': ('model.scan_layers', False),
+  '--config.model.scan_layers=false': ('model.scan_layers', False),
+  '--config.model.norm=pre_post': ('model.norm', 'pre_post'),
+  # These are None until they are set.
+  '--config.model.vocab_size=512': ('model.vocab_size', 512),
+  '--config.model.rope_base_local=100': ('model.rope_base_local', 100.0),
+  '--config.optimizer.learning_rate=1e-2': ('optimizer.learning_rate', 0.01),
+  '--config.data.data_dir=/data': ('data.data_dir', '/data'),
+  '--config.train.compilation_cache=': ('train.compilation_cache', ''),
+  # Tuples: empty ones, longer ones, of strings and of numbers.
+  "--config.model.attention_pattern=('local','global')": (
+    'model.attention_pattern',
+    ('local', 'global'),
+  ),
+  "--config.data.train=('a:b','c:d')": ('data.train', ('a:b', 'c:d')),
+  "--config.eval.samples=('One, two',)": ('eval.samples', ('One, two',)),
+  '--config.model.rope_llama3_factors=(4.0,1.0,2.0)': (
+    'model.rope_llama3_factors',
+    (4.0, 1.0, 2.0),
+  ),
+}
+
+
+@pytest.mark.parametrize('flag', OVERRIDES)
+def test_a_flag_overrides_a_field(flag, parse):
+  path, expected = OVERRIDES[flag]
+  section, field = path.split('.')
+  assert getattr(getattr(parse(), section), field) != expected
+  actual = getattr(getattr(parse(flag), section), field)
+  assert actual == expected and type(actual) is type(expected)
+
+
+def test_the_argument_reaches_the_experiment(parse):
+  assert parse().model.width == 64
+  assert parse(arg=':32').model.width == 32
+  assert parse('--config.model.width=16', arg=':32').model.width == 16

@@ -1,0 +1,86 @@
+"""A split's numbers do not depend on how it is cut into batches."""
+
+import functools
+import math
+
+import jax
+import numpy as np
+import pytest
+
+import tiny
+import toy
+from gemini_jax.models import gemini
+from gemini_jax.train import evaluation, losses
+
+
+@pytest.fixture(scope='module')
+def model():
+  network = gemini.Gemini(tiny.config().model)
+  return network, toy.model_params(network)
+
+
+def test_batches_of_a_split_equal_one_big_batch(model):
+  """The last one is half padding, whose content must not matter."""
+  network, params = model
+  step = jax.jit(functools.partial(evaluation.eval_step, model=network))
+  whole = toy.batch(rows=5)
+  padded = jax.tree.map(lambda leaf: np.concatenate([leaf, leaf[:1]]), whole)
+  weights_BT = np.array(padded.weights)
+  weights_BT[5] = 0
+  padded = padded.replace(weights=weights_BT)
+  batches = [
+    jax.tree.map(lambda leaf, i=i: leaf[i : i + 2], padded) for i in (0, 2, 4)
+  ]
+  values = evaluation.evaluate(step, params, batches, 0.25)
+  expected = evaluation.evaluate(step, params, [whole], 0.25)
+  assert values == pytest.approx(expected, rel=1e-5)
+  # A mean of the batches' means is something else.
+  means = [
+    evaluation.evaluate(step, params, [batch], None)['loss']
+    for batch in batches
+  ]
+  assert abs(np.mean(means) - expected['loss']) > 1e-4
+
+
+def test_evaluation_has_no_dropout_and_no_smoothing(model):
+  network, params = model
+  sums = evaluation.eval_step(params, toy.batch(), model=network)
+  assert float(sums.objective) == float(sums.loss)
+  dropped = gemini.Gemini(tiny.config(model={'dropout': 0.5}).model)
+  again = evaluation.eval_step(params, toy.batch(), model=dropped)
+  assert float(again.loss) == float(sums.loss)
+
+
+def test_numbers_of_a_split():
+  total = losses.Sums(
+    loss=np.float64(60),
+    objective=np.float64(1e9),
+    correct=np.float64(30),
+    weight=np.float64(40),
+  )
+  # A quarter of the targets is one byte: 10 targets for 40 bytes.
+  values = evaluation.summarize(total, 0.25)
+  assert values == pytest.approx(
+    {
+      'loss': 1.5,
+      'perplexity': math.exp(1.5),
+      'accuracy': 0.75,
+      'bits_per_byte': 60 / math.log(2) / 160,
+    }
+  )
+  assert 'bits_per_byte' not in evaluation.summarize(total, None)
+
+
+def test_perplexity_of_a_hopeless_model_is_a_number():
+  total = losses.Sums(*map(np.float64, (1e6, 0, 0, 1)))
+  assert math.isfinite(evaluation.summarize(total, None)['perplexity'])
+
+
+def test_sums_of_many_batches_lose_no_token():
+  """float32 stops counting at 2**24."""
+  sums = losses.Sums(*map(np.float32, (2.0, 2.0, 1.0, 2.0**24)))
+  one = losses.Sums(*map(np.float32, (2.0, 2.0, 1.0, 1.0)))
+  values = evaluation.evaluate(
+    lambda params, batch: batch, None, [sums, one, one, one], None
+  )
+  assert values['loss'] * (2**24 + 3) == pytest.approx(8, rel=1e-12)

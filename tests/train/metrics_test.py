@@ -1,0 +1,220 @@
+"""FLOPs against hand counts and the compiler; where numbers are written."""
+
+import json
+import math
+import types
+
+import jax
+import pytest
+
+import tiny
+import toy
+from gemini_jax import config as config_lib
+from gemini_jax.models import gemini
+from gemini_jax.train import metrics
+
+LENGTH, MEMORY = 128, 96
+
+MODELS = {
+  'decoder': {},
+  'grouped queries': {'num_kv_heads': 1},
+  'gated': {'gated': True},
+  'wide heads': {'head_dim': 24, 'mlp_dim': 100},
+  'local': {
+    'attention_pattern': ('local', 'global'),
+    'window': 8,
+    'num_layers': 3,
+  },
+  'encoder-decoder': {
+    'architecture': 'encoder_decoder',
+    'num_encoder_layers': 3,
+  },
+  'local encoder-decoder': {
+    'architecture': 'encoder_decoder',
+    'num_kv_heads': 2,
+    'attention_pattern': ('local',),
+    'window': 16,
+  },
+}
+
+
+def make(name):
+  return config_lib.Model(
+    **{
+      'vocab_size': 320,
+      'max_length': LENGTH,
+      'width': 64,
+      'num_layers': 2,
+      'num_heads': 4,
+      'gated': False,
+      'scan_layers': False,
+    }
+    | MODELS[name]
+  )
+
+
+def pairs_by_hand(length, window, causal):
+  """Query-key pairs within reach, counted one by one."""
+  return sum(
+    (abs(q - k) < window) and (k <= q or not causal)
+    for q in range(length)
+    for k in range(length)
+  )
+
+
+def by_hand(config, length, memory):
+  """2 FLOPs for each multiplication, from the shapes of the parameters."""
+  boxed = jax.eval_shape(
+    lambda: gemini.init_params(gemini.Gemini(config), jax.random.key(0))
+  )
+  flat, _ = jax.tree_util.tree_flatten_with_path(boxed)
+  total = 2 * length * config.width * config.vocab_size
+  for path, leaf in flat:
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    if 'kernel' in name:
+      reads_memory = name.startswith('encoder') or (
+        'cross_attention/key' in name or 'cross_attention/value' in name
+      )
+      total += 2 * leaf.size * (memory if reads_memory else length)
+
+  def stack(num_layers, length, causal):
+    pattern = config.attention_pattern
+    kinds = [pattern[i % len(pattern)] for i in range(num_layers)]
+    windows = [config.window if k == 'local' else length for k in kinds]
+    return sum(pairs_by_hand(length, window, causal) for window in windows)
+
+  pairs = stack(config.num_layers, length, True)
+  pairs += stack(config.encoder_layers, memory, False)
+  if config.encoder_layers:
+    pairs += config.num_layers * length * memory
+  return total + 4 * config.num_heads * config.head_width * pairs
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_forward_flops_equal_a_count_by_hand(name):
+  config = make(name)
+  memory = MEMORY if config.encoder_layers else 0
+  assert metrics.forward_flops(config, LENGTH, memory) == by_hand(
+    config, LENGTH, memory
+  )
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_forward_flops_agree_with_the_compiler(name):
+  """XLA computes every pair, those outside of the mask too."""
+  config = make(name)
+  memory = MEMORY if config.encoder_layers else 0
+  network = gemini.Gemini(config)
+  params = toy.model_params(network)
+  encoder = toy.sequence(1, MEMORY) if memory else None
+  batch = toy.batch(rows=1, length=LENGTH, encoder=encoder)
+  forward = jax.jit(lambda p, b: network.apply({'params': p}, b)[0])
+  cost = forward.lower(params, batch).cost_analysis()['flops']
+  pattern = config.attention_pattern
+  masked = 0
+  for layers, length, causal in (
+    (config.num_layers, LENGTH, True),
+    (config.encoder_layers, memory, False),
+  ):
+    for i in range(layers):
+      local = pattern[i % len(pattern)] == 'local'
+      window = config.window if local else length
+      masked += length**2 - pairs_by_hand(length, window, causal)
+  masked *= 4 * config.num_heads * config.head_width
+  expected = metrics.forward_flops(config, LENGTH, memory) + masked
+  # Norms, softmax and activations are what is left.
+  assert 1 <= cost / expected < 1.1
+
+
+def test_flops_of_a_step():
+  config = tiny.config(data={'batch_size': 6})
+  assert metrics.step_flops(config) == 18 * metrics.forward_flops(
+    config.model, 12
+  )
+  config = tiny.config(
+    model={'architecture': 'encoder_decoder'},
+    data={'objective': 'seq2seq', 'inputs_length': 7},
+  )
+  assert metrics.step_flops(config) == 6 * metrics.forward_flops(
+    config.model, 12, 7
+  )
+
+
+@pytest.mark.parametrize(
+  ('kind', 'dtype', 'peak'),
+  [
+    ('TPU v5 lite', 'bfloat16', 197e12),
+    ('TPU v5', 'bfloat16', 459e12),
+    ('TPU v5p', 'bfloat16', 459e12),
+    ('NVIDIA H100 PCIe', 'bfloat16', 756e12),
+    ('NVIDIA H100 80GB HBM3', 'bfloat16', 989e12),
+    ('TPU v5', 'float32', None),
+    ('NVIDIA GeForce RTX 4090', 'bfloat16', None),
+    ('cpu', 'bfloat16', None),
+  ],
+)
+def test_a_peak_is_known_or_none(kind, dtype, peak):
+  device = types.SimpleNamespace(device_kind=kind)
+  assert metrics.peak_flops(device, dtype) == peak
+
+
+def test_a_writer_goes_on_where_the_checkpoint_was(tmp_path):
+  writer = metrics.Writer(tmp_path, tiny.config(), 0, 0)
+  writer.write(1, {'train/loss': 2.5, 'train/mfu': None})
+  size = writer.size()
+  writer.write(2, {'train/loss': 2.0})
+  writer.close()
+  assert (tmp_path / metrics.FILE).stat().st_size > size
+  writer = metrics.Writer(tmp_path, tiny.config(), 1, size)
+  writer.write(2, {'train/loss': math.nan, 'x': math.inf, 'y': -math.inf})
+  assert writer.size() == (tmp_path / metrics.FILE).stat().st_size
+  writer.close()
+  text = (tmp_path / metrics.FILE).read_text()
+  assert 'NaN' not in text
+  assert 'Infinity' not in text
+  assert [json.loads(line) for line in text.splitlines()] == [
+    {'step': 1, 'train/loss': 2.5, 'train/mfu': None},
+    {'step': 2, 'train/loss': None, 'x': None, 'y': None},
+  ]
+  assert list((tmp_path / 'tensorboard').iterdir())
+
+
+def test_weights_and_biases_are_an_extra(tmp_path, monkeypatch):
+  monkeypatch.setitem(__import__('sys').modules, 'wandb', None)
+  config = tiny.config(train={'wandb_project': 'p'})
+  with pytest.raises(
+    config_lib.ConfigError, match=r"pip install 'gemini_jax\[wandb\]'"
+  ):
+    metrics.Writer(tmp_path, config, 0, 0)
+
+
+def test_a_log_gets_plain_lines(capsys):
+  progress = metrics.Progress(10, 1000)
+  progress.update(
+    510,
+    {
+      'train/loss': 1.25,
+      'train/tokens_per_second': 12345.6,
+      'train/mfu': None,
+      'train/grad_norm': 3.0,
+    },
+  )
+  progress.note('step 510  validation/loss 1.5')
+  progress.close()
+  out = capsys.readouterr().out
+  assert '\r' not in out
+  assert out.splitlines() == [
+    'step 510/1,000  loss 1.2500  12,346 tokens/s  0:00 left',
+    'step 510  validation/loss 1.5',
+  ]
+
+
+def test_a_terminal_gets_a_bar(capsys, monkeypatch):
+  monkeypatch.setattr('sys.stderr.isatty', lambda: True, raising=False)
+  progress = metrics.Progress(10, 1000)
+  progress.update(510, {'train/loss': 1.25, 'train/mfu': 0.5})
+  progress.close()
+  err = capsys.readouterr().err
+  assert 'loss 1.2500' in err
+  assert 'MFU 50.0%' in err
+  assert '510/1000' in err
