@@ -3,9 +3,13 @@
 B sequences in the batch, T decoder length, S encoder length.
 """
 
+from typing import Any
+
 import flax.struct
 import numpy as np
-from jax.typing import ArrayLike
+
+# numpy's on the host, jax's on devices, or shapes alone.
+Array = Any
 
 
 @flax.struct.dataclass
@@ -19,9 +23,9 @@ class Sequence:
       Attention never crosses segments.
   """
 
-  tokens: ArrayLike
-  positions: ArrayLike
-  segments: ArrayLike
+  tokens: Array
+  positions: Array
+  segments: Array
 
 
 @flax.struct.dataclass
@@ -38,9 +42,9 @@ class Batch:
   """
 
   decoder: Sequence
-  targets: ArrayLike
-  weights: ArrayLike
-  prefix: ArrayLike | None = None
+  targets: Array
+  weights: Array
+  prefix: Array | None = None
   encoder: Sequence | None = None
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -221,18 +222,21 @@ def evaluate_splits(
     )
     results |= {f'{split}/{name}': value for name, value in values.items()}
   if run.config.optimizer.plateau_patience and 'validation/loss' in results:
-    state = state.replace(
+    state = dataclasses.replace(
+      state,
       opt_state=optimizer_lib.observe_validation(
         run.config.optimizer,
         state.opt_state,
-        np.float32(results['validation/loss']),
+        jnp.float32(results['validation/loss']),
       )
     )
   return state, results
 
 
 def exact_matches(
-  run: run_lib.Run, state: step_lib.TrainState, splits: Iterable[str]
+  run: run_lib.Run,
+  state: step_lib.TrainState,
+  splits: Iterable[loader_lib.Split],
 ) -> dict[str, float]:
   """`split/exact_match` of the first `eval.exact_match` pairs of each."""
   most = run.config.eval.exact_match
@@ -293,7 +297,7 @@ def enable_compilation_cache(config: config_lib.Config):
   if path is None:
     root = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
     path = os.path.join(root, 'gemini_jax', 'xla')
-  if path and not jax.config.jax_compilation_cache_dir:
+  if path and not jax.config.read('jax_compilation_cache_dir'):
     jax.config.update('jax_compilation_cache_dir', path)
 
 

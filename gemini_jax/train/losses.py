@@ -3,6 +3,7 @@
 B batch, T length, V vocabulary.
 """
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -95,4 +96,6 @@ def model_sums(
     z_loss=weights.get('z_loss', 0.0),
   )
   extra = sum((weights[name] * value for name, value in aux.items()), 0.0)
-  return sums.replace(objective=sums.objective + extra * sums.weight)
+  return dataclasses.replace(
+    sums, objective=sums.objective + extra * sums.weight
+  )

@@ -6,6 +6,7 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -128,7 +129,7 @@ class Writer:
       str(workdir / 'tensorboard'), purge_step=step + 1
     )
 
-  def write(self, step: int, values: dict[str, float | None]):
+  def write(self, step: int, values: Mapping[str, float | None]):
     """One line: `step`, then the values; None and NaN become null."""
     values = {
       name: value if value is not None and math.isfinite(value) else None
@@ -185,7 +186,7 @@ class Progress:
         initial=start, total=total, unit='step', dynamic_ncols=True
       )
 
-  def update(self, step: int, values: dict[str, float | None]):
+  def update(self, step: int, values: Mapping[str, float | None]):
     """Shows that `step` is done, with some of its numbers."""
     shown = {
       name.removeprefix('train/'): value

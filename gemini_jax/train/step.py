@@ -29,7 +29,7 @@ class TrainState:
     ema: moving average of the parameters, or None.
   """
 
-  step: jax.Array
+  step: Any
   params: Any
   opt_state: Any
   ema: Any | None
