@@ -8,9 +8,8 @@ from experiments import base
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   del arg
   config = base.get_config()
-  config.data.train = ('reverse:50000#[:49000]',)
-  config.data.validation = ('reverse:50000#[49000:49500]',)
-  config.data.test = ('reverse:50000#[49500:]',)
+  config.data.train = ('reverse:50000#[:49500]',)
+  config.data.validation = ('reverse:50000#[49500:]',)
   config.data.inputs_field = 'inputs'
   config.data.targets_field = 'targets'
   config.data.objective = 'seq2seq'
@@ -26,11 +25,13 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.model.mlp_dim = 256
   config.model.position = 'learned'
   config.model.scan_layers = False
-  config.optimizer.learning_rate = 2e-3
-  config.optimizer.warmup_steps = 100
-  config.optimizer.b2 = 0.98
-  config.train.num_steps = 2000
+  config.optimizer.name = 'muon'
+  config.optimizer.learning_rate = 4e-3
+  config.optimizer.warmup_steps = 50
+  config.optimizer.final_scale = 0.0
+  config.train.num_steps = 1000
   config.train.log_every = 100
   config.train.eval_every = 500
-  config.train.save_every = 2000
+  config.train.save_every = 500
+  config.eval.exact_match = 500
   return config

@@ -115,7 +115,7 @@ class Checkpointer:
       'arrays': _shapes(state),
     }
     path.mkdir(parents=True)
-    writing = ocp.save_async(path / 'state', state)
+    writing = ocp.save_async(str(path / 'state'), state)
     self._pending = self._worker.submit(self._finish, path, writing, manifest)
 
   def _finish(self, path: pathlib.Path, writing: Any, manifest: dict):
@@ -136,7 +136,7 @@ class Checkpointer:
 
   def _prune(self):
     steps = self.steps()
-    keep = set(steps[-self._keep_last :])
+    keep: set[int | None] = set(steps[-self._keep_last :])
     if self._keep_best:
       keep.add(self.best())
     for step in steps:
@@ -198,7 +198,7 @@ class Checkpointer:
         )
         continue
       self._match(candidate, manifest, abstract)
-      state = ocp.load(self.path(candidate) / 'state', abstract)
+      state = ocp.load(str(self.path(candidate) / 'state'), abstract)
       return Restored(candidate, state, manifest)
     return None
 

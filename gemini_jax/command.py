@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -60,7 +61,7 @@ def parse(argv: Sequence[str], options: Mapping[str, str | None]) -> Command:
     raise config_lib.ConfigError(_one_line(error)) from error
   if len(rest) > 1:
     raise config_lib.ConfigError(f'unexpected arguments: {" ".join(rest[1:])}')
-  values = {name: known[name].value for name in options}
+  values: dict[str, Any] = {name: known[name].value for name in options}
   for name, value in {'config': holder.value, **values}.items():
     config_lib.check(value is not None, f'--{name}=... is missing')
   return Command(config_lib.from_config_dict(holder.value), values)
@@ -74,7 +75,7 @@ def _unknown_field(
     flag, *fields = argument.lstrip('-').split('=')[0].split('.')
     if flag != 'config':
       continue
-    section = config_lib.to_config_dict()
+    section: Any = config_lib.to_config_dict()
     for depth, name in enumerate(fields):
       known = list(section.keys()) if hasattr(section, 'keys') else []
       if name not in known:

@@ -2,14 +2,15 @@
 
 import os
 import tempfile
+from importlib import metadata
 
 # Read by jax and by the package when they are first used.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+_FLAGS = ['--xla_force_host_platform_device_count=8']
 # Toy programs run once: without these passes they compile four times faster.
-_FLAGS = (
-  '--xla_force_host_platform_device_count=8',
-  '--xla_cpu_use_fusion_emitters=false',
-)
+# Later releases do not know the flag, and stop at what they do not know.
+if metadata.version('jaxlib').startswith('0.10.'):
+  _FLAGS.append('--xla_cpu_use_fusion_emitters=false')
 os.environ['XLA_FLAGS'] = ' '.join((os.environ.get('XLA_FLAGS', ''), *_FLAGS))
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 # Held here, so that it goes when the session ends.

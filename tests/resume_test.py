@@ -17,7 +17,7 @@ NUM_STEPS = 100
 
 @pytest.fixture(scope='module')
 def setup(tmp_path_factory):
-  """(experiment, workdir of an uninterrupted run, environment)."""
+  """(experiment, workdir of an uninterrupted run)."""
   folder = tmp_path_factory.mktemp('resume')
   file = tiny.experiment(
     folder,
@@ -25,15 +25,12 @@ def setup(tmp_path_factory):
     'train.log_every = 1',
     'train.save_every = 7',
     'train.eval_every = 11',
-    f"train.compilation_cache = '{folder / 'xla'}'",
     'model.dropout = 0.1',
     'optimizer.ema_decay = 0.9',
   )
-  # Everything is kept, however fast it compiled.
-  environment = {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
-  code, output = finish(tiny.start(file, folder / 'whole', **environment))
+  code, output = finish(tiny.start(file, folder / 'whole'))
   assert code == 0, output
-  return file, folder / 'whole', environment
+  return file, folder / 'whole'
 
 
 def finish(process):
@@ -69,17 +66,17 @@ def assert_same(workdir, whole):
 
 
 def test_killed_three_times(setup, tmp_path):
-  file, whole, environment = setup
+  file, whole = setup
   seed = random.SystemRandom().randrange(10**6)
   print('seed', seed)
   draw = random.Random(seed)
   for first, last in ((2, 20), (25, 50), (55, 80)):
     moment = draw.randint(first, last), draw.uniform(0, 0.03)
     print('killed at', moment)
-    process = tiny.start(file, tmp_path / 'run', **environment)
+    process = tiny.start(file, tmp_path / 'run')
     code, output = interrupt(process, signal.SIGKILL, *moment)
     assert code == -signal.SIGKILL, output
-  code, output = finish(tiny.start(file, tmp_path / 'run', **environment))
+  code, output = finish(tiny.start(file, tmp_path / 'run'))
   assert code == 0, output
   assert 'resuming at step' in output
   assert_same(tmp_path / 'run', whole)
@@ -87,10 +84,10 @@ def test_killed_three_times(setup, tmp_path):
 
 def test_stopped_and_damaged(setup, tmp_path):
   """SIGTERM twice; before the last start one bit of the newest flips."""
-  file, whole, environment = setup
+  file, whole = setup
   saved = []
   for step in (5, 40):
-    process = tiny.start(file, tmp_path / 'run', **environment)
+    process = tiny.start(file, tmp_path / 'run')
     code, output = interrupt(process, signal.SIGTERM, step, 0.005)
     assert code == 0, output
     assert 'stopped by a signal; step' in output
@@ -105,7 +102,7 @@ def test_stopped_and_damaged(setup, tmp_path):
   content = bytearray(largest.read_bytes())
   content[len(content) // 3] ^= 4
   largest.write_bytes(content)
-  code, output = finish(tiny.start(file, tmp_path / 'run', **environment))
+  code, output = finish(tiny.start(file, tmp_path / 'run'))
   assert code == 0, output
   assert f'{largest.relative_to(newest)} has changed since' in output
   assert f'resuming at step {saved[1]}\n' not in output

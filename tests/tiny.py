@@ -15,8 +15,11 @@ from orbax.checkpoint import v1 as ocp
 from gemini_jax import checkpoint, main
 from gemini_jax import config as config_lib
 
-# Of a process with one device, see conftest.
-FLAGS = '--xla_cpu_use_fusion_emitters=false'
+# Of a process with one device, which keeps all that it compiled; see conftest.
+ENVIRONMENT = {
+  'XLA_FLAGS': '--xla_cpu_use_fusion_emitters=false',
+  'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+}
 ROOT = pathlib.Path(__file__).parents[1]
 
 EXPERIMENT = """
@@ -98,7 +101,7 @@ def run(file, workdir, *overrides, mode='train'):
   return main.main(['main', *arguments(file, workdir, *overrides, mode=mode)])
 
 
-def start(file, workdir, *overrides, **environment):
+def start(file, workdir, *overrides):
   """`main` in a process of its own, on one device; stderr joins stdout."""
   return subprocess.Popen(
     [
@@ -108,7 +111,7 @@ def start(file, workdir, *overrides, **environment):
       *arguments(file, workdir, *overrides),
     ],
     cwd=ROOT,
-    env=os.environ | {'XLA_FLAGS': FLAGS} | environment,
+    env=os.environ | ENVIRONMENT,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,

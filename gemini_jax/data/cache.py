@@ -110,7 +110,8 @@ def open_or_build(
   finally:
     shutil.rmtree(work, ignore_errors=True)
   corpus = _open(path)
-  config_lib.check(corpus is not None, f'{path} changed while it was read')
+  if corpus is None:
+    raise config_lib.ConfigError(f'{path} changed while it was read')
   return corpus
 
 

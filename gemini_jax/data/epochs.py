@@ -33,7 +33,7 @@ class Epochs:
     fits = transforms.fits(lengths, corpus.firsts, config)
     self.num_too_long = int(np.count_nonzero(~fits))
     config_lib.check(
-      fits.any(),
+      bool(fits.any()),
       f'{name}: every record is too long for data.sequence_length='
       f'{config.sequence_length} and data.inputs_length='
       f'{config.inputs_length}; the shortest has {lengths.min()} tokens',

@@ -46,7 +46,7 @@ def tfds(where: str, split: str, config: config_lib.Data) -> Rows:
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.WARNING)  # TFDS tells of every file it opens.
   try:
-    builder = tensorflow_datasets.builder(
+    builder: Any = tensorflow_datasets.builder(
       where, data_dir=folder, file_format='array_record'
     )
     if not builder.info.splits and not folder:
@@ -187,7 +187,9 @@ def python(where: str) -> Rows:
   content = pathlib.Path(path).read_bytes()
   topics = None
   for node in ast.parse(content).body:
-    if isinstance(node, ast.Assign) and ast.unparse(node.targets) == 'topics':
+    if isinstance(node, ast.Assign) and [
+      ast.unparse(target) for target in node.targets
+    ] == ['topics']:
       try:
         topics = ast.literal_eval(node.value)
       except ValueError:

@@ -119,6 +119,7 @@ class Characters(Tokenizer):
 
   def encode(self, text: str) -> np.ndarray:
     """int32[n], one id a character."""
+    assert self.unk_id is not None
     codes = _code_points(text)
     if not self._codes.size:
       return np.full(codes.size, self.unk_id, np.int32)

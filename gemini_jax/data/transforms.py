@@ -149,7 +149,9 @@ class _Place:
     """[N] the value of each token's piece."""
     return np.repeat(values, self.lengths)
 
-  def fill(self, values, rest, dtype=np.int32) -> np.ndarray:
+  def fill(
+    self, values, rest, dtype: type[np.generic] = np.int32
+  ) -> np.ndarray:
     """[num_rows, width] of values of the tokens, and `rest` elsewhere."""
     flat = np.full(self.shape, rest, dtype).reshape(-1)
     flat[self.target] = values

@@ -138,7 +138,8 @@ def search_loop(
     first_P1 = beam_size * jnp.arange(shape[0])[:, None]
     parent_B = (first_P1 + best_PK // vocab_size).reshape(-1)
     token_B = (best_PK % vocab_size).reshape(-1)
-    state = follow(state, parent_B).replace(done=(live_PK == -jnp.inf).ravel())
+    state = follow(state, parent_B)
+    state = dataclasses.replace(state, done=(live_PK == -jnp.inf).ravel())
     state = state.append(
       token_B, logprobs_BV[parent_B, token_B], token_B == decoder.eos_id
     )
@@ -163,12 +164,12 @@ def search_loop(
     )
     beaten_P = jnp.min(finished.scores, axis=1) >= bound_P
     live_PK = jnp.where(beaten_P[:, None], -jnp.inf, live_PK)
-    state = state.replace(done=(live_PK == -jnp.inf).ravel())
+    state = dataclasses.replace(state, done=(live_PK == -jnp.inf).ravel())
     return live_PK, state, finished
 
   # The beams of a prompt start equal: only the first is alive.
   live_PK = jnp.where(beams(state.done), -jnp.inf, 0.0).at[:, 1:].set(-jnp.inf)
-  state = state.replace(done=(live_PK == -jnp.inf).ravel())
+  state = dataclasses.replace(state, done=(live_PK == -jnp.inf).ravel())
   finished = Finished(
     jnp.full(shape, -jnp.inf),
     jnp.zeros((*shape, length), jnp.int32),
@@ -186,12 +187,14 @@ def follow(state: decoding.State, parent_B: jax.Array) -> decoding.State:
   What a prompt's rows have in common, such as the encoder's keys and values,
   stays where it is.
   """
-  cache = state.cache.replace(
+  cache = dataclasses.replace(
+    state.cache,
     self_attention=jax.tree.map(
       lambda leaf: leaf[:, parent_B], state.cache.self_attention
-    )
+    ),
   )
-  return state.replace(
+  return dataclasses.replace(
+    state,
     tokens=state.tokens[parent_B],
     logprobs=state.logprobs[parent_B],
     lengths=state.lengths[parent_B],

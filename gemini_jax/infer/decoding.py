@@ -60,7 +60,8 @@ class State:
     rows_B = jnp.arange(self.tokens.shape[0])
     slots_B = jnp.where(self.done, self.tokens.shape[1], self.lengths)
     lengths_B = self.lengths + ~self.done
-    return self.replace(
+    return dataclasses.replace(
+      self,
       tokens=self.tokens.at[rows_B, slots_B].set(token_B, mode='drop'),
       logprobs=self.logprobs.at[rows_B, slots_B].set(logprob_B, mode='drop'),
       lengths=lengths_B,
@@ -117,7 +118,9 @@ class Decoder:
   @property
   def forbidden_V(self) -> np.ndarray:  # noqa: N802
     """bool[V], tokens that are never generated."""
-    forbidden_V = np.zeros(self.model.config.vocab_size, bool)
+    vocab_size = self.model.config.vocab_size
+    assert vocab_size, 'the tokenizer sets model.vocab_size'
+    forbidden_V = np.zeros(vocab_size, bool)
     forbidden_V[list(self.forbidden)] = True
     return forbidden_V
 
@@ -206,7 +209,10 @@ class Decoder:
   @functools.partial(jax.jit, static_argnums=0)
   def encode(self, params: Any, memory: batch_lib.Sequence) -> jax.Array:
     """The encoder's output, [B, S, D]."""
-    return self.model.apply({'params': params}, memory, method='encode')
+    memory_BSD: Any = self.model.apply(
+      {'params': params}, memory, method='encode'
+    )
+    return memory_BSD
 
   @functools.partial(jax.jit, static_argnums=0)
   def prefill(
@@ -318,4 +324,4 @@ class Decoder:
       cache=state.cache,
       method='decode',
     )
-    return logits_B1V[:, 0], state.replace(cache=cache)
+    return logits_B1V[:, 0], dataclasses.replace(state, cache=cache)

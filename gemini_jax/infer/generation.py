@@ -163,6 +163,7 @@ def build_decoder(
   # A tokenizer without padding may lend eos for it; eos is always allowed.
   forbidden = {tokenizer.pad_id, tokenizer.bos_id}
   rows = model.config.vocab_size
+  assert rows, 'the tokenizer sets model.vocab_size'
   forbidden.update(range(getattr(tokenizer, 'vocab_size', rows), rows))
   encodes = model.config.architecture == 'encoder_decoder'
   return decoding.Decoder(

@@ -3,10 +3,12 @@
 B batch, V vocabulary.
 """
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+import numpy as np
 
 from gemini_jax import config as config_lib
 
@@ -27,10 +29,10 @@ class Sampler:
       (Nguyen et al. 2024).
   """
 
-  temperature: ArrayLike = 1.0
-  top_k: ArrayLike = 0
-  top_p: ArrayLike = 1.0
-  min_p: ArrayLike = 0.0
+  temperature: Any = 1.0
+  top_k: Any = 0
+  top_p: Any = 1.0
+  min_p: Any = 0.0
 
   @classmethod
   def from_config(cls, config: config_lib.Generate) -> 'Sampler':
@@ -55,7 +57,7 @@ def sample(
   key_B: jax.Array,
   logits_BV: jax.Array,
   sampler: Sampler,
-  forbidden_V: jax.Array | None = None,
+  forbidden_V: jax.Array | np.ndarray | None = None,
 ) -> jax.Array:
   """int32[B], one token a row, drawn with the row's own key."""
   logits_BV = forbid(logits_BV.astype(jnp.float32), forbidden_V)
@@ -66,7 +68,9 @@ def sample(
   return jnp.where(sampler.temperature > 0, drawn_B, greedy_B).astype(jnp.int32)
 
 
-def forbid(logits_BV: jax.Array, forbidden_V: jax.Array | None) -> jax.Array:
+def forbid(
+  logits_BV: jax.Array, forbidden_V: jax.Array | np.ndarray | None
+) -> jax.Array:
   """Logits with -inf where a token is never to be chosen."""
   if forbidden_V is None:
     return logits_BV

@@ -103,6 +103,7 @@ class Attention(nn.Module):
           k_BSKH.astype(cache.key.dtype), v_BSKH.astype(cache.value.dtype)
         )
       elif cache is not None:
+        assert positions_BT is not None, 'a cache is written at positions'
         cache = cache.write(k_BSKH, v_BSKH, positions_BT)
         k_BSKH, v_BSKH = cache.key, cache.value
     out_BTNH = flash.attention(

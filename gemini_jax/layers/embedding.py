@@ -5,6 +5,7 @@ B batch, T length, D width, V vocabulary, H head width, F rotary frequencies
 """
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -33,7 +34,7 @@ class Embedding(nn.Module):
 
   def setup(self):
     """The table."""
-    self.embedding = self.param(
+    self.embedding: Any = self.param(
       'embedding',
       nn.with_logical_partitioning(
         nn.initializers.normal(self.init_scale), self.axes

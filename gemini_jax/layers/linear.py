@@ -1,6 +1,7 @@
 """Where weights meet activations, and the norm between them."""
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -37,7 +38,7 @@ class Einsum(nn.Module):
     in_dims, out_dims = self.shape[:num_in], self.shape[num_in:]
     fan_in = math.prod(in_dims)
     scale = self.init_scale or fan_in**-0.5
-    kernel = self.param(
+    kernel: Any = self.param(
       'kernel',
       nn.with_logical_partitioning(nn.initializers.normal(scale), self.axes),
       self.shape,
@@ -49,7 +50,7 @@ class Einsum(nn.Module):
       kernel.astype(self.dtype).reshape(fan_in, math.prod(out_dims)),
     )
     if self.use_bias:
-      bias = self.param(
+      bias: Any = self.param(
         'bias',
         nn.with_logical_partitioning(nn.initializers.zeros, self.axes[num_in:]),
         out_dims,
@@ -87,7 +88,7 @@ class RMSNorm(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """`x` normalised over its last dim."""
-    scale = self.param(
+    scale: Any = self.param(
       'scale',
       nn.with_logical_partitioning(nn.initializers.zeros, (None,)),
       (x.shape[-1],),

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen import spmd
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
@@ -147,7 +148,7 @@ class Gemini(nn.Module):
     if self.config.position == 'learned':
       x_BTD = x_BTD + self.position(sequence.positions)
     x_BTD = self.dropout(x_BTD, deterministic=deterministic)
-    return nn.with_logical_constraint(x_BTD, ('batch', 'length', None))
+    return spmd.with_logical_constraint(x_BTD, ('batch', 'length', None))
 
   def logits(self, x_BTD: jax.Array) -> jax.Array:
     """Scores of every token, float32[B, T, V]."""
@@ -158,7 +159,9 @@ class Gemini(nn.Module):
     if self.config.logit_softcap:
       cap = self.config.logit_softcap
       logits_BTV = cap * jnp.tanh(logits_BTV / cap)
-    return nn.with_logical_constraint(logits_BTV, ('batch', 'length', 'vocab'))
+    return spmd.with_logical_constraint(
+      logits_BTV, ('batch', 'length', 'vocab')
+    )
 
   def views(
     self,

@@ -9,6 +9,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from flax.linen import spmd
 from jax.ad_checkpoint import checkpoint_name
 
 from gemini_jax import config as config_lib
@@ -85,7 +86,7 @@ class Block(nn.Module):
       update_BTD = nn.Dropout(config.dropout)(
         update_BTD, deterministic=deterministic
       )
-      x_BTD = nn.with_logical_constraint(
+      x_BTD = spmd.with_logical_constraint(
         x_BTD + update_BTD, ('batch', 'length', None)
       )
       return checkpoint_name(x_BTD, 'residual')
@@ -136,7 +137,9 @@ class Block(nn.Module):
       name='feedforward',
     )(norm('feedforward_norm', x_BTD))
     x_BTD = add('feedforward', x_BTD, update_BTD)
-    return x_BTD, None if cache is None else Cache(self_cache, cross_cache)
+    if self_cache is None:
+      return x_BTD, None
+    return x_BTD, Cache(self_cache, cross_cache)
 
 
 class Stack(nn.Module):
@@ -170,6 +173,9 @@ class Stack(nn.Module):
     layers = Layers(params, jnp.arange(self.num_layers), cache)
 
     def apply(x_BTD: jax.Array, layer: Layers, kind: str):
+      rngs = {}
+      if key is not None:
+        rngs['dropout'] = jax.random.fold_in(key, layer.index)
       return block.apply(
         {'params': layer.params},
         x_BTD,
@@ -177,7 +183,7 @@ class Stack(nn.Module):
         context,
         layer.cache,
         deterministic=not drops,
-        rngs={'dropout': jax.random.fold_in(key, layer.index)} if drops else {},
+        rngs=rngs,
       )
 
     if config.remat:

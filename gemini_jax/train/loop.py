@@ -63,7 +63,7 @@ def evaluate(config: config_lib.Config, workdir: str | os.PathLike):
   print(json.dumps({'step': restored.step} | results))
 
 
-def _held_out(run: run_lib.Run) -> dict[str, loader_lib.Loader]:
+def _held_out(run: run_lib.Run) -> dict[loader_lib.Split, loader_lib.Loader]:
   splits: tuple[loader_lib.Split, ...] = ('validation', 'test')
   return {
     split: run.loader(split)
@@ -88,10 +88,11 @@ def _train(run: run_lib.Run):
     state, step = restored.state, restored.step
     size = restored.manifest['metrics_bytes']
     data.check(restored.manifest['data'])
+  results: dict[str, float] = restored.manifest['results'] if restored else {}
   if step >= num_steps:
     print(
       f'{run.workdir} is done: step {step:,} of {num_steps:,}'
-      f'{_results(restored.manifest["results"])}'
+      f'{_results(results)}'
     )
     return
   print(
@@ -106,7 +107,6 @@ def _train(run: run_lib.Run):
     config, run.model, run.optimizer, run.abstract, first
   )
   eval_step = None
-  results: dict[str, float] = restored.manifest['results'] if restored else {}
   if held_out:
     eval_step = compile_eval(run, state, next(iter(held_out.values())))
 
@@ -155,7 +155,7 @@ def _train(run: run_lib.Run):
     )
 
   batches = device_batches(run, loader_lib.iterate(data, step))
-  norm = jax.jit(optax.global_norm)
+  norm = jax.jit(optax.tree.norm)
   try:
     for done in range(step + 1, num_steps + 1):
       index = np.int32(done - 1)
@@ -176,7 +176,9 @@ def _train(run: run_lib.Run):
       if saves and not np.isfinite(norm(state.params)):
         raise_not_finite(run, state, data, done, values)
       if evaluates:
-        splits = [s for s in held_out if last or s == 'validation']
+        splits: list[loader_lib.Split] = [
+          s for s in held_out if last or s == 'validation'
+        ]
         state, new = evaluate_splits(
           run, state, eval_step, {s: held_out[s] for s in splits}
         )
@@ -206,7 +208,7 @@ def evaluate_splits(
   run: run_lib.Run,
   state: step_lib.TrainState,
   eval_step: Any,
-  loaders: dict[str, loader_lib.Loader],
+  loaders: dict[loader_lib.Split, loader_lib.Loader],
 ) -> tuple[step_lib.TrainState, dict[str, float]]:
   """The state (a plateau moves on) and `split/name` numbers."""
   results = {}
@@ -228,7 +230,7 @@ def evaluate_splits(
         run.config.optimizer,
         state.opt_state,
         jnp.float32(results['validation/loss']),
-      )
+      ),
     )
   return state, results
 
@@ -297,7 +299,9 @@ def enable_compilation_cache(config: config_lib.Config):
   if path is None:
     root = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
     path = os.path.join(root, 'gemini_jax', 'xla')
-  if path and not jax.config.read('jax_compilation_cache_dir'):
+  # JAX defines its settings as it runs, which a type checker cannot see.
+  current = jax.config.jax_compilation_cache_dir  # pyright: ignore
+  if path and not current:
     jax.config.update('jax_compilation_cache_dir', path)
 
 
@@ -356,7 +360,8 @@ def raise_not_finite(
   kept = f'{run.checkpoints.path(steps[-1])}' if steps else 'none yet'
   raise FloatingPointError(
     f'step {index + 1} is not finite (loss {float(values["loss"])}, gradient '
-    f'norm {float(values["grad_norm"])}): first in {culprit}; last good checkpoint: {kept}'
+    f'norm {float(values["grad_norm"])}): first in {culprit}; '
+    f'last good checkpoint: {kept}'
   )
 
 

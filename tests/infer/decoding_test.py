@@ -217,8 +217,9 @@ def test_a_prefix_is_seen_in_both_directions():
   decoder, params = build('prefix')
   causal = dataclasses.replace(decoder, prefix=False)
   prompts = random_rows((6, 6, 6))
+  new_nB = np.full((8, NUM_ROWS), 3, np.int32)
   first = [
-    d.decode_step(params, d.start(params, prompts, max_tokens=4))[0]
+    forced_logits(d, params, d.start(params, prompts, max_tokens=4), new_nB)[0]
     for d in (decoder, causal)
   ]
   assert np.abs(first[0] - first[1]).max() > 0.1
