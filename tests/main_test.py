@@ -218,7 +218,7 @@ def test_a_run_that_is_not_finite_stops_and_names_the_tensor(tmp_path, capsys):
     tmp_path,
     'train.num_steps = 12',
     'train.save_every = 1',
-    'optimizer.learning_rate = 1e30',
+    'optimizer.learning_rate = 1e16',
     'optimizer.clip_norm = 0.0',
   )
   messages = []
