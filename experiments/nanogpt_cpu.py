@@ -1,4 +1,11 @@
-"""nanoGPT's CPU recipe on tiny_shakespeare."""
+r"""nanoGPT's CPU recipe on tiny_shakespeare.
+
+  python -m gemini_jax.main --config=experiments/nanogpt_cpu.py \
+      --workdir=runs/nanogpt_cpu --config.data.data_dir=DIR
+
+Measured: validation loss 1.682 over the whole split after 2,000 steps (nanoGPT:
+1.886 on 20 batches), 4 min 32 s on 2 cores shared with other work.
+"""
 
 import ml_collections
 
