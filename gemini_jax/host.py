@@ -11,7 +11,7 @@ def keep_freed_memory():
   """Lets the process reuse freed memory without asking the system again.
 
   XLA's CPU back end allocates a step's temporaries anew each time; giving
-  them back in between cost up to a third of a small step in page faults (see
+  them back in between cost about a fifth of a small step in page faults (see
   LOG.md). Memory stays at its peak. Call before jax starts; does nothing
   where the C library is not glibc.
   """
