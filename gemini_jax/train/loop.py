@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import itertools
 import json
 import logging
 import os
@@ -219,7 +220,7 @@ def evaluate_splits(
     values = evaluation.evaluate(
       eval_step,
       params,
-      device_batches(run, batches if limit is None else _first(batches, limit)),
+      device_batches(run, itertools.islice(batches, limit)),
       1 / loader.bytes_per_target if loader.num_bytes else None,
     )
     results |= {f'{split}/{name}': value for name, value in values.items()}
@@ -389,11 +390,6 @@ class Stopper:
     """Gives the signals back."""
     for number, handler in self._before.items():
       signal.signal(number, handler)
-
-
-def _first(batches: Iterable[Any], limit: int) -> Iterator[Any]:
-  for _, batch in zip(range(limit), batches, strict=False):
-    yield batch
 
 
 def _results(values: dict[str, float]) -> str:

@@ -173,8 +173,8 @@ def test_schedule_free_never_decays():
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_a_step_of_a_cosine_is_reported_as_applied(name):
-  """Updates follow `learning_rate`, not a counter that is one off."""
+def test_the_first_step_of_a_warm_up_moves(name):
+  """Its rate is above 0, and so is its update."""
   config = config_lib.Optimizer(
     name=name, warmup_steps=10, weight_decay=0.0, clip_norm=0.0
   )
