@@ -7,7 +7,7 @@ module turns the names into shardings and checks that they fit.
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -19,9 +19,9 @@ from gemini_jax import config as config_lib
 
 # Logical dim -> mesh axes. Parameters are split over fsdp along their width
 # and over tensor along heads, hidden units or vocabulary; a batch is split
-# over data and fsdp alike.
+# over data, fsdp and expert alike, and its length over sequence.
 RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
-  ('batch', ('data', 'fsdp')),
+  ('batch', ('data', 'fsdp', 'expert')),
   ('length', ('sequence',)),
   ('embed', ('fsdp',)),
   ('heads', ('tensor',)),
@@ -111,6 +111,64 @@ def spec(
   return PartitionSpec(*entries)
 
 
+def per_device(
+  function: Callable[..., Any], inputs: Sequence[Any], outputs: Any
+) -> Callable[..., Any]:
+  """`function` run by each device on its own part, collectives by axis name.
+
+  Args:
+    function: of local arrays; a dim without a name is whole.
+    inputs: the logical names of each argument's dims, as a tuple, or a tree
+      of such tuples for an argument that is a tree.
+    outputs: likewise for what it returns.
+
+  A dim that the axes of its name do not divide is left whole everywhere.
+  Without a mesh, or with one device, this is `function` itself.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return function
+
+  def call(*args):
+    axes = _fitting_axes(mesh, inputs, args)
+    to_spec = lambda names: PartitionSpec(*(axes.get(name) for name in names))
+    return jax.shard_map(
+      function,
+      in_specs=jax.tree.map(to_spec, tuple(inputs), is_leaf=_is_names),
+      out_specs=jax.tree.map(to_spec, outputs, is_leaf=_is_names),
+      check_vma=False,
+    )(*args)
+
+  return call
+
+
+def _is_names(leaf: Any) -> bool:
+  return isinstance(leaf, tuple) and all(
+    name is None or isinstance(name, str) for name in leaf
+  )
+
+
+def _fitting_axes(
+  mesh: Any, names: Sequence[Any], args: Sequence[Any]
+) -> dict[str | None, tuple[str, ...] | None]:
+  """The axes of each logical name, where they divide all dims called so."""
+  sizes: dict[str, set[int]] = {}
+
+  def note(names, leaf):
+    for name, size in zip(names, leaf.shape, strict=True):
+      if name is not None:
+        sizes.setdefault(name, set()).add(size)
+
+  jax.tree.map(note, tuple(names), tuple(args), is_leaf=_is_names)
+  axes = {}
+  for name, found in sizes.items():
+    split = tuple(a for a in dict(RULES)[name] if mesh.shape[a] > 1)
+    count = math.prod(mesh.shape[axis] for axis in split)
+    if split and all(size % count == 0 for size in found):
+      axes[name] = split
+  return axes
+
+
 def of_params(mesh: Mesh, boxed: Any) -> Any:
   """Shardings of a tree of parameters boxed with their logical names."""
 
@@ -149,16 +207,18 @@ def like_params(mesh: Mesh, tree: Any, params: Any, shardings: Any) -> Any:
 
 def of_batch(mesh: Mesh) -> NamedSharding:
   """Sharding of every [B, T] tensor of a batch."""
-  return NamedSharding(mesh, PartitionSpec(('data', 'fsdp'), 'sequence'))
+  rules = dict(RULES)
+  return NamedSharding(mesh, PartitionSpec(rules['batch'], rules['length']))
 
 
 def check_batch(mesh: Mesh, batch_size: int, field: str):
-  """ConfigError unless the data and fsdp axes divide the batch."""
-  count = mesh.shape['data'] * mesh.shape['fsdp']
+  """ConfigError unless the axes that split a batch divide its size."""
+  axes = [axis for axis in dict(RULES)['batch'] if mesh.shape[axis] > 1]
+  count = math.prod(mesh.shape[axis] for axis in axes)
   config_lib.check(
     batch_size % count == 0,
-    f'{field}={batch_size} must be a multiple of parallel.data * '
-    f'parallel.fsdp = {count}',
+    f'{field}={batch_size} must be a multiple of '
+    f'{" * ".join(f"parallel.{axis}" for axis in axes)} = {count}',
   )
 
 
