@@ -111,6 +111,9 @@ class Model:
   param_dtype: Literal['float32', 'bfloat16'] = 'float32'
   # One scanned layer body, or layers unrolled. Never changes the result.
   scan_layers: bool = True
+  # How keys reach the queries of other devices where parallel.sequence splits
+  # the length: all at once, or neighbour by neighbour in less memory.
+  over_sequence: Literal['all_gather', 'ring'] = 'all_gather'
   # Recompute the forward pass in the backward pass.
   remat: bool = False
   # Under remat, the tensors that are kept, not computed again.

@@ -12,7 +12,8 @@ from flax.linen import spmd
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
-from gemini_jax.layers import attention, embedding, linear, masking
+from gemini_jax.kernels import masking
+from gemini_jax.layers import attention, embedding, linear
 from gemini_jax.models import transformer
 
 
@@ -124,13 +125,13 @@ class Gemini(nn.Module):
       slots_BS = jnp.broadcast_to(jnp.arange(slots), shape)
       keys = batch_lib.Sequence(slots_BS, slots_BS, jnp.ones(shape, jnp.int32))
       positions_BT = jnp.where(sequence.segments > 0, positions_BT, slots)
-    cross_mask_BTS = None
+    cross_mask = None
     if memory is not None:
-      cross_mask_BTS = masking.same_segment(sequence, memory)
+      cross_mask = masking.visible(sequence, memory)
     context = transformer.Context(
       views=self.views(sequence, keys, causal=True, prefix_BS=prefix_BT),
       positions_BT=positions_BT,
-      cross_mask_BTS=cross_mask_BTS,
+      cross_mask=cross_mask,
       memory_BSD=memory_BSD,
     )
     x_BTD, cache = self.decoder(
@@ -191,14 +192,14 @@ class Gemini(nn.Module):
           config.head_width, **rotary[kind]
         )
         angles = embedding.rotary_angles(queries.positions, frequencies_F)
-      mask_BTS = masking.visible(
+      mask = masking.visible(
         queries,
         keys,
         causal=causal,
         window=windows[kind],
         prefix_BS=prefix_BS,
       )
-      views[kind] = transformer.View(mask_BTS, angles)
+      views[kind] = transformer.View(mask, angles)
     return views
 
 

@@ -13,6 +13,7 @@ from flax.linen import spmd
 from jax.ad_checkpoint import checkpoint_name
 
 from gemini_jax import config as config_lib
+from gemini_jax.kernels import masking
 from gemini_jax.layers import attention, feedforward, linear
 
 
@@ -21,11 +22,11 @@ class View:
   """What the layers of one kind see, made once for all of them.
 
   Attributes:
-    mask_BTS: bool, where a query may attend.
+    mask: where a query may attend.
     angles: (sin, cos) of the rotary positions, or None.
   """
 
-  mask_BTS: jax.Array
+  mask: masking.Mask
   angles: tuple[jax.Array, jax.Array] | None
 
 
@@ -36,13 +37,13 @@ class Context:
   Attributes:
     views: of each kind of layer, 'global' and 'local'.
     positions_BT: slots of the cache that are written.
-    cross_mask_BTS: where the decoder may attend in the encoder's output.
+    cross_mask: where the decoder may attend in the encoder's output.
     memory_BSD: the encoder's output; None once it is in the cache.
   """
 
   views: dict[str, View]
   positions_BT: jax.Array
-  cross_mask_BTS: jax.Array | None = None
+  cross_mask: masking.Mask | None = None
   memory_BSD: jax.Array | None = None
 
 
@@ -91,7 +92,7 @@ class Block(nn.Module):
       )
       return checkpoint_name(x_BTD, 'residual')
 
-    def attend(name, x_BTD, mask_BTS, **kwargs):
+    def attend(name, x_BTD, mask, **kwargs):
       layer = attention.Attention(
         num_heads=config.num_heads,
         num_kv_heads=config.kv_heads,
@@ -102,15 +103,16 @@ class Block(nn.Module):
         use_bias=config.attention_bias,
         norm_eps=config.norm_eps,
         init_scale=config.init_scale,
+        over_sequence=config.over_sequence,
         **types,
         name=name,
       )
-      return layer(norm(f'{name}_norm', x_BTD), mask_BTS, **kwargs)
+      return layer(norm(f'{name}_norm', x_BTD), mask, **kwargs)
 
     update_BTD, self_cache = attend(
       'attention',
       x_BTD,
-      view.mask_BTS,
+      view.mask,
       angles=view.angles,
       cache=None if cache is None else cache.self_attention,
       positions_BT=context.positions_BT,
@@ -121,7 +123,7 @@ class Block(nn.Module):
       update_BTD, cross_cache = attend(
         'cross_attention',
         x_BTD,
-        context.cross_mask_BTS,
+        context.cross_mask,
         memory_BSD=context.memory_BSD,
         cache=None if cache is None else cache.cross_attention,
         cross=True,
