@@ -6,6 +6,7 @@ G query heads per key/value head, M = G T, H head width.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +72,8 @@ def with_log_sum(
     (q_BTNH * scale).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
   )
   k_BKSH, v_BKSH = (x.transpose(0, 2, 1, 3) for x in (k_BSKH, v_BSKH))
-  out_BKGTH, log_sum_BKGT = _chunked(softcap, q_BKGTH, k_BKSH, v_BKSH, mask)
+  found: Any = _chunked(softcap, q_BKGTH, k_BKSH, v_BKSH, mask)
+  out_BKGTH, log_sum_BKGT = found
   return (
     out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H),
     log_sum_BKGT.transpose(0, 3, 1, 2).reshape(B, T, N),

@@ -3,6 +3,7 @@
 B batch, T decoder length, S encoder length, D width, V vocabulary, L layers.
 """
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -12,9 +13,10 @@ from flax.linen import spmd
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
-from gemini_jax.kernels import masking
+from gemini_jax.kernels import cross_entropy, masking
 from gemini_jax.layers import attention, embedding, linear
 from gemini_jax.models import transformer
+from gemini_jax.parallel import sharding
 
 
 class Gemini(nn.Module):
@@ -70,17 +72,67 @@ class Gemini(nn.Module):
     self, batch: batch_lib.Batch, deterministic: bool = True
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Logits of the targets, float32[B, T, V], and auxiliary losses."""
+    x_BTD, aux = self.read(batch, deterministic)
+    return self.logits(x_BTD), aux
+
+  def sums(
+    self,
+    batch: batch_lib.Batch,
+    deterministic: bool = True,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+  ) -> tuple[cross_entropy.Sums, dict[str, jax.Array]]:
+    """Sums of the cross-entropy of the targets, and auxiliary losses.
+
+    The same as of the logits, which are never there as a whole; a device has
+    those of its tokens and its part of the vocabulary.
+    """
+    x_BTD, aux = self.read(batch, deterministic)
+    table_VD = (
+      self.token.embedding
+      if self.config.tie_embeddings
+      else self.head.variables['params']['kernel'].T
+    )
+    dtype = jnp.dtype(self.config.dtype)
+    options = cross_entropy.Options(
+      self.config.logit_softcap, label_smoothing, z_loss
+    )
+
+    def local(x_BTD, table_VD, targets_BT, weights_BT):
+      split = dataclasses.replace(options, vocab_axis=None)
+      if table_VD.shape[0] < num_rows:
+        split = dataclasses.replace(options, vocab_axis='tensor')
+      if table_VD.shape[1] < x_BTD.shape[-1]:
+        table_VD = jax.lax.all_gather(table_VD, 'fsdp', axis=1, tiled=True)
+      sums = cross_entropy.token_sums(
+        split, x_BTD, table_VD, targets_BT, weights_BT
+      )
+      return {name: value.reshape(1, 1) for name, value in vars(sums).items()}
+
+    num_rows = table_VD.shape[0]
+    tokens = ('batch', 'length')
+    parts = sharding.per_device(
+      local,
+      ((*tokens, None), ('vocab', 'embed'), tokens, tokens),
+      dict.fromkeys(('loss', 'objective', 'correct', 'weight'), tokens),
+    )(x_BTD.astype(dtype), table_VD.astype(dtype), batch.targets, batch.weights)
+    return cross_entropy.Sums(**jax.tree.map(jnp.sum, parts)), aux
+
+  def read(
+    self, batch: batch_lib.Batch, deterministic: bool
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """What the decoder says after each token, [B, T, D]; auxiliary losses."""
     memory_BSD = None
     if batch.encoder is not None:
       memory_BSD = self.encode(batch.encoder, deterministic)
-    logits_BTV, _ = self.decode(
+    x_BTD, _ = self.decode_hidden(
       batch.decoder,
       memory_BSD=memory_BSD,
       memory=batch.encoder,
       prefix_BT=batch.prefix,
       deterministic=deterministic,
     )
-    return logits_BTV, {}
+    return x_BTD, {}
 
   def encode(
     self, sequence: batch_lib.Sequence, deterministic: bool = True
@@ -96,6 +148,18 @@ class Gemini(nn.Module):
     return self.encoder_norm(x_BSD)
 
   def decode(
+    self, sequence: batch_lib.Sequence, **kwargs: Any
+  ) -> tuple[jax.Array, transformer.Cache | None]:
+    """Logits float32[B, T, V] after each token, and the cache with them.
+
+    Args:
+      sequence: tokens to read.
+      **kwargs: of `decode_hidden`.
+    """
+    x_BTD, cache = self.decode_hidden(sequence, **kwargs)
+    return self.logits(x_BTD), cache
+
+  def decode_hidden(
     self,
     sequence: batch_lib.Sequence,
     *,
@@ -105,7 +169,7 @@ class Gemini(nn.Module):
     cache: transformer.Cache | None = None,
     deterministic: bool = True,
   ) -> tuple[jax.Array, transformer.Cache | None]:
-    """Logits float32[B, T, V] after each token, and the cache with them.
+    """What comes out after each token, [B, T, D], and the cache with it.
 
     Args:
       sequence: tokens to read; with a cache, the next ones of each row, at
@@ -137,7 +201,7 @@ class Gemini(nn.Module):
     x_BTD, cache = self.decoder(
       self.embed(sequence, deterministic), context, cache, deterministic
     )
-    return self.logits(self.decoder_norm(x_BTD)), cache
+    return self.decoder_norm(x_BTD), cache
 
   def embed(
     self, sequence: batch_lib.Sequence, deterministic: bool

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 import toy
 from gemini_jax import config as config_lib
+from gemini_jax.models import gemini
 from gemini_jax.parallel import sharding
 from gemini_jax.train import loop, step
 from gemini_jax.train import optimizer as optimizer_lib
@@ -147,16 +148,16 @@ ROWS = 8
 FIELDS = {'vocab_size': 24, 'qk_norm': True, 'norm': 'pre_post'}
 
 
-def configure(**optimizer):
+def configure(over_sequence='all_gather', **optimizer):
   return config_lib.Config(
-    model=toy.model(**FIELDS).config,
+    model=toy.model(**FIELDS, over_sequence=over_sequence).config,
     data=config_lib.Data(batch_size=ROWS, sequence_length=toy.T),
     optimizer=config_lib.Optimizer(**({'schedule': 'constant'} | optimizer)),
   )
 
 
 def abstract_state(mesh, config):
-  model = toy.model(**FIELDS)
+  model = gemini.Gemini(config.model)
   optimizer = optimizer_lib.make_optimizer(config.optimizer, 100)
   return (
     model,
@@ -213,6 +214,11 @@ MESHES = {
   'data': {'data': 8},
   'fsdp': {'fsdp': 8},
   'data_fsdp': {'data': 2, 'fsdp': 4},
+  'tensor': {'tensor': 2},
+  'sequence': {'sequence': 4},
+  'ring': {'sequence': 4},
+  'data_fsdp_tensor': {'data': 2, 'fsdp': 2, 'tensor': 2},
+  'fsdp_sequence': {'fsdp': 2, 'sequence': 4},
   'fsdp_tensor_sequence': {'fsdp': 2, 'tensor': 2, 'sequence': 2},
 }
 
@@ -226,7 +232,8 @@ def batch_of(number):
 @functools.cache
 def trained(name, accumulation_steps=1):
   """Five steps: (first state, last state, batch, metrics of each step)."""
-  config = configure(accumulation_steps=accumulation_steps)
+  how = 'ring' if name == 'ring' else 'all_gather'
+  config = configure(how, accumulation_steps=accumulation_steps)
   mesh = make_mesh(**MESHES[name])
   model, optimizer, abstract = abstract_state(mesh, config)
   put = lambda batch: jax.device_put(batch, sharding.of_batch(mesh))
@@ -252,7 +259,9 @@ def same_numbers(a, b):
 def test_a_mesh_does_not_change_the_run(name):
   initial, abstract, state, batch, records = trained(name)
   # It is another run than the one on a single device.
-  assert len(batch.targets.sharding.device_set) == NUM_DEVICES
+  assert len(batch.targets.sharding.device_set) == math.prod(
+    MESHES[name].values()
+  )
   count = math.prod(
     MESHES[name].get(axis, 1) for axis in ('data', 'fsdp', 'sequence')
   )
