@@ -172,7 +172,14 @@ def _check_same_model(path: pathlib.Path, config: config_lib.Config):
     ) from error
   now = json.loads(config_lib.to_json(config))
   # These change how a run computes, not what it computes.
-  free = {'scan_layers', 'remat', 'remat_save', 'dtype', 'dropout'}
+  free = {
+    'scan_layers',
+    'remat',
+    'remat_save',
+    'over_sequence',
+    'dtype',
+    'dropout',
+  }
   for section, values in now.items():
     for name, value in values.items():
       before = then.get(section, {}).get(name)
