@@ -214,6 +214,7 @@ MESHES = {
   'fsdp': {'fsdp': 8},
   'data_fsdp': {'data': 2, 'fsdp': 4},
   'fsdp_tensor_sequence': {'fsdp': 2, 'tensor': 2, 'sequence': 2},
+  'pipeline_fsdp': {'pipeline': 2, 'fsdp': 4},
 }
 
 
