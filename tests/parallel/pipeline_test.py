@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 import toy
 from gemini_jax import config as config_lib
-from gemini_jax.models import gemini
+from gemini_jax.models import gemini, transformer
 from gemini_jax.parallel import pipeline, sharding
 from gemini_jax.train import loop, step
 from gemini_jax.train import optimizer as optimizer_lib
@@ -403,17 +403,34 @@ def forward(name, **fields):
 
 
 def test_dropout_is_a_function_of_its_key_and_of_the_microbatch():
-  batch = batch_of(0)
-  # Each row twice, in two microbatches.
-  twice = jax.tree.map(lambda leaf: np.repeat(leaf[::2], 2, axis=0), batch)
+  mesh, model = parts(configure('stages_2', num_layers=4, dropout=0.3))
+  params = toy.model_params(model)
+  sequence = toy.sequence(ROWS)
+  # All rows are the same; the even ones are the first microbatch.
+  x_BTD = jnp.tile(toy.normal((1, toy.T, model.config.width)), (ROWS, 1, 1))
+
+  @jax.jit
+  def decoder(x_BTD, key):
+    def apply(model):
+      context = transformer.Context(
+        model.views(sequence, sequence, causal=True), sequence.positions
+      )
+      deterministic = key is None
+      return model.decoder(x_BTD, context, deterministic=deterministic)[0]
+
+    rngs = {} if key is None else {'dropout': key}
+    return model.apply({'params': params}, method=apply, rngs=rngs)
+
   keys = jax.random.split(jax.random.key(0), 2)
-  logits = forward('stages_2', dropout=0.3)
-  first, again, other = (logits(twice, keys[i]) for i in (0, 0, 1))
+  with sharding.use(mesh):
+    first, again, other, off = (
+      decoder(x_BTD, key) for key in (keys[0], keys[0], keys[1], None)
+    )
   np.testing.assert_array_equal(first, again)
   assert np.abs(first - other).max() > 0.1
-  assert np.abs(first[0] - first[1]).max() > 0.1
-  off = logits(twice)
-  np.testing.assert_allclose(off[0], off[1], rtol=1e-5, atol=1e-5)
+  for row in range(1, ROWS):
+    assert np.abs(first[0] - first[row]).max() > 0.1
+    np.testing.assert_allclose(off[0], off[row], rtol=1e-5, atol=1e-5)
 
 
 def test_the_memory_goes_with_its_microbatch():
@@ -446,7 +463,8 @@ def test_what_makes_no_microbatches_runs_layer_by_layer():
   decode = jax.jit(functools.partial(model.apply, method='decode'))
   batch = toy.batch(ROWS, seed=2)
   with sharding.use(mesh):
-    logits_BTV, _ = decode({'params': params}, batch.decoder, cache=cache)
+    logits_BTV, cache = decode({'params': params}, batch.decoder, cache=cache)
+  assert cache is not None
   near(logits_BTV, forward('one')(batch))
 
 
