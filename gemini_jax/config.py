@@ -357,11 +357,17 @@ class Parallel:
   sequence: int = 1
   # Parts of the experts.
   expert: int = 1
-  # Parts of the layers.
+  # Parts of the layers: stages that microbatches go through one by one.
   pipeline: int = 1
+  # Microbatches of a batch; None: as many as stages. The more there are, the
+  # less the stages wait: of R M + S - 1 iterations, S - 1.
+  microbatches: int | None = None
+  # Times R that a microbatch goes round the stages, each time through other
+  # layers (circular); 1: once (GPipe). More need model.remat.
+  pipeline_repeats: int = 1
 
   def __post_init__(self):
-    sizes = dataclasses.asdict(self)
+    sizes = {name: getattr(self, name) for name in AXES}
     for name, size in sizes.items():
       check(
         size == -1 or size >= 1,
@@ -369,6 +375,14 @@ class Parallel:
       )
     free = [name for name, size in sizes.items() if size == -1]
     check(len(free) <= 1, f'parallel: only one of {free} can be -1')
+    check(
+      self.microbatches is None or self.microbatches >= 1,
+      f'parallel.microbatches={self.microbatches} must be at least 1',
+    )
+    check(
+      self.pipeline_repeats >= 1,
+      f'parallel.pipeline_repeats={self.pipeline_repeats} must be at least 1',
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -205,6 +205,14 @@ RANGES = {
     -1,
     "parallel: only one of ['data', 'fsdp'] can be -1",
   ),
+  'parallel.microbatches': (
+    0,
+    'parallel.microbatches=0 must be at least 1',
+  ),
+  'parallel.pipeline_repeats': (
+    0,
+    'parallel.pipeline_repeats=0 must be at least 1',
+  ),
   'train.num_steps': (0, 'train.num_steps=0 must be at least 1'),
   'train.log_every': (0, 'train.log_every=0 must be at least 1'),
   'train.eval_every': (0, 'train.eval_every=0 must be at least 1'),

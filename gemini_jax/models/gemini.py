@@ -16,7 +16,7 @@ from gemini_jax import config as config_lib
 from gemini_jax.kernels import cross_entropy, masking
 from gemini_jax.layers import attention, embedding, linear
 from gemini_jax.models import transformer
-from gemini_jax.parallel import sharding
+from gemini_jax.parallel import pipeline, sharding
 
 
 class Gemini(nn.Module):
@@ -24,9 +24,11 @@ class Gemini(nn.Module):
 
   Attributes:
     config: its architecture; `vocab_size` must be set.
+    schedule: of the stages, where the mesh has some.
   """
 
   config: config_lib.Model
+  schedule: pipeline.Schedule = pipeline.Schedule()
 
   def setup(self):
     """The parts, by config."""
@@ -51,12 +53,15 @@ class Gemini(nn.Module):
         **types,
       )
     if config.architecture == 'encoder_decoder':
-      self.encoder = transformer.Stack(config, config.encoder_layers)
+      self.encoder = transformer.Stack(
+        config, config.encoder_layers, schedule=self.schedule
+      )
       self.encoder_norm = linear.RMSNorm(config.norm_eps, **types)
     self.decoder = transformer.Stack(
       config,
       config.num_layers,
       cross=config.architecture == 'encoder_decoder',
+      schedule=self.schedule,
     )
     self.decoder_norm = linear.RMSNorm(config.norm_eps, **types)
     self.dropout = nn.Dropout(config.dropout)

@@ -3,6 +3,8 @@
 B batch, T length, S key length, D width, L layers.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -15,6 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from gemini_jax import config as config_lib
 from gemini_jax.kernels import masking
 from gemini_jax.layers import attention, feedforward, linear
+from gemini_jax.parallel import pipeline
 
 
 @flax.struct.dataclass
@@ -148,12 +151,15 @@ class Stack(nn.Module):
   """Layers in a row, their parameters stored as one [L, ...] tree.
 
   Scanned or unrolled is a choice of the run and changes neither parameters
-  nor results; a scan's body is one period of the attention pattern.
+  nor results; a scan's body is one period of the attention pattern. Where the
+  mesh has stages, a batch goes through them as `schedule` says, unless there
+  is a cache or rows that make no microbatches.
   """
 
   config: config_lib.Model
   num_layers: int
   cross: bool = False
+  schedule: pipeline.Schedule = pipeline.Schedule()
 
   @nn.compact
   def __call__(
@@ -174,7 +180,13 @@ class Stack(nn.Module):
       params = self.get_variable('params', 'layers')
     layers = Layers(params, jnp.arange(self.num_layers), cache)
 
-    def apply(x_BTD: jax.Array, layer: Layers, kind: str):
+    def apply(
+      x_BTD: jax.Array,
+      layer: Layers,
+      context: Context,
+      key: jax.Array | None,
+      kind: str,
+    ):
       rngs = {}
       if key is not None:
         rngs['dropout'] = jax.random.fold_in(key, layer.index)
@@ -188,21 +200,43 @@ class Stack(nn.Module):
         rngs=rngs,
       )
 
-    if config.remat:
-      apply = jax.checkpoint(
-        apply,
-        static_argnums=(2,),
-        policy=jax.checkpoint_policies.save_only_these_names(
-          *config.remat_save
-        ),
-        prevent_cse=not config.scan_layers,
+    def remat(function: Callable[..., Any], **options):
+      if not config.remat:
+        return function
+      names = jax.checkpoint_policies.save_only_these_names(*config.remat_save)
+      return jax.checkpoint(function, policy=names, **options)
+
+    staged = pipeline.splits(self.schedule, x_BTD.shape[0])
+    if staged and cache is None and not self.is_initializing():
+
+      def stage_layer(params, x_BTD, context, key, index, microbatch, kind):
+        if key is not None:
+          key = jax.random.fold_in(key, microbatch)
+        layer = Layers(params, index, None)
+        return apply(x_BTD, layer, context, key, kind)[0], {}
+
+      x_BTD, _ = pipeline.run(
+        stage_layer,
+        params,
+        x_BTD,
+        context,
+        key,
+        schedule=self.schedule,
+        pattern=config.attention_pattern,
+        scan=config.scan_layers,
+        # In a scan over iterations, where nothing is shared by mistake.
+        remat=functools.partial(remat, prevent_cse=False),
       )
+      return x_BTD, None
+    apply = remat(
+      apply, static_argnums=(4,), prevent_cse=not config.scan_layers
+    )
 
     def run(x_BTD: jax.Array, layers: Layers, kinds: tuple[str, ...]):
       """Layers one by one; their caches come back stacked."""
       caches = []
       for layer, kind in zip(unstack(layers, len(kinds)), kinds, strict=True):
-        x_BTD, layer_cache = apply(x_BTD, layer, kind)
+        x_BTD, layer_cache = apply(x_BTD, layer, context, key, kind)
         caches.append(layer_cache)
       return x_BTD, jax.tree.map(lambda *leaves: jnp.stack(leaves), *caches)
 

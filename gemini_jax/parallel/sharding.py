@@ -5,7 +5,6 @@ module turns the names into shardings and checks that they fit.
 """
 
 import contextlib
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -46,7 +45,7 @@ def make_mesh(
     ConfigError: the sizes do not multiply to the number of devices.
   """
   devices = jax.devices() if devices is None else devices
-  sizes = dataclasses.asdict(parallel)
+  sizes = {axis: getattr(parallel, axis) for axis in config_lib.AXES}
   fixed = math.prod(size for size in sizes.values() if size != -1)
   free = [name for name, size in sizes.items() if size == -1]
   spelled = ', '.join(

@@ -220,6 +220,7 @@ MESHES = {
   'data_fsdp_tensor': {'data': 2, 'fsdp': 2, 'tensor': 2},
   'fsdp_sequence': {'fsdp': 2, 'sequence': 4},
   'fsdp_tensor_sequence': {'fsdp': 2, 'tensor': 2, 'sequence': 2},
+  'pipeline_fsdp': {'pipeline': 2, 'fsdp': 4},
 }
 
 
