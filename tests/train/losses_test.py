@@ -150,6 +150,15 @@ def test_auxiliary_terms_are_weighted_by_name():
     losses.model_sums(model, 'params', batch, loss_weights={'balance': 1.0})
 
 
+def test_without_weights_the_objective_is_the_cross_entropy():
+  sums = losses.model_sums(
+    Model({'balance': jnp.float32(3.0)}), 'params', model_batch()
+  )
+  np.testing.assert_allclose(
+    sums.objective, reference(*arguments())[1], rtol=1e-5
+  )
+
+
 def test_dropout_is_on_exactly_with_a_key():
   batch, model = model_batch(), Model({})
   losses.model_sums(model, 'params', batch)
