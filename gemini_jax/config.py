@@ -356,9 +356,13 @@ class Parallel:
   expert: int = 1
   # Parts of the layers.
   pipeline: int = 1
+  # Groups of devices with a slower network (DCN) between them than inside,
+  # such as the slices of a multi-slice TPU job; and the axis across them.
+  slices: int = 1
+  slice_axis: Literal['data', 'fsdp', 'pipeline'] = 'data'
 
   def __post_init__(self):
-    sizes = dataclasses.asdict(self)
+    sizes = self.sizes
     for name, size in sizes.items():
       check(
         size == -1 or size >= 1,
@@ -366,6 +370,12 @@ class Parallel:
       )
     free = [name for name, size in sizes.items() if size == -1]
     check(len(free) <= 1, f'parallel: only one of {free} can be -1')
+    check(self.slices >= 1, f'parallel.slices={self.slices} must be at least 1')
+
+  @property
+  def sizes(self) -> dict[str, int]:
+    """Devices along each axis, in the order of AXES."""
+    return {axis: getattr(self, axis) for axis in AXES}
 
 
 @dataclasses.dataclass(frozen=True)

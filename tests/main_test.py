@@ -136,6 +136,15 @@ def test_wrong_flags(tmp_path, capsys):
   assert not (tmp_path / 'run').exists()
 
 
+def test_half_a_group_of_processes(tmp_path, monkeypatch, capsys):
+  monkeypatch.setenv('JAX_PROCESS_ID', '0')
+  file = tiny.experiment(tmp_path)
+  assert refused(capsys, *tiny.arguments(file, tmp_path / 'run')).startswith(
+    'JAX_PROCESS_ID set without JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES; '
+  )
+  assert not (tmp_path / 'run').exists()
+
+
 def test_an_experiment_that_cannot_be_read(tmp_path, capsys):
   workdir = f'--workdir={tmp_path / "run"}'
   missing = tmp_path / 'missing.py'
