@@ -16,7 +16,7 @@ import tiny
 from gemini_jax import checkpoint
 from gemini_jax.train import metrics
 
-NUM_STEPS = 40
+NUM_STEPS = 20
 # Seconds until a group must be done, or have noticed that one of it died.
 TIMEOUT = 150
 
@@ -133,11 +133,10 @@ def file(folder):
     folder,
     f'train.num_steps = {NUM_STEPS}',
     'train.log_every = 1',
-    'train.save_every = 10',
-    'train.eval_every = 20',
+    'train.save_every = 5',
+    'train.eval_every = 10',
     'train.keep_last = 9',
     'eval.batch_size = 16',
-    "eval.samples = ('one two',)",
     'generate.temperature = 0.0',
     'parallel.data = 2',
     'parallel.fsdp = 2',
@@ -183,13 +182,7 @@ def test_the_same_run_as_one_process(whole, folder):
   # Nobody else's output is shown, and every line is written once.
   first, second = whole[2, 'output']
   assert 'of 2 processes' in first and 'is done' in first
-  assert 'step' not in second
-  samples = [
-    json.loads((whole[i] / 'samples' / f'{NUM_STEPS:08d}.jsonl').read_text())
-    for i in (1, 2)
-  ]
-  assert samples[0].pop('logprob') == pytest.approx(samples[1].pop('logprob'))
-  assert samples[0] == samples[1]
+  assert 'step 1/' in first and 'step 1/' not in second
 
 
 def test_processes_that_need_the_whole_batch(whole, launch, folder, file):
@@ -230,8 +223,8 @@ def test_two_go_on_where_one_stopped_and_one_where_two_did(
   whole, launch, folder, file
 ):
   """The newest checkpoint is damaged and one process sets it aside."""
-  workdir = back_to(folder / 'on_two', whole[1], 20)
-  newest = workdir / 'checkpoints' / '00000020'
+  workdir = back_to(folder / 'on_two', whole[1], 10)
+  newest = workdir / 'checkpoints' / '00000010'
   largest = max(
     (newest / 'state').rglob('*'),
     key=lambda path: path.is_file() and path.stat().st_size,
@@ -241,14 +234,14 @@ def test_two_go_on_where_one_stopped_and_one_where_two_did(
   largest.write_bytes(content)
   output = launch(2, file, workdir).done()
   assert sum(text.count('; set aside as') for text in output) == 1
-  assert newest.with_name('00000020.damaged').is_dir()
-  assert 'resuming at step 10\n' in output[0]
+  assert newest.with_name('00000010.damaged').is_dir()
+  assert 'resuming at step 5\n' in output[0]
   assert_close(workdir, whole[1])
 
-  workdir = back_to(folder / 'on_one', whole[2], 20)
+  workdir = back_to(folder / 'on_one', whole[2], 10)
   mesh = 'parallel.data=1', 'parallel.fsdp=8', 'parallel.tensor=1'
   (output,) = launch(1, file, workdir, *mesh).done()
-  assert 'resuming at step 20\n' in output
+  assert 'resuming at step 10\n' in output
   assert_close(workdir, whole[2])
 
 
@@ -261,12 +254,14 @@ def assert_same(workdir, expected):
 
 
 def test_one_is_killed_and_both_start_again(whole, launch, folder, file):
-  workdir = folder / 'killed'
-  group = launch(2, file, workdir)
-  group.at_step(13)
-  group.processes[1].kill()
-  codes = group.wait()
-  assert codes[0] != 0 and codes[1] == -signal.SIGKILL, group.output()
+  workdir, digests = folder / 'killed', folder / 'digests_killed'
+  for index, step in ((1, 6), (0, 11)):
+    group = launch(2, file, workdir, digests=digests)
+    group.at_step(step)
+    group.processes[index].kill()
+    codes = group.wait()
+    assert codes[index] == -signal.SIGKILL
+    assert codes[1 - index] != 0, group.output()
   output = launch(2, file, workdir).done()
   assert 'resuming at step 10\n' in output[0]
   assert_same(workdir, whole[2])
@@ -278,12 +273,12 @@ def test_one_is_told_to_stop_and_all_save_once(
 ):
   workdir = folder / f'stopped{index}'
   group = launch(2, file, workdir)
-  group.at_step(13)
+  group.at_step(6)
   group.processes[index].terminate()
   output = group.done()
   steps = checkpoint.Checkpointer(workdir / 'checkpoints').steps()
-  assert steps[:-1] == list(range(10, steps[-1], 10))
-  assert 13 < steps[-1] < NUM_STEPS
+  assert steps[:-1] == list(range(5, steps[-1], 5))
+  assert 6 < steps[-1] < NUM_STEPS
   assert f'stopped by a signal; step {steps[-1]} is saved' in output[0]
   output = launch(2, file, workdir).done()
   assert f'resuming at step {steps[-1]}\n' in output[0]

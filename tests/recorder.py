@@ -1,4 +1,7 @@
-"""The command line, which also writes a digest of every batch on devices."""
+"""The command line, with a digest of every batch that lies on the devices.
+
+It also gives up a silent process sooner than users would like.
+"""
 
 import hashlib
 import logging
@@ -32,4 +35,5 @@ def record(path):
 if __name__ == '__main__':
   logging.basicConfig(level=logging.INFO)
   record(sys.argv[1])
+  cluster._TIMEOUT_SECONDS = 20
   sys.exit(main.main(sys.argv[1:]))

@@ -79,11 +79,17 @@ def test_a_mesh_that_does_not_fit(sizes, message):
   assert str(error.value) == message
 
 
+class Device(types.SimpleNamespace):
+  """What a mesh asks of a device."""
+
+  __hash__ = object.__hash__
+
+
 def chips(shape, slices=1):
   """Fake TPUs, four a host, in the order of jax.devices()."""
   places = list(itertools.product(*map(range, reversed(shape))))
   return [
-    types.SimpleNamespace(
+    Device(
       id=i,
       platform='tpu',
       device_kind='TPU v5p',
@@ -99,7 +105,7 @@ def chips(shape, slices=1):
 def cpus(num_processes):
   """Fake CPU devices of several processes."""
   return [
-    types.SimpleNamespace(
+    Device(
       id=i,
       platform='cpu',
       device_kind='cpu',
