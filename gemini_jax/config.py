@@ -357,8 +357,9 @@ class Parallel:
   # Parts of the layers.
   pipeline: int = 1
   # Groups of devices with a slower network (DCN) between them than inside,
-  # such as the slices of a multi-slice TPU job; and the axis across them.
+  # such as the slices of a multi-slice TPU job.
   slices: int = 1
+  # The axis whose outer part goes across the slices.
   slice_axis: Literal['data', 'fsdp', 'pipeline'] = 'data'
 
   def __post_init__(self):

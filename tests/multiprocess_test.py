@@ -137,6 +137,7 @@ def file(folder):
     'train.eval_every = 10',
     'train.keep_last = 9',
     'eval.batch_size = 16',
+    "optimizer.schedule = 'constant'",
     'generate.temperature = 0.0',
     'parallel.data = 2',
     'parallel.fsdp = 2',
