@@ -64,6 +64,14 @@ class Model:
   head_dim: int | None = None
   # Hidden width of the feed-forward layer; None: 4 * width.
   mlp_dim: int | None = None
+  # Experts of the feed-forward layer (mixture of experts); 0: dense.
+  num_experts: int = 0
+  # Experts that each token visits, by its router's choice.
+  experts_per_token: int = 2
+  # Hidden width of one expert; None: mlp_dim.
+  expert_dim: int | None = None
+  # Hidden width of an expert that every token visits; 0: none.
+  shared_expert_dim: int = 0
   # Nonlinearity of the feed-forward layer.
   activation: Literal['gelu', 'gelu_exact', 'silu', 'relu', 'relu2'] = 'gelu'
   # Gate the hidden layer with a second projection (GLU).
@@ -111,6 +119,9 @@ class Model:
   param_dtype: Literal['float32', 'bfloat16'] = 'float32'
   # One scanned layer body, or layers unrolled. Never changes the result.
   scan_layers: bool = True
+  # How keys reach the queries of other devices where parallel.sequence splits
+  # the length: all at once, or neighbour by neighbour in less memory.
+  over_sequence: Literal['all_gather', 'ring'] = 'all_gather'
   # Recompute the forward pass in the backward pass.
   remat: bool = False
   # Under remat, the tensors that are kept, not computed again.
@@ -141,6 +152,28 @@ class Model:
       f'model.dropout={self.dropout} must be at least 0 and below 1',
     )
     check(len(self.attention_pattern) > 0, 'model.attention_pattern is empty')
+    self._check_experts()
+
+  def _check_experts(self):
+    for name in ('num_experts', 'shared_expert_dim'):
+      value = getattr(self, name)
+      check(value >= 0, f'model.{name}={value} must be at least 0')
+    if not self.num_experts:
+      for name in ('expert_dim', 'shared_expert_dim'):
+        check(
+          not getattr(self, name),
+          f'model.{name}={getattr(self, name)} needs model.num_experts above 0',
+        )
+      return
+    check(
+      1 <= self.experts_per_token <= self.num_experts,
+      f'model.experts_per_token={self.experts_per_token} must be at least 1 '
+      f'and at most model.num_experts={self.num_experts}',
+    )
+    check(
+      not self.mlp_bias,
+      f'model.mlp_bias=True needs model.num_experts=0, not {self.num_experts}',
+    )
 
   @property
   def kv_heads(self) -> int:
@@ -156,6 +189,11 @@ class Model:
   def mlp_width(self) -> int:
     """Hidden width of the feed-forward layer."""
     return self.mlp_dim or 4 * self.width
+
+  @property
+  def expert_width(self) -> int:
+    """Hidden width of one expert."""
+    return self.expert_dim or self.mlp_width
 
   @property
   def encoder_layers(self) -> int:
@@ -354,13 +392,19 @@ class Parallel:
   sequence: int = 1
   # Parts of the experts.
   expert: int = 1
-  # Parts of the layers.
+  # Parts of the layers: stages that microbatches go through one by one.
   pipeline: int = 1
   # Groups of devices with a slower network (DCN) between them than inside,
   # such as the slices of a multi-slice TPU job.
   slices: int = 1
   # The axis whose outer part goes across the slices.
   slice_axis: Literal['data', 'fsdp', 'pipeline'] = 'data'
+  # Microbatches of a batch; None: as many as stages. The more there are, the
+  # less the stages wait: of R M + S - 1 iterations, S - 1.
+  microbatches: int | None = None
+  # Times R that a microbatch goes round the stages, each time through other
+  # layers (circular); 1: once (GPipe). More need model.remat.
+  pipeline_repeats: int = 1
 
   def __post_init__(self):
     sizes = self.sizes
@@ -372,6 +416,14 @@ class Parallel:
     free = [name for name, size in sizes.items() if size == -1]
     check(len(free) <= 1, f'parallel: only one of {free} can be -1')
     check(self.slices >= 1, f'parallel.slices={self.slices} must be at least 1')
+    check(
+      self.microbatches is None or self.microbatches >= 1,
+      f'parallel.microbatches={self.microbatches} must be at least 1',
+    )
+    check(
+      self.pipeline_repeats >= 1,
+      f'parallel.pipeline_repeats={self.pipeline_repeats} must be at least 1',
+    )
 
   @property
   def sizes(self) -> dict[str, int]:
@@ -484,6 +536,10 @@ class LossWeights:
 
   # Mean squared log-partition of the logits (PaLM, section 5).
   z_loss: float = 0.0
+  # How unevenly routers load their experts: 1 at best (Switch, section 2.2).
+  router_balance: float = 0.01
+  # Mean squared log-partition of the routers' logits (ST-MoE, section 3.1).
+  router_z: float = 0.001
 
 
 @dataclasses.dataclass(frozen=True)

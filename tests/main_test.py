@@ -56,9 +56,9 @@ OVERRIDES = {
   'parallel.tensor=8': 'parallel.tensor=8 does not divide kv_heads=2 '
   '(decoder/layers/attention/key/kernel); use 1, 2',
   'data.batch_size=12': 'data.batch_size=12 must be a multiple of '
-  'parallel.data * parallel.fsdp = 8',
+  'parallel.data = 8',
   'eval.batch_size=3': 'eval.batch_size=3 must be a multiple of '
-  'parallel.data * parallel.fsdp = 8',
+  'parallel.data = 8',
   'model.vocab_size=100': 'model.vocab_size=100 must be at least 259, the '
   "tokenizer's",
 }

@@ -1,22 +1,33 @@
-"""Attention over grouped heads: one door, and the reference in plain XLA.
+"""Attention over grouped heads: one door, memory linear in the lengths.
 
 B batch, T query length, S key length, N query heads, K key/value heads,
-G query heads per key/value head, H head width.
+G query heads per key/value head, M = G T, H head width.
 """
+
+import dataclasses
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-# Finite, so that a row which sees nothing gives a mean and not NaN.
+from gemini_jax.kernels import masking
+
+# Finite, so that a row which sees nothing gives 0 and not NaN.
 MASK_VALUE = -1e30
+# Queries are cut into at most this many bands of at least this many, each
+# with the range of keys that it can see at all.
+_BANDS, _BAND = 8, 64
+# Scores at one time, where a chunk of _BAND queries does not have more.
+_SCORES = 2**24
 
 
 def attention(
   q_BTNH: jax.Array,
   k_BSKH: jax.Array,
   v_BSKH: jax.Array,
-  mask_BTS: jax.Array,
+  mask: masking.Mask,
   *,
   scale: float,
   softcap: float = 0.0,
@@ -27,77 +38,288 @@ def attention(
     q_BTNH: queries.
     k_BSKH: keys; K divides N.
     v_BSKH: values.
-    mask_BTS: bool, true where a query may attend; B may be 1.
+    mask: where a query may attend; one that sees nothing gives 0.
     scale: multiplies the scores.
     softcap: scores become softcap * tanh(scores / softcap); 0: off.
 
   Returns:
     [B, T, N, H] in the type of the values; softmax in float32.
   """
+  out_BTNH, _ = with_log_sum(
+    q_BTNH, k_BSKH, v_BSKH, mask, scale=scale, softcap=softcap
+  )
+  return out_BTNH
+
+
+def with_log_sum(
+  q_BTNH: jax.Array,
+  k_BSKH: jax.Array,
+  v_BSKH: jax.Array,
+  mask: masking.Mask,
+  *,
+  scale: float,
+  softcap: float = 0.0,
+) -> tuple[jax.Array, jax.Array]:
+  """`attention`, and the log of the softmax's sum, float32[B, T, N].
+
+  With both, attention over several sets of keys is put together exactly.
+  """
   B, T, N, H = q_BTNH.shape
   K = k_BSKH.shape[2]
   # Heads go beside the batch: XLA then sees B * K plain matrix products, each
   # of G * T queries.
-  q_BKGTH = (q_BTNH * scale).reshape(B, T, K, N // K, H)
-  q_BKMH = q_BKGTH.transpose(0, 2, 3, 1, 4).reshape(B, K, -1, H)
+  q_BKGTH = (
+    (q_BTNH * scale).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+  )
   k_BKSH, v_BKSH = (x.transpose(0, 2, 1, 3) for x in (k_BSKH, v_BSKH))
+  found: Any = _chunked(softcap, q_BKGTH, k_BKSH, v_BKSH, mask)
+  out_BKGTH, log_sum_BKGT = found
+  return (
+    out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H),
+    log_sum_BKGT.transpose(0, 3, 1, 2).reshape(B, T, N),
+  )
+
+
+def over_axis(
+  q_BTNH: jax.Array,
+  k_BSKH: jax.Array,
+  v_BSKH: jax.Array,
+  mask: masking.Mask,
+  *,
+  axis: str,
+  how: str,
+  scale: float,
+  softcap: float = 0.0,
+) -> jax.Array:
+  """`attention` where queries and keys are split along a mesh axis.
+
+  To be called on each device with its own part, in the order of the axis.
+
+  Args:
+    q_BTNH: the queries of this device.
+    k_BSKH: its keys.
+    v_BSKH: its values.
+    mask: of its queries and its keys.
+    axis: name of the mesh axis.
+    how: 'all_gather' brings all keys here at once; 'ring' passes them on from
+      neighbour to neighbour and never holds more than one part (Liu et al.
+      2023, Ring Attention).
+    scale: as in `attention`.
+    softcap: as in `attention`.
+  """
+  attend = functools.partial(with_log_sum, scale=scale, softcap=softcap)
+  rule = functools.partial(dataclasses.replace, mask, aligned=False)
+  held = (
+    k_BSKH,
+    v_BSKH,
+    mask.key_segments_BS,
+    mask.key_positions_BS,
+    mask.prefix_BS,
+  )
+  names = ('key_segments_BS', 'key_positions_BS', 'prefix_BS')
+  if how == 'all_gather':
+    k, v, *keys = jax.tree.map(
+      lambda x: jax.lax.all_gather(x, axis, axis=1, tiled=True), held
+    )
+    mask = rule(**dict(zip(names, keys, strict=True)))
+    return attend(q_BTNH, k, v, mask)[0]
+  assert how == 'ring', how
+  size, here = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
+  # What lies behind a row of rising positions is seen by none of its queries.
+  ordered = mask.aligned and mask.causal and mask.prefix_BS is None
+
+  @jax.checkpoint
+  def body(carry, step):
+    held, out_BTNH, log_sum_BTN = carry
+    k, v, *keys = held
+
+    def merge():
+      part = attend(q_BTNH, k, v, rule(**dict(zip(names, keys, strict=True))))
+      both_BTN = jnp.logaddexp(log_sum_BTN, part[1])
+      share = lambda log_BTN: jnp.exp(log_BTN - both_BTN)[..., None]
+      return (
+        out_BTNH * share(log_sum_BTN) + part[0] * share(part[1]),
+        both_BTN,
+      )
+
+    later = ordered & ((here - step) % size > here)
+    out_BTNH, log_sum_BTN = jax.lax.cond(
+      later, lambda: (out_BTNH, log_sum_BTN), merge
+    )
+    held = jax.tree.map(
+      lambda x: jax.lax.ppermute(
+        x, axis, [(i, (i + 1) % size) for i in range(size)]
+      ),
+      held,
+    )
+    return (held, out_BTNH, log_sum_BTN), None
+
+  start = (
+    held,
+    jnp.zeros(q_BTNH.shape, jnp.float32),
+    jnp.full(q_BTNH.shape[:3], 2 * MASK_VALUE, jnp.float32),
+  )
+  (_, out_BTNH, _), _ = jax.lax.scan(body, start, jnp.arange(size))
+  return out_BTNH.astype(v_BSKH.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _chunked(softcap, q_BKGTH, k_BKSH, v_BKSH, mask):
+  """Attention band by band; keeps the output, computes the scores again.
+
+  FlashAttention-2 (Dao 2023), section 3.1, in plain XLA.
+  """
+  return _chunked_forward(softcap, q_BKGTH, k_BKSH, v_BKSH, mask)[0]
+
+
+def _chunked_forward(softcap, q_BKGTH, k_BKSH, v_BKSH, mask):
+  def band(start, stop, size, low, high):
+    def chunk(_, rows):
+      scores_BKMS = _scores(
+        softcap, _rows(q_BKGTH, rows), k_BKSH, mask, rows, (low, high)
+      )
+      most_BKM1 = jnp.max(scores_BKMS, axis=-1, keepdims=True)
+      most_BKM1 = jnp.maximum(most_BKM1, MASK_VALUE / 2)
+      exp_BKMS = jnp.exp(scores_BKMS - most_BKM1)
+      sum_BKM1 = jnp.sum(exp_BKMS, axis=-1, keepdims=True)
+      sum_BKM1 = jnp.maximum(sum_BKM1, 1e-30)
+      out_BKMH = jnp.einsum(
+        'BKMS,BKSH->BKMH',
+        exp_BKMS.astype(v_BKSH.dtype),
+        v_BKSH[:, :, low:high],
+        preferred_element_type=jnp.float32,
+      )
+      # Divided after the product with the values: H numbers a row, not S.
+      out_BKMH = (out_BKMH * (1 / sum_BKM1)).astype(v_BKSH.dtype)
+      groups = (*q_BKGTH.shape[:3], size)
+      log_sum_BKM1 = most_BKM1 + jnp.log(sum_BKM1)
+      return (), (out_BKMH.reshape(*groups, -1), log_sum_BKM1.reshape(groups))
+
+    return _over_chunks(chunk, (), start, stop, size)[1]
+
+  bands = [band(*limits) for limits in _bands(mask, q_BKGTH.shape)]
+  out_BKGTH, log_sum_BKGT = (
+    jnp.concatenate(parts, axis=3) for parts in zip(*bands, strict=True)
+  )
+  # Named here, where the gradient reads them, so that remat can keep them.
+  out_BKGTH = checkpoint_name(out_BKGTH, 'attended')
+  log_sum_BKGT = checkpoint_name(log_sum_BKGT, 'attended')
+  residuals = (q_BKGTH, k_BKSH, v_BKSH, mask, out_BKGTH, log_sum_BKGT)
+  return (out_BKGTH, log_sum_BKGT), residuals
+
+
+def _chunked_backward(softcap, residuals, grads):
+  q_BKGTH, k_BKSH, v_BKSH, mask, out_BKGTH, log_sum_BKGT = residuals
+  grad_BKGTH, grad_log_sum_BKGT = grads
+  # What a row's gradient loses because its weights sum to one.
+  mean_BKGT = grad_log_sum_BKGT - jnp.sum(
+    grad_BKGTH.astype(jnp.float32) * out_BKGTH.astype(jnp.float32), axis=-1
+  )
+
+  def band(start, stop, size, low, high):
+    k, v = k_BKSH[:, :, low:high], v_BKSH[:, :, low:high]
+
+    def chunk(total, rows):
+      q_BKMH, grad_BKMH = _rows(q_BKGTH, rows), _rows(grad_BKGTH, rows)
+      scores_BKMS = _scores(softcap, q_BKMH, k_BKSH, mask, rows, (low, high))
+      log_sum_BKM1 = _rows(log_sum_BKGT, rows)[..., None]
+      weights_BKMS = jnp.exp(scores_BKMS - log_sum_BKM1)
+      grad_v_BKSH = jnp.einsum(
+        'BKMS,BKMH->BKSH',
+        weights_BKMS.astype(v.dtype),
+        grad_BKMH,
+        preferred_element_type=jnp.float32,
+      )
+      grad_BKMS = jnp.einsum(
+        'BKMH,BKSH->BKMS', grad_BKMH, v, preferred_element_type=jnp.float32
+      )
+      # A masked score has weight 0, and so has its gradient.
+      grad_BKMS = weights_BKMS * (grad_BKMS + _rows(mean_BKGT, rows)[..., None])
+      if softcap:
+        slope_BKMS = 1 - jnp.square(scores_BKMS / softcap)
+        grad_BKMS *= jnp.where(weights_BKMS > 0, slope_BKMS, 0)
+      grad_BKMS = grad_BKMS.astype(k.dtype)
+      grad_q_BKMH = jnp.einsum('BKMS,BKSH->BKMH', grad_BKMS, k)
+      grad_k_BKSH = jnp.einsum(
+        'BKMS,BKMH->BKSH', grad_BKMS, q_BKMH, preferred_element_type=jnp.float32
+      )
+      total = jax.tree.map(jnp.add, total, (grad_k_BKSH, grad_v_BKSH))
+      return total, grad_q_BKMH.reshape(*q_BKGTH.shape[:3], size, -1)
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (k, v))
+    total, grad_q_BKGTH = _over_chunks(chunk, zeros, start, stop, size)
+    around = ((0, 0), (0, 0), (low, k_BKSH.shape[2] - high), (0, 0))
+    return grad_q_BKGTH, *(jnp.pad(x, around) for x in total)
+
+  bands = [band(*limits) for limits in _bands(mask, q_BKGTH.shape)]
+  grads_q, grads_k, grads_v = zip(*bands, strict=True)
+  return (
+    jnp.concatenate(grads_q, axis=3),
+    functools.reduce(jnp.add, grads_k).astype(k_BKSH.dtype),
+    functools.reduce(jnp.add, grads_v).astype(v_BKSH.dtype),
+    None,
+  )
+
+
+_chunked.defvjp(_chunked_forward, _chunked_backward)
+
+
+def _bands(mask, shape):
+  """Start and stop of each band's queries, its chunks' size, range of keys."""
+  B, K, G, T, _ = shape
+  count = max(
+    n
+    for n in range(1, _BANDS + 1)
+    if n == 1 or (T % n == 0 and T // n >= _BAND)
+  )
+  if mask.reach(0, T // count) == mask.reach(T - T // count, T):
+    count = 1
+  size = T // count
+  bands = []
+  for start in range(0, T, size):
+    low, high = mask.reach(start, start + size)
+    most = max(_SCORES // (B * K * G * (high - low)), _BAND)
+    chunk = max(n for n in range(1, min(size, most) + 1) if size % n == 0)
+    bands.append((start, start + size, chunk, low, high))
+  return bands
+
+
+def _over_chunks(chunk, carry, start, stop, size):
+  """Runs chunks of queries in turn; joins what they give, [B, K, G, T...]."""
+  if stop - start == size:
+    return chunk(carry, (start, size))
+  carry, parts = jax.lax.scan(
+    lambda carry, at: chunk(carry, (at, size)),
+    carry,
+    jnp.arange(start, stop, size),
+  )
+
+  def join(x):
+    x = jnp.moveaxis(x, 0, 3)
+    return x.reshape(*x.shape[:3], -1, *x.shape[5:])
+
+  return carry, jax.tree.map(join, parts)
+
+
+def _rows(x_BKGTX, rows):
+  """The queries at (start, size), their groups in one row: [B, K, M, ...]."""
+  x = jax.lax.dynamic_slice_in_dim(x_BKGTX, *rows, axis=3)
+  return x.reshape(*x.shape[:2], -1, *x.shape[4:])
+
+
+def _scores(softcap, q_BKMH, k_BKSH, mask, rows, keys):
+  """Masked scores, float32[B, K, M, S], of (start, size) and [low, high)."""
+  low, high = keys
   scores_BKMS = jnp.einsum(
-    'BKMH,BKSH->BKMS', q_BKMH, k_BKSH, preferred_element_type=jnp.float32
+    'BKMH,BKSH->BKMS',
+    q_BKMH,
+    k_BKSH[:, :, low:high],
+    preferred_element_type=jnp.float32,
   )
   if softcap:
     scores_BKMS = softcap * jnp.tanh(scores_BKMS / softcap)
-  out_BKMH = softmax_mix(scores_BKMS, mask_BTS, v_BKSH)
-  out_BKGTH = out_BKMH.reshape(B, K, N // K, T, H)
-  return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
-
-
-@jax.custom_vjp
-def softmax_mix(
-  scores_BKMS: jax.Array, mask_BTS: jax.Array, v_BKSH: jax.Array
-) -> jax.Array:
-  """Values [B, K, M, H] mixed by the masked softmax of the scores, M = G T.
-
-  Its gradient reads the softmax's output and not its steps: half the passes
-  over [T, S] of what differentiation finds.
-  """
-  return _mix_forward(scores_BKMS, mask_BTS, v_BKSH)[0]
-
-
-def _mix_forward(scores_BKMS, mask_BTS, v_BKSH):
+  seen_BTS = mask.part(rows, (low, high - low)).dense()
   B, K, M, S = scores_BKMS.shape
-  scores_BKGTS = scores_BKMS.reshape(B, K, -1, mask_BTS.shape[1], S)
-  scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, MASK_VALUE)
-  scores_BKMS = scores_BKGTS.reshape(B, K, M, S)
-  exp_BKMS = jnp.exp(scores_BKMS - jnp.max(scores_BKMS, axis=-1, keepdims=True))
-  # Divided after the product with the values: H numbers a row, not S.
-  inverse_BKM1 = 1 / jnp.sum(exp_BKMS, axis=-1, keepdims=True)
-  exp_BKMS = exp_BKMS.astype(v_BKSH.dtype)
-  out_BKMH = jnp.einsum(
-    'BKMS,BKSH->BKMH',
-    exp_BKMS,
-    v_BKSH,
-    preferred_element_type=jnp.float32,
-  )
-  # Named here, where the gradient reads it, so that remat can keep it.
-  out_BKMH = checkpoint_name(
-    (out_BKMH * inverse_BKM1).astype(v_BKSH.dtype), 'attended'
-  )
-  return out_BKMH, (exp_BKMS, inverse_BKM1, v_BKSH, out_BKMH)
-
-
-def _mix_backward(residuals, grad_BKMH):
-  exp_BKMS, inverse_BKM1, v_BKSH, out_BKMH = residuals
-  grad_BKMH = (grad_BKMH * inverse_BKM1).astype(v_BKSH.dtype)
-  grad_v_BKSH = jnp.einsum('BKMS,BKMH->BKSH', exp_BKMS, grad_BKMH)
-  grad_BKMS = jnp.einsum(
-    'BKMH,BKSH->BKMS', grad_BKMH, v_BKSH, preferred_element_type=jnp.float32
-  )
-  mean_BKM1 = jnp.sum(
-    grad_BKMH.astype(jnp.float32) * out_BKMH, axis=-1, keepdims=True
-  )
-  # A masked score has weight 0, and so has its gradient.
-  grad_BKMS = exp_BKMS * (grad_BKMS - mean_BKM1)
-  return grad_BKMS, None, grad_v_BKSH
-
-
-softmax_mix.defvjp(_mix_forward, _mix_backward)
+  scores_BKGTS = scores_BKMS.reshape(B, K, -1, rows[1], S)
+  scores_BKGTS = jnp.where(seen_BTS[:, None, None], scores_BKGTS, MASK_VALUE)
+  return scores_BKGTS.reshape(B, K, M, S)

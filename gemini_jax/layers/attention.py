@@ -4,14 +4,17 @@ B batch, T query length, S key length, D width, N heads, K key/value heads,
 H head width.
 """
 
+import functools
+
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from gemini_jax.kernels import flash
+from gemini_jax.kernels import flash, masking
 from gemini_jax.layers import embedding, linear
+from gemini_jax.parallel import sharding
 
 
 @flax.struct.dataclass
@@ -44,7 +47,7 @@ class KVCache:
 class Attention(nn.Module):
   """Grouped-query attention (Ainslie et al. 2023), self or cross.
 
-  Queries attend where `mask_BTS` is true. Self-attention with a cache writes
+  Queries attend where `mask` lets them. Self-attention with a cache writes
   the new keys and values at `positions_BT` and reads them all. Cross-
   attention with a cache writes it when `memory_BSD` is given and reads it
   when not.
@@ -61,6 +64,7 @@ class Attention(nn.Module):
     dtype: of the computation.
     param_dtype: of the parameters.
     init_scale: of the initial kernels; None: 1 / sqrt(fan in).
+    over_sequence: how keys cross the sequence axis: all_gather or ring.
   """
 
   num_heads: int
@@ -74,12 +78,13 @@ class Attention(nn.Module):
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
   init_scale: float | None = None
+  over_sequence: str = 'all_gather'
 
   @nn.compact
   def __call__(
     self,
     x_BTD: jax.Array,
-    mask_BTS: jax.Array,
+    mask: masking.Mask,
     *,
     angles: tuple[jax.Array, jax.Array] | None = None,
     memory_BSD: jax.Array | None = None,
@@ -106,13 +111,11 @@ class Attention(nn.Module):
         assert positions_BT is not None, 'a cache is written at positions'
         cache = cache.write(k_BSKH, v_BSKH, positions_BT)
         k_BSKH, v_BSKH = cache.key, cache.value
-    out_BTNH = flash.attention(
+    out_BTNH = self.attend(
       checkpoint_name(q_BTNH, 'query'),
       checkpoint_name(k_BSKH, 'key'),
       checkpoint_name(v_BSKH, 'value'),
-      mask_BTS,
-      scale=self.scale,
-      softcap=self.softcap,
+      mask,
     )
     out_BTD = linear.Einsum(
       (self.num_heads, self.head_dim, x_BTD.shape[-1]),
@@ -123,6 +126,38 @@ class Attention(nn.Module):
       name='output',
     )('BTNH,NHD->BTD', out_BTNH)
     return out_BTD, cache
+
+  def attend(
+    self,
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    mask: masking.Mask,
+  ) -> jax.Array:
+    """The mixed values, [B, T, N, H]; each device does its own heads and rows.
+
+    Where the length is split, keys and values come from the other devices.
+    """
+
+    def local(q_BTNH, k_BSKH, v_BSKH, mask):
+      split = q_BTNH.shape[1] < length
+      function = flash.attention
+      if split:
+        function = functools.partial(
+          flash.over_axis, axis='sequence', how=self.over_sequence
+        )
+      return function(
+        q_BTNH, k_BSKH, v_BSKH, mask, scale=self.scale, softcap=self.softcap
+      )
+
+    length = q_BTNH.shape[1]
+    queries = ('batch', 'length', 'heads', None)
+    keys = ('batch', 'length', 'kv_heads', None)
+    return sharding.per_device(
+      local,
+      (queries, keys, keys, jax.tree.map(lambda _: ('batch', 'length'), mask)),
+      queries,
+    )(q_BTNH, k_BSKH, v_BSKH, mask)
 
   def project(
     self, name: str, x_BTD: jax.Array, num_heads: int, axis: str

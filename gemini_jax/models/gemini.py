@@ -3,6 +3,7 @@
 B batch, T decoder length, S encoder length, D width, V vocabulary, L layers.
 """
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -12,8 +13,10 @@ from flax.linen import spmd
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
-from gemini_jax.layers import attention, embedding, linear, masking
+from gemini_jax.kernels import cross_entropy, masking
+from gemini_jax.layers import attention, embedding, linear
 from gemini_jax.models import transformer
+from gemini_jax.parallel import pipeline, sharding
 
 
 class Gemini(nn.Module):
@@ -21,9 +24,11 @@ class Gemini(nn.Module):
 
   Attributes:
     config: its architecture; `vocab_size` must be set.
+    schedule: of the stages, where the mesh has some.
   """
 
   config: config_lib.Model
+  schedule: pipeline.Schedule = pipeline.Schedule()
 
   def setup(self):
     """The parts, by config."""
@@ -48,12 +53,15 @@ class Gemini(nn.Module):
         **types,
       )
     if config.architecture == 'encoder_decoder':
-      self.encoder = transformer.Stack(config, config.encoder_layers)
+      self.encoder = transformer.Stack(
+        config, config.encoder_layers, schedule=self.schedule
+      )
       self.encoder_norm = linear.RMSNorm(config.norm_eps, **types)
     self.decoder = transformer.Stack(
       config,
       config.num_layers,
       cross=config.architecture == 'encoder_decoder',
+      schedule=self.schedule,
     )
     self.decoder_norm = linear.RMSNorm(config.norm_eps, **types)
     self.dropout = nn.Dropout(config.dropout)
@@ -69,32 +77,98 @@ class Gemini(nn.Module):
     self, batch: batch_lib.Batch, deterministic: bool = True
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Logits of the targets, float32[B, T, V], and auxiliary losses."""
-    memory_BSD = None
+    x_BTD, aux = self.read(batch, deterministic)
+    return self.logits(x_BTD), aux
+
+  def sums(
+    self,
+    batch: batch_lib.Batch,
+    deterministic: bool = True,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+  ) -> tuple[cross_entropy.Sums, dict[str, jax.Array]]:
+    """Sums of the cross-entropy of the targets, and auxiliary losses.
+
+    The same as of the logits, which are never there as a whole; a device has
+    those of its tokens and its part of the vocabulary.
+    """
+    x_BTD, aux = self.read(batch, deterministic)
+    table_VD = (
+      self.token.embedding
+      if self.config.tie_embeddings
+      else self.head.variables['params']['kernel'].T
+    )
+    dtype = jnp.dtype(self.config.dtype)
+    options = cross_entropy.Options(
+      self.config.logit_softcap, label_smoothing, z_loss
+    )
+
+    def local(x_BTD, table_VD, targets_BT, weights_BT):
+      split = dataclasses.replace(options, vocab_axis=None)
+      if table_VD.shape[0] < num_rows:
+        split = dataclasses.replace(options, vocab_axis='tensor')
+      if table_VD.shape[1] < x_BTD.shape[-1]:
+        table_VD = jax.lax.all_gather(table_VD, 'fsdp', axis=1, tiled=True)
+      sums = cross_entropy.token_sums(
+        split, x_BTD, table_VD, targets_BT, weights_BT
+      )
+      return {name: value.reshape(1, 1) for name, value in vars(sums).items()}
+
+    num_rows = table_VD.shape[0]
+    tokens = ('batch', 'length')
+    parts = sharding.per_device(
+      local,
+      ((*tokens, None), ('vocab', 'embed'), tokens, tokens),
+      dict.fromkeys(('loss', 'objective', 'correct', 'weight'), tokens),
+    )(x_BTD.astype(dtype), table_VD.astype(dtype), batch.targets, batch.weights)
+    return cross_entropy.Sums(**jax.tree.map(jnp.sum, parts)), aux
+
+  def read(
+    self, batch: batch_lib.Batch, deterministic: bool
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """What the decoder says after each token, [B, T, D]; auxiliary losses."""
+    memory_BSD, stacks = None, []
     if batch.encoder is not None:
-      memory_BSD = self.encode(batch.encoder, deterministic)
-    logits_BTV, _ = self.decode(
+      memory_BSD, aux = self.encode(batch.encoder, deterministic)
+      stacks.append(aux)
+    x_BTD, _, aux = self.decode_hidden(
       batch.decoder,
       memory_BSD=memory_BSD,
       memory=batch.encoder,
       prefix_BT=batch.prefix,
       deterministic=deterministic,
     )
-    return logits_BTV, {}
+    # The mean over all layers.
+    mean = lambda *parts: jnp.mean(jnp.concatenate(parts))
+    return x_BTD, jax.tree.map(mean, aux, *stacks)
 
   def encode(
     self, sequence: batch_lib.Sequence, deterministic: bool = True
-  ) -> jax.Array:
-    """The encoder's output, [B, S, D]."""
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The encoder's output, [B, S, D], and the losses of its layers, [L]."""
     context = transformer.Context(
       views=self.views(sequence, sequence, causal=False),
       positions_BT=sequence.positions,
+      real_BT=sequence.segments > 0,
     )
-    x_BSD, _ = self.encoder(
+    x_BSD, _, aux = self.encoder(
       self.embed(sequence, deterministic), context, deterministic=deterministic
     )
-    return self.encoder_norm(x_BSD)
+    return self.encoder_norm(x_BSD), aux
 
   def decode(
+    self, sequence: batch_lib.Sequence, **kwargs: Any
+  ) -> tuple[jax.Array, transformer.Cache | None, dict[str, jax.Array]]:
+    """Logits float32[B, T, V] after each token, and what is beside them.
+
+    Args:
+      sequence: tokens to read.
+      **kwargs: of `decode_hidden`.
+    """
+    x_BTD, cache, aux = self.decode_hidden(sequence, **kwargs)
+    return self.logits(x_BTD), cache, aux
+
+  def decode_hidden(
     self,
     sequence: batch_lib.Sequence,
     *,
@@ -103,8 +177,10 @@ class Gemini(nn.Module):
     prefix_BT: jax.Array | None = None,
     cache: transformer.Cache | None = None,
     deterministic: bool = True,
-  ) -> tuple[jax.Array, transformer.Cache | None]:
-    """Logits float32[B, T, V] after each token, and the cache with them.
+  ) -> tuple[jax.Array, transformer.Cache | None, dict[str, jax.Array]]:
+    """What comes out after each token, [B, T, D], and the cache with it.
+
+    Also the losses of the layers by name, [L].
 
     Args:
       sequence: tokens to read; with a cache, the next ones of each row, at
@@ -124,19 +200,20 @@ class Gemini(nn.Module):
       slots_BS = jnp.broadcast_to(jnp.arange(slots), shape)
       keys = batch_lib.Sequence(slots_BS, slots_BS, jnp.ones(shape, jnp.int32))
       positions_BT = jnp.where(sequence.segments > 0, positions_BT, slots)
-    cross_mask_BTS = None
+    cross_mask = None
     if memory is not None:
-      cross_mask_BTS = masking.same_segment(sequence, memory)
+      cross_mask = masking.visible(sequence, memory)
     context = transformer.Context(
       views=self.views(sequence, keys, causal=True, prefix_BS=prefix_BT),
       positions_BT=positions_BT,
-      cross_mask_BTS=cross_mask_BTS,
+      cross_mask=cross_mask,
       memory_BSD=memory_BSD,
+      real_BT=sequence.segments > 0,
     )
-    x_BTD, cache = self.decoder(
+    x_BTD, cache, aux = self.decoder(
       self.embed(sequence, deterministic), context, cache, deterministic
     )
-    return self.logits(self.decoder_norm(x_BTD)), cache
+    return self.decoder_norm(x_BTD), cache, aux
 
   def embed(
     self, sequence: batch_lib.Sequence, deterministic: bool
@@ -191,14 +268,14 @@ class Gemini(nn.Module):
           config.head_width, **rotary[kind]
         )
         angles = embedding.rotary_angles(queries.positions, frequencies_F)
-      mask_BTS = masking.visible(
+      mask = masking.visible(
         queries,
         keys,
         causal=causal,
         window=windows[kind],
         prefix_BS=prefix_BS,
       )
-      views[kind] = transformer.View(mask_BTS, angles)
+      views[kind] = transformer.View(mask, angles)
     return views
 
 

@@ -3,6 +3,8 @@
 B batch, T length, S key length, D width, L layers.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +15,9 @@ from flax.linen import spmd
 from jax.ad_checkpoint import checkpoint_name
 
 from gemini_jax import config as config_lib
-from gemini_jax.layers import attention, feedforward, linear
+from gemini_jax.kernels import masking
+from gemini_jax.layers import attention, expert, feedforward, linear
+from gemini_jax.parallel import pipeline
 
 
 @flax.struct.dataclass
@@ -21,11 +25,11 @@ class View:
   """What the layers of one kind see, made once for all of them.
 
   Attributes:
-    mask_BTS: bool, where a query may attend.
+    mask: where a query may attend.
     angles: (sin, cos) of the rotary positions, or None.
   """
 
-  mask_BTS: jax.Array
+  mask: masking.Mask
   angles: tuple[jax.Array, jax.Array] | None
 
 
@@ -36,14 +40,16 @@ class Context:
   Attributes:
     views: of each kind of layer, 'global' and 'local'.
     positions_BT: slots of the cache that are written.
-    cross_mask_BTS: where the decoder may attend in the encoder's output.
+    cross_mask: where the decoder may attend in the encoder's output.
     memory_BSD: the encoder's output; None once it is in the cache.
+    real_BT: bool, false at padding; None: there is none.
   """
 
   views: dict[str, View]
   positions_BT: jax.Array
-  cross_mask_BTS: jax.Array | None = None
+  cross_mask: masking.Mask | None = None
   memory_BSD: jax.Array | None = None
+  real_BT: jax.Array | None = None
 
 
 @flax.struct.dataclass
@@ -68,8 +74,8 @@ class Block(nn.Module):
     context: Context,
     cache: Cache | None = None,
     deterministic: bool = True,
-  ) -> tuple[jax.Array, Cache | None]:
-    """The residual stream and the cache after this layer."""
+  ) -> tuple[jax.Array, Cache | None, dict[str, jax.Array]]:
+    """The residual stream and the cache after this layer; its own losses."""
     config = self.config
     types: dict[str, Any] = {
       'dtype': jnp.dtype(config.dtype),
@@ -91,7 +97,7 @@ class Block(nn.Module):
       )
       return checkpoint_name(x_BTD, 'residual')
 
-    def attend(name, x_BTD, mask_BTS, **kwargs):
+    def attend(name, x_BTD, mask, **kwargs):
       layer = attention.Attention(
         num_heads=config.num_heads,
         num_kv_heads=config.kv_heads,
@@ -102,15 +108,16 @@ class Block(nn.Module):
         use_bias=config.attention_bias,
         norm_eps=config.norm_eps,
         init_scale=config.init_scale,
+        over_sequence=config.over_sequence,
         **types,
         name=name,
       )
-      return layer(norm(f'{name}_norm', x_BTD), mask_BTS, **kwargs)
+      return layer(norm(f'{name}_norm', x_BTD), mask, **kwargs)
 
     update_BTD, self_cache = attend(
       'attention',
       x_BTD,
-      view.mask_BTS,
+      view.mask,
       angles=view.angles,
       cache=None if cache is None else cache.self_attention,
       positions_BT=context.positions_BT,
@@ -121,37 +128,51 @@ class Block(nn.Module):
       update_BTD, cross_cache = attend(
         'cross_attention',
         x_BTD,
-        context.cross_mask_BTS,
+        context.cross_mask,
         memory_BSD=context.memory_BSD,
         cache=None if cache is None else cache.cross_attention,
         cross=True,
       )
       x_BTD = add('cross_attention', x_BTD, update_BTD)
-    update_BTD = feedforward.FeedForward(
-      config.mlp_width,
-      activation=config.activation,
-      gated=config.gated,
-      use_bias=config.mlp_bias,
-      init_scale=config.init_scale,
-      **types,
-      name='feedforward',
-    )(norm('feedforward_norm', x_BTD))
+    hidden = {
+      'activation': config.activation,
+      'gated': config.gated,
+      'init_scale': config.init_scale,
+      'name': 'feedforward',
+    } | types
+    normed_BTD = norm('feedforward_norm', x_BTD)
+    aux = {}
+    if config.num_experts:
+      update_BTD, aux = expert.MixtureOfExperts(
+        config.num_experts,
+        config.experts_per_token,
+        config.expert_width,
+        shared_dim=config.shared_expert_dim,
+        **hidden,
+      )(normed_BTD, context.real_BT)
+    else:
+      update_BTD = feedforward.FeedForward(
+        config.mlp_width, use_bias=config.mlp_bias, **hidden
+      )(normed_BTD)
     x_BTD = add('feedforward', x_BTD, update_BTD)
     if self_cache is None:
-      return x_BTD, None
-    return x_BTD, Cache(self_cache, cross_cache)
+      return x_BTD, None, aux
+    return x_BTD, Cache(self_cache, cross_cache), aux
 
 
 class Stack(nn.Module):
   """Layers in a row, their parameters stored as one [L, ...] tree.
 
   Scanned or unrolled is a choice of the run and changes neither parameters
-  nor results; a scan's body is one period of the attention pattern.
+  nor results; a scan's body is one period of the attention pattern. Where the
+  mesh has stages, a batch goes through them as `schedule` says, unless there
+  is a cache or rows that make no microbatches.
   """
 
   config: config_lib.Model
   num_layers: int
   cross: bool = False
+  schedule: pipeline.Schedule = pipeline.Schedule()
 
   @nn.compact
   def __call__(
@@ -160,8 +181,11 @@ class Stack(nn.Module):
     context: Context,
     cache: Cache | None = None,
     deterministic: bool = True,
-  ) -> tuple[jax.Array, Cache | None]:
-    """The residual stream and the cache after all layers."""
+  ) -> tuple[jax.Array, Cache | None, dict[str, jax.Array]]:
+    """The residual stream and the cache after all layers.
+
+    Also the layers' own losses by name, [L].
+    """
     config = self.config
     drops = bool(config.dropout) and not deterministic
     key = self.make_rng('dropout') if drops else None
@@ -172,7 +196,13 @@ class Stack(nn.Module):
       params = self.get_variable('params', 'layers')
     layers = Layers(params, jnp.arange(self.num_layers), cache)
 
-    def apply(x_BTD: jax.Array, layer: Layers, kind: str):
+    def apply(
+      x_BTD: jax.Array,
+      layer: Layers,
+      context: Context,
+      key: jax.Array | None,
+      kind: str,
+    ):
       rngs = {}
       if key is not None:
         rngs['dropout'] = jax.random.fold_in(key, layer.index)
@@ -186,29 +216,55 @@ class Stack(nn.Module):
         rngs=rngs,
       )
 
-    if config.remat:
-      apply = jax.checkpoint(
-        apply,
-        static_argnums=(2,),
-        policy=jax.checkpoint_policies.save_only_these_names(
-          *config.remat_save
-        ),
-        prevent_cse=not config.scan_layers,
+    def remat(function: Callable[..., Any], **options):
+      if not config.remat:
+        return function
+      names = jax.checkpoint_policies.save_only_these_names(*config.remat_save)
+      return jax.checkpoint(function, policy=names, **options)
+
+    staged = pipeline.splits(self.schedule, x_BTD.shape[0])
+    if staged and cache is None and not self.is_initializing():
+
+      def stage_layer(params, x_BTD, context, key, index, microbatch, kind):
+        if key is not None:
+          key = jax.random.fold_in(key, microbatch)
+        layer = Layers(params, index, None)
+        output: Any = apply(x_BTD, layer, context, key, kind)
+        x_BTD, _, aux = output
+        return x_BTD, aux
+
+      x_BTD, aux = pipeline.run(
+        stage_layer,
+        params,
+        x_BTD,
+        context,
+        key,
+        schedule=self.schedule,
+        pattern=config.attention_pattern,
+        scan=config.scan_layers,
+        # In a scan over iterations, where nothing is shared by mistake.
+        remat=functools.partial(remat, prevent_cse=False),
       )
+      # Of all layers together; the mean of each is all that is asked for.
+      each = lambda total: jnp.full(self.num_layers, total / self.num_layers)
+      return x_BTD, None, jax.tree.map(each, aux)
+    apply = remat(
+      apply, static_argnums=(4,), prevent_cse=not config.scan_layers
+    )
 
     def run(x_BTD: jax.Array, layers: Layers, kinds: tuple[str, ...]):
-      """Layers one by one; their caches come back stacked."""
-      caches = []
+      """Layers one by one; their caches and losses come back stacked."""
+      beside = []
       for layer, kind in zip(unstack(layers, len(kinds)), kinds, strict=True):
-        x_BTD, layer_cache = apply(x_BTD, layer, kind)
-        caches.append(layer_cache)
-      return x_BTD, jax.tree.map(lambda *leaves: jnp.stack(leaves), *caches)
+        x_BTD, *layer_beside = apply(x_BTD, layer, context, key, kind)
+        beside.append(layer_beside)
+      return x_BTD, jax.tree.map(lambda *leaves: jnp.stack(leaves), *beside)
 
     pattern = config.attention_pattern
     period = len(pattern)
     kinds = pattern * (self.num_layers // period + 1)
     scanned = self.num_layers // period * period if config.scan_layers else 0
-    caches = []
+    beside = []
     if scanned:
       x_BTD, part = jax.lax.scan(
         lambda x_BTD, group: run(x_BTD, group, pattern),
@@ -218,7 +274,7 @@ class Stack(nn.Module):
           layers,
         ),
       )
-      caches.append(
+      beside.append(
         jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), part)
       )
     if scanned < self.num_layers:
@@ -227,8 +283,9 @@ class Stack(nn.Module):
         jax.tree.map(lambda leaf: leaf[scanned:], layers),
         kinds[scanned : self.num_layers],
       )
-      caches.append(part)
-    return x_BTD, jax.tree.map(lambda *parts: jnp.concatenate(parts), *caches)
+      beside.append(part)
+    cache, aux = jax.tree.map(lambda *parts: jnp.concatenate(parts), *beside)
+    return x_BTD, cache, aux
 
   def init_layers(
     self, key: jax.Array, block: Block, x_BTD: jax.Array, context: Context

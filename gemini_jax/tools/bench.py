@@ -23,7 +23,7 @@ from gemini_jax import batch as batch_lib
 from gemini_jax import command, host
 from gemini_jax import config as config_lib
 from gemini_jax.models import gemini
-from gemini_jax.parallel import sharding
+from gemini_jax.parallel import pipeline, sharding
 from gemini_jax.train import loop, metrics, run
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import step as step_lib
@@ -61,7 +61,10 @@ class Step:
   def __init__(self, config: config_lib.Config):
     self.config = run.with_vocab(config, 1)
     mesh = sharding.make_mesh(config.parallel)
-    model = gemini.Gemini(self.config.model)
+    pipeline.check(config, mesh)
+    model = gemini.Gemini(
+      self.config.model, pipeline.make_schedule(config.parallel)
+    )
     optimizer = optimizer_lib.make_optimizer(
       config.optimizer, config.train.num_steps
     )

@@ -12,19 +12,20 @@ import numpy as np
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.infer import generation
+from gemini_jax.kernels import cross_entropy
 from gemini_jax.models import gemini
 from gemini_jax.train import losses
 
 
 def eval_step(
   params: Any, batch: batch_lib.Batch, *, model: gemini.Gemini
-) -> losses.Sums:
+) -> cross_entropy.Sums:
   """The sums of one batch."""
   return losses.model_sums(model, params, batch)
 
 
 def summarize(
-  total: losses.Sums, tokens_per_byte: float | None
+  total: cross_entropy.Sums, tokens_per_byte: float | None
 ) -> dict[str, float]:
   """Numbers of a split from its sums.
 

@@ -14,7 +14,7 @@ from gemini_jax import checkpoint
 from gemini_jax import config as config_lib
 from gemini_jax.data import loader, tokenizer
 from gemini_jax.models import gemini
-from gemini_jax.parallel import cluster, sharding
+from gemini_jax.parallel import cluster, pipeline, sharding
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import step as step_lib
 
@@ -107,6 +107,7 @@ def open_run(
   ):
     if size is not None:
       sharding.check_batch(mesh, size, field)
+  pipeline.check(config, mesh)
   # The shapes alone tell whether the mesh fits, before any data is read.
   _abstract(with_vocab(config, 1 << 20), mesh)
   if create:
@@ -140,7 +141,7 @@ def with_vocab(config: config_lib.Config, size: int) -> config_lib.Config:
 def _abstract(
   config: config_lib.Config, mesh: Mesh
 ) -> tuple[Any, Any, step_lib.TrainState]:
-  model = gemini.Gemini(config.model)
+  model = gemini.Gemini(config.model, pipeline.make_schedule(config.parallel))
   optimizer = optimizer_lib.make_optimizer(
     config.optimizer, config.train.num_steps
   )
@@ -182,7 +183,14 @@ def _check_same_model(path: pathlib.Path, config: config_lib.Config):
     ) from error
   now = json.loads(config_lib.to_json(config))
   # These change how a run computes, not what it computes.
-  free = {'scan_layers', 'remat', 'remat_save', 'dtype', 'dropout'}
+  free = {
+    'scan_layers',
+    'remat',
+    'remat_save',
+    'over_sequence',
+    'dtype',
+    'dropout',
+  }
   for section, values in now.items():
     for name, value in values.items():
       before = then.get(section, {}).get(name)

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
+from gemini_jax.kernels import cross_entropy
 from gemini_jax.models import gemini
 from gemini_jax.parallel import sharding
 from gemini_jax.train import losses
@@ -160,7 +161,7 @@ def accumulated_gradient(
   params: Any,
   batch: batch_lib.Batch,
   key: jax.Array,
-) -> tuple[Any, losses.Sums]:
+) -> tuple[Any, cross_entropy.Sums]:
   """Gradient of the summed objective, and the sums, part after part."""
 
   def gradient(batch, key):

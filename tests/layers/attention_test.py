@@ -12,19 +12,37 @@ import numpy as np
 import pytest
 
 import toy
-from gemini_jax.kernels import flash
+from gemini_jax.kernels import flash, masking
 from gemini_jax.layers import attention, embedding
 
 B, T, S, D, N, K, H = 2, 5, 7, 10, 4, 2, 6
+
+
+POSITIONS_BT = np.tile(np.arange(T), (B, 1))
+
+
+def visible(length, positions_BT=POSITIONS_BT, causal=False, hidden=False):
+  """A mask of queries at positions over `length` keys, some of them hidden."""
+  segments_BS = np.ones((B, length), int)
+  if hidden:
+    segments_BS = (np.random.default_rng(0).random((B, length)) < 0.7).astype(
+      int
+    )
+    segments_BS[:, 1] = 1
+  return masking.Mask(
+    np.ones(positions_BT.shape, int),
+    positions_BT,
+    segments_BS,
+    np.tile(np.arange(length), (B, 1)),
+    causal=causal,
+  )
 
 
 @functools.cache
 def layer(**fields):
   """The module and random parameters for it."""
   module = attention.Attention(N, K, H, scale=0.5, **fields)
-  params = toy.random_params(
-    module, toy.normal((B, T, D)), np.ones((B, T, T), bool)
-  )
+  params = toy.random_params(module, toy.normal((B, T, D)), visible(T))
   return module, params
 
 
@@ -41,13 +59,6 @@ def angles_at(positions_BT):
   return jax.jit(embedding.rotary_angles)(positions_BT, frequencies_F)
 
 
-def causal(rows, length):
-  return np.tile(np.tri(length, dtype=bool), (rows, 1, 1))
-
-
-POSITIONS_BT = np.tile(np.arange(T), (B, 1))
-
-
 @pytest.mark.parametrize(
   'fields',
   [{}, {'qk_norm': True}, {'use_bias': True}, {'softcap': 0.5}],
@@ -58,9 +69,9 @@ def test_equals_its_parts(fields):
   assert ('bias' in params['query']) == ('use_bias' in fields)
   assert ('query_norm' in params) == ('qk_norm' in fields)
   assert 'bias' not in params['output']
-  x_BTD, mask_BTS = toy.normal((B, T, D)), causal(B, T)
+  x_BTD, mask = toy.normal((B, T, D)), visible(T, causal=True)
   angles = angles_at(POSITIONS_BT)
-  out_BTD, cache = apply(module, params, x_BTD, mask_BTS, angles=angles)
+  out_BTD, cache = apply(module, params, x_BTD, mask, angles=angles)
   assert cache is None
 
   def project(name):
@@ -78,7 +89,7 @@ def test_equals_its_parts(fields):
     project('query'),
     project('key'),
     project('value'),
-    mask_BTS,
+    mask,
     scale=0.5,
     softcap=fields.get('softcap', 0.0),
   )
@@ -91,10 +102,10 @@ def test_equals_its_parts(fields):
 def test_cross_attention_reads_keys_and_values_from_the_memory():
   module, params = layer()
   x_BTD, memory_BSD = toy.normal((B, T, D)), toy.normal((B, S, D), 1)
-  mask_BTS = np.random.default_rng(0).random((B, T, S)) < 0.7
-  mask_BTS[..., 1] = True
+  mask = visible(S, hidden=True)
+  assert not np.all(mask.dense())
   out_BTD, _ = apply(
-    module, params, x_BTD, mask_BTS, memory_BSD=memory_BSD, cross=True
+    module, params, x_BTD, mask, memory_BSD=memory_BSD, cross=True
   )
   q, k, v = (
     np.einsum('BTD,DNH->BTNH', source, params[name]['kernel'])
@@ -106,7 +117,7 @@ def test_cross_attention_reads_keys_and_values_from_the_memory():
   )
   expected = np.einsum(
     'BTNH,NHD->BTD',
-    attend(q, k, v, mask_BTS, scale=0.5),
+    attend(q, k, v, mask, scale=0.5),
     params['output']['kernel'],
   )
   np.testing.assert_allclose(out_BTD, expected, rtol=1e-4, atol=1e-5)
@@ -125,7 +136,11 @@ def test_cached_chunks_equal_one_pass(chunk):
   module, params = layer(qk_norm=True)
   x_BTD = toy.normal((B, T, D))
   whole_BTD, _ = apply(
-    module, params, x_BTD, causal(B, T), angles=angles_at(POSITIONS_BT)
+    module,
+    params,
+    x_BTD,
+    visible(T, causal=True),
+    angles=angles_at(POSITIONS_BT),
   )
   cache, parts = empty_cache(S), []
   for start in range(0, T, chunk):
@@ -134,7 +149,7 @@ def test_cached_chunks_equal_one_pass(chunk):
       module,
       params,
       x_BTD[:, start : start + chunk],
-      np.arange(S) <= positions_BT[:, :, None],
+      visible(S, positions_BT, causal=True),
       angles=angles_at(positions_BT),
       cache=cache,
       positions_BT=positions_BT,
@@ -148,19 +163,17 @@ def test_cached_chunks_equal_one_pass(chunk):
 def test_a_cross_cache_is_written_once_and_read_after():
   module, params = layer()
   x_BTD, memory_BSD = toy.normal((B, T, D)), toy.normal((B, S, D), 1)
-  mask_BTS = np.ones((B, T, S), bool)
+  mask = visible(S)
   first_BTD, cache = apply(
     module,
     params,
     x_BTD,
-    mask_BTS,
+    mask,
     memory_BSD=memory_BSD,
     cache=empty_cache(S),
     cross=True,
   )
-  again_BTD, after = apply(
-    module, params, x_BTD, mask_BTS, cache=cache, cross=True
-  )
+  again_BTD, after = apply(module, params, x_BTD, mask, cache=cache, cross=True)
   np.testing.assert_allclose(again_BTD, first_BTD, rtol=1e-5, atol=1e-6)
   jax.tree.map(np.testing.assert_array_equal, cache, after)
 

@@ -9,8 +9,9 @@ import pytest
 
 import tiny
 import toy
+from gemini_jax.kernels import cross_entropy
 from gemini_jax.models import gemini
-from gemini_jax.train import evaluation, losses
+from gemini_jax.train import evaluation
 
 
 @pytest.fixture(scope='module')
@@ -52,7 +53,7 @@ def test_evaluation_has_no_dropout_and_no_smoothing(model):
 
 
 def test_numbers_of_a_split():
-  total = losses.Sums(
+  total = cross_entropy.Sums(
     loss=np.float64(60),
     objective=np.float64(1e9),
     correct=np.float64(30),
@@ -72,14 +73,14 @@ def test_numbers_of_a_split():
 
 
 def test_perplexity_of_a_hopeless_model_is_a_number():
-  total = losses.Sums(*map(np.float64, (1e6, 0, 0, 1)))
+  total = cross_entropy.Sums(*map(np.float64, (1e6, 0, 0, 1)))
   assert math.isfinite(evaluation.summarize(total, None)['perplexity'])
 
 
 def test_sums_of_many_batches_lose_no_token():
   """float32 stops counting at 2**24."""
-  sums = losses.Sums(*map(np.float32, (2.0, 2.0, 1.0, 2.0**24)))
-  one = losses.Sums(*map(np.float32, (2.0, 2.0, 1.0, 1.0)))
+  sums = cross_entropy.Sums(*map(np.float32, (2.0, 2.0, 1.0, 2.0**24)))
+  one = cross_entropy.Sums(*map(np.float32, (2.0, 2.0, 1.0, 1.0)))
   values = evaluation.evaluate(
     lambda params, batch: batch, None, [sums, one, one, one], None
   )

@@ -1,0 +1,185 @@
+"""Cross-entropy that never holds the scores of all tokens at once.
+
+B batch, T length, X = B T tokens, C tokens of a chunk, D width, V vocabulary.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+# Scores at one time, where a chunk of _CHUNK tokens does not have more.
+_SCORES, _CHUNK = 2**22, 256
+
+
+@flax.struct.dataclass
+class Sums:
+  """Weighted sums over tokens; they add up over batches and devices.
+
+  Attributes:
+    loss: of -log p(target), in nats, without smoothing.
+    objective: of what is minimised: smoothing and extra terms included.
+    correct: of targets that are the likeliest token.
+    weight: of the tokens.
+  """
+
+  loss: jax.Array
+  objective: jax.Array
+  correct: jax.Array
+  weight: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How the loss is computed.
+
+  Attributes:
+    softcap: scores become softcap * tanh(scores / softcap); 0: off.
+    label_smoothing: share of the target spread evenly over V.
+    z_loss: weight of the squared log-partition (PaLM, section 5).
+    vocab_axis: the mesh axis that splits the vocabulary, if one does.
+  """
+
+  softcap: float = 0.0
+  label_smoothing: float = 0.0
+  z_loss: float = 0.0
+  vocab_axis: str | None = None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def token_sums(
+  options: Options,
+  x_BTD: jax.Array,
+  table_VD: jax.Array,
+  targets_BT: jax.Array,
+  weights_BT: jax.Array,
+) -> Sums:
+  """Sums over the tokens of one device, scores of the table's rows.
+
+  The gradient of the objective is computed with the sums, chunk by chunk, so
+  that neither scores nor their gradient are kept or computed twice. Only the
+  objective has a gradient.
+
+  Args:
+    options: softcap and further terms.
+    x_BTD: what the model says after each token.
+    table_VD: a row for each token of the vocabulary, in the type of `x_BTD`.
+    targets_BT: int32.
+    weights_BT: float32; 0 leaves a token out.
+  """
+  return _run(options, False, x_BTD, table_VD, targets_BT, weights_BT)[0]
+
+
+def _forward(options, x_BTD, table_VD, targets_BT, weights_BT):
+  return _run(options, True, x_BTD, table_VD, targets_BT, weights_BT)
+
+
+def _backward(options, grads, sums):
+  scale = sums.objective
+  if options.vocab_axis:
+    # Every device of the axis has the same sums, and a part of what they cost.
+    scale = jax.lax.psum(scale, options.vocab_axis)
+  grad_x_BTD, grad_table_VD = grads
+  return (
+    grad_x_BTD * scale.astype(grad_x_BTD.dtype),
+    grad_table_VD * scale.astype(grad_table_VD.dtype),
+    None,
+    None,
+  )
+
+
+token_sums.defvjp(_forward, _backward)
+
+
+def _run(options, differentiate, x_BTD, table_VD, targets_BT, weights_BT):
+  """The sums, and the gradients of the objective by x and the table."""
+  num, rows = targets_BT.size, table_VD.shape[0]
+  most = max(_SCORES // rows, _CHUNK)
+  count = -(-num // most)
+  size = -(-num // count)
+
+  def cut(leaf):
+    leaf = leaf.reshape(num, *leaf.shape[2:])
+    padding = ((0, count * size - num), *((0, 0),) * (leaf.ndim - 1))
+    return jnp.pad(leaf, padding).reshape(count, size, *leaf.shape[1:])
+
+  def body(total, chunk) -> tuple[Any, Any]:
+    sums, grad_scores_CV = _chunk(options, differentiate, table_VD, *chunk)
+    if grad_scores_CV is None:
+      return jax.tree.map(jnp.add, total, (sums, None)), None
+    x_CD = chunk[0]
+    grad_x_CD = jnp.dot(grad_scores_CV, table_VD)
+    grad_table_VD = jax.lax.dot_general(
+      grad_scores_CV,
+      x_CD,
+      (((0,), (0,)), ((), ())),
+      preferred_element_type=jnp.float32,
+    )
+    return jax.tree.map(jnp.add, total, (sums, grad_table_VD)), grad_x_CD
+
+  zero = jnp.zeros((), jnp.float32)
+  total = (
+    Sums(zero, zero, zero, zero),
+    jnp.zeros(table_VD.shape, jnp.float32) if differentiate else None,
+  )
+  chunks = jax.tree.map(cut, (x_BTD, targets_BT, weights_BT))
+  if count == 1:
+    total, grad_x = body(total, jax.tree.map(lambda leaf: leaf[0], chunks))
+  else:
+    total, grad_x = jax.lax.scan(body, total, chunks)
+  sums, grad_table_VD = total
+  if not differentiate:
+    return sums, None
+  grad_x_BTD = grad_x.reshape(-1, x_BTD.shape[-1])[:num].reshape(x_BTD.shape)
+  return sums, (grad_x_BTD, grad_table_VD.astype(table_VD.dtype))
+
+
+def _chunk(options, differentiate, table_VD, x_CD, targets_C, weights_C):
+  """The sums of a chunk and the objective's gradient by its scores."""
+  axis = options.vocab_axis
+  over = lambda reduce, x: reduce(x, axis) if axis else x
+  rows = table_VD.shape[0]
+  first = jax.lax.axis_index(axis) * rows if axis else 0
+  num_rows = rows * (jax.lax.axis_size(axis) if axis else 1)
+  scores_CV = jax.lax.dot_general(
+    x_CD,
+    table_VD,
+    (((1,), (1,)), ((), ())),
+    preferred_element_type=jnp.float32,
+  )
+  if options.softcap:
+    scores_CV = options.softcap * jnp.tanh(scores_CV / options.softcap)
+  # The largest score only keeps the exponentials in range.
+  most_C = over(jax.lax.pmax, jnp.max(scores_CV, axis=-1))
+  exp_CV = jnp.exp(scores_CV - most_C[:, None])
+  sum_C = over(jax.lax.psum, jnp.sum(exp_CV, axis=-1))
+  log_partition_C = most_C + jnp.log(sum_C)
+  hit_CV = (targets_C - first)[:, None] == jnp.arange(rows)[None, :]
+  target_C = over(
+    jax.lax.psum, jnp.sum(jnp.where(hit_CV, scores_CV, 0), axis=-1)
+  )
+  loss_C = log_partition_C - target_C
+  objective_C = loss_C
+  smooth, z_loss = options.label_smoothing, options.z_loss
+  if smooth:
+    mean_C = over(jax.lax.psum, jnp.sum(scores_CV, axis=-1)) / num_rows
+    objective_C += smooth * (log_partition_C - mean_C - loss_C)
+  if z_loss:
+    objective_C += z_loss * jnp.square(log_partition_C)
+  sums = Sums(
+    loss=jnp.sum(loss_C * weights_C),
+    objective=jnp.sum(objective_C * weights_C),
+    correct=jnp.sum((target_C >= most_C) * weights_C),
+    weight=jnp.sum(weights_C),
+  )
+  if not differentiate:
+    return sums, None
+  share_C = weights_C * (1 + 2 * z_loss * log_partition_C) / sum_C
+  grad_CV = exp_CV * share_C[:, None] - (weights_C * smooth / num_rows)[:, None]
+  grad_CV -= jnp.where(hit_CV, ((1 - smooth) * weights_C)[:, None], 0)
+  if options.softcap:
+    grad_CV *= 1 - jnp.square(scores_CV / options.softcap)
+  return sums, grad_CV.astype(x_CD.dtype)
