@@ -3,10 +3,13 @@ r"""The command line.
   python -m gemini_jax.main --config=FILE[:ARG] --workdir=DIR \
       [--mode=train|eval|generate] [--config.field=value ...]
 
+On several hosts it is started once on each; see parallel/cluster.py.
+
 Exit codes: 0 done, 2 a mistake in what was asked for, 1 anything else.
 """
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -30,6 +33,7 @@ def main(argv: Sequence[str]) -> int:
     return _refuse(error)
   # Imported once the flags are known to be right: jax takes a second.
   from gemini_jax import checkpoint
+  from gemini_jax.parallel import cluster
   from gemini_jax.tools import generate
   from gemini_jax.train import loop
 
@@ -39,6 +43,9 @@ def main(argv: Sequence[str]) -> int:
     'generate': generate.generate,
   }
   try:
+    cluster.start()
+    if not cluster.is_first():
+      _keep_to_errors()
     run[mode](parsed.config, workdir)
   except (config_lib.ConfigError, checkpoint.MismatchError) as error:
     return _refuse(error)
@@ -46,6 +53,12 @@ def main(argv: Sequence[str]) -> int:
     print(f'error: {error}', file=sys.stderr)
     return 1
   return 0
+
+
+def _keep_to_errors():
+  """All processes know the same; one of them says it."""
+  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  logging.getLogger().setLevel(logging.WARNING)
 
 
 def _refuse(error: Exception) -> int:
