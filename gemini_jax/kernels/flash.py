@@ -76,7 +76,7 @@ def attention(
   Returns:
     [B, T, N, H] in the type of the values; softmax in float32.
   """
-  options = {'scale': scale, 'softcap': softcap}
+  options: dict[str, Any] = {'scale': scale, 'softcap': softcap}
   if implementation == 'splash' and _splashes(mask):
     return splash(q_BTNH, k_BSKH, v_BSKH, mask, **options)
   if implementation == 'cudnn' and not softcap and q_BTNH.shape[1] > 1:
