@@ -485,6 +485,30 @@ class Generate:
 
 
 @dataclasses.dataclass(frozen=True)
+class Plan:
+  """What `--mode=plan` compiles for."""
+
+  # Devices that need not be here: v5p:8x8x8 (also v4, v5e, v6e, tpu7x; chips
+  # along each dim of a slice). '': the devices of this machine.
+  topology: str = ''
+  # Rows that are decoded together; None: data.batch_size; 0: no decode step.
+  decode_batch_size: int | None = None
+  # Compile fast instead of well: in a fifth of the time, memory within 10 %.
+  fast: bool = True
+  # Bytes that a device has; None: what its kind has.
+  device_memory_bytes: int | None = None
+  # Programs that are compiled at most in search of one that fits.
+  max_suggestions: int = 8
+
+  def __post_init__(self):
+    for name in ('decode_batch_size', 'device_memory_bytes', 'max_suggestions'):
+      value = getattr(self, name)
+      check(
+        value is None or value >= 0, f'plan.{name}={value} must be at least 0'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
 class LossWeights:
   """Weights of the terms that the model returns beside its outputs."""
 
@@ -504,6 +528,7 @@ class Config:
   train: Train = dataclasses.field(default_factory=Train)
   eval: Eval = dataclasses.field(default_factory=Eval)
   generate: Generate = dataclasses.field(default_factory=Generate)
+  plan: Plan = dataclasses.field(default_factory=Plan)
   loss_weights: LossWeights = dataclasses.field(default_factory=LossWeights)
 
   def __post_init__(self):

@@ -1,9 +1,10 @@
 r"""The command line.
 
   python -m gemini_jax.main --config=FILE[:ARG] --workdir=DIR \
-      [--mode=train|eval|generate] [--config.field=value ...]
+      [--mode=train|eval|generate|plan] [--config.field=value ...]
 
-Exit codes: 0 done, 2 a mistake in what was asked for, 1 anything else.
+Exit codes: 0 done, 2 a mistake in what was asked for, 1 anything else (a plan
+that does not fit, too).
 """
 
 import logging
@@ -15,7 +16,7 @@ import absl.logging
 from gemini_jax import command, host
 from gemini_jax import config as config_lib
 
-MODES = ('train', 'eval', 'generate')
+MODES = ('train', 'eval', 'generate', 'plan')
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,22 +31,23 @@ def main(argv: Sequence[str]) -> int:
     return _refuse(error)
   # Imported once the flags are known to be right: jax takes a second.
   from gemini_jax import checkpoint
-  from gemini_jax.tools import generate
+  from gemini_jax.tools import generate, plan
   from gemini_jax.train import loop
 
   run = {
     'train': loop.train,
     'eval': loop.evaluate,
     'generate': generate.generate,
+    'plan': plan.plan,
   }
   try:
-    run[mode](parsed.config, workdir)
+    code = run[mode](parsed.config, workdir)
   except (config_lib.ConfigError, checkpoint.MismatchError) as error:
     return _refuse(error)
   except FloatingPointError as error:
     print(f'error: {error}', file=sys.stderr)
     return 1
-  return 0
+  return code or 0
 
 
 def _refuse(error: Exception) -> int:

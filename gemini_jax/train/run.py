@@ -108,7 +108,7 @@ def open_run(
       sharding.check_batch(mesh, size, field)
   pipeline.check(config, mesh)
   # The shapes alone tell whether the mesh fits, before any data is read.
-  _abstract(with_vocab(config, 1 << 20), mesh)
+  abstract_parts(with_vocab(config, 1 << 20), mesh)
   if create:
     _make_writable(path)
   elif not path.is_dir():
@@ -123,7 +123,7 @@ def open_run(
   if create:
     checkpoints.clean()
     _write(path / CONFIG_FILE, config_lib.to_json(config))
-  model, optimizer, abstract = _abstract(config, mesh)
+  model, optimizer, abstract = abstract_parts(config, mesh)
   return Run(config, path, words, model, optimizer, mesh, abstract, checkpoints)
 
 
@@ -137,9 +137,10 @@ def with_vocab(config: config_lib.Config, size: int) -> config_lib.Config:
   return config
 
 
-def _abstract(
+def abstract_parts(
   config: config_lib.Config, mesh: Mesh
 ) -> tuple[Any, Any, step_lib.TrainState]:
+  """Model, optimizer, and the shapes and shardings of the training state."""
   model = gemini.Gemini(config.model, pipeline.make_schedule(config.parallel))
   optimizer = optimizer_lib.make_optimizer(
     config.optimizer, config.train.num_steps
@@ -192,7 +193,7 @@ def _check_same_model(path: pathlib.Path, config: config_lib.Config):
         f'--workdir={path} holds another model: {section}.{name} is {before} '
         f'there and {value} here; use another --workdir or the same config',
       )
-      if section not in ('eval', 'generate'):
+      if section not in ('eval', 'generate', 'plan'):
         logging.info(
           '%s.%s was %s in this workdir and is now %s',
           section,
