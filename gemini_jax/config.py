@@ -64,6 +64,14 @@ class Model:
   head_dim: int | None = None
   # Hidden width of the feed-forward layer; None: 4 * width.
   mlp_dim: int | None = None
+  # Experts of the feed-forward layer (mixture of experts); 0: dense.
+  num_experts: int = 0
+  # Experts that each token visits, by its router's choice.
+  experts_per_token: int = 2
+  # Hidden width of one expert; None: mlp_dim.
+  expert_dim: int | None = None
+  # Hidden width of an expert that every token visits; 0: none.
+  shared_expert_dim: int = 0
   # Nonlinearity of the feed-forward layer.
   activation: Literal['gelu', 'gelu_exact', 'silu', 'relu', 'relu2'] = 'gelu'
   # Gate the hidden layer with a second projection (GLU).
@@ -144,6 +152,28 @@ class Model:
       f'model.dropout={self.dropout} must be at least 0 and below 1',
     )
     check(len(self.attention_pattern) > 0, 'model.attention_pattern is empty')
+    self._check_experts()
+
+  def _check_experts(self):
+    for name in ('num_experts', 'shared_expert_dim'):
+      value = getattr(self, name)
+      check(value >= 0, f'model.{name}={value} must be at least 0')
+    if not self.num_experts:
+      for name in ('expert_dim', 'shared_expert_dim'):
+        check(
+          not getattr(self, name),
+          f'model.{name}={getattr(self, name)} needs model.num_experts above 0',
+        )
+      return
+    check(
+      1 <= self.experts_per_token <= self.num_experts,
+      f'model.experts_per_token={self.experts_per_token} must be at least 1 '
+      f'and at most model.num_experts={self.num_experts}',
+    )
+    check(
+      not self.mlp_bias,
+      f'model.mlp_bias=True needs model.num_experts=0, not {self.num_experts}',
+    )
 
   @property
   def kv_heads(self) -> int:
@@ -159,6 +189,11 @@ class Model:
   def mlp_width(self) -> int:
     """Hidden width of the feed-forward layer."""
     return self.mlp_dim or 4 * self.width
+
+  @property
+  def expert_width(self) -> int:
+    """Hidden width of one expert."""
+    return self.expert_dim or self.mlp_width
 
   @property
   def encoder_layers(self) -> int:
@@ -514,6 +549,10 @@ class LossWeights:
 
   # Mean squared log-partition of the logits (PaLM, section 5).
   z_loss: float = 0.0
+  # How unevenly routers load their experts: 1 at best (Switch, section 2.2).
+  router_balance: float = 0.01
+  # Mean squared log-partition of the routers' logits (ST-MoE, section 3.1).
+  router_z: float = 0.001
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,7 +40,8 @@ def test_unknown_fields_are_told_with_the_nearest_name():
     'modle is not a field of config; did you mean model?'
   )
   assert refused('loss_weights.qqq', 3) == (
-    'loss_weights.qqq is not a field of loss_weights; accepted: z_loss'
+    'loss_weights.qqq is not a field of loss_weights; accepted: '
+    'router_balance, router_z, z_loss'
   )
 
 
@@ -163,6 +164,11 @@ RANGES = {
     'model.dropout=1.0 must be at least 0 and below 1',
   ),
   'model.attention_pattern': ((), 'model.attention_pattern is empty'),
+  'model.num_experts': (-1, 'model.num_experts=-1 must be at least 0'),
+  'model.expert_dim': (
+    64,
+    'model.expert_dim=64 needs model.num_experts above 0',
+  ),
   'data.batch_size': (0, 'data.batch_size=0 must be at least 1'),
   'data.sequence_length': (0, 'data.sequence_length=0 must be at least 1'),
   'data.inputs_length': (0, 'data.inputs_length=0 must be at least 1'),
@@ -286,6 +292,15 @@ CONFLICTS = [
     "data.objective='prefix' does not go with model.architecture="
     "'encoder_decoder'; encoder_decoder goes with seq2seq, decoder with "
     'causal or prefix',
+  ),
+  (
+    {'model.num_experts': 4, 'model.experts_per_token': 5},
+    'model.experts_per_token=5 must be at least 1 and at most '
+    'model.num_experts=4',
+  ),
+  (
+    {'model.num_experts': 4, 'model.mlp_bias': True},
+    'model.mlp_bias=True needs model.num_experts=0, not 4',
   ),
   (
     {'data.sequence_length': 300},

@@ -209,7 +209,7 @@ class Decoder:
   @functools.partial(jax.jit, static_argnums=0)
   def encode(self, params: Any, memory: batch_lib.Sequence) -> jax.Array:
     """The encoder's output, [B, S, D]."""
-    memory_BSD: Any = self.model.apply(
+    memory_BSD, _ = self.model.apply(
       {'params': params}, memory, method='encode'
     )
     return memory_BSD
@@ -323,5 +323,5 @@ class Decoder:
       memory=state.memory,
       cache=state.cache,
       method='decode',
-    )
+    )[:2]
     return logits_B1V[:, 0], dataclasses.replace(state, cache=cache)

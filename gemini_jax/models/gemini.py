@@ -127,42 +127,46 @@ class Gemini(nn.Module):
     self, batch: batch_lib.Batch, deterministic: bool
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """What the decoder says after each token, [B, T, D]; auxiliary losses."""
-    memory_BSD = None
+    memory_BSD, stacks = None, []
     if batch.encoder is not None:
-      memory_BSD = self.encode(batch.encoder, deterministic)
-    x_BTD, _ = self.decode_hidden(
+      memory_BSD, aux = self.encode(batch.encoder, deterministic)
+      stacks.append(aux)
+    x_BTD, _, aux = self.decode_hidden(
       batch.decoder,
       memory_BSD=memory_BSD,
       memory=batch.encoder,
       prefix_BT=batch.prefix,
       deterministic=deterministic,
     )
-    return x_BTD, {}
+    # The mean over all layers.
+    mean = lambda *parts: jnp.mean(jnp.concatenate(parts))
+    return x_BTD, jax.tree.map(mean, aux, *stacks)
 
   def encode(
     self, sequence: batch_lib.Sequence, deterministic: bool = True
-  ) -> jax.Array:
-    """The encoder's output, [B, S, D]."""
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The encoder's output, [B, S, D], and the losses of its layers, [L]."""
     context = transformer.Context(
       views=self.views(sequence, sequence, causal=False),
       positions_BT=sequence.positions,
+      real_BT=sequence.segments > 0,
     )
-    x_BSD, _ = self.encoder(
+    x_BSD, _, aux = self.encoder(
       self.embed(sequence, deterministic), context, deterministic=deterministic
     )
-    return self.encoder_norm(x_BSD)
+    return self.encoder_norm(x_BSD), aux
 
   def decode(
     self, sequence: batch_lib.Sequence, **kwargs: Any
-  ) -> tuple[jax.Array, transformer.Cache | None]:
-    """Logits float32[B, T, V] after each token, and the cache with them.
+  ) -> tuple[jax.Array, transformer.Cache | None, dict[str, jax.Array]]:
+    """Logits float32[B, T, V] after each token, and what is beside them.
 
     Args:
       sequence: tokens to read.
       **kwargs: of `decode_hidden`.
     """
-    x_BTD, cache = self.decode_hidden(sequence, **kwargs)
-    return self.logits(x_BTD), cache
+    x_BTD, cache, aux = self.decode_hidden(sequence, **kwargs)
+    return self.logits(x_BTD), cache, aux
 
   def decode_hidden(
     self,
@@ -173,8 +177,10 @@ class Gemini(nn.Module):
     prefix_BT: jax.Array | None = None,
     cache: transformer.Cache | None = None,
     deterministic: bool = True,
-  ) -> tuple[jax.Array, transformer.Cache | None]:
+  ) -> tuple[jax.Array, transformer.Cache | None, dict[str, jax.Array]]:
     """What comes out after each token, [B, T, D], and the cache with it.
+
+    Also the losses of the layers by name, [L].
 
     Args:
       sequence: tokens to read; with a cache, the next ones of each row, at
@@ -202,11 +208,12 @@ class Gemini(nn.Module):
       positions_BT=positions_BT,
       cross_mask=cross_mask,
       memory_BSD=memory_BSD,
+      real_BT=sequence.segments > 0,
     )
-    x_BTD, cache = self.decoder(
+    x_BTD, cache, aux = self.decoder(
       self.embed(sequence, deterministic), context, cache, deterministic
     )
-    return self.decoder_norm(x_BTD), cache
+    return self.decoder_norm(x_BTD), cache, aux
 
   def embed(
     self, sequence: batch_lib.Sequence, deterministic: bool

@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from gemini_jax import config as config_lib
 from gemini_jax.kernels import masking
-from gemini_jax.layers import attention, feedforward, linear
+from gemini_jax.layers import attention, expert, feedforward, linear
 from gemini_jax.parallel import pipeline
 
 
@@ -42,12 +42,14 @@ class Context:
     positions_BT: slots of the cache that are written.
     cross_mask: where the decoder may attend in the encoder's output.
     memory_BSD: the encoder's output; None once it is in the cache.
+    real_BT: bool, false at padding; None: there is none.
   """
 
   views: dict[str, View]
   positions_BT: jax.Array
   cross_mask: masking.Mask | None = None
   memory_BSD: jax.Array | None = None
+  real_BT: jax.Array | None = None
 
 
 @flax.struct.dataclass
@@ -72,8 +74,8 @@ class Block(nn.Module):
     context: Context,
     cache: Cache | None = None,
     deterministic: bool = True,
-  ) -> tuple[jax.Array, Cache | None]:
-    """The residual stream and the cache after this layer."""
+  ) -> tuple[jax.Array, Cache | None, dict[str, jax.Array]]:
+    """The residual stream and the cache after this layer; its own losses."""
     config = self.config
     types: dict[str, Any] = {
       'dtype': jnp.dtype(config.dtype),
@@ -132,19 +134,30 @@ class Block(nn.Module):
         cross=True,
       )
       x_BTD = add('cross_attention', x_BTD, update_BTD)
-    update_BTD = feedforward.FeedForward(
-      config.mlp_width,
-      activation=config.activation,
-      gated=config.gated,
-      use_bias=config.mlp_bias,
-      init_scale=config.init_scale,
-      **types,
-      name='feedforward',
-    )(norm('feedforward_norm', x_BTD))
+    hidden = {
+      'activation': config.activation,
+      'gated': config.gated,
+      'init_scale': config.init_scale,
+      'name': 'feedforward',
+    } | types
+    normed_BTD = norm('feedforward_norm', x_BTD)
+    aux = {}
+    if config.num_experts:
+      update_BTD, aux = expert.MixtureOfExperts(
+        config.num_experts,
+        config.experts_per_token,
+        config.expert_width,
+        shared_dim=config.shared_expert_dim,
+        **hidden,
+      )(normed_BTD, context.real_BT)
+    else:
+      update_BTD = feedforward.FeedForward(
+        config.mlp_width, use_bias=config.mlp_bias, **hidden
+      )(normed_BTD)
     x_BTD = add('feedforward', x_BTD, update_BTD)
     if self_cache is None:
-      return x_BTD, None
-    return x_BTD, Cache(self_cache, cross_cache)
+      return x_BTD, None, aux
+    return x_BTD, Cache(self_cache, cross_cache), aux
 
 
 class Stack(nn.Module):
@@ -168,8 +181,11 @@ class Stack(nn.Module):
     context: Context,
     cache: Cache | None = None,
     deterministic: bool = True,
-  ) -> tuple[jax.Array, Cache | None]:
-    """The residual stream and the cache after all layers."""
+  ) -> tuple[jax.Array, Cache | None, dict[str, jax.Array]]:
+    """The residual stream and the cache after all layers.
+
+    Also the layers' own losses by name, [L].
+    """
     config = self.config
     drops = bool(config.dropout) and not deterministic
     key = self.make_rng('dropout') if drops else None
@@ -213,9 +229,11 @@ class Stack(nn.Module):
         if key is not None:
           key = jax.random.fold_in(key, microbatch)
         layer = Layers(params, index, None)
-        return apply(x_BTD, layer, context, key, kind)[0], {}
+        output: Any = apply(x_BTD, layer, context, key, kind)
+        x_BTD, _, aux = output
+        return x_BTD, aux
 
-      x_BTD, _ = pipeline.run(
+      x_BTD, aux = pipeline.run(
         stage_layer,
         params,
         x_BTD,
@@ -227,24 +245,26 @@ class Stack(nn.Module):
         # In a scan over iterations, where nothing is shared by mistake.
         remat=functools.partial(remat, prevent_cse=False),
       )
-      return x_BTD, None
+      # Of all layers together; the mean of each is all that is asked for.
+      each = lambda total: jnp.full(self.num_layers, total / self.num_layers)
+      return x_BTD, None, jax.tree.map(each, aux)
     apply = remat(
       apply, static_argnums=(4,), prevent_cse=not config.scan_layers
     )
 
     def run(x_BTD: jax.Array, layers: Layers, kinds: tuple[str, ...]):
-      """Layers one by one; their caches come back stacked."""
-      caches = []
+      """Layers one by one; their caches and losses come back stacked."""
+      beside = []
       for layer, kind in zip(unstack(layers, len(kinds)), kinds, strict=True):
-        x_BTD, layer_cache = apply(x_BTD, layer, context, key, kind)
-        caches.append(layer_cache)
-      return x_BTD, jax.tree.map(lambda *leaves: jnp.stack(leaves), *caches)
+        x_BTD, *layer_beside = apply(x_BTD, layer, context, key, kind)
+        beside.append(layer_beside)
+      return x_BTD, jax.tree.map(lambda *leaves: jnp.stack(leaves), *beside)
 
     pattern = config.attention_pattern
     period = len(pattern)
     kinds = pattern * (self.num_layers // period + 1)
     scanned = self.num_layers // period * period if config.scan_layers else 0
-    caches = []
+    beside = []
     if scanned:
       x_BTD, part = jax.lax.scan(
         lambda x_BTD, group: run(x_BTD, group, pattern),
@@ -254,7 +274,7 @@ class Stack(nn.Module):
           layers,
         ),
       )
-      caches.append(
+      beside.append(
         jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), part)
       )
     if scanned < self.num_layers:
@@ -263,8 +283,9 @@ class Stack(nn.Module):
         jax.tree.map(lambda leaf: leaf[scanned:], layers),
         kinds[scanned : self.num_layers],
       )
-      caches.append(part)
-    return x_BTD, jax.tree.map(lambda *parts: jnp.concatenate(parts), *caches)
+      beside.append(part)
+    cache, aux = jax.tree.map(lambda *parts: jnp.concatenate(parts), *beside)
+    return x_BTD, cache, aux
 
   def init_layers(
     self, key: jax.Array, block: Block, x_BTD: jax.Array, context: Context

@@ -153,6 +153,8 @@ def run(
   num, repeats = schedule.count(num_stages), schedule.repeats
   num_layers = jax.tree.leaves(params)[0].shape[0]
   size = num_layers // (num_stages * repeats)
+  assert size * num_stages * repeats == num_layers, 'see check'
+  assert size % len(pattern) == 0 and (repeats == 1 or num >= num_stages)
 
   def one_layer(
     kind, store, sink, slot, x_bTD, rows, shared, index, microbatch

@@ -21,7 +21,8 @@ def model_sums(
   """The sums of one batch; `dropout_key` None is the evaluation mode.
 
   What the model returns in `aux` enters the objective by the weight of its
-  name, per token; a name without a weight is an error.
+  name, per token; a name without a weight is an error. Without any weights, as
+  in evaluation, the objective is the cross-entropy alone.
   """
   weights = dict(loss_weights or {})
   sums, aux = model.apply(
@@ -33,7 +34,9 @@ def model_sums(
     rngs={} if dropout_key is None else {'dropout': dropout_key},
     method='sums',
   )
-  extra = sum((weights[name] * value for name, value in aux.items()), 0.0)
+  extra = 0.0
+  if loss_weights is not None:
+    extra = sum((weights[name] * value for name, value in aux.items()), 0.0)
   return dataclasses.replace(
     sums, objective=sums.objective + extra * sums.weight
   )

@@ -43,7 +43,12 @@ def forward_flops(
   heads = config.num_heads * config.head_width
   kv_heads = config.kv_heads * config.head_width
   projections = 2 * width * (heads + kv_heads)
+  if config.num_experts:
+    # Those that a token visits.
+    hidden = config.experts_per_token * config.expert_width
+    hidden += config.shared_expert_dim
   feedforward = (3 if config.gated else 2) * width * hidden
+  feedforward += width * config.num_experts
 
   def pairs(length: int, kind: str, causal: bool) -> float:
     """Query-key pairs that a layer looks at."""

@@ -133,16 +133,18 @@ def matrix_dims(params: Any) -> Any:
   """Muon's view of each parameter; None, for Adam, where it is no matrix.
 
   Kernels of a stack are [layers, in dims, out dims]; only the output
-  projection of attention contracts two dims (heads, head width).
+  projection of attention contracts two dims (heads, head width). Those of
+  experts are [layers, experts, in, out].
   """
 
   def one(path, leaf):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
     if '/layers/' not in name or not name.endswith('kernel'):
       return None
-    split = 3 if name.endswith('output/kernel') else 2
+    begin = 2 if '/expert_' in name else 1
+    split = 3 if name.endswith('output/kernel') else begin + 1
     return optax.contrib.MuonDimensionNumbers(
-      tuple(range(1, split)), tuple(range(split, leaf.ndim))
+      tuple(range(begin, split)), tuple(range(split, leaf.ndim))
     )
 
   return jax.tree_util.tree_map_with_path(one, params)

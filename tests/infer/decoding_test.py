@@ -56,6 +56,17 @@ MODELS = {
     'num_kv_heads': 2,
     'norm': 'pre_post',
   },
+  'experts': {
+    'num_experts': 5,
+    'experts_per_token': 2,
+    'expert_dim': 24,
+    'shared_expert_dim': 16,
+  },
+  'encoder_experts': {
+    'architecture': 'encoder_decoder',
+    'num_experts': 3,
+    'experts_per_token': 1,
+  },
   'prefix': {'attention_pattern': ('local', 'global'), 'window': 6},
 }
 

@@ -156,7 +156,9 @@ def test_the_decoder_sees_the_encoder_but_not_its_padding(pattern, window):
   )
 
   def encoded(params):
-    memory_1SD = model.apply({'params': params}, batch.encoder, method='encode')
+    memory_1SD, _ = model.apply(
+      {'params': params}, batch.encoder, method='encode'
+    )
     return jnp.einsum('SD,D->S', memory_1SD[0], toy.normal((16,), 7))
 
   jacobian = jax.jit(jax.jacrev(encoded))(params)['token']['embedding']
@@ -267,6 +269,7 @@ FULL = {
   'mlp_bias': True,
   'tie_embeddings': False,
 }
+EXPERTS = {'num_experts': 6, 'expert_dim': 10, 'shared_expert_dim': 7}
 
 
 def boxed_params(**fields):
@@ -295,7 +298,16 @@ def test_parameter_count_of_everything():
   assert gemini.param_count(nn.unbox(boxed_params(**FULL))) == count
 
 
-@pytest.mark.parametrize('fields', [{}, FULL], ids=['plain', 'full'])
+def test_parameter_count_with_experts():
+  attention = 16 * 16 + 2 * 16 * 8 + 16 * 16
+  experts = 16 * 6 + 6 * 3 * 16 * 10 + 3 * 16 * 7
+  count = 23 * 16 + 2 * (attention + experts + 2 * 16) + 16
+  assert gemini.param_count(nn.unbox(boxed_params(**EXPERTS))) == count
+
+
+@pytest.mark.parametrize(
+  'fields', [{}, FULL, EXPERTS], ids=['plain', 'full', 'experts']
+)
 def test_every_parameter_names_its_dims(fields):
   rules = dict(sharding.RULES)
   is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)

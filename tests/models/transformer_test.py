@@ -33,6 +33,13 @@ ENCODER = {
   'num_layers': 2,
   'dropout': 0.3,
 }
+EXPERTS = {
+  'num_layers': 3,
+  'attention_pattern': ('local', 'global'),
+  'num_experts': 5,
+  'expert_dim': 8,
+  'shared_expert_dim': 12,
+}
 NAMES = typing.get_args(
   typing.get_args(typing.get_type_hints(config_lib.Model)['remat_save'])[0]
 )
@@ -58,13 +65,14 @@ def built(**fields):
 
 
 def objective(model, params, batch, key):
-  logits_BTV, _ = model.apply(
+  logits_BTV, aux = model.apply(
     {'params': params},
     batch,
     deterministic=not model.config.dropout,
     rngs={'dropout': key},
   )
-  return jnp.sum(logits_BTV * toy.normal(logits_BTV.shape, 7)), logits_BTV
+  value = jnp.sum(logits_BTV * toy.normal(logits_BTV.shape, 7))
+  return sum(aux.values(), value), (logits_BTV, aux)
 
 
 def gradient_fn(model):
@@ -99,7 +107,9 @@ def remats(counts):
 
 @pytest.mark.parametrize(
   ('fields', 'run'),
-  [(REMAINDER, run) for run in RUNS] + [(ENCODER, 'scan_remat_attended')],
+  [(REMAINDER, run) for run in RUNS]
+  + [(ENCODER, 'scan_remat_attended')]
+  + [(EXPERTS, 'scan_remat_attended')],
 )
 def test_every_way_to_run_is_the_same_function(fields, run):
   """One tree of parameters, one value, one gradient (dropout included)."""
@@ -173,6 +183,48 @@ def test_layers_differ_and_come_in_order():
   assert np.abs(logits_BTV - other_BTV).max() > 0.1
 
 
+def test_losses_of_layers_are_their_mean():
+  """Over encoder and decoder; a dense model has none."""
+  model = toy.model(
+    architecture='encoder_decoder', num_encoder_layers=1, **EXPERTS
+  )
+  params = toy.model_params(model)
+  encoder = toy.sequence(length=toy.S, seed=4)
+  batch = toy.batch(encoder=encoder, segments=[1] * 9 + [0] * 3)
+
+  @jax.jit
+  def stacks(params):
+    variables = {'params': params}
+    memory_BSD, first = model.apply(variables, encoder, method='encode')
+    options = {'memory_BSD': memory_BSD, 'memory': encoder, 'method': 'decode'}
+    second = model.apply(variables, batch.decoder, **options)[-1]
+    return first, second, model.apply(variables, batch)[1]
+
+  first, second, aux = stacks(params)
+  assert set(aux) == {'router_balance', 'router_z'}
+  for name, value in aux.items():
+    layers_L = np.concatenate([first[name], second[name]])
+    assert first[name].shape == (1,) and second[name].shape == (3,)
+    assert np.ptp(layers_L) > 1e-3
+    np.testing.assert_allclose(value, layers_L.mean(), rtol=1e-5)
+  dense, params = built()
+  assert jax.eval_shape(dense.apply, {'params': params}, toy.batch())[1] == {}
+
+
+def test_padding_is_left_out_of_the_routers_losses():
+  model, params = built(**EXPERTS)
+  batch = toy.batch(segments=[1] * 9 + [0] * 3)
+  tokens = np.array(batch.decoder.tokens)
+  tokens[:, 9:] = 1 + tokens[:, 9:] % (toy.VOCAB_SIZE - 1)
+  other = batch.replace(decoder=batch.decoder.replace(tokens=tokens))
+  apply = jax.jit(model.apply)
+  aux, other_aux = (
+    apply({'params': params}, each)[1] for each in (batch, other)
+  )
+  for name, value in aux.items():
+    np.testing.assert_allclose(value, other_aux[name], rtol=1e-6)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def forward(model, params, batch, key, deterministic=False):
   return model.apply(
@@ -212,7 +264,7 @@ def test_every_layer_draws_its_own_dropout(scan_layers):
     return np.full(leaf.shape, float(is_bias), np.float32)
 
   params = jax.tree_util.tree_map_with_path(only_the_last_bias, params)
-  y_BTD, _ = jax.jit(stack.apply, static_argnames='deterministic')(
+  y_BTD, _, _ = jax.jit(stack.apply, static_argnames='deterministic')(
     {'params': params},
     x_BTD,
     context,

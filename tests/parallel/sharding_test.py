@@ -146,11 +146,12 @@ def test_a_batch_that_the_devices_do_not_divide():
 
 ROWS = 8
 FIELDS = {'vocab_size': 24, 'qk_norm': True, 'norm': 'pre_post'}
+EXPERTS = FIELDS | {'num_experts': 8, 'expert_dim': 6, 'shared_expert_dim': 4}
 
 
-def configure(over_sequence='all_gather', **optimizer):
+def configure(fields=FIELDS, **optimizer):
   return config_lib.Config(
-    model=toy.model(**FIELDS, over_sequence=over_sequence).config,
+    model=toy.model(**fields).config,
     data=config_lib.Data(batch_size=ROWS, sequence_length=toy.T),
     optimizer=config_lib.Optimizer(**({'schedule': 'constant'} | optimizer)),
   )
@@ -230,12 +231,20 @@ def batch_of(number):
   return batch.replace(weights=batch.weights * np.arange(1, ROWS + 1)[:, None])
 
 
+EXPERT_MESHES = {
+  'data_expert': {'data': 2, 'expert': 4},
+  'fsdp_expert_tensor': {'fsdp': 2, 'expert': 2, 'tensor': 2},
+}
+
+
 @functools.cache
-def trained(name, accumulation_steps=1):
+def trained(name, accumulation_steps=1, experts=False):
   """Five steps: (first state, last state, batch, metrics of each step)."""
-  how = 'ring' if name == 'ring' else 'all_gather'
-  config = configure(how, accumulation_steps=accumulation_steps)
-  mesh = make_mesh(**MESHES[name])
+  fields = EXPERTS if experts else FIELDS
+  if name == 'ring':
+    fields = fields | {'over_sequence': 'ring'}
+  config = configure(fields, accumulation_steps=accumulation_steps)
+  mesh = make_mesh(**(MESHES | EXPERT_MESHES)[name])
   model, optimizer, abstract = abstract_state(mesh, config)
   put = lambda batch: jax.device_put(batch, sharding.of_batch(mesh))
   with sharding.use(mesh):
@@ -285,6 +294,41 @@ def test_a_mesh_does_not_change_the_run(name):
   )
   assert int(state.step) == 5
   jax.tree.map(same_numbers, state.params, trained('one')[2].params)
+
+
+@pytest.mark.parametrize('name', EXPERT_MESHES)
+def test_a_mesh_does_not_change_a_run_with_experts(name):
+  initial, abstract, state, batch, records = trained(name, experts=True)
+  assert len(batch.targets.sharding.device_set) == NUM_DEVICES
+  assert batch.targets.addressable_shards[0].data.shape[0] == (
+    ROWS * EXPERT_MESHES[name].get('tensor', 1) // NUM_DEVICES
+  )
+  sizes = EXPERT_MESHES[name]
+  kernel = state.params['decoder']['layers']['feedforward']['expert_up'][
+    'kernel'
+  ]
+  assert kernel.addressable_shards[0].data.shape == (
+    2,
+    8 // sizes['expert'],
+    16 // sizes.get('fsdp', 1),
+    6 // sizes.get('tensor', 1),
+  )
+  plain = trained('one', experts=True)
+  jax.tree.map(np.testing.assert_array_equal, initial, plain[0])
+  for ours, one in zip(records, plain[-1], strict=True):
+    assert ours['finite'] and one['finite']
+    for metric in ('loss', 'grad_norm', 'accuracy', 'tokens'):
+      assert ours[metric] == pytest.approx(one[metric], rel=1e-5), metric
+  assert len({record['loss'] for record in records}) == 5
+  jax.tree.map(
+    lambda leaf, expected: (
+      leaf.sharding.is_equivalent_to(expected.sharding, leaf.ndim)
+      or pytest.fail(f'{leaf.sharding} is not {expected.sharding}')
+    ),
+    state,
+    abstract,
+  )
+  jax.tree.map(same_numbers, state.params, plain[2].params)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,13 @@ def test_auxiliary_terms_are_weighted_by_name():
     losses.model_sums(model, 'params', batch, loss_weights={'balance': 1.0})
 
 
+def test_without_weights_the_objective_is_the_cross_entropy():
+  sums = losses.model_sums(
+    Model({'balance': jnp.float32(3.0)}), 'params', toy.batch(2, 3)
+  )
+  assert sums.objective == 7.0
+
+
 def test_dropout_is_on_exactly_with_a_key():
   batch, model = toy.batch(2, 3), Model({})
   losses.model_sums(model, 'params', batch)

@@ -381,6 +381,19 @@ def test_muon_sees_every_kernel_of_a_stack_as_a_matrix():
   assert matrices == expected
 
 
+def test_muon_sees_every_expert_as_a_matrix():
+  params = toy.model_params(toy.model(num_experts=4, shared_expert_dim=8))
+  dims = optimizer_lib.matrix_dims(params)['decoder']['layers']['feedforward']
+  matrix = optax.contrib.MuonDimensionNumbers
+  assert {name: dims[name]['kernel'] for name in dims if name != 'shared'} == {
+    'router': matrix((1,), (2,)),
+    'expert_gate': matrix((2,), (3,)),
+    'expert_up': matrix((2,), (3,)),
+    'expert_down': matrix((2,), (3,)),
+  }
+  assert dims['shared']['down']['kernel'] == matrix((1,), (2,))
+
+
 def test_muon_makes_the_update_of_each_layer_orthogonal():
   config = config_lib.Optimizer(
     name='muon',
