@@ -1,6 +1,6 @@
 r"""A dense Transformer of over 100 billion parameters, for 512 TPU v5p chips.
 
-  python -m gemini_jax.main --mode=plan --config=experiments/gemini_100b.py \
+python -m gemini_jax.main --mode=plan --config=experiments/gemini_100b.py \
       --workdir=runs/gemini_100b --config.plan.topology=v5p:8x8x8
 """
 
@@ -29,7 +29,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.model.tie_embeddings = False
   config.model.dtype = 'bfloat16'
   config.model.remat = True
-  config.model.remat_save = ()
+  config.model.remat_save = ('query', 'key', 'value', 'attended')
   config.optimizer.name = 'adamw'
   config.optimizer.learning_rate = 1e-4
   config.optimizer.warmup_steps = 2000

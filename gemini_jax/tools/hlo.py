@@ -74,7 +74,9 @@ class Operation:
     """Computations that it calls, by what they are for."""
     called: dict[str, list[str]] = {}
     for key, value in _CALLED.findall(self.attributes):
-      names = [name.strip().lstrip('%') for name in value.strip('{}').split(',')]
+      names = [
+        name.strip().lstrip('%') for name in value.strip('{}').split(',')
+      ]
       called.setdefault(key, []).extend(name for name in names if name)
     return called
 

@@ -6,7 +6,6 @@ B rows, T decoder length, S encoder length.
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import pathlib
@@ -16,7 +15,6 @@ import jax
 
 from gemini_jax import config as config_lib
 from gemini_jax.data import tokenizer
-from gemini_jax.parallel import chip, pipeline, sharding
 from gemini_jax.tools import program, remedy, report, topology
 from gemini_jax.train import run as run_lib
 

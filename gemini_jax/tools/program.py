@@ -5,17 +5,15 @@ B rows, T decoder length, S encoder length.
 
 import dataclasses
 import pathlib
-import re
 import tempfile
 import time
 from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
@@ -204,9 +202,7 @@ def abstract_rows(
   def sequence(length):
     return batch_lib.Sequence(*(row(jnp.int32, length) for _ in range(3)))
 
-  keys = jax.eval_shape(
-    lambda: jax.random.split(jax.random.key(0), num_rows)
-  )
+  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), num_rows))
   return decoder, decoding.State(
     tokens=row(jnp.int32, decoder.length),
     logprobs=row(jnp.float32, decoder.length),
@@ -294,7 +290,11 @@ def _partitioned(folder: pathlib.Path) -> str:
   Its products and collectives are plain; later passes fuse and rename them,
   each back end in its own way. One device needs no partitioning.
   """
-  for pattern in ('*after_*spmd-partitioning*', '*before_optimizations.txt'):
+  for pattern in (
+    '*.after_spmd-partitioning.*',
+    '*.after_tpu-spmd-partitioning.*',
+    '*.before_optimizations.txt',
+  ):
     files = sorted(folder.glob(pattern), key=lambda file: file.stat().st_size)
     if files:
       return files[-1].read_text()

@@ -13,9 +13,7 @@ from gemini_jax.train import metrics
 _GIB = 2**30
 
 
-def build(
-  measured: program.Measured, assumptions: list[str]
-) -> dict[str, Any]:
+def build(measured: program.Measured, assumptions: list[str]) -> dict[str, Any]:
   """All numbers of a plan; None for what is not known of the device."""
   config, train = measured.config, measured.train
   device = measured.devices[0]

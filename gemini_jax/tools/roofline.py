@@ -47,6 +47,8 @@ def collectives(
     if kind not in hlo.COLLECTIVES:
       continue
     group = groups(operation.attributes, mesh.devices.size)
+    if group.shape[1] == 1:
+      continue
     size = _bytes(operation, kind, group.shape[1])
     if kind == 'all-reduce' and _is_scattered(operation, computation):
       kind = 'reduce-scatter'
@@ -139,7 +141,11 @@ class Network:
     self._mesh = mesh
     self._chip = known
     self._places = None
-    if known is not None and known.dims and hasattr(mesh.devices.flat[0], 'coords'):
+    if (
+      known is not None
+      and known.dims
+      and hasattr(mesh.devices.flat[0], 'coords')
+    ):
       places = topology.coordinates(list(mesh.devices.flat))
       self._slices, self._places = places[:, 0], places[:, 1 : 1 + known.dims]
       self._shape = self._places.max(axis=0) + 1
