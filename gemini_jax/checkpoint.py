@@ -4,10 +4,15 @@ A checkpoint is a folder `checkpoints/<step>` with the arrays in `state` and,
 written last, `manifest.json`: what the caller put in, the shape of every
 array and the checksum of every file. A folder without a manifest was cut off
 while it was written and does not count.
+
+Of several processes each writes its own arrays into the folder, which they
+share, and reads back a part of the files; the first does the rest. All of
+them make the same calls.
 """
 
 import concurrent.futures
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -17,10 +22,18 @@ import zlib
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 from orbax.checkpoint import v1 as ocp
 
 MANIFEST = 'manifest.json'
 _CHUNK = 1 << 24
+# Longest wait for the other processes' part of a save. A process that dies is
+# noticed sooner, by jax itself.
+_BARRIER_MILLISECONDS = 3_600_000
+# The names of barriers, of which jax allows each one once.
+_SERIAL = itertools.count()
 
 
 class MismatchError(ValueError):
@@ -107,24 +120,55 @@ class Checkpointer:
     """Saves `state`; returns once the arrays have left the device."""
     self.wait()
     path = self.path(step)
-    if path.exists():
-      shutil.rmtree(path)
     manifest = manifest | {
       'step': step,
       'metric': metric,
       'arrays': _shapes(state),
     }
-    path.mkdir(parents=True)
+    if jax.process_index() == 0:
+      if path.exists():
+        shutil.rmtree(path)
+      path.mkdir(parents=True)
+    # Orbax lets the processes wait for each other before it looks at `path`.
     writing = ocp.save_async(str(path / 'state'), state)
-    self._pending = self._worker.submit(self._finish, path, writing, manifest)
+    self._pending = self._worker.submit(
+      self._finish, path, writing, manifest, next(_SERIAL)
+    )
 
-  def _finish(self, path: pathlib.Path, writing: Any, manifest: dict):
+  def _finish(
+    self, path: pathlib.Path, writing: Any, manifest: dict, serial: int
+  ):
+    """On every process, in its background thread."""
+    barrier = multihost.get_barrier_sync_fn()
+    wait = lambda name: barrier(
+      key=f'{name} of save {serial}', timeout_ms=_BARRIER_MILLISECONDS
+    )
+    # Orbax returns on any process once the arrays of all are in the files.
     writing.result()
-    manifest['files'] = {
-      str(file.relative_to(path)): [file.stat().st_size, _checksum(file)]
-      for file in sorted(path.rglob('*'))
+    names = sorted(
+      str(file.relative_to(path))
+      for file in (path / 'state').rglob('*')
       if file.is_file()
+    )
+    files = {
+      name: [(path / name).stat().st_size, _checksum(path / name)]
+      for name in _share(names)
     }
+    if jax.process_index() > 0:
+      _part(path, jax.process_index()).write_bytes(_encode(files))
+    wait('files')
+    if jax.process_index() == 0:
+      for process in range(1, jax.process_count()):
+        part = _part(path, process)
+        files |= json.loads(part.read_bytes())
+        part.unlink()
+      if sorted(files) != names:
+        raise OSError(f'the processes do not see the same files in {path}')
+      self._write_manifest(path, manifest | {'files': files})
+      self._prune()
+    wait('manifest')
+
+  def _write_manifest(self, path: pathlib.Path, manifest: dict):
     manifest['checksum'] = zlib.crc32(_encode(manifest))
     draft = path / f'{MANIFEST}.draft'
     with draft.open('wb') as file:
@@ -132,7 +176,6 @@ class Checkpointer:
       file.flush()
       os.fsync(file.fileno())
     draft.replace(path / MANIFEST)
-    self._prune()
 
   def _prune(self):
     steps = self.steps()
@@ -168,7 +211,7 @@ class Checkpointer:
     """The newest whole checkpoint (or that of `step`), or None.
 
     A damaged one is reported, set aside as `<step>.damaged`, and the one
-    before it is used.
+    before it is used. All processes restore the same.
 
     Args:
       abstract: ShapeDtypeStructs with the shardings to restore to.
@@ -178,32 +221,47 @@ class Checkpointer:
       MismatchError: it holds other arrays than `abstract`.
       DamageError: `step` was asked for and is damaged.
     """
-    for candidate in [step] if step is not None else self.steps()[::-1]:
+    step = _of_first(step)
+    while True:
+      candidate = _of_first(max(self.steps(), default=None))
+      candidate = candidate if step is None else step
+      if candidate is None:
+        return None
+      damage, manifest = None, {}
       try:
         manifest = self.manifest(candidate)
         self._verify(candidate, manifest)
       except DamageError as error:
-        if step is not None:
-          raise
-        path = self.path(candidate)
-        aside = path.with_name(f'{path.name}.damaged')
-        shutil.rmtree(aside, ignore_errors=True)
-        path.rename(aside)
-        logging.error(
-          'checkpoint %s is damaged (%s); set aside as %s, using the one '
-          'before it',
-          path,
-          error,
-          aside.name,
-        )
-        continue
-      self._match(candidate, manifest, abstract)
-      state = ocp.load(str(self.path(candidate) / 'state'), abstract)
-      return Restored(candidate, state, manifest)
-    return None
+        damage = error
+      if not _anywhere(damage is not None):
+        break
+      if step is not None:
+        raise damage or DamageError('as another process says')
+      self._set_aside(candidate, damage)
+    self._match(candidate, manifest, abstract)
+    state = ocp.load(str(self.path(candidate) / 'state'), abstract)
+    return Restored(candidate, state, manifest)
+
+  def _set_aside(self, step: int, damage: DamageError | None):
+    """Told by those who saw the damage, done by the first process."""
+    path = self.path(step)
+    aside = path.with_name(f'{path.name}.damaged')
+    if damage is not None:
+      logging.error(
+        'checkpoint %s is damaged (%s); set aside as %s, using the one '
+        'before it',
+        path,
+        damage,
+        aside.name,
+      )
+    if jax.process_index() == 0:
+      shutil.rmtree(aside, ignore_errors=True)
+      path.rename(aside)
 
   def _verify(self, step: int, manifest: dict[str, Any]):
-    for name, (size, checksum) in manifest['files'].items():
+    """Reads this process's part of the files back."""
+    for name in _share(sorted(manifest['files'])):
+      size, checksum = manifest['files'][name]
       file = self.path(step) / name
       if not file.is_file():
         raise DamageError(f'{name} is missing')
@@ -223,6 +281,32 @@ class Checkpointer:
           f'{saved.get(name, "absent")} there and '
           f'{wanted.get(name, "absent")} in this config'
         )
+
+
+def _share(names: list[str]) -> list[str]:
+  """The files that this process reads."""
+  return names[jax.process_index() :: jax.process_count()]
+
+
+def _part(path: pathlib.Path, process: int) -> pathlib.Path:
+  """Where a process leaves the checksums of its files for the first."""
+  return path / f'checksums.{process}'
+
+
+def _of_first(step: int | None) -> int | None:
+  """The first process's `step`, on all."""
+  if jax.process_count() == 1:
+    return step
+  number = np.int32(-1 if step is None else step)
+  agreed = int(multihost_utils.broadcast_one_to_all(number))
+  return None if agreed < 0 else agreed
+
+
+def _anywhere(flag: bool) -> bool:
+  """Whether `flag` is true on any process."""
+  if jax.process_count() == 1:
+    return flag
+  return bool(np.any(multihost_utils.process_allgather(np.int32(flag))))
 
 
 def _shapes(tree: Any) -> dict[str, str]:

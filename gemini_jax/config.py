@@ -394,6 +394,11 @@ class Parallel:
   expert: int = 1
   # Parts of the layers: stages that microbatches go through one by one.
   pipeline: int = 1
+  # Groups of devices with a slower network (DCN) between them than inside,
+  # such as the slices of a multi-slice TPU job.
+  slices: int = 1
+  # The axis whose outer part goes across the slices.
+  slice_axis: Literal['data', 'fsdp', 'pipeline'] = 'data'
   # Microbatches of a batch; None: as many as stages. The more there are, the
   # less the stages wait: of R M + S - 1 iterations, S - 1.
   microbatches: int | None = None
@@ -402,7 +407,7 @@ class Parallel:
   pipeline_repeats: int = 1
 
   def __post_init__(self):
-    sizes = {name: getattr(self, name) for name in AXES}
+    sizes = self.sizes
     for name, size in sizes.items():
       check(
         size == -1 or size >= 1,
@@ -410,6 +415,7 @@ class Parallel:
       )
     free = [name for name, size in sizes.items() if size == -1]
     check(len(free) <= 1, f'parallel: only one of {free} can be -1')
+    check(self.slices >= 1, f'parallel.slices={self.slices} must be at least 1')
     check(
       self.microbatches is None or self.microbatches >= 1,
       f'parallel.microbatches={self.microbatches} must be at least 1',
@@ -418,6 +424,11 @@ class Parallel:
       self.pipeline_repeats >= 1,
       f'parallel.pipeline_repeats={self.pipeline_repeats} must be at least 1',
     )
+
+  @property
+  def sizes(self) -> dict[str, int]:
+    """Devices along each axis, in the order of AXES."""
+    return {axis: getattr(self, axis) for axis in AXES}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,11 +3,14 @@ r"""The command line.
   python -m gemini_jax.main --config=FILE[:ARG] --workdir=DIR \
       [--mode=train|eval|generate|plan] [--config.field=value ...]
 
+On several hosts it is started once on each; see parallel/cluster.py.
+
 Exit codes: 0 done, 2 a mistake in what was asked for, 1 anything else (a plan
 that does not fit, too).
 """
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -31,6 +34,7 @@ def main(argv: Sequence[str]) -> int:
     return _refuse(error)
   # Imported once the flags are known to be right: jax takes a second.
   from gemini_jax import checkpoint
+  from gemini_jax.parallel import cluster
   from gemini_jax.tools import generate, plan
   from gemini_jax.train import loop
 
@@ -41,6 +45,11 @@ def main(argv: Sequence[str]) -> int:
     'plan': plan.plan,
   }
   try:
+    # A plan runs on no device, so no other process has a part in it.
+    if mode != 'plan':
+      cluster.start()
+      if not cluster.is_first():
+        _keep_to_errors()
     code = run[mode](parsed.config, workdir)
   except (config_lib.ConfigError, checkpoint.MismatchError) as error:
     return _refuse(error)
@@ -48,6 +57,12 @@ def main(argv: Sequence[str]) -> int:
     print(f'error: {error}', file=sys.stderr)
     return 1
   return code or 0
+
+
+def _keep_to_errors():
+  """All processes know the same; one of them says it."""
+  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  logging.getLogger().setLevel(logging.WARNING)
 
 
 def _refuse(error: Exception) -> int:

@@ -207,6 +207,7 @@ RANGES = {
     0,
     'parallel.tensor=0 must be at least 1, or -1 for the rest',
   ),
+  'parallel.slices': (0, 'parallel.slices=0 must be at least 1'),
   'parallel.fsdp': (
     -1,
     "parallel: only one of ['data', 'fsdp'] can be -1",

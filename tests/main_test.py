@@ -56,9 +56,9 @@ OVERRIDES = {
   'parallel.tensor=8': 'parallel.tensor=8 does not divide kv_heads=2 '
   '(decoder/layers/attention/key/kernel); use 1, 2',
   'data.batch_size=12': 'data.batch_size=12 must be a multiple of '
-  'parallel.data * parallel.fsdp = 8',
+  'parallel.data = 8',
   'eval.batch_size=3': 'eval.batch_size=3 must be a multiple of '
-  'parallel.data * parallel.fsdp = 8',
+  'parallel.data = 8',
   'model.vocab_size=100': 'model.vocab_size=100 must be at least 259, the '
   "tokenizer's",
 }
@@ -132,6 +132,15 @@ def test_wrong_flags(tmp_path, capsys):
   )
   assert refused(capsys, config, workdir, 'train') == (
     'unexpected arguments: train'
+  )
+  assert not (tmp_path / 'run').exists()
+
+
+def test_half_a_group_of_processes(tmp_path, monkeypatch, capsys):
+  monkeypatch.setenv('JAX_PROCESS_ID', '0')
+  file = tiny.experiment(tmp_path)
+  assert refused(capsys, *tiny.arguments(file, tmp_path / 'run')).startswith(
+    'JAX_PROCESS_ID set without JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES; '
   )
   assert not (tmp_path / 'run').exists()
 

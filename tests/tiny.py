@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import textwrap
@@ -99,6 +100,13 @@ def arguments(file, workdir, *overrides, mode='train'):
 def run(file, workdir, *overrides, mode='train'):
   """`main` in this process; returns its exit code."""
   return main.main(['main', *arguments(file, workdir, *overrides, mode=mode)])
+
+
+def free_port():
+  """A port of this machine that nobody listens on."""
+  with socket.socket() as listener:
+    listener.bind(('127.0.0.1', 0))
+    return listener.getsockname()[1]
 
 
 def start(file, workdir, *overrides):

@@ -43,6 +43,8 @@ class Loader:
   order: each target once, the last batch filled up with rows of weight 0.
 
   Attributes:
+    batch_size: rows of a global batch.
+    rows: those of them that this process loads.
     num_records: usable records.
     num_tokens: their tokens, bos aside.
     num_targets: the tokens that have a weight in one pass.
@@ -59,19 +61,22 @@ class Loader:
     tokenizer: tokenizer_lib.Tokenizer,
     split: Split,
     seed: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
     batch_size: int | None = None,
+    rows: np.ndarray | None = None,
   ):
+    """Opens the split, or tokenizes it.
+
+    Args:
+      config: the data.
+      tokenizer: of the run.
+      split: which part of the data.
+      seed: of the order.
+      batch_size: rows of a global batch; None: data.batch_size.
+      rows: those of each global batch that this process loads; None: all.
+    """
     self.config, self.tokenizer, self.split = config, tokenizer, split
     self.batch_size = batch_size or config.batch_size
-    config_lib.check(
-      self.batch_size % process_count == 0,
-      f'data.batch_size={self.batch_size} must be a multiple of the '
-      f'{process_count} processes',
-    )
-    share = self.batch_size // process_count
-    self._rows = np.arange(process_index * share, (process_index + 1) * share)
+    self.rows = np.arange(self.batch_size) if rows is None else rows
     # Evaluation is the same for every seed.
     self._seed = seed if split == 'train' else 0
     self._parts = [
@@ -106,7 +111,7 @@ class Loader:
     """This process's rows of the global batch `index`."""
     if index < 0 or (self.split != 'train' and index >= len(self)):
       raise IndexError(index)
-    owners, rows = self._locate(index * self.batch_size + self._rows)
+    owners, rows = self._locate(index * self.batch_size + self.rows)
     return epochs.by_key(owners, rows, lambda i, own: self._parts[i].batch(own))
 
   def _locate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemini_jax.infer import decoding, sampling
+from gemini_jax.parallel import cluster
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +91,7 @@ def search(
   finished = search_loop(
     decoder, beam_size, params, state, np.float32(length_penalty)
   )
-  finished = jax.device_get(finished)
+  finished = cluster.fetch(finished)
 
   def hypothesis(i, k):
     span = slice(len(prompts[i]), int(finished.lengths[i, k]))

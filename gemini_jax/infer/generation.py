@@ -7,12 +7,12 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-import jax
 import numpy as np
 
 from gemini_jax import config as config_lib
 from gemini_jax.infer import beam, decoding, sampling
 from gemini_jax.models import gemini
+from gemini_jax.parallel import cluster
 
 # Rows that are generated together at most, and tokens between two looks at
 # them when someone is reading along.
@@ -218,9 +218,8 @@ def _sample(
   done_B = np.zeros(1, bool)
   while not done_B.all():
     state = decoder.decode(params, state, sampler, num_tokens)
-    tokens_BT, logprobs_BT, lengths_B, done_B = map(
-      jax.device_get,
-      (state.tokens, state.logprobs, state.lengths, state.done),
+    tokens_BT, logprobs_BT, lengths_B, done_B = cluster.fetch(
+      (state.tokens, state.logprobs, state.lengths, state.done)
     )
     grown = []
     for i, (prompt, _) in enumerate(rows):
@@ -275,7 +274,12 @@ def _to_sample(
 
 
 def write_samples(path: pathlib.Path, samples: Sequence[Sample]):
-  """Writes one JSON object a sample, replacing what was there."""
+  """Writes one JSON object a sample, replacing what was there.
+
+  Every process has the samples; the first writes them.
+  """
+  if not cluster.is_first():
+    return
   path.parent.mkdir(parents=True, exist_ok=True)
   with path.open('w', encoding='utf-8') as file:
     for sample in samples:

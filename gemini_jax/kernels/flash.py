@@ -6,6 +6,7 @@ G query heads per key/value head, M = G T, H head width.
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -21,6 +22,8 @@ MASK_VALUE = -1e30
 _BANDS, _BAND = 8, 64
 # Scores at one time, where a chunk of _BAND queries does not have more.
 _SCORES = 2**24
+# Scores in all, up to which their exponentials are kept for the gradient.
+_KEPT = 2**22
 
 
 def attention(
@@ -165,14 +168,17 @@ def over_axis(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _chunked(softcap, q_BKGTH, k_BKSH, v_BKSH, mask):
-  """Attention band by band; keeps the output, computes the scores again.
+  """Attention band by band; the gradient computes the scores again.
 
-  FlashAttention-2 (Dao 2023), section 3.1, in plain XLA.
+  FlashAttention-2 (Dao 2023), section 3.1, in plain XLA. Few scores are kept.
   """
   return _chunked_forward(softcap, q_BKGTH, k_BKSH, v_BKSH, mask)[0]
 
 
 def _chunked_forward(softcap, q_BKGTH, k_BKSH, v_BKSH, mask):
+  bands = _bands(mask, q_BKGTH.shape)
+  keeps = not softcap and _few(bands, q_BKGTH.shape)
+
   def band(start, stop, size, low, high):
     def chunk(_, rows):
       scores_BKMS = _scores(
@@ -190,40 +196,49 @@ def _chunked_forward(softcap, q_BKGTH, k_BKSH, v_BKSH, mask):
         preferred_element_type=jnp.float32,
       )
       # Divided after the product with the values: H numbers a row, not S.
-      out_BKMH = (out_BKMH * (1 / sum_BKM1)).astype(v_BKSH.dtype)
+      inverse_BKM1 = 1 / sum_BKM1
+      out_BKMH = (out_BKMH * inverse_BKM1).astype(v_BKSH.dtype)
       groups = (*q_BKGTH.shape[:3], size)
       log_sum_BKM1 = most_BKM1 + jnp.log(sum_BKM1)
-      return (), (out_BKMH.reshape(*groups, -1), log_sum_BKM1.reshape(groups))
+      kept = (exp_BKMS, inverse_BKM1) if keeps else ()
+      return kept, (out_BKMH.reshape(*groups, -1), log_sum_BKM1.reshape(groups))
 
-    return _over_chunks(chunk, (), start, stop, size)[1]
+    return _over_chunks(chunk, (), start, stop, size)
 
-  bands = [band(*limits) for limits in _bands(mask, q_BKGTH.shape)]
+  kept, parts = zip(*(band(*limits) for limits in bands), strict=True)
   out_BKGTH, log_sum_BKGT = (
-    jnp.concatenate(parts, axis=3) for parts in zip(*bands, strict=True)
+    jnp.concatenate(leaves, axis=3) for leaves in zip(*parts, strict=True)
   )
   # Named here, where the gradient reads them, so that remat can keep them.
   out_BKGTH = checkpoint_name(out_BKGTH, 'attended')
   log_sum_BKGT = checkpoint_name(log_sum_BKGT, 'attended')
-  residuals = (q_BKGTH, k_BKSH, v_BKSH, mask, out_BKGTH, log_sum_BKGT)
+  residuals = (q_BKGTH, k_BKSH, v_BKSH, mask, out_BKGTH, log_sum_BKGT, kept)
   return (out_BKGTH, log_sum_BKGT), residuals
 
 
 def _chunked_backward(softcap, residuals, grads):
-  q_BKGTH, k_BKSH, v_BKSH, mask, out_BKGTH, log_sum_BKGT = residuals
+  q_BKGTH, k_BKSH, v_BKSH, mask, out_BKGTH, log_sum_BKGT, kept = residuals
   grad_BKGTH, grad_log_sum_BKGT = grads
   # What a row's gradient loses because its weights sum to one.
   mean_BKGT = grad_log_sum_BKGT - jnp.sum(
     grad_BKGTH.astype(jnp.float32) * out_BKGTH.astype(jnp.float32), axis=-1
   )
 
-  def band(start, stop, size, low, high):
+  def band(kept, start, stop, size, low, high):
     k, v = k_BKSH[:, :, low:high], v_BKSH[:, :, low:high]
 
     def chunk(total, rows):
       q_BKMH, grad_BKMH = _rows(q_BKGTH, rows), _rows(grad_BKGTH, rows)
-      scores_BKMS = _scores(softcap, q_BKMH, k_BKSH, mask, rows, (low, high))
-      log_sum_BKM1 = _rows(log_sum_BKGT, rows)[..., None]
-      weights_BKMS = jnp.exp(scores_BKMS - log_sum_BKM1)
+      mean_BKM1 = _rows(mean_BKGT, rows)[..., None]
+      if kept:
+        # Divided in the gradient of the output: H numbers a row, not S.
+        weights_BKMS, inverse_BKM1 = kept
+        grad_BKMH = (grad_BKMH * inverse_BKM1).astype(v.dtype)
+        mean_BKM1 = mean_BKM1 * inverse_BKM1
+      else:
+        scores_BKMS = _scores(softcap, q_BKMH, k_BKSH, mask, rows, (low, high))
+        log_sum_BKM1 = _rows(log_sum_BKGT, rows)[..., None]
+        weights_BKMS = jnp.exp(scores_BKMS - log_sum_BKM1)
       grad_v_BKSH = jnp.einsum(
         'BKMS,BKMH->BKSH',
         weights_BKMS.astype(v.dtype),
@@ -234,7 +249,7 @@ def _chunked_backward(softcap, residuals, grads):
         'BKMH,BKSH->BKMS', grad_BKMH, v, preferred_element_type=jnp.float32
       )
       # A masked score has weight 0, and so has its gradient.
-      grad_BKMS = weights_BKMS * (grad_BKMS + _rows(mean_BKGT, rows)[..., None])
+      grad_BKMS = weights_BKMS * (grad_BKMS + mean_BKM1)
       if softcap:
         slope_BKMS = 1 - jnp.square(scores_BKMS / softcap)
         grad_BKMS *= jnp.where(weights_BKMS > 0, slope_BKMS, 0)
@@ -251,7 +266,10 @@ def _chunked_backward(softcap, residuals, grads):
     around = ((0, 0), (0, 0), (low, k_BKSH.shape[2] - high), (0, 0))
     return grad_q_BKGTH, *(jnp.pad(x, around) for x in total)
 
-  bands = [band(*limits) for limits in _bands(mask, q_BKGTH.shape)]
+  bands = [
+    band(part, *limits)
+    for part, limits in zip(kept, _bands(mask, q_BKGTH.shape), strict=True)
+  ]
   grads_q, grads_k, grads_v = zip(*bands, strict=True)
   return (
     jnp.concatenate(grads_q, axis=3),
@@ -282,6 +300,15 @@ def _bands(mask, shape):
     chunk = max(n for n in range(1, min(size, most) + 1) if size % n == 0)
     bands.append((start, start + size, chunk, low, high))
   return bands
+
+
+def _few(bands, shape):
+  """Whether all scores are few, and each band is one chunk."""
+  scores = sum(
+    (stop - start) * (high - low) for start, stop, _, low, high in bands
+  )
+  whole = all(stop - start == size for start, stop, size, *_ in bands)
+  return whole and math.prod(shape[:3]) * scores <= _KEPT
 
 
 def _over_chunks(chunk, carry, start, stop, size):

@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gemini_jax import config as config_lib
@@ -31,6 +32,9 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
   ('layers', ('pipeline',)),
 )
 
+# The axes from the least traffic to the most: the last lie closest together.
+_BY_TRAFFIC = ('pipeline', 'data', 'fsdp', 'expert', 'sequence', 'tensor')
+
 
 def make_mesh(
   parallel: config_lib.Parallel, devices: Sequence[Any] | None = None
@@ -38,14 +42,16 @@ def make_mesh(
   """The mesh of all six axes; most have size 1.
 
   Args:
-    parallel: the size of each axis; -1 takes the devices that are left.
+    parallel: the size of each axis; -1 takes the devices that are left. The
+      outer part of `slice_axis` goes across the slices.
     devices: real or topology devices; None: all there are.
 
   Raises:
-    ConfigError: the sizes do not multiply to the number of devices.
+    ConfigError: the sizes do not multiply to the number of devices, or
+      the slices are not those of the devices.
   """
   devices = jax.devices() if devices is None else devices
-  sizes = {axis: getattr(parallel, axis) for axis in config_lib.AXES}
+  sizes = parallel.sizes
   fixed = math.prod(size for size in sizes.values() if size != -1)
   free = [name for name, size in sizes.items() if size == -1]
   spelled = ', '.join(
@@ -62,12 +68,50 @@ def make_mesh(
     f'{spelled or "parallel"} is a mesh of {fixed} devices; there are '
     f'{len(devices)}; set one axis to -1 to take them all',
   )
-  shape = tuple(sizes[axis] for axis in config_lib.AXES)
-  return Mesh(
-    np.asarray(devices).reshape(shape),
-    config_lib.AXES,
-    axis_types=(AxisType.Auto,) * len(shape),
+  slices = _slices(devices, parallel.slices)
+  across = parallel.slice_axis
+  config_lib.check(
+    sizes[across] % len(slices) == 0,
+    f'parallel.slices={len(slices)} must divide parallel.{across}='
+    f'{sizes[across]}, the axis across them',
   )
+  inside = sizes | {across: sizes[across] // len(slices)}
+  return Mesh(
+    np.concatenate(
+      [_arrange(part, inside) for part in slices], config_lib.AXES.index(across)
+    ),
+    config_lib.AXES,
+    axis_types=(AxisType.Auto,) * len(config_lib.AXES),
+  )
+
+
+def _slices(devices: Sequence[Any], count: int) -> list[list[Any]]:
+  """The devices of each slice: TPUs know theirs, others follow in order."""
+  if devices[0].platform != 'tpu':
+    config_lib.check(
+      len(devices) % count == 0,
+      f'parallel.slices={count} does not divide the {len(devices)} devices',
+    )
+    size = len(devices) // count
+    return [list(devices[i * size : (i + 1) * size]) for i in range(count)]
+  slices: dict[int, list[Any]] = {}
+  for device in devices:
+    slices.setdefault(getattr(device, 'slice_index', 0), []).append(device)
+  config_lib.check(
+    len(slices) == count,
+    f'parallel.slices={count}, but the devices are in {len(slices)} slices',
+  )
+  return [slices[index] for index in sorted(slices)]
+
+
+def _arrange(devices: Sequence[Any], sizes: dict[str, int]) -> np.ndarray:
+  """The devices of one slice along AXES; on a TPU axes follow its torus."""
+  grid = mesh_utils.create_device_mesh(
+    [sizes[axis] for axis in _BY_TRAFFIC],
+    devices,
+    allow_split_physical_axes=True,
+  )
+  return grid.transpose([_BY_TRAFFIC.index(axis) for axis in config_lib.AXES])
 
 
 @contextlib.contextmanager
@@ -219,6 +263,43 @@ def check_batch(mesh: Mesh, batch_size: int, field: str):
     f'{field}={batch_size} must be a multiple of '
     f'{" * ".join(f"parallel.{axis}" for axis in axes)} = {count}',
   )
+
+
+def local_rows(
+  mesh: Mesh, batch_size: int, process: int | None = None
+) -> np.ndarray:
+  """The rows of a global batch that the devices of one process hold.
+
+  Args:
+    mesh: any; where no axis splits the batch between processes, each of them
+      holds all of it.
+    batch_size: rows of the global batch.
+    process: index of the process; None: this one.
+  """
+  process = jax.process_index() if process is None else process
+  axes = [config_lib.AXES.index(axis) for axis in dict(RULES)['batch']]
+  count = math.prod(mesh.devices.shape[axis] for axis in axes)
+  parts = np.moveaxis(mesh.devices, axes, range(len(axes))).reshape(count, -1)
+  holds = [
+    any(device.process_index == process for device in part) for part in parts
+  ]
+  return np.flatnonzero(np.repeat(holds, batch_size // count))
+
+
+def put_batch(mesh: Mesh, batch: Any, rows: np.ndarray, batch_size: int) -> Any:
+  """Global [B, T] arrays from the `rows` of them that this process has."""
+  where = of_batch(mesh)
+
+  def put(leaf):
+    def part(index):
+      first, last, _ = index[0].indices(batch_size)
+      begin = np.searchsorted(rows, first)
+      return leaf[begin : begin + last - first, index[1]]
+
+    shape = (batch_size, *leaf.shape[1:])
+    return jax.make_array_from_callback(shape, where, part)
+
+  return jax.tree.map(put, batch)
 
 
 def describe(tree: Any) -> str:

@@ -53,6 +53,7 @@ class Compiled:
 
   @property
   def temporaries(self) -> int:
+    """Bytes of what is neither argument nor the state that takes its place."""
     return max(0, (self.peak or 0) - sum(self.arguments.values()))
 
 
@@ -179,7 +180,7 @@ def abstract_rows(
   )
   sharding.check_batch(mesh, num_rows, 'plan.decode_batch_size')
 
-  def place(names, leaf):
+  def place(names, leaf) -> Any:
     where = sharding.spec(mesh, names, leaf.shape, 'the cache')
     return jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, where)
@@ -193,7 +194,7 @@ def abstract_rows(
   # Layers lie where their parameters do.
   names = ('layers', 'batch', None, 'kv_heads', None)
 
-  def row(dtype, *dims):
+  def row(dtype, *dims) -> Any:
     return place(
       ('batch', *(None for _ in dims)),
       jax.ShapeDtypeStruct((num_rows, *dims), dtype),

@@ -129,9 +129,8 @@ def _assumptions(
       'to a tenth more memory, or less, and moves less of it'
     )
   if known is None:
-    lines.append(
-      f'{measured.devices[0].device_kind} is not in the table of chips: no times'
-    )
+    kind = measured.devices[0].device_kind
+    lines.append(f'{kind} is not in the table of chips: no times')
     return lines
   lines += [
     f'one {known.name} device: {known.flops / 1e12:,.0f} TFLOP/s in bfloat16, '

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
@@ -103,7 +104,7 @@ def _train(run: run_lib.Run):
   print(f'{"resuming" if step else "starting"} at step {step:,}', flush=True)
 
   # One compilation each, before the first batch.
-  first = next(device_batches(run, loader_lib.iterate(data, step, 0)))
+  first = next(device_batches(run, data, loader_lib.iterate(data, step, 0)))
   train_step = compile_step(
     config, run.model, run.optimizer, run.abstract, first
   )
@@ -113,17 +114,19 @@ def _train(run: run_lib.Run):
 
   writer = metrics.Writer(run.workdir, config, step, size)
   progress = metrics.Progress(step, num_steps)
-  stopper = Stopper()
+  stopper = Stopper(run.mesh)
   flops = metrics.step_flops(config)
   peak = metrics.peak_flops(jax.devices()[0], config.model.dtype)
   clock = time.monotonic()
   pending: tuple[int, dict[str, jax.Array]] | None = None
+  stops = False
 
   def settle(pending):
     """Looks at a finished step's numbers; writes a line if one is due."""
-    nonlocal clock
+    nonlocal clock, stops
     done, device_values = pending
     values = {k: float(v) for k, v in jax.device_get(device_values).items()}
+    stops = bool(values.pop('stops')) or stops
     if not values.pop('finite'):
       raise_not_finite(run, state, data, done - 1, values)
     if done % config.train.log_every and done != num_steps:
@@ -155,7 +158,7 @@ def _train(run: run_lib.Run):
       results.get('validation/loss'),
     )
 
-  batches = device_batches(run, loader_lib.iterate(data, step))
+  batches = device_batches(run, data, loader_lib.iterate(data, step))
   norm = jax.jit(optax.tree.norm)
   try:
     for done in range(step + 1, num_steps + 1):
@@ -164,15 +167,15 @@ def _train(run: run_lib.Run):
       # The host reads a step's numbers while the next one runs.
       if pending is not None:
         settle(pending)
-      pending = (done, values)
+      pending = (done, values | {'stops': stopper.anywhere()})
       last = done == num_steps
-      stops = stopper.stops()
       evaluates = held_out and (done % config.train.eval_every == 0 or last)
-      saves = done % config.train.save_every == 0 or last or stops
-      if not (evaluates or saves):
+      saves = done % config.train.save_every == 0 or last
+      if not (evaluates or saves or stops):
         continue
       settle(pending)
       pending = None
+      saves = saves or stops
       # An update can overflow where the loss before it was finite.
       if saves and not np.isfinite(norm(state.params)):
         raise_not_finite(run, state, data, done, values)
@@ -220,7 +223,7 @@ def evaluate_splits(
     values = evaluation.evaluate(
       eval_step,
       params,
-      device_batches(run, itertools.islice(batches, limit)),
+      device_batches(run, loader, itertools.islice(batches, limit)),
       1 / loader.bytes_per_target if loader.num_bytes else None,
     )
     results |= {f'{split}/{name}': value for name, value in values.items()}
@@ -230,7 +233,7 @@ def evaluate_splits(
       opt_state=optimizer_lib.observe_validation(
         run.config.optimizer,
         state.opt_state,
-        jnp.float32(results['validation/loss']),
+        np.float32(results['validation/loss']),
       ),
     )
   return state, results
@@ -274,7 +277,7 @@ def compile_eval(
   run: run_lib.Run, state: step_lib.TrainState, loader: loader_lib.Loader
 ) -> Any:
   """`eval_step`, compiled once for all splits."""
-  batch = next(device_batches(run, [loader[0]]))
+  batch = next(device_batches(run, loader, [loader[0]]))
   step = jax.jit(functools.partial(evaluation.eval_step, model=run.model))
   return timed_compile('eval_step', step, state.evaluation_params(), batch)
 
@@ -300,14 +303,16 @@ def enable_compilation_cache(config: config_lib.Config):
 
 
 def device_batches(
-  run: run_lib.Run, batches: Iterable[batch_lib.Batch]
+  run: run_lib.Run,
+  loader: loader_lib.Loader,
+  batches: Iterable[batch_lib.Batch],
 ) -> Iterator[batch_lib.Batch]:
-  """Batches as global arrays, put on the devices a little ahead."""
-  where = sharding.of_batch(run.mesh)
-  put = functools.partial(jax.make_array_from_process_local_data, where)
+  """The loader's batches as global arrays, put on devices a little ahead."""
   queue: collections.deque = collections.deque()
   for batch in batches:
-    queue.append(jax.tree.map(put, batch))
+    queue.append(
+      sharding.put_batch(run.mesh, batch, loader.rows, loader.batch_size)
+    )
     if len(queue) >= _ON_DEVICE:
       yield queue.popleft()
   yield from queue
@@ -345,7 +350,7 @@ def raise_not_finite(
 
   The state is still the one that the step started from: `train_step` kept it.
   """
-  batch = next(device_batches(run, [data[index]]))
+  batch = next(device_batches(run, data, [data[index]]))
   culprit = diagnosis.first_not_finite(
     run.config, run.model, run.optimizer, state, batch
   )
@@ -360,9 +365,20 @@ def raise_not_finite(
 
 
 class Stopper:
-  """Turns SIGTERM and Ctrl-C into a wish to stop after this step."""
+  """Turns SIGTERM and Ctrl-C into a wish to stop, which all processes share."""
 
-  def __init__(self):
+  def __init__(self, mesh: Mesh):
+    # bool[devices]: each is told what its process was asked.
+    where = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    self._wishes = [
+      jax.make_array_from_callback(
+        (mesh.size,), where, lambda _, wish=wish: np.array([wish])
+      )
+      for wish in (False, True)
+    ]
+    self._any = jax.jit(
+      jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec())
+    )
     self._wished = False
     self._before = {
       number: signal.signal(number, self._wish)
@@ -375,9 +391,14 @@ class Stopper:
       raise KeyboardInterrupt
     self._wished = True
 
-  def stops(self) -> bool:
-    """Whether someone asked to stop."""
-    return self._wished
+  def anywhere(self) -> jax.Array | np.bool_:
+    """Whether any process was asked to stop; may still be on the devices.
+
+    Every process calls it at the same step, and reads the same answer.
+    """
+    if jax.process_count() == 1:
+      return np.bool_(self._wished)
+    return self._any(self._wishes[self._wished])
 
   def close(self):
     """Gives the signals back."""

@@ -13,7 +13,7 @@ import jax
 import tqdm
 
 from gemini_jax import config as config_lib
-from gemini_jax.parallel import chip
+from gemini_jax.parallel import chip, cluster
 
 # Fields that measure this machine and not the run; all others repeat.
 TIMINGS = ('train/tokens_per_second', 'train/step_seconds', 'train/mfu')
@@ -85,7 +85,10 @@ def step_flops(config: config_lib.Config) -> float:
 
 
 class Writer:
-  """Writes metrics of a step to every sink; resumes where a run stopped."""
+  """Writes metrics of a step to every sink; resumes where a run stopped.
+
+  Every process has the same numbers; the first writes them.
+  """
 
   def __init__(
     self, workdir: pathlib.Path, config: config_lib.Config, step: int, size: int
@@ -99,6 +102,9 @@ class Writer:
       size: bytes of metrics.jsonl at that step; what follows is dropped,
         since it will be written again.
     """
+    self._writes = cluster.is_first()
+    if not self._writes:
+      return
     # Imported here: it is slow, and generation does without.
     import tensorboardX
 
@@ -116,6 +122,8 @@ class Writer:
 
   def write(self, step: int, values: Mapping[str, float | None]):
     """One line: `step`, then the values; None and NaN become null."""
+    if not self._writes:
+      return
     values = {
       name: value if value is not None and math.isfinite(value) else None
       for name, value in values.items()
@@ -129,13 +137,17 @@ class Writer:
       self._wandb.log(known, step=step)
 
   def size(self) -> int:
-    """Bytes of metrics.jsonl, all of them on disk."""
+    """Bytes of metrics.jsonl, all of them on disk; 0 where none is written."""
+    if not self._writes:
+      return 0
     self._file.flush()
     os.fsync(self._file.fileno())
     return self._file.tell()
 
   def close(self):
     """Closes every sink."""
+    if not self._writes:
+      return
     self._file.close()
     self._board.close()
     if self._wandb:
@@ -166,7 +178,7 @@ class Progress:
     self._bar = None
     self._begin = time.monotonic()
     self._start, self._total = start, total
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and cluster.is_first():
       self._bar = tqdm.tqdm(
         initial=start, total=total, unit='step', dynamic_ncols=True
       )
@@ -218,7 +230,8 @@ def _spell(values: dict[str, Any]) -> str:
 def devices_line() -> str:
   """What the run computes on."""
   devices = jax.devices()
+  count = jax.process_count()
   return (
-    f'{len(devices)} x {devices[0].device_kind} ({jax.default_backend()}), '
-    f'jax {jax.__version__}'
+    f'{len(devices)} x {devices[0].device_kind} ({jax.default_backend()})'
+    f'{f" of {count} processes" if count > 1 else ""}, jax {jax.__version__}'
   )

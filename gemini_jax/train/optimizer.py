@@ -193,7 +193,7 @@ def scale_on_plateau(
 
 
 def observe_validation(
-  config: config_lib.Optimizer, opt_state: Any, loss: jax.Array
+  config: config_lib.Optimizer, opt_state: Any, loss: jax.typing.ArrayLike
 ) -> Any:
   """The optimizer's state after one more validation loss."""
   rule = _plateau(config)

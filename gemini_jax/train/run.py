@@ -7,7 +7,6 @@ import os
 import pathlib
 from typing import Any
 
-import jax
 import optax
 from jax.sharding import Mesh
 
@@ -15,7 +14,7 @@ from gemini_jax import checkpoint
 from gemini_jax import config as config_lib
 from gemini_jax.data import loader, tokenizer
 from gemini_jax.models import gemini
-from gemini_jax.parallel import pipeline, sharding
+from gemini_jax.parallel import cluster, pipeline, sharding
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import step as step_lib
 
@@ -51,14 +50,16 @@ class Run:
 
   def loader(self, split: loader.Split) -> loader.Loader:
     """The batches of a split, this process's share of each."""
+    batch_size = self.config.data.batch_size
+    if split != 'train':
+      batch_size = self.config.eval.batch_size or batch_size
     return loader.Loader(
       self.config.data,
       self.tokenizer,
       split,
       seed=self.config.train.seed,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-      batch_size=None if split == 'train' else self.config.eval.batch_size,
+      batch_size=batch_size,
+      rows=sharding.local_rows(self.mesh, batch_size),
     )
 
   def restore(self, which: str = 'latest') -> checkpoint.Restored:
@@ -111,7 +112,7 @@ def open_run(
   abstract_parts(with_vocab(config, 1 << 20), mesh)
   if create:
     _make_writable(path)
-  elif not path.is_dir():
+  elif not cluster.everywhere(path.is_dir()):
     raise config_lib.ConfigError(f'--workdir={path} does not exist')
   checkpoints = checkpoint.Checkpointer(
     path / 'checkpoints', config.train.keep_last, config.train.keep_best
@@ -121,8 +122,8 @@ def open_run(
   words = _open_tokenizer(path, config, create, bool(checkpoints.steps()))
   config = with_vocab(config, words.vocab_size)
   if create:
-    checkpoints.clean()
-    _write(path / CONFIG_FILE, config_lib.to_json(config))
+    cluster.on_first(checkpoints.clean)
+    _write_config(path / CONFIG_FILE, config)
   model, optimizer, abstract = abstract_parts(config, mesh)
   return Run(config, path, words, model, optimizer, mesh, abstract, checkpoints)
 
@@ -153,15 +154,24 @@ def abstract_parts(
 
 
 def _make_writable(path: pathlib.Path):
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-    probe = path / '.writable'
-    probe.write_text('')
-    probe.unlink()
-  except OSError as error:
-    raise config_lib.ConfigError(
-      f'--workdir={path} cannot be written: {error.strerror}'
-    ) from error
+  """Makes the folder, and sees that it is one for all processes."""
+  probe = path / '.writable'
+
+  def write():
+    try:
+      path.mkdir(parents=True, exist_ok=True)
+      probe.write_text('')
+    except OSError as error:
+      raise config_lib.ConfigError(
+        f'--workdir={path} cannot be written: {error.strerror}'
+      ) from error
+
+  cluster.on_first(write)
+  shared = cluster.everywhere(probe.exists())
+  cluster.on_first(lambda: probe.unlink(missing_ok=True))
+  config_lib.check(
+    shared, f'--workdir={path} must be a folder that all processes share'
+  )
 
 
 def _check_same_model(path: pathlib.Path, config: config_lib.Config):
@@ -213,10 +223,14 @@ def _open_tokenizer(
     )
     words = tokenizer.load(file)
   else:
-    words = tokenizer.build(
-      config.tokenizer, lambda: loader.texts(config.data, 'train')
-    )
-    words.save(file)
+
+    def make():
+      tokenizer.build(
+        config.tokenizer, lambda: loader.texts(config.data, 'train')
+      ).save(file)
+
+    cluster.on_first(make)
+    words = tokenizer.load(file)
   rows = config.model.vocab_size
   config_lib.check(
     rows is None or rows >= words.vocab_size,
@@ -226,7 +240,16 @@ def _open_tokenizer(
   return words
 
 
-def _write(path: pathlib.Path, text: str):
-  draft = path.with_name(f'{path.name}.draft')
-  draft.write_text(text)
-  draft.replace(path)
+def _write_config(path: pathlib.Path, config: config_lib.Config):
+  text = config_lib.to_json(config)
+
+  def write():
+    draft = path.with_name(f'{path.name}.draft')
+    draft.write_text(text)
+    draft.replace(path)
+
+  cluster.on_first(write)
+  config_lib.check(
+    cluster.everywhere(path.read_text() == text),
+    f'{path} is not the config of every process; start all of them alike',
+  )

@@ -50,9 +50,7 @@ def corpus(tmp_path):
 def make(tmp_path):
   def make(split='train', seed=0, made=BYTES, **fields):
     options = {
-      key: fields.pop(key)
-      for key in ('process_index', 'process_count', 'eval_batch')
-      if key in fields
+      key: fields.pop(key) for key in ('rows', 'eval_batch') if key in fields
     }
     if 'eval_batch' in options:
       options['batch_size'] = options.pop('eval_batch')
@@ -75,6 +73,10 @@ def same(a, b):
     np.array_equal(x, y)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
   )
+
+
+def rows_of(batch, rows):
+  return jax.tree.map(lambda leaf: leaf[rows], batch)
 
 
 def rows_of_epoch(made, epoch):
@@ -213,14 +215,13 @@ def test_processes_share_the_global_batch(make, layout, tmp_path):
   both = tuple(f'text:{tmp_path}/{name}/*.txt' for name in 'ab')
   fields = LAYOUTS.get(layout, {'train': both, 'weights': (0.3, 0.7)})
   whole = make(**fields)
-  parts = [make(process_index=i, process_count=2, **fields) for i in range(2)]
-  for t in (0, 5, 61):
-    joined = jax.tree.map(
-      lambda *xs: np.concatenate(xs), *[part[t] for part in parts]
-    )
-    assert same(joined, whole[t])
-  with pytest.raises(config.ConfigError, match=r'batch_size=4 .* 3 processes'):
-    make(process_count=3, **fields)
+  shares = [np.array(rows) for rows in ((0, 1), (2, 3), (1, 3), (2,))]
+  for rows in shares:
+    part = make(rows=rows, **fields)
+    assert part.batch_size == 4
+    assert part.state(3) == whole.state(3)
+    for t in (0, 5, 61):
+      assert same(part[t], rows_of(whole[t], rows))
 
 
 def test_a_mixture_keeps_its_shares_and_its_epochs(make, tmp_path):
@@ -259,8 +260,8 @@ def test_evaluation_sees_each_target_once(make, eval_batch, tmp_path):
 
 def test_processes_without_rows_evaluate_padding(make):
   parts = [
-    make('validation', eval_batch=512, process_index=i, process_count=2)
-    for i in range(2)
+    make('validation', eval_batch=512, rows=rows)
+    for rows in (np.arange(256), np.arange(256, 512))
   ]
   assert [len(part) for part in parts] == [1, 1]
   assert parts[0][0].weights.sum() == parts[0].num_targets

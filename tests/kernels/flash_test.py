@@ -162,15 +162,19 @@ def test_rows_that_see_nothing_are_zero(softcap):
     assert np.all(np.isfinite(grad))
 
 
+@pytest.mark.parametrize('kept', [0, 2**22])
 @pytest.mark.parametrize('scores', [2**24, 300])
 @pytest.mark.parametrize('length', [12, 48, 53])
 @pytest.mark.parametrize(
   'rule', [{'causal': True}, {'causal': True, 'window': 5}, {'window': 9}, {}]
 )
-def test_bands_and_chunks_leave_nothing_out(monkeypatch, rule, length, scores):
+def test_bands_and_chunks_leave_nothing_out(
+  monkeypatch, rule, length, scores, kept
+):
   """Lengths and limits with one band, many, and chunks inside them."""
   monkeypatch.setattr(flash, '_BAND', 4)
   monkeypatch.setattr(flash, '_SCORES', scores)
+  monkeypatch.setattr(flash, '_KEPT', kept)
   *qkv, mask = packed_inputs(length, **rule)
   bands = flash._bands(mask, (B, 2, 2, length, H))
   if length == 48:
@@ -230,6 +234,7 @@ def test_halves_of_the_keys_make_the_whole():
 def test_memory_grows_with_the_length_not_its_square(monkeypatch):
   """Four times the length takes about four times the temporaries."""
   monkeypatch.setattr(flash, '_SCORES', 2**12)
+  monkeypatch.setattr(flash, '_KEPT', 0)
   sizes = []
   for length in (512, 2048):
     *qkv, mask = packed_inputs(length, causal=True)
