@@ -236,7 +236,8 @@ def trip_count(
   if counter is None or limit is None:
     return None
   last = limit + (direction in ('LE', 'GE'))
-  return max(0, -((initial(counter) or 0) - last) // _step(body, counter))
+  rounds = -(((initial(counter) or 0) - last) // _step(body, counter))
+  return max(0, rounds)
 
 
 def _inlined(inner: Computation, outer: Computation, call: Operation):
@@ -285,8 +286,16 @@ def _constant(operation: Operation | None) -> int | None:
     return None
 
 
-def flops(program: Program, name: str | None = None) -> float:
-  """FLOPs of the matrix products, every loop counted in full."""
+def flops(
+  program: Program, name: str | None = None, grouped: float = 1.0
+) -> float:
+  """FLOPs of the matrix products, every loop counted in full.
+
+  Args:
+    program: what runs.
+    name: the computation to begin with; None: the entry.
+    grouped: of the rows of a ragged product, the share that has a group.
+  """
   total = 0.0
   for operation, computation, times in program.walk(name):
     if operation.opcode not in ('dot', 'ragged-dot'):
@@ -294,5 +303,11 @@ def flops(program: Program, name: str | None = None) -> float:
     left: Any = computation.get(operation.operands[0])
     dims = operation.attribute(r'lhs_contracting_dims=\{([\d,]*)\}') or ''
     inner = math.prod(left.shapes[0].dims[int(d)] for d in dims.split(',') if d)
-    total += times * 2 * inner * math.prod(operation.shapes[0].dims)
+    outer = math.prod(operation.shapes[0].dims)
+    if operation.opcode == 'ragged-dot':
+      times *= grouped
+      if operation.attribute(r'lhs_ragged_dims=\{([\d,]*)\}') == dims:
+        # A product for each group, of its own rows: together, all rows once.
+        outer //= operation.shapes[0].dims[0]
+    total += times * 2 * inner * outer
   return total

@@ -266,7 +266,9 @@ def _compile(
     seconds,
     _peak(compiled.memory_analysis(), mesh.devices.flat[0].platform),
     arguments,
-    hlo.flops(partitioned),
+    # Of the rows that a device has in hand, the experts of the others take
+    # theirs.
+    hlo.flops(partitioned, grouped=1 / mesh.shape['expert']),
     roofline.traffic(optimised),
     roofline.collectives(partitioned, mesh, chip.of(mesh.devices.flat[0])),
     roofline.largest(optimised),

@@ -123,6 +123,11 @@ def _assumptions(
     'model FLOPs: matrix products of three forward passes, causal pairs once; '
     'executed FLOPs: those of the partitioned program, recomputation included',
   ]
+  if config.model.num_experts:
+    lines.append(
+      'experts: each gets as many tokens as the others; a grouped product '
+      'computes only the rows of its own experts'
+    )
   if measured.devices[0].platform == 'tpu' and config.plan.fast:
     lines.append(
       'compiled with little effort (plan.fast): a full compilation may need up '
