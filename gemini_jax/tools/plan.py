@@ -24,7 +24,7 @@ _CHARACTERS = 256
 
 
 def plan(config: config_lib.Config, workdir: str | os.PathLike) -> int:
-  """Prints the plan and writes `plan.json`; 1 where the run does not fit.
+  """Prints the plan and writes `plan.json`; 1 where a train step does not fit.
 
   Raises:
     ConfigError: the config does not go with the devices, or these are not

@@ -23,7 +23,7 @@ class Remedy:
     return {
       'flags': flags(self.changes),
       'bytes_per_device': self.measured.train.peak,
-      'fits': self.measured.fits,
+      'fits': self.measured.fits(self.measured.train),
     }
 
 
@@ -55,14 +55,17 @@ def search(measured: program.Measured) -> list[Remedy]:
         continue
       tried += 1
       print(f'trying {flags(changes)}', end=' ', flush=True)
+      # The decode step decides nothing here.
+      config = apply(config, {'plan.decode_batch_size': 0})
       remedy = Remedy(changes, program.measure(config, devices))
     except config_lib.ConfigError:
       # The change does not go with the rest.
       continue
     peak = remedy.measured.train.peak
     spelled = 'too large' if peak is None else f'{peak / 2**30:,.2f} GiB'
-    print(f'-> {spelled}{", fits" if remedy.measured.fits else ""}', flush=True)
-    if remedy.measured.fits:
+    fits = remedy.measured.fits(remedy.measured.train)
+    print(f'-> {spelled}{", fits" if fits else ""}', flush=True)
+    if fits:
       found.append(remedy)
   return found
 

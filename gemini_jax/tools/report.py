@@ -30,7 +30,7 @@ def build(measured: program.Measured, assumptions: list[str]) -> dict[str, Any]:
     'num_devices': num_devices,
     'mesh': {k: v for k, v in measured.mesh.shape.items() if v > 1},
     'num_params': gemini.param_count(measured.state.params),
-    'fits': measured.fits,
+    'fits': measured.fits(train),
     'bytes_per_device': train.peak,
     'device_memory_bytes': memory,
     'memory_to_spare': 1 - train.peak / memory
@@ -87,6 +87,7 @@ def _decode(
   return {
     'batch_size': rows,
     'length': measured.config.model.max_length,
+    'fits': measured.fits(part),
     'bytes_per_device': part.peak,
     'breakdown': part.arguments
     | {'activations_and_temporaries': part.temporaries},
@@ -226,7 +227,10 @@ def _memory(result: dict[str, Any], name: str) -> list[str]:
   of = f' of {memory / _GIB:,.2f} GiB' if memory else ''
   if peak is None:
     return [*lines, f'  more than the device has{of}']
-  spare = f' ({1 - peak / memory:.0%} to spare)' if memory else ''
+  spare = ''
+  if memory:
+    left = 1 - peak / memory
+    spare = f' ({left:.0%} to spare)' if left >= 0 else ' (DOES NOT FIT)'
   return [*lines, f'  {_gib(peak)}  at the peak{of}{spare}']
 
 

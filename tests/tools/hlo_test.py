@@ -1,7 +1,5 @@
 """Loops, products and traffic, read from the text of programs."""
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 from gemini_jax.tools import hlo, roofline
@@ -97,16 +95,27 @@ lhs_contracting_dims={0}, rhs_contracting_dims={0}, lhs_ragged_dims={0}
 
 
 def test_of_branches_the_larger_counts():
-  def f(x, wide, narrow, which):
-    return jax.lax.cond(
-      which, lambda: (x @ wide) @ wide.T, lambda: (x @ narrow) @ narrow.T
-    )
+  text = """%wide (a: f32[4,8]) -> f32[4,32] {
+  %a = f32[4,8]{1,0} parameter(0)
+  %b = f32[8,32]{1,0} constant({...})
+  %c = f32[4,32]{1,0} dot(%a, %b), lhs_contracting_dims={1}
+  ROOT %d = f32[] constant(1)
+}
 
-  shapes = [(4, 8), (8, 32), (8, 2)]
-  args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-  which = jax.ShapeDtypeStruct((), jnp.bool_)
-  text = jax.jit(f).lower(*args, which).compile().as_text()
-  assert hlo.flops(hlo.parse(text)) == 2 * 2 * 4 * 8 * 32
+%narrow (e: f32[4,8]) -> f32[] {
+  %e = f32[4,8]{1,0} parameter(0)
+  %f = f32[8,2]{1,0} constant({...})
+  %g = f32[4,2]{1,0} dot(%e, %f), lhs_contracting_dims={1}
+  ROOT %h = f32[] constant(1)
+}
+
+ENTRY %main (x: f32[4,8], p: s32[]) -> f32[] {
+  %x = f32[4,8]{1,0} parameter(0)
+  %p = s32[] parameter(1)
+  ROOT %y = f32[] conditional(%p, %x, %x), branch_computations={%narrow, %wide}
+}
+"""
+  assert hlo.flops(hlo.parse(text)) == 2 * 4 * 8 * 32
 
 
 @pytest.mark.parametrize(
