@@ -35,6 +35,6 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.optimizer.warmup_steps = 2000
   config.parallel.data = 1
   config.parallel.fsdp = -1
-  config.parallel.expert = 8
+  config.parallel.expert = 4
   config.train.num_steps = 100_000
   return config

@@ -3,6 +3,7 @@
 Bandwidths as in jax-ml.github.io/scaling-book (Sharding, section 'How long').
 """
 
+import collections
 import dataclasses
 import re
 from collections.abc import Sequence
@@ -140,7 +141,8 @@ class Network:
   def __init__(self, mesh: Mesh, known: chip.Chip | None):
     self._mesh = mesh
     self._chip = known
-    self._places = None
+    self._places: Any = None
+    self._loads: dict[bytes, int] = {}
     if (
       known is not None
       and known.dims
@@ -217,10 +219,25 @@ class Network:
       return size / (self._chip.link if near else self._chip.network)
     if (self._slices[pairs[:, 0]] != self._slices[pairs[:, 1]]).any():
       return size / self._chip.network
-    away = np.abs(self._places[pairs[:, 0]] - self._places[pairs[:, 1]])
-    around = np.where(self._wraps, self._shape - away, away)
-    hops = np.minimum(away, around).sum(axis=1).max()
-    return size * max(1, int(hops)) / self._chip.link
+    return size * self._busiest(pairs) / self._chip.link
+
+  def _busiest(self, pairs) -> int:
+    """Messages over the busiest link, each routed dim by dim the short way."""
+    key = pairs.tobytes()
+    if key not in self._loads:
+      load = collections.Counter()
+      for source, target in self._places[pairs]:
+        at = list(source)
+        for dim, length in enumerate(self._shape):
+          way = int(target[dim] - at[dim])
+          if self._wraps[dim] and abs(way) > length / 2:
+            way = -way
+          step = 1 if way > 0 else -1
+          while at[dim] != target[dim]:
+            load[*at, dim, step] += 1
+            at[dim] = (at[dim] + step) % length
+      self._loads[key] = max(load.values(), default=1)
+    return self._loads[key]
 
 
 # Operations that move nothing, or are part of another one.

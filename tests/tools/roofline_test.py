@@ -86,8 +86,12 @@ def test_a_permutation_goes_from_neighbour_to_neighbour():
   network = roofline.Network(torus((8, 8, 8), ('x', 'y', 'z')), V5P)
   ring = np.array([(i * 64, (i + 1) % 8 * 64) for i in range(8)])
   assert network.seconds('collective-permute', ring, 9e9) == pytest.approx(0.1)
-  jump = np.array([(0, 3 * 64)])
-  assert network.seconds('collective-permute', jump, 9e9) == pytest.approx(0.3)
+  # A line closed the long way round uses the links' other direction.
+  line = np.array([(0, 64), (64, 128), (128, 192), (192, 0)])
+  assert network.seconds('collective-permute', line, 9e9) == pytest.approx(0.1)
+  # Two rings of every second device share the links.
+  apart = np.array([(i * 64, (i + 2) % 8 * 64) for i in range(8)])
+  assert network.seconds('collective-permute', apart, 9e9) == pytest.approx(0.2)
 
 
 def test_collectives_of_a_partitioned_product():
