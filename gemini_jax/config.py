@@ -543,15 +543,6 @@ class Plan:
   fast: bool = True
   # Bytes that a device has; None: what its kind has.
   device_memory_bytes: int | None = None
-  # Programs that are compiled at most in search of one that fits.
-  max_suggestions: int = 8
-
-  def __post_init__(self):
-    for name in ('decode_batch_size', 'device_memory_bytes', 'max_suggestions'):
-      value = getattr(self, name)
-      check(
-        value is None or value >= 0, f'plan.{name}={value} must be at least 0'
-      )
 
 
 @dataclasses.dataclass(frozen=True)

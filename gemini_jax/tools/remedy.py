@@ -7,8 +7,8 @@ from typing import Any
 from gemini_jax import config as config_lib
 from gemini_jax.tools import program, topology
 
-# Suggestions to stop at.
-_ENOUGH = 2
+# Suggestions to stop at, and programs to compile at most.
+_ENOUGH, _MOST = 2, 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ def search(measured: program.Measured) -> list[Remedy]:
   found: list[Remedy] = []
   tried = 0
   for changes in candidates(measured.config, dict(measured.mesh.shape)):
-    if tried >= measured.config.plan.max_suggestions or len(found) >= _ENOUGH:
+    if tried >= _MOST or len(found) >= _ENOUGH:
       break
     try:
       config = apply(measured.config, changes)
