@@ -534,6 +534,21 @@ class Generate:
 
 
 @dataclasses.dataclass(frozen=True)
+class Plan:
+  """What `--mode=plan` compiles for."""
+
+  # Devices that need not be here: v5p:8x8x8 (also v4, v5e, v6e, tpu7x; chips
+  # along each dim of a slice). '': the devices of this machine.
+  topology: str = ''
+  # Rows that are decoded together; None: data.batch_size; 0: no decode step.
+  decode_batch_size: int | None = None
+  # Compile fast instead of well: in a fifth of the time, memory within 10 %.
+  fast: bool = True
+  # Bytes that a device has; None: what its kind has.
+  device_memory_bytes: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class LossWeights:
   """Weights of the terms that the model returns beside its outputs."""
 
@@ -557,6 +572,7 @@ class Config:
   train: Train = dataclasses.field(default_factory=Train)
   eval: Eval = dataclasses.field(default_factory=Eval)
   generate: Generate = dataclasses.field(default_factory=Generate)
+  plan: Plan = dataclasses.field(default_factory=Plan)
   loss_weights: LossWeights = dataclasses.field(default_factory=LossWeights)
 
   def __post_init__(self):

@@ -1,11 +1,12 @@
 r"""The command line.
 
   python -m gemini_jax.main --config=FILE[:ARG] --workdir=DIR \
-      [--mode=train|eval|generate] [--config.field=value ...]
+      [--mode=train|eval|generate|plan] [--config.field=value ...]
 
 On several hosts it is started once on each; see parallel/cluster.py.
 
-Exit codes: 0 done, 2 a mistake in what was asked for, 1 anything else.
+Exit codes: 0 done, 2 a mistake in what was asked for, 1 anything else (a plan
+that does not fit, too).
 """
 
 import logging
@@ -18,7 +19,7 @@ import absl.logging
 from gemini_jax import command, host
 from gemini_jax import config as config_lib
 
-MODES = ('train', 'eval', 'generate')
+MODES = ('train', 'eval', 'generate', 'plan')
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,25 +35,28 @@ def main(argv: Sequence[str]) -> int:
   # Imported once the flags are known to be right: jax takes a second.
   from gemini_jax import checkpoint
   from gemini_jax.parallel import cluster
-  from gemini_jax.tools import generate
+  from gemini_jax.tools import generate, plan
   from gemini_jax.train import loop
 
   run = {
     'train': loop.train,
     'eval': loop.evaluate,
     'generate': generate.generate,
+    'plan': plan.plan,
   }
   try:
-    cluster.start()
-    if not cluster.is_first():
-      _keep_to_errors()
-    run[mode](parsed.config, workdir)
+    # A plan runs on no device, so no other process has a part in it.
+    if mode != 'plan':
+      cluster.start()
+      if not cluster.is_first():
+        _keep_to_errors()
+    code = run[mode](parsed.config, workdir)
   except (config_lib.ConfigError, checkpoint.MismatchError) as error:
     return _refuse(error)
   except FloatingPointError as error:
     print(f'error: {error}', file=sys.stderr)
     return 1
-  return 0
+  return code or 0
 
 
 def _keep_to_errors():

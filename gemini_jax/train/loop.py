@@ -269,14 +269,7 @@ def compile_step(
   batch: batch_lib.Batch,
 ) -> Any:
   """`train_step`, compiled once for these shapes and shardings."""
-  where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-  step = jax.jit(
-    functools.partial(
-      step_lib.train_step, config=config, model=model, optimizer=optimizer
-    ),
-    donate_argnums=0,
-    out_shardings=(where, None),
-  )
+  step = step_lib.jitted(config, model, optimizer, abstract)
   return timed_compile('train_step', step, abstract, batch, np.int32(0))
 
 

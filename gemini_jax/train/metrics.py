@@ -13,26 +13,7 @@ import jax
 import tqdm
 
 from gemini_jax import config as config_lib
-from gemini_jax.parallel import cluster
-
-# Dense bf16 peak of one JAX device in FLOP/s, by the start of its kind.
-# Makers' data sheets; TPU rows as in jax/_src/tpu_info.py. A tpu7x chip
-# (2,307 TFLOP/s) is two devices.
-PEAKS = {
-  'TPU v4': 275e12,
-  'TPU v5 lite': 197e12,
-  'TPU v5e': 197e12,
-  'TPU v5p': 459e12,
-  'TPU v5': 459e12,
-  'TPU v6 lite': 918e12,
-  'TPU v6e': 918e12,
-  'TPU7x': 1153.5e12,
-  'NVIDIA A100': 312e12,
-  'NVIDIA H100 PCIe': 756e12,
-  'NVIDIA H100': 989e12,
-  'NVIDIA H200': 989e12,
-  'NVIDIA B200': 2250e12,
-}
+from gemini_jax.parallel import chip, cluster
 
 # Fields that measure this machine and not the run; all others repeat.
 TIMINGS = ('train/tokens_per_second', 'train/step_seconds', 'train/mfu')
@@ -44,10 +25,8 @@ def peak_flops(device: Any, dtype: str) -> float | None:
   """FLOP/s that a device can reach in this type; None where unknown."""
   if dtype != 'bfloat16':
     return None
-  for kind, peak in PEAKS.items():
-    if device.device_kind.startswith(kind):
-      return peak
-  return None
+  known = chip.of(device)
+  return known.flops if known else None
 
 
 def forward_flops(

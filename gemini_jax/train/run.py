@@ -110,7 +110,7 @@ def open_run(
       sharding.check_batch(mesh, size, field)
   pipeline.check(config, mesh)
   # The shapes alone tell whether the mesh fits, before any data is read.
-  _abstract(with_vocab(config, 1 << 20), mesh)
+  abstract_parts(with_vocab(config, 1 << 20), mesh)
   if create:
     _make_writable(path)
   elif not cluster.everywhere(path.is_dir()):
@@ -125,7 +125,7 @@ def open_run(
   if create:
     cluster.on_first(checkpoints.clean)
     _write_config(path / CONFIG_FILE, config)
-  model, optimizer, abstract = _abstract(config, mesh)
+  model, optimizer, abstract = abstract_parts(config, mesh)
   logging.info('attention: %s', model.config.attention_kernel)
   return Run(config, path, words, model, optimizer, mesh, abstract, checkpoints)
 
@@ -153,9 +153,10 @@ def make_model(config: config_lib.Config, mesh: Mesh) -> gemini.Gemini:
   return gemini.Gemini(model, pipeline.make_schedule(config.parallel))
 
 
-def _abstract(
+def abstract_parts(
   config: config_lib.Config, mesh: Mesh
 ) -> tuple[Any, Any, step_lib.TrainState]:
+  """Model, optimizer, and the shapes and shardings of the training state."""
   model = make_model(config, mesh)
   optimizer = optimizer_lib.make_optimizer(
     config.optimizer, config.train.num_steps
@@ -218,7 +219,7 @@ def _check_same_model(path: pathlib.Path, config: config_lib.Config):
         f'--workdir={path} holds another model: {section}.{name} is {before} '
         f'there and {value} here; use another --workdir or the same config',
       )
-      if section not in ('eval', 'generate'):
+      if section not in ('eval', 'generate', 'plan'):
         logging.info(
           '%s.%s was %s in this workdir and is now %s',
           section,

@@ -155,6 +155,23 @@ def train_step(
   return new, metrics | {'finite': applies}
 
 
+def jitted(
+  config: config_lib.Config,
+  model: gemini.Gemini,
+  optimizer: optax.GradientTransformationExtraArgs,
+  abstract: TrainState,
+) -> Any:
+  """`train_step` to be compiled; a new state takes the place of the old."""
+  where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+  return jax.jit(
+    functools.partial(
+      train_step, config=config, model=model, optimizer=optimizer
+    ),
+    donate_argnums=0,
+    out_shardings=(where, None),
+  )
+
+
 def accumulated_gradient(
   config: config_lib.Config,
   model: gemini.Gemini,
