@@ -119,6 +119,9 @@ class Model:
   param_dtype: Literal['float32', 'bfloat16'] = 'float32'
   # One scanned layer body, or layers unrolled. Never changes the result.
   scan_layers: bool = True
+  # What computes attention; auto: the best there is on the platform of the
+  # run. chunked is plain XLA; see kernels/flash.py.
+  attention_kernel: Literal['auto', 'chunked', 'splash', 'cudnn'] = 'auto'
   # How keys reach the queries of other devices where parallel.sequence splits
   # the length: all at once, or neighbour by neighbour in less memory.
   over_sequence: Literal['all_gather', 'ring'] = 'all_gather'

@@ -13,8 +13,15 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from gemini_jax import config
 from gemini_jax.kernels import masking
 
+# What can compute attention, and on which platforms it is the choice of 'auto'.
+IMPLEMENTATIONS = {
+  'splash': ('tpu',),
+  'cudnn': ('gpu', 'cuda'),
+  'chunked': ('cpu', 'tpu', 'gpu', 'cuda', 'rocm'),
+}
 # Finite, so that a row which sees nothing gives 0 and not NaN.
 MASK_VALUE = -1e30
 # Queries are cut into at most this many bands of at least this many, each
@@ -26,6 +33,23 @@ _SCORES = 2**24
 _KEPT = 2**22
 
 
+def choose(name: str, platform: str) -> str:
+  """The implementation that 'auto' or a name means on a platform.
+
+  Raises:
+    ConfigError: the one asked for by name is not there.
+  """
+  there = [key for key, where in IMPLEMENTATIONS.items() if platform in where]
+  if name == 'auto':
+    return there[0]
+  config.check(
+    name in there,
+    f'model.attention_kernel={name!r} does not exist on {platform}; use '
+    f'{", ".join(["auto", *there])}',
+  )
+  return name
+
+
 def attention(
   q_BTNH: jax.Array,
   k_BSKH: jax.Array,
@@ -34,6 +58,7 @@ def attention(
   *,
   scale: float,
   softcap: float = 0.0,
+  implementation: str = 'chunked',
 ) -> jax.Array:
   """Softmax attention of N query heads over K shared key/value heads.
 
@@ -44,14 +69,105 @@ def attention(
     mask: where a query may attend; one that sees nothing gives 0.
     scale: multiplies the scores.
     softcap: scores become softcap * tanh(scores / softcap); 0: off.
+    implementation: of IMPLEMENTATIONS. What it cannot do is done by chunked:
+      for splash, masks that are not of self-attention, prefixes, and lengths
+      that 128 does not divide; for cudnn, a softcap.
 
   Returns:
     [B, T, N, H] in the type of the values; softmax in float32.
   """
+  options = {'scale': scale, 'softcap': softcap}
+  if implementation == 'splash' and _splashes(mask):
+    return splash(q_BTNH, k_BSKH, v_BSKH, mask, **options)
+  if implementation == 'cudnn' and not softcap and q_BTNH.shape[1] > 1:
+    # Its program for a dense mask; cuDNN has none for segments through jax.
+    return jax.nn.dot_product_attention(
+      q_BTNH,
+      k_BSKH,
+      v_BSKH,
+      mask=mask.dense()[:, None],
+      scale=scale,
+      implementation='cudnn',
+    )
   out_BTNH, _ = with_log_sum(
     q_BTNH, k_BSKH, v_BSKH, mask, scale=scale, softcap=softcap
   )
   return out_BTNH
+
+
+def splash(
+  q_BTNH: jax.Array,
+  k_BTKH: jax.Array,
+  v_BTKH: jax.Array,
+  mask: masking.Mask,
+  *,
+  scale: float,
+  softcap: float = 0.0,
+  interpret: bool = False,
+) -> jax.Array:
+  """`attention` by JAX's Pallas kernel for TPU, which skips hidden blocks.
+
+  Args:
+    q_BTNH: queries.
+    k_BTKH: keys.
+    v_BTKH: values.
+    mask: of self-attention; positions rise along a segment.
+    scale: multiplies the scores.
+    softcap: as in `attention`.
+    interpret: run without a TPU, slowly.
+  """
+  # Imported here: it is of use on a TPU alone.
+  from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as kernels,
+  )
+  from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_mask as masks,
+  )
+
+  length, num_heads = q_BTNH.shape[1:3]
+  # In a row of packed segments, places are as far apart as positions.
+  shape = (length, length)
+  rule: Any = masks.FullMask(shape)
+  if mask.causal and mask.window is None:
+    rule = masks.CausalMask(shape)
+  elif mask.window is not None:
+    past = mask.window - 1
+    rule = masks.LocalMask(shape, (past, 0 if mask.causal else past), offset=0)
+  block = max(n for n in (128, 256, 512, 1024) if length % n == 0)
+  kernel = kernels.make_splash_mha(
+    masks.MultiHeadMask([rule] * num_heads),
+    head_shards=1,
+    q_seq_shards=1,
+    block_sizes=kernels.BlockSizes(
+      block_q=block,
+      block_kv=block,
+      block_kv_compute=min(block, 512),
+      block_q_dkv=block,
+      block_kv_dkv=block,
+      block_kv_dkv_compute=min(block, 512),
+      use_fused_bwd_kernel=True,
+    ),
+    attn_logits_soft_cap=softcap or None,
+    residual_checkpoint_name='attended',
+    interpret=interpret,
+  )
+  q_BNTH, k_BKTH, v_BKTH = (
+    x.transpose(0, 2, 1, 3) for x in (q_BTNH * scale, k_BTKH, v_BTKH)
+  )
+  segments_BT = jnp.broadcast_to(
+    mask.query_segments_BT, (q_BTNH.shape[0], length)
+  )
+  out_BNTH: Any = jax.vmap(
+    lambda q, k, v, segments: kernel(
+      q, k, v, segment_ids=kernels.SegmentIds(segments, segments)
+    )
+  )(q_BNTH, k_BKTH, v_BKTH, segments_BT)
+  return out_BNTH.transpose(0, 2, 1, 3).astype(v_BTKH.dtype)
+
+
+def _splashes(mask):
+  length = mask.query_segments_BT.shape[1]
+  return mask.aligned and mask.prefix_BS is None and length % 128 == 0
 
 
 def with_log_sum(

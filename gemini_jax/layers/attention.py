@@ -64,6 +64,7 @@ class Attention(nn.Module):
     dtype: of the computation.
     param_dtype: of the parameters.
     init_scale: of the initial kernels; None: 1 / sqrt(fan in).
+    kernel: which of flash.IMPLEMENTATIONS computes it.
     over_sequence: how keys cross the sequence axis: all_gather or ring.
   """
 
@@ -78,6 +79,7 @@ class Attention(nn.Module):
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
   init_scale: float | None = None
+  kernel: str = 'chunked'
   over_sequence: str = 'all_gather'
 
   @nn.compact
@@ -141,7 +143,7 @@ class Attention(nn.Module):
 
     def local(q_BTNH, k_BSKH, v_BSKH, mask):
       split = q_BTNH.shape[1] < length
-      function = flash.attention
+      function = functools.partial(flash.attention, implementation=self.kernel)
       if split:
         function = functools.partial(
           flash.over_axis, axis='sequence', how=self.over_sequence

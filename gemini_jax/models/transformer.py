@@ -108,6 +108,7 @@ class Block(nn.Module):
         use_bias=config.attention_bias,
         norm_eps=config.norm_eps,
         init_scale=config.init_scale,
+        kernel=config.attention_kernel,
         over_sequence=config.over_sequence,
         **types,
         name=name,

@@ -62,9 +62,7 @@ class Step:
     self.config = run.with_vocab(config, 1)
     mesh = sharding.make_mesh(config.parallel)
     pipeline.check(config, mesh)
-    model = gemini.Gemini(
-      self.config.model, pipeline.make_schedule(config.parallel)
-    )
+    model = run.make_model(self.config, mesh)
     optimizer = optimizer_lib.make_optimizer(
       config.optimizer, config.train.num_steps
     )

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from gemini_jax import checkpoint
 from gemini_jax import config as config_lib
 from gemini_jax.data import loader, tokenizer
+from gemini_jax.kernels import flash
 from gemini_jax.models import gemini
 from gemini_jax.parallel import cluster, pipeline, sharding
 from gemini_jax.train import optimizer as optimizer_lib
@@ -125,6 +126,7 @@ def open_run(
     cluster.on_first(checkpoints.clean)
     _write_config(path / CONFIG_FILE, config)
   model, optimizer, abstract = abstract_parts(config, mesh)
+  logging.info('attention: %s', model.config.attention_kernel)
   return Run(config, path, words, model, optimizer, mesh, abstract, checkpoints)
 
 
@@ -138,11 +140,24 @@ def with_vocab(config: config_lib.Config, size: int) -> config_lib.Config:
   return config
 
 
+def make_model(config: config_lib.Config, mesh: Mesh) -> gemini.Gemini:
+  """The network as it runs on the devices of a mesh.
+
+  Raises:
+    ConfigError: an attention kernel asked for by name is not there.
+  """
+  kernel = flash.choose(
+    config.model.attention_kernel, mesh.devices.flat[0].platform
+  )
+  model = dataclasses.replace(config.model, attention_kernel=kernel)
+  return gemini.Gemini(model, pipeline.make_schedule(config.parallel))
+
+
 def abstract_parts(
   config: config_lib.Config, mesh: Mesh
 ) -> tuple[Any, Any, step_lib.TrainState]:
   """Model, optimizer, and the shapes and shardings of the training state."""
-  model = gemini.Gemini(config.model, pipeline.make_schedule(config.parallel))
+  model = make_model(config, mesh)
   optimizer = optimizer_lib.make_optimizer(
     config.optimizer, config.train.num_steps
   )
@@ -188,6 +203,7 @@ def _check_same_model(path: pathlib.Path, config: config_lib.Config):
     'scan_layers',
     'remat',
     'remat_save',
+    'attention_kernel',
     'over_sequence',
     'dtype',
     'dropout',

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gemini_jax import batch
+from gemini_jax import batch, config
 from gemini_jax.kernels import flash, masking
 
 B, T, S, N, H = 2, 5, 7, 4, 6
@@ -324,3 +324,59 @@ def test_bfloat16_keeps_the_softmax_in_float32():
   np.testing.assert_allclose(np.asarray(out, float), expected, atol=0.03)
   program = str(jax.make_jaxpr(lambda *inputs: attend(*inputs))(*low, mask))
   assert set(re.findall(r':(\w+)\[\S*\] = exp2? ', program)) == {'f32'}
+
+
+@pytest.mark.parametrize(
+  'rule',
+  [
+    {'causal': True},
+    {'causal': True, 'window': 40},
+    {'window': 40},
+    {},
+    {'causal': True, 'softcap': 2.0},
+  ],
+  ids=str,
+)
+def test_splash_is_the_same_attention(rule):
+  """Interpreted, where there is no TPU; padding sees what it likes."""
+  softcap = rule.get('softcap', 0.0)
+  rule = {name: value for name, value in rule.items() if name != 'softcap'}
+  *qkv, mask = packed_inputs(128, **rule)
+  qkv = as_float32(*qkv)
+  real = mask.query_segments_BT[..., None, None] > 0
+  weights = real * jax.random.normal(jax.random.key(1), qkv[0].shape)
+
+  def total(qkv, attend):
+    out = attend(*qkv, mask, scale=SCALE, softcap=softcap)
+    return jnp.sum(out * weights), out * real
+
+  evaluate = jax.jit(jax.grad(total, has_aux=True), static_argnames='attend')
+  grads, out = evaluate(
+    qkv, attend=functools.partial(flash.splash, interpret=True)
+  )
+  expected, wanted = evaluate(qkv, attend=flash.attention)
+  np.testing.assert_allclose(out, wanted, rtol=1e-4, atol=1e-4)
+  for grad, want in zip(grads, expected, strict=True):
+    np.testing.assert_allclose(grad, want, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+  ('name', 'platform', 'chosen'),
+  [
+    ('auto', 'cpu', 'chunked'),
+    ('auto', 'tpu', 'splash'),
+    ('auto', 'gpu', 'cudnn'),
+    ('chunked', 'tpu', 'chunked'),
+    ('splash', 'tpu', 'splash'),
+  ],
+)
+def test_auto_takes_the_best_of_the_platform(name, platform, chosen):
+  assert flash.choose(name, platform) == chosen
+
+
+def test_a_kernel_asked_for_by_name_must_be_there():
+  with pytest.raises(config.ConfigError) as caught:
+    flash.choose('splash', 'cpu')
+  assert str(caught.value) == (
+    "model.attention_kernel='splash' does not exist on cpu; use auto, chunked"
+  )
