@@ -246,6 +246,10 @@ def over_axis(
   size, here = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
   # What lies behind a row of rising positions is seen by none of its queries.
   ordered = mask.aligned and mask.causal and mask.prefix_BS is None
+  steps, length = size, q_BTNH.shape[1]
+  if ordered and mask.window is not None:
+    # What lies further back than the window need not come here.
+    steps = min(size, -(-(mask.window + length - 1) // length))
 
   @jax.checkpoint
   def body(carry, step):
@@ -278,7 +282,7 @@ def over_axis(
     jnp.zeros(q_BTNH.shape, jnp.float32),
     jnp.full(q_BTNH.shape[:3], 2 * MASK_VALUE, jnp.float32),
   )
-  (_, out_BTNH, _), _ = jax.lax.scan(body, start, jnp.arange(size))
+  (_, out_BTNH, _), _ = jax.lax.scan(body, start, jnp.arange(steps))
   return out_BTNH.astype(v_BSKH.dtype)
 
 

@@ -250,7 +250,9 @@ def test_memory_grows_with_the_length_not_its_square(monkeypatch):
 
 @pytest.mark.parametrize('how', ['all_gather', 'ring'])
 @pytest.mark.parametrize(
-  'rule', [{'causal': True}, {'causal': True, 'window': 5}, {}]
+  'rule',
+  [{'causal': True}, *({'causal': True, 'window': n} for n in (1, 5, 6)), {}],
+  ids=str,
 )
 def test_a_split_length_is_the_whole(how, rule):
   """Value and gradient, on a mesh axis of four devices."""
