@@ -172,6 +172,7 @@ def assert_close(workdir, expected):
     assert line == pytest.approx(other, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_same_run_as_one_process(whole, folder):
   assert_close(whole[2], whole[1])
   digests = [
@@ -254,6 +255,7 @@ def assert_same(workdir, expected):
     np.testing.assert_array_equal(leaf, others[path], err_msg=path)
 
 
+@pytest.mark.slow
 def test_one_is_killed_and_both_start_again(whole, launch, folder, file):
   workdir, digests = folder / 'killed', folder / 'digests_killed'
   for index, step in ((1, 6), (0, 11)):
@@ -268,6 +270,7 @@ def test_one_is_killed_and_both_start_again(whole, launch, folder, file):
   assert_same(workdir, whole[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('index', [0, 1])
 def test_one_is_told_to_stop_and_all_save_once(
   index, whole, launch, folder, file
@@ -286,6 +289,7 @@ def test_one_is_told_to_stop_and_all_save_once(
   assert_same(workdir, whole[2])
 
 
+@pytest.mark.slow
 def test_generate_and_eval(whole, launch, folder, file):
   prompt = 'generate.prompt=three four', 'generate.beam_size=2'
   texts = []
