@@ -463,7 +463,9 @@ def test_what_makes_no_microbatches_runs_layer_by_layer():
   decode = jax.jit(functools.partial(model.apply, method='decode'))
   batch = toy.batch(ROWS, seed=2)
   with sharding.use(mesh):
-    logits_BTV, cache, _ = decode({'params': params}, batch.decoder, cache=cache)
+    logits_BTV, cache, _ = decode(
+      {'params': params}, batch.decoder, cache=cache
+    )
   assert cache is not None
   near(logits_BTV, forward('one')(batch))
 
