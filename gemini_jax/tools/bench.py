@@ -1,16 +1,20 @@
 r"""How fast: a training step, alone or beside nanoGPT's, and the ceilings.
 
   python -m gemini_jax.tools.bench --what=step --config=FILE [--nanogpt=DIR]
-  python -m gemini_jax.tools.bench --what=data --config=FILE
+  python -m gemini_jax.tools.bench --config=FILE \
+      --what=attention|cross_entropy|decode|checkpoint|data
 
-Prints what it finds, and a JSON object as its last line. Data is random, so
-that no value is cheaper than another.
+Beside each time stand the ceilings of this device in the same run: the rate of
+a matrix product and of a copy. Prints what it finds, and a JSON object as its
+last line. Data is random, so that no value is cheaper than another.
 """
 
 import json
+import pathlib
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,10 +22,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from gemini_jax import batch as batch_lib
-from gemini_jax import command, host
+from gemini_jax import checkpoint, command, host
 from gemini_jax import config as config_lib
+from gemini_jax.infer import decoding, sampling
+from gemini_jax.kernels import cross_entropy, flash, masking
 from gemini_jax.models import gemini
 from gemini_jax.parallel import pipeline, sharding
 from gemini_jax.train import loop, metrics, run
@@ -31,6 +38,8 @@ from gemini_jax.train import step as step_lib
 # Rounds in which the two sides take turns, and seconds of each turn.
 _ROUNDS = 20
 _TURN = 0.6
+# Seconds in which the loader makes batches.
+_LOADING = 5.0
 
 
 def random_batch(config: config_lib.Config, seed: int = 0) -> batch_lib.Batch:
@@ -68,8 +77,8 @@ class Step:
     )
     self._mesh = mesh
     abstract = step_lib.abstract_state(self.config, model, optimizer, mesh)
-    self._state = step_lib.init_state(self.config, model, optimizer, abstract)
-    self.num_params = gemini.param_count(self._state.params)
+    self.state = step_lib.init_state(self.config, model, optimizer, abstract)
+    self.num_params = gemini.param_count(self.state.params)
     self._batch = jax.device_put(
       random_batch(self.config), sharding.of_batch(mesh)
     )
@@ -79,15 +88,20 @@ class Step:
         self.config, model, optimizer, abstract, self._batch
       )
 
+  @property
+  def params(self) -> Any:
+    """The parameters."""
+    return self.state.params
+
   def times(self, count: int) -> list[float]:
     """Seconds of each of `count` steps, blocked."""
     seconds = []
     for _ in range(count):
       begin = time.perf_counter()
-      self._state, values = self._step(
-        self._state, self._batch, np.int32(self._index)
+      self.state, values = self._step(
+        self.state, self._batch, np.int32(self._index)
       )
-      jax.block_until_ready((self._state, values))
+      jax.block_until_ready((self.state, values))
       seconds.append(time.perf_counter() - begin)
       self._index += 1
     return seconds
@@ -230,6 +244,183 @@ def bench_step(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
   return result
 
 
+def ceilings(config: config_lib.Config) -> dict[str, float]:
+  """FLOP/s of a matrix product and bytes/s of a copy, the best of this run."""
+  dtype = jnp.dtype(config.model.dtype)
+  size = 1024 if jax.default_backend() == 'cpu' else 8192
+  x = jax.random.normal(jax.random.key(0), (size, size), dtype)
+  product = jax.jit(jnp.matmul).lower(x, x).compile()
+  # Read and written; too large for a cache.
+  y = jnp.tile(x, (16, 1))
+  copy = jax.jit(lambda y: y + 1).lower(y).compile()
+  best = lambda call: min(_seconds(call) for _ in range(20))
+  return {
+    'matmul_flops_per_second': 2 * size**3 / best(lambda: product(x, x)),
+    'copy_bytes_per_second': 2 * y.nbytes / best(lambda: copy(y)),
+  }
+
+
+def spread(name: str, seconds: Sequence[float]) -> dict[str, Any]:
+  """Median and quartiles of times, printed as well."""
+  low, median, high = statistics.quantiles(seconds, n=4)
+  print(
+    f'{name}: median {median * 1e3:.2f} ms, {low * 1e3:.2f} to {high * 1e3:.2f}'
+  )
+  return {f'{name}_seconds': median, f'{name}_quartiles': (low, high)}
+
+
+def _timer(call: Callable[[], Any]) -> Callable[[int], list[float]]:
+  return lambda count: [_seconds(call) for _ in range(count)]
+
+
+def _side_by_side(
+  what: str, config: config_lib.Config, sides: dict[str, Callable[[], Any]]
+) -> dict[str, Any]:
+  medians = turns({name: _timer(call) for name, call in sides.items()})
+  result: dict[str, Any] = {
+    'what': what,
+    'device': jax.devices()[0].device_kind,
+    **ceilings(config),
+  }
+  for name, values in medians.items():
+    result |= spread(name, values)
+  return result
+
+
+def bench_attention(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
+  """Forward and backward of one layer's attention, beside dense softmax."""
+  del nanogpt
+  model = config.model
+  shape = (config.data.batch_size, config.data.sequence_length)
+  dtype = jnp.dtype(model.dtype)
+  heads = (model.num_heads, model.kv_heads, model.kv_heads)
+  qkv = [
+    jax.random.normal(jax.random.key(i), (*shape, num, model.head_width), dtype)
+    for i, num in enumerate(heads)
+  ]
+  sequence = random_batch(run.with_vocab(config, 1)).decoder
+  mask = masking.visible(sequence, sequence, causal=True)
+  scale = model.head_width**-0.5
+  kernel = flash.choose(model.attention_kernel, jax.default_backend())
+
+  def dense(q, k, v, mask):
+    return jax.nn.dot_product_attention(
+      q, k, v, mask=mask.dense()[:, None], scale=scale, implementation='xla'
+    )
+
+  def ours(q, k, v, mask):
+    return flash.attention(q, k, v, mask, scale=scale, implementation=kernel)
+
+  def gradient(attend):
+    total = lambda qkv, mask: jnp.sum(
+      attend(*qkv, mask).astype(jnp.float32) ** 2
+    )
+    compiled = jax.jit(jax.grad(total)).lower(qkv, mask).compile()
+    return lambda: compiled(qkv, mask)
+
+  sides = {kernel: gradient(ours), 'dense': gradient(dense)}
+  return _side_by_side('attention', config, sides)
+
+
+def bench_cross_entropy(
+  config: config_lib.Config, nanogpt: str
+) -> dict[str, Any]:
+  """Loss and gradients from vectors and table, beside all scores at once."""
+  del nanogpt
+  config = run.with_vocab(config, 1)
+  batch = random_batch(config)
+  assert config.model.vocab_size
+  dtype = jnp.dtype(config.model.dtype)
+  x_BTD, table_VD = (
+    jax.random.normal(jax.random.key(i), (*shape, config.model.width), dtype)
+    for i, shape in enumerate([batch.targets.shape, (config.model.vocab_size,)])
+  )
+
+  def chunked(x_BTD, table_VD):
+    sums: Any = cross_entropy.token_sums(
+      cross_entropy.Options(), x_BTD, table_VD, batch.targets, batch.weights
+    )
+    return sums.objective
+
+  def dense(x_BTD, table_VD):
+    scores_BTV = jnp.einsum(
+      'BTD,VD->BTV', x_BTD, table_VD, preferred_element_type=jnp.float32
+    )
+    losses_BT = optax.softmax_cross_entropy_with_integer_labels(
+      scores_BTV, batch.targets
+    )
+    return jnp.sum(losses_BT * batch.weights)
+
+  def gradient(loss):
+    compiled = jax.jit(jax.grad(loss, (0, 1))).lower(x_BTD, table_VD).compile()
+    return lambda: compiled(x_BTD, table_VD)
+
+  sides = {'chunked': gradient(chunked), 'dense': gradient(dense)}
+  return _side_by_side('cross_entropy', config, sides)
+
+
+def bench_decode(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
+  """Tokens written by all rows together, and the bytes read for each step."""
+  del nanogpt
+  step = Step(config)
+  config, params = step.config, step.params
+  encodes = bool(config.model.encoder_layers)
+  decoder = decoding.Decoder(
+    run.make_model(config, sharding.make_mesh(config.parallel)),
+    config.data.batch_size,
+    pad_id=0,
+    # No token ends a row.
+    eos_id=-1,
+    memory_length=config.data.inputs_length if encodes else 0,
+  )
+  prompts = [np.array([1])] * config.data.batch_size
+  num = config.model.max_length - 1
+  sampler = sampling.Sampler()
+
+  def write():
+    state = decoder.start(
+      params,
+      prompts,
+      max_tokens=num,
+      inputs=prompts if encodes else None,
+    )
+    return decoder.decode(params, state, sampler, num).tokens
+
+  result = _side_by_side('decode', config, {'decode': write})
+  read = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+  cache = gemini.init_cache(config.model, config.data.batch_size, num + 1)
+  read += sum(leaf.nbytes for leaf in jax.tree.leaves(cache))
+  per_token = result['decode_seconds'] / num
+  return result | {
+    'tokens_per_second': config.data.batch_size / per_token,
+    'bytes_per_second': read / per_token,
+  }
+
+
+def bench_checkpoint(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
+  """How long a save keeps the loop waiting, beside a step."""
+  del nanogpt
+  step = Step(config)
+  with tempfile.TemporaryDirectory() as folder:
+    checkpoints = checkpoint.Checkpointer(pathlib.Path(folder), 1)
+    waits = []
+    for number in range(1, 6):
+      begin = time.perf_counter()
+      checkpoints.save(number, step.state, {})
+      waits.append(time.perf_counter() - begin)
+      checkpoints.wait()
+    checkpoints.close()
+  step.times(2)
+  return {
+    'what': 'checkpoint',
+    'device': jax.devices()[0].device_kind,
+    'num_params': step.num_params,
+    **ceilings(config),
+    **spread('blocked', waits),
+    **spread('step', step.times(5)),
+  }
+
+
 def bench_data(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
   """Times the loader alone, on one core."""
   del nanogpt
@@ -241,7 +432,7 @@ def bench_data(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
   data = loader.Loader(config.data, words, 'train', config.train.seed)
   count = 0
   begin = time.perf_counter()
-  while time.perf_counter() - begin < 5:
+  while time.perf_counter() - begin < _LOADING:
     data[count]
     count += 1
   seconds = time.perf_counter() - begin
@@ -249,7 +440,14 @@ def bench_data(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
   return {'what': 'data', 'tokens_per_second': count * tokens / seconds}
 
 
-WHAT = {'step': bench_step, 'data': bench_data}
+WHAT = {
+  'step': bench_step,
+  'attention': bench_attention,
+  'cross_entropy': bench_cross_entropy,
+  'decode': bench_decode,
+  'checkpoint': bench_checkpoint,
+  'data': bench_data,
+}
 
 
 def main(argv: Sequence[str]) -> int:
