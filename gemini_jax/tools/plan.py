@@ -5,7 +5,6 @@ Compiles the train step and the decode step, runs neither.
 B rows, T decoder length, S encoder length.
 """
 
-import contextlib
 import json
 import os
 import pathlib
@@ -33,15 +32,17 @@ def plan(config: config_lib.Config, workdir: str | os.PathLike) -> int:
   path = pathlib.Path(workdir)
   assumptions: list[str] = []
   config = with_vocab(config, path, assumptions)
-  with _compile_only(config):
-    devices = find_devices(config)
-    measured = program.measure(config, devices)
-    result = report.build(measured, assumptions)
-    if not result['fits']:
-      print(report.spell(result), flush=True)
-      result['suggestions'] = [
-        found.summary() for found in remedy.search(measured)
-      ]
+  if config.plan.topology:
+    # No accelerator of this machine is touched for a topology's sake.
+    jax.config.update('jax_platforms', 'cpu')
+  devices = find_devices(config)
+  measured = program.measure(config, devices)
+  result = report.build(measured, assumptions)
+  if not result['fits']:
+    print(report.spell(result), flush=True)
+    result['suggestions'] = [
+      found.summary() for found in remedy.search(measured)
+    ]
   if result['fits']:
     print(report.spell(result))
   else:
@@ -79,24 +80,6 @@ def with_vocab(
     f'table, for {config.tokenizer.kind}'
   )
   return config
-
-
-@contextlib.contextmanager
-def _compile_only(config: config_lib.Config):
-  """No accelerator of this machine is touched for a topology's sake.
-
-  And no compiled program is kept: those for absent devices cannot be read
-  back, and one from the cache leaves no text to read.
-  """
-  if config.plan.topology:
-    jax.config.update('jax_platforms', 'cpu')
-  # JAX defines its settings as it runs, which a type checker cannot see.
-  before = jax.config.jax_enable_compilation_cache  # pyright: ignore
-  jax.config.update('jax_enable_compilation_cache', False)
-  try:
-    yield
-  finally:
-    jax.config.update('jax_enable_compilation_cache', before)
 
 
 def _write(path: pathlib.Path, result: dict[str, Any]):

@@ -3,6 +3,7 @@
 B rows, T decoder length, S encoder length.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import tempfile
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding
 
 from gemini_jax import batch as batch_lib
@@ -90,6 +92,25 @@ class Measured:
     return self.memory is None or part.peak <= self.memory
 
 
+@contextlib.contextmanager
+def _without_cache():
+  """No compiled program is kept, and none comes from the cache.
+
+  Those for absent devices cannot be read back, and one from the cache leaves
+  no text to read. That there is a cache JAX decides once, unless told anew.
+  """
+  # JAX defines its settings as it runs, which a type checker cannot see.
+  before = jax.config.jax_enable_compilation_cache  # pyright: ignore
+  jax.config.update('jax_enable_compilation_cache', False)
+  compilation_cache.reset_cache()
+  try:
+    yield
+  finally:
+    jax.config.update('jax_enable_compilation_cache', before)
+    compilation_cache.reset_cache()
+
+
+@_without_cache()
 def measure(config: config_lib.Config, devices: Sequence[Any]) -> Measured:
   """Compiles both steps.
 
