@@ -16,11 +16,12 @@ from jax.ad_checkpoint import checkpoint_name
 from gemini_jax import config
 from gemini_jax.kernels import masking
 
-# What can compute attention, and on which platforms it is the choice of 'auto'.
+# What can compute attention, and where; 'auto' takes the first that is there.
+# cudnn comes last: for packed rows it needs a dense mask, T times S numbers.
 IMPLEMENTATIONS = {
   'splash': ('tpu',),
-  'cudnn': ('gpu', 'cuda'),
   'chunked': ('cpu', 'tpu', 'gpu', 'cuda', 'rocm'),
+  'cudnn': ('gpu', 'cuda'),
 }
 # Finite, so that a row which sees nothing gives 0 and not NaN.
 MASK_VALUE = -1e30
@@ -33,18 +34,26 @@ _SCORES = 2**24
 _KEPT = 2**22
 
 
-def choose(name: str, platform: str) -> str:
+def choose(name: str, platform: str, *, split: bool = False) -> str:
   """The implementation that 'auto' or a name means on a platform.
+
+  Args:
+    name: asked for.
+    platform: of the devices.
+    split: the length is split over devices, which chunked alone can do.
 
   Raises:
     ConfigError: the one asked for by name is not there.
   """
   there = [key for key, where in IMPLEMENTATIONS.items() if platform in where]
+  if split:
+    there = ['chunked']
   if name == 'auto':
     return there[0]
   config.check(
     name in there,
-    f'model.attention_kernel={name!r} does not exist on {platform}; use '
+    f'model.attention_kernel={name!r} does not exist on {platform}'
+    f'{" with parallel.sequence above 1" if split else ""}; use '
     f'{", ".join(["auto", *there])}',
   )
   return name
@@ -71,7 +80,7 @@ def attention(
     softcap: scores become softcap * tanh(scores / softcap); 0: off.
     implementation: of IMPLEMENTATIONS. What it cannot do is done by chunked:
       for splash, masks that are not of self-attention, prefixes, and lengths
-      that 128 does not divide; for cudnn, a softcap.
+      that 128 does not divide; for cudnn, the one query of a decode step.
 
   Returns:
     [B, T, N, H] in the type of the values; softmax in float32.
@@ -79,7 +88,7 @@ def attention(
   options: dict[str, Any] = {'scale': scale, 'softcap': softcap}
   if implementation == 'splash' and _splashes(mask):
     return splash(q_BTNH, k_BSKH, v_BSKH, mask, **options)
-  if implementation == 'cudnn' and not softcap and q_BTNH.shape[1] > 1:
+  if implementation == 'cudnn' and q_BTNH.shape[1] > 1:
     # Its program for a dense mask; cuDNN has none for segments through jax.
     return jax.nn.dot_product_attention(
       q_BTNH,
@@ -89,10 +98,7 @@ def attention(
       scale=scale,
       implementation='cudnn',
     )
-  out_BTNH, _ = with_log_sum(
-    q_BTNH, k_BSKH, v_BSKH, mask, scale=scale, softcap=softcap
-  )
-  return out_BTNH
+  return with_log_sum(q_BTNH, k_BSKH, v_BSKH, mask, **options)[0]
 
 
 def splash(

@@ -38,14 +38,11 @@ def plan(config: config_lib.Config, workdir: str | os.PathLike) -> int:
   devices = find_devices(config)
   measured = program.measure(config, devices)
   result = report.build(measured, assumptions)
+  print(report.spell(result), flush=True)
   if not result['fits']:
-    print(report.spell(result), flush=True)
     result['suggestions'] = [
       found.summary() for found in remedy.search(measured)
     ]
-  if result['fits']:
-    print(report.spell(result))
-  else:
     print(remedy.spell(result['suggestions']))
   _write(path, result)
   return 0 if result['fits'] else 1
@@ -55,9 +52,7 @@ def find_devices(config: config_lib.Config) -> list[Any]:
   """The devices of `plan.topology`, or those of this machine."""
   if not config.plan.topology:
     return list(jax.devices())
-  return topology.devices(
-    config.plan.topology, getattr(config.parallel, 'slices', 1)
-  )
+  return topology.devices(config.plan.topology, config.parallel.slices)
 
 
 def with_vocab(

@@ -46,9 +46,7 @@ def search(measured: program.Measured) -> list[Remedy]:
       config = apply(measured.config, changes)
       devices = measured.devices
       if 'plan.topology' in changes:
-        devices = topology.devices(
-          config.plan.topology, getattr(config.parallel, 'slices', 1)
-        )
+        devices = topology.devices(config.plan.topology, config.parallel.slices)
       state = program.layout(config, devices)[1][2]
       # The state alone must leave room before it is worth a compilation.
       if measured.memory and program.local_bytes(state) > measured.memory:

@@ -144,12 +144,21 @@ def make_model(config: config_lib.Config, mesh: Mesh) -> gemini.Gemini:
   """The network as it runs on the devices of a mesh.
 
   Raises:
-    ConfigError: an attention kernel asked for by name is not there.
+    ConfigError: an attention kernel asked for by name is not there, or not
+      for this model.
   """
   kernel = flash.choose(
-    config.model.attention_kernel, mesh.devices.flat[0].platform
+    config.model.attention_kernel,
+    mesh.devices.flat[0].platform,
+    split=mesh.shape['sequence'] > 1,
   )
   model = dataclasses.replace(config.model, attention_kernel=kernel)
+  config_lib.check(
+    kernel != 'cudnn'
+    or (model.dtype == 'bfloat16' and not model.attention_softcap),
+    "model.attention_kernel='cudnn' needs model.dtype='bfloat16' and "
+    'model.attention_softcap=0',
+  )
   return gemini.Gemini(model, pipeline.make_schedule(config.parallel))
 
 

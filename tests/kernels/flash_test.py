@@ -367,7 +367,8 @@ def test_splash_is_the_same_attention(rule):
   [
     ('auto', 'cpu', 'chunked'),
     ('auto', 'tpu', 'splash'),
-    ('auto', 'gpu', 'cudnn'),
+    ('auto', 'gpu', 'chunked'),
+    ('cudnn', 'gpu', 'cudnn'),
     ('chunked', 'tpu', 'chunked'),
     ('splash', 'tpu', 'splash'),
   ],
@@ -382,3 +383,7 @@ def test_a_kernel_asked_for_by_name_must_be_there():
   assert str(caught.value) == (
     "model.attention_kernel='splash' does not exist on cpu; use auto, chunked"
   )
+  # Nor can it follow a length over several devices.
+  assert flash.choose('auto', 'tpu', split=True) == 'chunked'
+  with pytest.raises(config.ConfigError, match='sequence above 1'):
+    flash.choose('splash', 'tpu', split=True)

@@ -459,8 +459,7 @@ def test_a_mesh_does_not_change_the_run(name):
 def test_a_checkpoint_goes_on_on_every_mesh(source, tmp_path):
   """The sixth step is the same one, wherever the first five were made.
 
-  Each mesh hands on to the next one and to a single device; all hundred pairs
-  took ten minutes and passed.
+  Each mesh hands on to the next one and to a single device.
   """
   checkpoints = checkpoint.Checkpointer(tmp_path)
   checkpoints.save(5, trained(source)[2], {})
