@@ -6,15 +6,13 @@ package sees a ConfigDict, and no field has a second default anywhere.
 """
 
 import dataclasses
-import difflib
 import json
 import re
-import types
-import typing
-from typing import Any, Literal
+from typing import Literal
 
 import ml_collections
-from ml_collections import config_dict
+
+from gemini_jax import schema
 
 # Peak learning rates that train a small Transformer, by optimizer.
 LEARNING_RATES = {
@@ -27,17 +25,46 @@ LEARNING_RATES = {
   'momo_adam': 1e-2,
 }
 
+# Between several texts of one prompt.
+SEPARATOR = '||'
+
 AXES = ('data', 'fsdp', 'tensor', 'sequence', 'expert', 'pipeline')
 
 
-class ConfigError(ValueError):
-  """A user's mistake: names the field, the value and what is accepted."""
+ConfigError = schema.ConfigError
+check = schema.check
+nearest = schema.nearest
+at_least = schema.at_least
+is_share = schema.is_share
 
 
-def check(condition: bool, message: str):
-  """Raises ConfigError with `message` unless `condition` holds."""
-  if not condition:
-    raise ConfigError(message)
+@dataclasses.dataclass(frozen=True)
+class Latent:
+  """The variational head: one vector z for each sequence, see models/latent.
+
+  The decoder writes a sequence given its z; the encoder tells which z.
+  """
+
+  # Numbers in z; 0: no latent.
+  dim: int = 0
+  # What z is before a sequence is seen: a standard normal, or a learned
+  # mixture of normals.
+  prior: Literal['normal', 'mixture'] = 'normal'
+  # Normals in the mixture.
+  num_components: int = 32
+  # z as keys and values that every layer attends to: so many; 0: none.
+  memory: int = 1
+  # z as a vector added to every embedding.
+  embedding: bool = True
+
+  def __post_init__(self):
+    at_least(self, 'model.latent', 0, 'dim', 'memory')
+    at_least(self, 'model.latent', 1, 'num_components')
+    check(
+      not self.dim or self.memory > 0 or self.embedding,
+      'model.latent.memory=0 needs model.latent.embedding=True: the decoder '
+      'would not see z',
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,11 +158,14 @@ class Model:
   remat_save: tuple[
     Literal['query', 'key', 'value', 'attended', 'gate', 'up', 'residual'], ...
   ] = ()
+  # The variational head.
+  latent: Latent = dataclasses.field(default_factory=Latent)
 
   def __post_init__(self):
-    for name in ('max_length', 'width', 'num_layers', 'num_heads', 'window'):
-      value = getattr(self, name)
-      check(value >= 1, f'model.{name}={value} must be at least 1')
+    at_least(self, 'model', 1, 'max_length', 'width', 'num_layers')
+    at_least(self, 'model', 1, 'num_heads', 'window')
+    at_least(self, 'model', 0, 'num_experts', 'shared_expert_dim')
+    is_share(self, 'model', 'dropout')
     check(
       self.num_heads % self.kv_heads == 0,
       f'model.num_kv_heads={self.num_kv_heads} must divide '
@@ -150,17 +180,10 @@ class Model:
       self.position != 'rotary' or self.head_width % 2 == 0,
       f'model.head_dim={self.head_width} must be even for rotary positions',
     )
-    check(
-      0 <= self.dropout < 1,
-      f'model.dropout={self.dropout} must be at least 0 and below 1',
-    )
     check(len(self.attention_pattern) > 0, 'model.attention_pattern is empty')
     self._check_experts()
 
   def _check_experts(self):
-    for name in ('num_experts', 'shared_expert_dim'):
-      value = getattr(self, name)
-      check(value >= 0, f'model.{name}={value} must be at least 0')
     if not self.num_experts:
       for name in ('expert_dim', 'shared_expert_dim'):
         check(
@@ -199,9 +222,19 @@ class Model:
     return self.expert_dim or self.mlp_width
 
   @property
+  def cross(self) -> bool:
+    """Whether the decoder attends to what the encoder says."""
+    return self.architecture == 'encoder_decoder'
+
+  @property
+  def encodes(self) -> bool:
+    """Whether there is an encoder: to attend to, or for a latent."""
+    return self.cross or self.latent.dim > 0
+
+  @property
   def encoder_layers(self) -> int:
     """Layers of the encoder; 0 without one."""
-    if self.architecture == 'decoder':
+    if not self.encodes:
       return 0
     return (
       self.num_layers
@@ -254,16 +287,12 @@ class Data:
   prefetch: int = 4
 
   def __post_init__(self):
-    for name in ('batch_size', 'sequence_length', 'inputs_length'):
-      value = getattr(self, name)
-      check(value >= 1, f'data.{name}={value} must be at least 1')
+    at_least(self, 'data', 1, 'batch_size', 'sequence_length', 'inputs_length')
+    at_least(self, 'data', 0, 'prefetch')
     check(
       bool(self.inputs_field) == bool(self.targets_field),
       f'data.inputs_field={self.inputs_field!r} and data.targets_field='
       f'{self.targets_field!r} must be set together',
-    )
-    check(
-      self.prefetch >= 0, f'data.prefetch={self.prefetch} must be at least 0'
     )
     check(
       not (self.deduplicate and self.inputs_field),
@@ -289,7 +318,7 @@ class Tokenizer:
   kind: Literal['sentencepiece', 'bytes', 'characters'] = 'bytes'
   # A SentencePiece model to load; None: train one on the training split.
   path: str | None = None
-  # Pieces of a SentencePiece model that is trained here.
+  # Pieces of a SentencePiece model that is trained here, at most.
   vocab_size: int = 2048
 
 
@@ -346,15 +375,8 @@ class Optimizer:
       self.peak > 0,
       f'optimizer.learning_rate={self.learning_rate} must be above 0',
     )
-    check(
-      self.accumulation_steps >= 1,
-      f'optimizer.accumulation_steps={self.accumulation_steps} must be at '
-      'least 1',
-    )
-    check(
-      0 <= self.ema_decay < 1,
-      f'optimizer.ema_decay={self.ema_decay} must be at least 0 and below 1',
-    )
+    at_least(self, 'optimizer', 1, 'accumulation_steps')
+    is_share(self, 'optimizer', 'ema_decay')
     check(
       not (self.ema_decay and self.name == 'schedule_free'),
       'optimizer.ema_decay must be 0 with schedule_free, which averages itself',
@@ -418,20 +440,52 @@ class Parallel:
       )
     free = [name for name, size in sizes.items() if size == -1]
     check(len(free) <= 1, f'parallel: only one of {free} can be -1')
-    check(self.slices >= 1, f'parallel.slices={self.slices} must be at least 1')
-    check(
-      self.microbatches is None or self.microbatches >= 1,
-      f'parallel.microbatches={self.microbatches} must be at least 1',
-    )
-    check(
-      self.pipeline_repeats >= 1,
-      f'parallel.pipeline_repeats={self.pipeline_repeats} must be at least 1',
-    )
+    at_least(self, 'parallel', 1, 'slices', 'pipeline_repeats')
+    if self.microbatches is not None:
+      at_least(self, 'parallel', 1, 'microbatches')
 
   @property
   def sizes(self) -> dict[str, int]:
     """Devices along each axis, in the order of AXES."""
     return {axis: getattr(self, axis) for axis in AXES}
+
+
+@dataclasses.dataclass(frozen=True)
+class Bottleneck:
+  """How much a latent may say, and when; loss_weights.kl weighs what it says.
+
+  Against posterior collapse, where a decoder learns to write without z.
+  """
+
+  # Course of the weight of the KL term. cyclical: it rises from 0 in every
+  # cycle (Fu et al. 2019); monotonic: once; constant: never below its value.
+  schedule: Literal['cyclical', 'monotonic', 'constant'] = 'cyclical'
+  # Cycles of all steps.
+  cycles: int = 4
+  # Share of a cycle in which the weight is 0, and in which it rises.
+  off: float = 0.0
+  ramp: float = 0.5
+  # Nats of each dimension of z that cost nothing (Kingma et al. 2016).
+  free_bits: float = 0.0
+  # Nats that z must carry on average, by a learned multiplier (Minimum
+  # Desired Rate, Pelsmaeker and Aziz 2020); 0: off.
+  min_rate: float = 0.0
+  # Share of the steps in which the KL term is off; then the decoder starts
+  # anew and the schedule begins (Li et al. 2019).
+  autoencode: float = 0.0
+  # Rate of the decoder's input tokens that are hidden from it.
+  word_dropout: float = 0.0
+
+  def __post_init__(self):
+    path = 'train.bottleneck'
+    at_least(self, path, 1, 'cycles')
+    at_least(self, path, 0, 'free_bits', 'min_rate')
+    is_share(self, path, 'off', 'ramp', 'autoencode', 'word_dropout')
+    check(
+      self.off + self.ramp <= 1,
+      f'train.bottleneck.off={self.off} and ramp={self.ramp} must together be '
+      'at most 1',
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -452,16 +506,16 @@ class Train:
   keep_best: bool = True
   # Label smoothing of the cross-entropy.
   label_smoothing: float = 0.0
+  # Training of a latent.
+  bottleneck: Bottleneck = dataclasses.field(default_factory=Bottleneck)
   # Compiled programs kept here; None: ~/.cache/gemini_jax/xla; '': off.
   compilation_cache: str | None = None
   # Project on Weights & Biases (pip install 'gemini_jax[wandb]'); '': off.
   wandb_project: str = ''
 
   def __post_init__(self):
-    for name in ('num_steps', 'log_every', 'eval_every', 'save_every'):
-      value = getattr(self, name)
-      check(value >= 1, f'train.{name}={value} must be at least 1')
-    check(self.keep_last >= 1, f'train.keep_last={self.keep_last} must be >= 1')
+    at_least(self, 'train', 1, 'num_steps', 'log_every', 'eval_every')
+    at_least(self, 'train', 1, 'save_every', 'keep_last')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -477,22 +531,45 @@ class Eval:
   # Held-out pairs whose targets are generated greedily after training and
   # compared with the true ones; 0: none.
   exact_match: int = 0
+  # Test sequences that a latent is measured on at the end (nll, mi,
+  # active_units), and draws of z for each; 0 sequences: none.
+  latent_examples: int = 1000
+  importance_samples: int = 500
 
   def __post_init__(self):
-    check(
-      self.exact_match >= 0,
-      f'eval.exact_match={self.exact_match} must be at least 0',
-    )
+    at_least(self, 'eval', 0, 'exact_match', 'latent_examples')
+    at_least(self, 'eval', 1, 'importance_samples')
 
 
 @dataclasses.dataclass(frozen=True)
 class Generate:
   """Text from a trained model."""
 
-  # What to continue (decoder), or to read (encoder_decoder).
+  # What to continue (decoder), or to read (encoder_decoder); several texts
+  # have SEPARATOR between them.
   prompt: str = ''
-  # prompt: continue it.
-  source: Literal['prompt'] = 'prompt'
+  # prompt: continue or answer it. Of a model with a latent, also: write from a
+  # z of the prior, of the posterior of the prompt, on the way from one text
+  # to another (A || B), or by an analogy (B is to A as the output to C, from
+  # A || B || C).
+  source: Literal['prompt', 'prior', 'posterior', 'interpolate', 'analogy'] = (
+    'prompt'
+  )
+  # z itself, instead of a source.
+  latent: tuple[float, ...] = ()
+  # What deviations of z are multiplied by; 0 reconstructs, more varies.
+  latent_temperature: float = 1.0
+  # What the output should be: 'attribute=value', or several with commas. The
+  # attributes are those of the labels in data.train.
+  steer: str = ''
+  # How; see infer/steering.py.
+  steer_method: Literal[
+    'ode', 'gradient', 'vector', 'best_of', 'fudge', 'pplm'
+  ] = 'ode'
+  # Strength of it.
+  steer_weight: float = 1.0
+  # Labelled texts that an attribute is learned from.
+  num_labels: int = 400
   # Samples of the prompt, and new tokens in each at most.
   count: int = 1
   max_tokens: int = 200
@@ -516,13 +593,10 @@ class Generate:
   prefill_chunk: int = 64
 
   def __post_init__(self):
-    for name in ('count', 'max_tokens', 'beam_size', 'prefill_chunk'):
-      value = getattr(self, name)
-      check(value >= 1, f'generate.{name}={value} must be at least 1')
-    check(
-      self.temperature >= 0,
-      f'generate.temperature={self.temperature} must be at least 0',
-    )
+    names = ('count', 'max_tokens', 'beam_size', 'prefill_chunk', 'num_labels')
+    at_least(self, 'generate', 1, *names)
+    names = ('temperature', 'latent_temperature', 'top_k', 'steer_weight')
+    at_least(self, 'generate', 0, *names)
     check(
       0 < self.top_p <= 1,
       f'generate.top_p={self.top_p} must be above 0 and at most 1',
@@ -530,7 +604,19 @@ class Generate:
     check(
       0 <= self.min_p <= 1, f'generate.min_p={self.min_p} must be in [0, 1]'
     )
-    check(self.top_k >= 0, f'generate.top_k={self.top_k} must be at least 0')
+    num = {'interpolate': 2, 'analogy': 3}.get(self.source, 1)
+    check(
+      len(self.texts) == num,
+      f'generate.prompt={self.prompt!r} must be {num} texts with '
+      f'{SEPARATOR!r} between them for generate.source={self.source!r}',
+    )
+
+  @property
+  def texts(self) -> tuple[str, ...]:
+    """The texts that the prompt is, of which there may be several."""
+    if self.source in ('interpolate', 'analogy'):
+      return tuple(text.strip() for text in self.prompt.split(SEPARATOR))
+    return (self.prompt,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -558,6 +644,11 @@ class LossWeights:
   router_balance: float = 0.01
   # Mean squared log-partition of the routers' logits (ST-MoE, section 3.1).
   router_z: float = 0.001
+  # What a latent says, in nats, as it stands in the evidence bound at 1; see
+  # train.bottleneck for its course.
+  kl: float = 1.0
+  # What a latent should say and does not, by its multiplier.
+  min_rate: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -577,9 +668,8 @@ class Config:
 
   def __post_init__(self):
     seq2seq = self.data.objective == 'seq2seq'
-    encodes = self.model.architecture == 'encoder_decoder'
     check(
-      seq2seq == encodes,
+      seq2seq == self.model.cross,
       f'data.objective={self.data.objective!r} does not go with '
       f'model.architecture={self.model.architecture!r}; encoder_decoder goes '
       'with seq2seq, decoder with causal or prefix',
@@ -588,6 +678,11 @@ class Config:
       not self.eval.exact_match or bool(self.data.inputs_field),
       f'eval.exact_match={self.eval.exact_match} needs pairs; set '
       'data.inputs_field and data.targets_field',
+    )
+    check(
+      not (self.model.latent.dim and self.data.pack),
+      f'model.latent.dim={self.model.latent.dim} is one z for each row; set '
+      'data.pack=False',
     )
     check(
       self.data.sequence_length <= self.model.max_length,
@@ -601,67 +696,6 @@ class Config:
     )
 
 
-def nearest(name: str, known) -> str:
-  """`; did you mean ...?` with the nearest of the `known` names."""
-  close = difflib.get_close_matches(name, list(known), n=2, cutoff=0.5)
-  if close:
-    return f'; did you mean {" or ".join(close)}?'
-  return f'; accepted: {", ".join(sorted(known))}'
-
-
-def _cast(value: Any, hint: Any, path: str) -> Any:
-  """`value` as the type `hint`, or a ConfigError that names `path`."""
-  origin, args = typing.get_origin(hint), typing.get_args(hint)
-  if dataclasses.is_dataclass(hint):
-    check(
-      isinstance(value, (dict, ml_collections.ConfigDict)),
-      f'{path}={value!r} must be a section of the config',
-    )
-    return _convert(value, hint, path)
-  if origin is types.UnionType:
-    if value is None:
-      return None
-    return _cast(value, args[0], path)
-  if origin is Literal:
-    if value not in args:
-      choices = ', '.join(map(str, args))
-      raise ConfigError(f'{path}={value!r} must be one of {choices}')
-    return value
-  if origin is tuple:
-    check(isinstance(value, (list, tuple)), f'{path}={value!r} must be a tuple')
-    inner = args[:1] * len(value) if args[-1] is Ellipsis else args
-    check(
-      len(inner) == len(value),
-      f'{path}={value!r} must have {len(inner)} values',
-    )
-    return tuple(
-      _cast(item, kind, f'{path}[{i}]')
-      for i, (item, kind) in enumerate(zip(value, inner, strict=True))
-    )
-  if hint is float and type(value) is int:
-    return float(value)
-  check(
-    type(value) is hint,
-    f'{path}={value!r} must be {hint.__name__}, not {type(value).__name__}',
-  )
-  return value
-
-
-def _convert(values: Any, cls: Any, path: str) -> Any:
-  hints = typing.get_type_hints(cls)
-  for name in values:
-    if name not in hints:
-      where = path or 'config'
-      raise ConfigError(
-        f'{path}{"." if path else ""}{name} is not a field of '
-        f'{where}{nearest(name, hints)}'
-      )
-  prefix = f'{path}.' if path else ''
-  return cls(
-    **{name: _cast(values[name], hints[name], prefix + name) for name in values}
-  )
-
-
 def from_config_dict(values) -> Config:
   """The frozen config of a ConfigDict or of a nested dict.
 
@@ -669,26 +703,12 @@ def from_config_dict(values) -> Config:
     ConfigError: a field is unknown, has the wrong type or a value outside
       what is accepted.
   """
-  return _convert(values, Config, '')
-
-
-def _section(value: Any, hint: Any) -> Any:
-  if dataclasses.is_dataclass(value):
-    hints = typing.get_type_hints(type(value))
-    return ml_collections.ConfigDict(
-      {
-        field.name: _section(getattr(value, field.name), hints[field.name])
-        for field in dataclasses.fields(value)
-      }
-    )
-  if value is None:
-    return config_dict.placeholder(typing.get_args(hint)[0])
-  return value
+  return schema.convert(values, Config)
 
 
 def to_config_dict(config: Config | None = None) -> ml_collections.ConfigDict:
   """A ConfigDict that holds every field, to be edited by an experiment."""
-  return _section(Config() if config is None else config, Config)
+  return schema.to_config_dict(Config() if config is None else config, Config)
 
 
 def to_json(config: Config) -> str:

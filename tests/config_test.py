@@ -224,7 +224,7 @@ RANGES = {
   'train.log_every': (0, 'train.log_every=0 must be at least 1'),
   'train.eval_every': (0, 'train.eval_every=0 must be at least 1'),
   'train.save_every': (0, 'train.save_every=0 must be at least 1'),
-  'train.keep_last': (0, 'train.keep_last=0 must be >= 1'),
+  'train.keep_last': (0, 'train.keep_last=0 must be at least 1'),
   'eval.exact_match': (-1, 'eval.exact_match=-1 must be at least 0'),
   'generate.count': (0, 'generate.count=0 must be at least 1'),
   'generate.max_tokens': (0, 'generate.max_tokens=0 must be at least 1'),

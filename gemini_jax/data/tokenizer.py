@@ -10,6 +10,7 @@ import functools
 import hashlib
 import io
 import json
+import logging
 import pathlib
 import re
 import sys
@@ -204,25 +205,38 @@ class StreamDecoder:
     return self._decoder.decode(b'', final=True)
 
 
+class TooLargeError(config_lib.ConfigError):
+  """More pieces are asked for than the texts have; `most` they do have."""
+
+  def __init__(self, message: str, most: int):
+    super().__init__(message)
+    self.most = most
+
+
 def build(
   config: config_lib.Tokenizer, texts: Callable[[], Iterable[str]]
 ) -> Tokenizer:
   """The tokenizer that `config` asks for.
 
   Args:
-    config: the tokenizer section.
+    config: the tokenizer section; a vocabulary of fewer pieces is made where
+      the texts have no more.
     texts: gives the training texts, for kinds that learn from them.
 
   Raises:
-    ConfigError: the model cannot be read, or the vocabulary does not fit the
-      texts.
+    ConfigError: the model cannot be read, or the vocabulary is too small for
+      the texts.
   """
   if config.kind == 'bytes':
     return Bytes()
   if config.kind == 'characters':
     return Characters(''.join(set().union(*texts())))
   if config.path is None:
-    return train(texts(), config.vocab_size)
+    try:
+      return train(texts(), config.vocab_size)
+    except TooLargeError as error:
+      logging.info('%s; training %d', error, error.most)
+      return train(texts(), error.most)
   try:
     return load(config.path)
   except config_lib.ConfigError as error:
@@ -258,9 +272,7 @@ def train(texts: Iterable[str], vocab_size: int) -> SentencePiece:
       minloglevel=2,
     )
   except RuntimeError as error:
-    raise config_lib.ConfigError(
-      f'tokenizer.vocab_size={vocab_size} {_reason(str(error))}'
-    ) from error
+    raise _refusal(vocab_size, str(error)) from error
   return SentencePiece(proto.getvalue())
 
 
@@ -332,13 +344,21 @@ def _lines(texts: Iterable[str]) -> Iterator[str]:
       return
 
 
-def _reason(message: str) -> str:
+def _refusal(vocab_size: int, message: str) -> config_lib.ConfigError:
   """What SentencePiece's message means for tokenizer.vocab_size."""
+  field = f'tokenizer.vocab_size={vocab_size}'
   if most := re.search(r'value <= (\d+)', message):
-    return f'is too large for the training text; at most {most[1]}'
+    return TooLargeError(
+      f'{field} is too large for the training text; at most {most[1]}',
+      int(most[1]),
+    )
   if least := re.search(r'required_chars\. \d+ vs (\d+)', message):
-    return f'is too small for the training text; at least {least[1]}'
-  return f'cannot be trained: {message.strip().splitlines()[-1]}'
+    return config_lib.ConfigError(
+      f'{field} is too small for the training text; at least {least[1]}'
+    )
+  return config_lib.ConfigError(
+    f'{field} cannot be trained: {message.strip().splitlines()[-1]}'
+  )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

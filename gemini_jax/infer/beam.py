@@ -58,6 +58,7 @@ def search(
   max_tokens: int,
   length_penalty: float = 0.6,
   inputs: Sequence[np.ndarray] | None = None,
+  latents: Sequence[np.ndarray] | None = None,
 ) -> list[list[Hypothesis]]:
   """The best hypotheses of each prompt, best first, at most `beam_size`.
 
@@ -76,6 +77,7 @@ def search(
     length_penalty: scores are divided by ((5 + n) / 6) ** length_penalty for
       n new tokens, eos included (Wu et al. 2016, equation 14).
     inputs: what the encoder reads.
+    latents: z of each prompt, for a model that has one.
 
   Raises:
     ConfigError: a prompt or an input is too long.
@@ -87,6 +89,7 @@ def search(
     repeat(prompts),
     max_tokens=max_tokens,
     inputs=None if inputs is None else repeat(inputs),
+    latents=None if latents is None else repeat(latents),
   )
   finished = search_loop(
     decoder, beam_size, params, state, np.float32(length_penalty)

@@ -35,6 +35,7 @@ class State:
     keys: key[B], folded with a position to draw the token there.
     cache: keys and values of all but perhaps the last token.
     memory: the sequence that the encoder read, or None.
+    latent: float32[B, Z], z of each row, or None.
   """
 
   tokens: jax.Array
@@ -46,6 +47,7 @@ class State:
   keys: jax.Array
   cache: transformer.Cache
   memory: batch_lib.Sequence | None = None
+  latent: jax.Array | None = None
 
   def append(
     self, token_B: jax.Array, logprob_B: jax.Array, end_B: jax.Array
@@ -112,8 +114,8 @@ class Decoder:
 
   @property
   def encodes(self) -> bool:
-    """Whether there is an encoder."""
-    return self.model.config.architecture == 'encoder_decoder'
+    """Whether the decoder reads what an encoder says."""
+    return self.model.config.cross
 
   @property
   def forbidden_V(self) -> np.ndarray:  # noqa: N802
@@ -133,6 +135,7 @@ class Decoder:
     inputs: Sequence[np.ndarray] | None = None,
     seed: int = 0,
     samples: Sequence[int] | None = None,
+    latents: Sequence[np.ndarray] | None = None,
   ) -> State:
     """Reads the prompts, and inputs where there is an encoder.
 
@@ -144,6 +147,7 @@ class Decoder:
       seed: of the randomness.
       samples: a number for each row. What a row draws depends on the seed,
         this number and the position, never on the other rows.
+      latents: z of each row, for a model that has one.
 
     Raises:
       ConfigError: a prompt or an input is too long.
@@ -159,6 +163,10 @@ class Decoder:
     limits_B = np.minimum(lengths_B + max_tokens, self.length)
     samples_B = np.zeros(self.batch_size, np.int32)
     samples_B[: len(prompts)] = 0 if samples is None else samples
+    latent_BZ = None
+    if dim := self.model.config.latent.dim:
+      latent_BZ = np.zeros((self.batch_size, dim), np.float32)
+      latent_BZ[: len(prompts)] = latents
     return self.prefill(
       params,
       tokens_BT,
@@ -168,6 +176,7 @@ class Decoder:
       samples_B,
       memory,
       memory_BSD,
+      latent_BZ,
     )
 
   def check_lengths(
@@ -225,6 +234,7 @@ class Decoder:
     samples_B: jax.Array,
     memory: batch_lib.Sequence | None = None,
     memory_BSD: jax.Array | None = None,
+    latent_BZ: jax.Array | None = None,
   ) -> State:
     """The state after the prompts were read, chunk by chunk."""
     size = self.length if self.prefix else min(self.prefill_chunk, self.length)
@@ -254,6 +264,7 @@ class Decoder:
         memory_BSD=memory_BSD,
         memory=memory,
         prefix_BT=prefix_BT,
+        latent_BZ=latent_BZ,
         cache=cache,
         method='decode',
       )[1]
@@ -277,6 +288,7 @@ class Decoder:
         ),
       ),
       memory=memory,
+      latent=latent_BZ,
     )
 
   @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -321,6 +333,7 @@ class Decoder:
       {'params': params},
       sequence,
       memory=state.memory,
+      latent_BZ=state.latent,
       cache=state.cache,
       method='decode',
     )[:2]

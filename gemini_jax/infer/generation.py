@@ -7,16 +7,18 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 
 from gemini_jax import config as config_lib
-from gemini_jax.infer import beam, decoding, sampling
+from gemini_jax.infer import beam, decoding, origin, sampling
 from gemini_jax.models import gemini
 from gemini_jax.parallel import cluster
 
-# Rows that are generated together at most, and tokens between two looks at
-# them when someone is reading along.
-_MAX_ROWS = 8
+# Rows that are generated together: as many as have caches of so many bytes,
+# within these limits.
+_CACHE_BYTES, _LEAST_ROWS, _MOST_ROWS = 2**28, 8, 64
+# Tokens between two looks at them when someone is reading along.
 _STREAM_TOKENS = 8
 
 
@@ -46,12 +48,14 @@ class Sample:
     tokens: generated ids, with eos if it came.
     logprobs: natural log-probability of each under the model itself, before
       temperature and filters.
+    latent: the z that it was written from; () without one.
   """
 
   prompt: str
   text: str
   tokens: tuple[int, ...]
   logprobs: tuple[float, ...]
+  latent: tuple[float, ...] = ()
 
   @property
   def logprob(self) -> float:
@@ -78,6 +82,7 @@ def generate(
   tokenizer: Tokenizer,
   prompts: Sequence[str],
   on_text: Callable[[int, str], None] | None = None,
+  latents: np.ndarray | None = None,
 ) -> list[Sample]:
   """`generate.count` samples of each prompt, those of a prompt together.
 
@@ -92,9 +97,11 @@ def generate(
     on_text: called with the index of a sample and the text that was added to
       it, while it grows. The pieces of a sample make its text. A beam search
       knows its text only at the end.
+    latents: z of each sample, float32[N, Z]; None: as `generate.source` says.
 
   Raises:
-    ConfigError: a prompt is too long, or more samples than beams are asked.
+    ConfigError: a prompt is too long, or more samples than beams are asked;
+      or see `origin.latents`.
   """
   options = config.generate
   beams = options.beam_size
@@ -111,9 +118,12 @@ def generate(
   ]
   if not rows:
     return []
+  if latents is None:
+    latents = _latents(config, model, params, tokenizer, prompts)
   # A power of two, so that few sizes are ever compiled.
   batch_size = min(
-    max(1, _MAX_ROWS // beams), 1 << (len(rows) - 1).bit_length()
+    max(1, _fitting_rows(model.config) // beams),
+    1 << (len(rows) - 1).bit_length(),
   )
   decoder = build_decoder(config, model, tokenizer, batch_size * beams)
   decoder.check_lengths(
@@ -132,8 +142,9 @@ def generate(
   samples = []
   for first in range(0, len(rows), batch_size):
     part = rows[first : first + batch_size]
+    own = None if latents is None else latents[first : first + batch_size]
     if beams > 1:
-      for sample in _search(config, decoder, params, tokenizer, part):
+      for sample in _search(config, decoder, params, tokenizer, part, own):
         if on_text is not None and sample.text:
           on_text(len(samples), sample.text)
         samples.append(sample)
@@ -141,7 +152,7 @@ def generate(
     written = [''] * len(part)
     current = []
     for current in _sample(
-      config, decoder, params, tokenizer, part, on_text is not None
+      config, decoder, params, tokenizer, part, own, on_text is not None
     ):
       for i, (sample, done) in enumerate(current):
         # The last character may be half written until the row is done.
@@ -151,6 +162,41 @@ def generate(
           written[i] = text
     samples += [sample for sample, _ in current]
   return samples
+
+
+def _fitting_rows(config: config_lib.Model) -> int:
+  """Rows that are generated together at most, a power of two."""
+  cache = jax.eval_shape(
+    lambda: gemini.init_cache(config, 1, config.max_length)
+  )
+  size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
+  rows = min(max(_CACHE_BYTES // size, _LEAST_ROWS), _MOST_ROWS)
+  return 1 << (rows.bit_length() - 1)
+
+
+def _latents(
+  config: config_lib.Config,
+  model: gemini.Gemini,
+  params: Any,
+  tokenizer: Tokenizer,
+  prompts: Sequence[str],
+) -> np.ndarray | None:
+  """Z of every sample, those of a prompt together; None without a latent."""
+  options = config.generate
+  plain = options.source == 'prompt' and not options.latent
+  if plain and not model.config.latent.dim:
+    return None
+  found = []
+  for prompt in prompts:
+    # The beams of a prompt have one z.
+    count = options.count if options.beam_size == 1 else 1
+    own = dataclasses.replace(options, prompt=prompt, count=count)
+    found.append(
+      origin.latents(
+        dataclasses.replace(config, generate=own), model, params, tokenizer
+      )
+    )
+  return np.concatenate(found)
 
 
 def build_decoder(
@@ -165,7 +211,6 @@ def build_decoder(
   rows = model.config.vocab_size
   assert rows, 'the tokenizer sets model.vocab_size'
   forbidden.update(range(getattr(tokenizer, 'vocab_size', rows), rows))
-  encodes = model.config.architecture == 'encoder_decoder'
   return decoding.Decoder(
     model,
     batch_size,
@@ -173,7 +218,7 @@ def build_decoder(
     eos_id=tokenizer.eos_id,
     forbidden=tuple(sorted(forbidden - {tokenizer.eos_id})),
     prefill_chunk=config.generate.prefill_chunk,
-    memory_length=config.data.inputs_length if encodes else 0,
+    memory_length=config.data.inputs_length if model.config.cross else 0,
     prefix=config.data.objective == 'prefix',
   )
 
@@ -188,8 +233,11 @@ def read_prompt(
   ids = np.asarray(tokenizer.encode(text), np.int32)
   bos = np.array([tokenizer.bos_id], np.int32)
   eos = np.array([tokenizer.eos_id], np.int32)
-  if model.config.architecture == 'encoder_decoder':
+  if model.config.cross:
     return Prompt(text, bos, np.concatenate([ids, eos]), '')
+  if config.generate.source not in ('prompt', 'prior'):
+    # The text is in z; the decoder begins from nothing.
+    return Prompt(text, bos, None, '')
   if config.data.objective == 'prefix':
     return Prompt(text, np.concatenate([bos, ids, eos]), None, '')
   return Prompt(text, np.concatenate([bos, ids]), None, tokenizer.decode(ids))
@@ -201,6 +249,7 @@ def _sample(
   params: Any,
   tokenizer: Tokenizer,
   rows: Sequence[tuple[Prompt, int]],
+  latents: np.ndarray | None,
   stream: bool,
 ) -> Iterator[list[tuple[Sample, bool]]]:
   """The rows as they grow, each with whether it is done."""
@@ -213,6 +262,7 @@ def _sample(
     inputs=[row.inputs for row, _ in rows if row.inputs is not None],
     seed=options.seed,
     samples=[number for _, number in rows],
+    latents=latents,
   )
   num_tokens = _STREAM_TOKENS if stream else options.max_tokens
   done_B = np.zeros(1, bool)
@@ -225,7 +275,11 @@ def _sample(
     for i, (prompt, _) in enumerate(rows):
       span = slice(len(prompt.tokens), int(lengths_B[i]))
       sample = _to_sample(
-        tokenizer, prompt, tokens_BT[i, span], logprobs_BT[i, span]
+        tokenizer,
+        prompt,
+        tokens_BT[i, span],
+        logprobs_BT[i, span],
+        None if latents is None else latents[i],
       )
       grown.append((sample, bool(done_B[i])))
     yield grown
@@ -237,6 +291,7 @@ def _search(
   params: Any,
   tokenizer: Tokenizer,
   rows: Sequence[tuple[Prompt, int]],
+  latents: np.ndarray | None,
 ) -> list[Sample]:
   """The best `generate.count` hypotheses of each prompt."""
   options = config.generate
@@ -248,10 +303,17 @@ def _search(
     max_tokens=options.max_tokens,
     length_penalty=options.length_penalty,
     inputs=[row.inputs for row, _ in rows if row.inputs is not None],
+    latents=latents,
   )
   return [
-    _to_sample(tokenizer, prompt, best.tokens, best.logprobs)
-    for (prompt, _), hypotheses in zip(rows, found, strict=True)
+    _to_sample(
+      tokenizer,
+      prompt,
+      best.tokens,
+      best.logprobs,
+      None if latents is None else latents[i],
+    )
+    for i, ((prompt, _), hypotheses) in enumerate(zip(rows, found, strict=True))
     for best in hypotheses[: options.count]
   ]
 
@@ -261,6 +323,7 @@ def _to_sample(
   prompt: Prompt,
   tokens: np.ndarray,
   logprobs: np.ndarray,
+  latent: np.ndarray | None,
 ) -> Sample:
   ids = tokens[:-1] if tokens[-1:] == tokenizer.eos_id else tokens
   text = tokenizer.decode(ids.tolist())
@@ -269,7 +332,11 @@ def _to_sample(
     whole = [*prompt.tokens[1:].tolist(), *ids.tolist()]
     text = tokenizer.decode(whole)[len(prompt.prefix) :]
   return Sample(
-    prompt.text, text, tuple(tokens.tolist()), tuple(logprobs.tolist())
+    prompt.text,
+    text,
+    tuple(tokens.tolist()),
+    tuple(logprobs.tolist()),
+    () if latent is None else tuple(latent.tolist()),
   )
 
 
@@ -289,4 +356,6 @@ def write_samples(path: pathlib.Path, samples: Sequence[Sample]):
         'logprob': sample.logprob,
         'tokens': list(sample.tokens),
       }
+      if sample.latent:
+        line['z'] = list(sample.latent)
       file.write(json.dumps(line, ensure_ascii=False) + '\n')

@@ -24,12 +24,14 @@ class Sums:
     objective: of what is minimised: smoothing and extra terms included.
     correct: of targets that are the likeliest token.
     weight: of the tokens.
+    terms: of what else is counted, by name.
   """
 
   loss: jax.Array
   objective: jax.Array
   correct: jax.Array
   weight: jax.Array
+  terms: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -215,8 +215,8 @@ def over_axis(
   how: str,
   scale: float,
   softcap: float = 0.0,
-) -> jax.Array:
-  """`attention` where queries and keys are split along a mesh axis.
+) -> tuple[jax.Array, jax.Array]:
+  """`with_log_sum` where queries and keys are split along a mesh axis.
 
   To be called on each device with its own part, in the order of the axis.
 
@@ -247,7 +247,7 @@ def over_axis(
       lambda x: jax.lax.all_gather(x, axis, axis=1, tiled=True), held
     )
     mask = rule(**dict(zip(names, keys, strict=True)))
-    return attend(q_BTNH, k, v, mask)[0]
+    return attend(q_BTNH, k, v, mask)
   assert how == 'ring', how
   size, here = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
   # What lies behind a row of rising positions is seen by none of its queries.
@@ -259,37 +259,67 @@ def over_axis(
 
   @jax.checkpoint
   def body(carry, step):
-    held, out_BTNH, log_sum_BTN = carry
+    held, found = carry
     k, v, *keys = held
 
-    def merge():
-      part = attend(q_BTNH, k, v, rule(**dict(zip(names, keys, strict=True))))
-      both_BTN = jnp.logaddexp(log_sum_BTN, part[1])
-      share = lambda log_BTN: jnp.exp(log_BTN - both_BTN)[..., None]
-      return (
-        out_BTNH * share(log_sum_BTN) + part[0] * share(part[1]),
-        both_BTN,
-      )
+    def attend_here():
+      here = rule(**dict(zip(names, keys, strict=True)))
+      return merge(found, attend(q_BTNH, k, v, here))
 
     later = ordered & ((here - step) % size > here)
-    out_BTNH, log_sum_BTN = jax.lax.cond(
-      later, lambda: (out_BTNH, log_sum_BTN), merge
-    )
+    found = jax.lax.cond(later, lambda: found, attend_here)
     held = jax.tree.map(
       lambda x: jax.lax.ppermute(
         x, axis, [(i, (i + 1) % size) for i in range(size)]
       ),
       held,
     )
-    return (held, out_BTNH, log_sum_BTN), None
+    return (held, found), None
 
-  start = (
-    held,
+  nothing = (
     jnp.zeros(q_BTNH.shape, jnp.float32),
     jnp.full(q_BTNH.shape[:3], 2 * MASK_VALUE, jnp.float32),
   )
-  (_, out_BTNH, _), _ = jax.lax.scan(body, start, jnp.arange(steps))
-  return out_BTNH.astype(v_BSKH.dtype)
+  (_, found), _ = jax.lax.scan(body, (held, nothing), jnp.arange(steps))
+  return found
+
+
+def merge(
+  one: tuple[jax.Array, jax.Array], other: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+  """Attention over two sets of keys, from `with_log_sum` over each."""
+  both_BTN = jnp.logaddexp(one[1], other[1])
+  out_BTNH = sum(
+    out_BTNH * jnp.exp(log_sum_BTN - both_BTN)[..., None]
+    for out_BTNH, log_sum_BTN in (one, other)
+  )
+  return jnp.asarray(out_BTNH), both_BTN
+
+
+def over_all(
+  q_BTNH: jax.Array,
+  k_BMKH: jax.Array,
+  v_BMKH: jax.Array,
+  *,
+  scale: float,
+  softcap: float = 0.0,
+) -> tuple[jax.Array, jax.Array]:
+  """`with_log_sum` over a few keys that every query sees."""
+  q_BTKGH = (q_BTNH * scale).reshape(
+    *q_BTNH.shape[:2], k_BMKH.shape[2], -1, q_BTNH.shape[3]
+  )
+  scores_BTKGM = jnp.einsum(
+    'BTKGH,BMKH->BTKGM', q_BTKGH, k_BMKH, preferred_element_type=jnp.float32
+  )
+  if softcap:
+    scores_BTKGM = softcap * jnp.tanh(scores_BTKGM / softcap)
+  out_BTKGH = jnp.einsum(
+    'BTKGM,BMKH->BTKGH',
+    jax.nn.softmax(scores_BTKGM),
+    v_BMKH.astype(jnp.float32),
+  )
+  log_sum_BTKG = jax.nn.logsumexp(scores_BTKGM, axis=-1)
+  return out_BTKGH.reshape(q_BTNH.shape), log_sum_BTKG.reshape(q_BTNH.shape[:3])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

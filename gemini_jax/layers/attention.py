@@ -5,6 +5,7 @@ H head width.
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -66,6 +67,7 @@ class Attention(nn.Module):
     init_scale: of the initial kernels; None: 1 / sqrt(fan in).
     kernel: which of flash.IMPLEMENTATIONS computes it.
     over_sequence: how keys cross the sequence axis: all_gather or ring.
+    num_memory: keys and values that `latent_BZ` makes.
   """
 
   num_heads: int
@@ -81,6 +83,7 @@ class Attention(nn.Module):
   init_scale: float | None = None
   kernel: str = 'chunked'
   over_sequence: str = 'all_gather'
+  num_memory: int = 1
 
   @nn.compact
   def __call__(
@@ -93,17 +96,23 @@ class Attention(nn.Module):
     cache: KVCache | None = None,
     positions_BT: jax.Array | None = None,
     cross: bool = False,
+    latent_BZ: jax.Array | None = None,
   ) -> tuple[jax.Array, KVCache | None]:
-    """The attended values, [B, T, D], and the cache after this call."""
+    """The attended values, [B, T, D], and the cache after this call.
+
+    Every query also sees what `latent_BZ` says, if it is given, whatever its
+    position and the mask (Optimus, Li et al. 2020, "memory").
+    """
     q_BTNH = self.project('query', x_BTD, self.num_heads, 'heads')
-    q_BTNH = self.norm_and_rotate('query_norm', q_BTNH, angles)
+    plain_q_BTNH = self.norm('query_norm', q_BTNH)
+    q_BTNH = rotated(plain_q_BTNH, angles)
     source_BSD = memory_BSD if cross else x_BTD
     if source_BSD is None:
       assert cache is not None, 'cross-attention needs a memory or a cache'
       k_BSKH, v_BSKH = cache.key, cache.value
     else:
       k_BSKH = self.project('key', source_BSD, self.num_kv_heads, 'kv_heads')
-      k_BSKH = self.norm_and_rotate('key_norm', k_BSKH, angles)
+      k_BSKH = rotated(self.norm('key_norm', k_BSKH), angles)
       v_BSKH = self.project('value', source_BSD, self.num_kv_heads, 'kv_heads')
       if cache is not None and cross:
         cache = KVCache(
@@ -118,6 +127,7 @@ class Attention(nn.Module):
       checkpoint_name(k_BSKH, 'key'),
       checkpoint_name(v_BSKH, 'value'),
       mask,
+      None if latent_BZ is None else (plain_q_BTNH, *self.remember(latent_BZ)),
     )
     out_BTD = linear.Einsum(
       (self.num_heads, self.head_dim, x_BTD.shape[-1]),
@@ -135,31 +145,61 @@ class Attention(nn.Module):
     k_BSKH: jax.Array,
     v_BSKH: jax.Array,
     mask: masking.Mask,
+    memory: tuple[jax.Array, jax.Array, jax.Array] | None = None,
   ) -> jax.Array:
     """The mixed values, [B, T, N, H]; each device does its own heads and rows.
 
     Where the length is split, keys and values come from the other devices.
+    `memory` is the queries, [B, T, N, H], keys and values, [B, M, K, H], of
+    what all queries see beside.
     """
+    options: dict[str, Any] = {'scale': self.scale, 'softcap': self.softcap}
 
-    def local(q_BTNH, k_BSKH, v_BSKH, mask):
+    def local(q_BTNH, k_BSKH, v_BSKH, mask, memory):
       split = q_BTNH.shape[1] < length
-      function = functools.partial(flash.attention, implementation=self.kernel)
+      if not split and memory is None:
+        return flash.attention(
+          q_BTNH, k_BSKH, v_BSKH, mask, implementation=self.kernel, **options
+        )
+      function = flash.with_log_sum
       if split:
         function = functools.partial(
           flash.over_axis, axis='sequence', how=self.over_sequence
         )
-      return function(
-        q_BTNH, k_BSKH, v_BSKH, mask, scale=self.scale, softcap=self.softcap
-      )
+      found = function(q_BTNH, k_BSKH, v_BSKH, mask, **options)
+      if memory is not None:
+        found = flash.merge(found, flash.over_all(*memory, **options))
+      return found[0].astype(v_BSKH.dtype)
 
     length = q_BTNH.shape[1]
     queries = ('batch', 'length', 'heads', None)
     keys = ('batch', 'length', 'kv_heads', None)
+    slots = ('batch', None, 'kv_heads', None)
     return sharding.per_device(
       local,
-      (queries, keys, keys, jax.tree.map(lambda _: ('batch', 'length'), mask)),
+      (
+        queries,
+        keys,
+        keys,
+        jax.tree.map(lambda _: ('batch', 'length'), mask),
+        None if memory is None else (queries, slots, slots),
+      ),
       queries,
-    )(q_BTNH, k_BSKH, v_BSKH, mask)
+    )(q_BTNH, k_BSKH, v_BSKH, mask, memory)
+
+  def remember(self, latent_BZ: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys and values that stand for z, [B, M, K, H] each."""
+    shape = (self.num_memory, self.num_kv_heads, self.head_dim)
+    project = lambda name: linear.Einsum(
+      (latent_BZ.shape[-1], *shape),
+      (None, None, 'kv_heads', None),
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      init_scale=self.init_scale,
+      name=name,
+    )('BZ,ZMKH->BMKH', latent_BZ)
+    k_BMKH = self.norm('memory_norm', project('memory_key'))
+    return k_BMKH, project('memory_value')
 
   def project(
     self, name: str, x_BTD: jax.Array, num_heads: int, axis: str
@@ -175,17 +215,17 @@ class Attention(nn.Module):
       name=name,
     )('BTD,DNH->BTNH', x_BTD)
 
-  def norm_and_rotate(
-    self,
-    name: str,
-    x_BTNH: jax.Array,
-    angles: tuple[jax.Array, jax.Array] | None,
-  ) -> jax.Array:
-    """Queries or keys after the norm (if any) and rotation (if any)."""
-    if self.qk_norm:
-      x_BTNH = linear.RMSNorm(
-        self.norm_eps, self.dtype, self.param_dtype, name=name
-      )(x_BTNH)
-    if angles is not None:
-      x_BTNH = embedding.rotate(x_BTNH, angles)
-    return x_BTNH
+  def norm(self, name: str, x_BTNH: jax.Array) -> jax.Array:
+    """Queries or keys after the norm, if there is one."""
+    if not self.qk_norm:
+      return x_BTNH
+    return linear.RMSNorm(
+      self.norm_eps, self.dtype, self.param_dtype, name=name
+    )(x_BTNH)
+
+
+def rotated(
+  x_BTNH: jax.Array, angles: tuple[jax.Array, jax.Array] | None
+) -> jax.Array:
+  """Queries or keys after the rotation, if there is one."""
+  return x_BTNH if angles is None else embedding.rotate(x_BTNH, angles)

@@ -15,6 +15,7 @@ from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.kernels import cross_entropy, masking
 from gemini_jax.layers import attention, embedding, linear
+from gemini_jax.models import latent as latent_lib
 from gemini_jax.models import transformer
 from gemini_jax.parallel import pipeline, sharding
 
@@ -52,15 +53,21 @@ class Gemini(nn.Module):
         init_scale=config.init_scale or 0.02,
         **types,
       )
-    if config.architecture == 'encoder_decoder':
+    if config.encodes:
       self.encoder = transformer.Stack(
         config, config.encoder_layers, schedule=self.schedule
       )
       self.encoder_norm = linear.RMSNorm(config.norm_eps, **types)
+    if config.latent.dim:
+      self.latent = latent_lib.Latent(config.latent, config.num_heads, **types)
+      if config.latent.embedding:
+        self.latent_embedding = linear.Einsum(
+          (config.latent.dim, config.width), (None, 'embed'), **types
+        )
     self.decoder = transformer.Stack(
       config,
       config.num_layers,
-      cross=config.architecture == 'encoder_decoder',
+      decodes=True,
       schedule=self.schedule,
     )
     self.decoder_norm = linear.RMSNorm(config.norm_eps, **types)
@@ -77,7 +84,7 @@ class Gemini(nn.Module):
     self, batch: batch_lib.Batch, deterministic: bool = True
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Logits of the targets, float32[B, T, V], and auxiliary losses."""
-    x_BTD, aux = self.read(batch, deterministic)
+    x_BTD, aux, _ = self.read(batch, deterministic)
     return self.logits(x_BTD), aux
 
   def sums(
@@ -86,13 +93,16 @@ class Gemini(nn.Module):
     deterministic: bool = True,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    bottleneck: config_lib.Bottleneck | None = None,
   ) -> tuple[cross_entropy.Sums, dict[str, jax.Array]]:
     """Sums of the cross-entropy of the targets, and auxiliary losses.
 
     The same as of the logits, which are never there as a whole; a device has
-    those of its tokens and its part of the vocabulary.
+    those of its tokens and its part of the vocabulary. With a latent the loss
+    is the evidence bound: cross-entropy and the rate of z.
     """
-    x_BTD, aux = self.read(batch, deterministic)
+    bottleneck = bottleneck or config_lib.Bottleneck()
+    x_BTD, aux, said = self.read(batch, deterministic, bottleneck.word_dropout)
     table_VD = (
       self.token.embedding
       if self.config.tie_embeddings
@@ -112,35 +122,109 @@ class Gemini(nn.Module):
       sums = cross_entropy.token_sums(
         split, x_BTD, table_VD, targets_BT, weights_BT
       )
-      return {name: value.reshape(1, 1) for name, value in vars(sums).items()}
+      return {name: getattr(sums, name).reshape(1, 1) for name in counted}
 
+    counted = ('loss', 'objective', 'correct', 'weight')
     num_rows = table_VD.shape[0]
     tokens = ('batch', 'length')
     parts = sharding.per_device(
       local,
       ((*tokens, None), ('vocab', 'embed'), tokens, tokens),
-      dict.fromkeys(('loss', 'objective', 'correct', 'weight'), tokens),
+      dict.fromkeys(counted, tokens),
     )(x_BTD.astype(dtype), table_VD.astype(dtype), batch.targets, batch.weights)
-    return cross_entropy.Sums(**jax.tree.map(jnp.sum, parts)), aux
+    sums = cross_entropy.Sums(**jax.tree.map(jnp.sum, parts))
+    segments_BT = jnp.where(batch.weights > 0, batch.decoder.segments, 0)
+    num_B = jnp.max(segments_BT, axis=1).astype(jnp.float32)
+    terms = {'sequences': jnp.sum(num_B)}
+    if said is not None:
+      rate, losses = said.terms(num_B, self.config.latent.dim, bottleneck)
+      terms['rate'] = rate
+      sums = dataclasses.replace(sums, loss=sums.loss + rate)
+      # As all of aux: for each token.
+      weight = jnp.maximum(sums.weight, 1e-9)
+      aux |= {name: value / weight for name, value in losses.items()}
+    return dataclasses.replace(sums, terms=terms), aux
 
   def read(
-    self, batch: batch_lib.Batch, deterministic: bool
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """What the decoder says after each token, [B, T, D]; auxiliary losses."""
-    memory_BSD, stacks = None, []
-    if batch.encoder is not None:
-      memory_BSD, aux = self.encode(batch.encoder, deterministic)
+    self,
+    batch: batch_lib.Batch,
+    deterministic: bool,
+    word_dropout: float = 0.0,
+  ) -> tuple[jax.Array, dict[str, jax.Array], latent_lib.Said | None]:
+    """What the decoder says after each token, [B, T, D].
+
+    Also auxiliary losses, and what z told where there is a latent: a draw of
+    its posterior, by the stream of randomness `latent`, or else its mean.
+    """
+    memory_BSD = said = z_BZ = None
+    source, stacks = self.source(batch), []
+    if source is not None:
+      memory_BSD, aux = self.encode(source, deterministic)
       stacks.append(aux)
+    if self.config.latent.dim:
+      assert memory_BSD is not None and source is not None
+      posterior, prior, multiplier = self.latent(memory_BSD, source)
+      z_BZ = posterior.mean
+      if self.has_rng('latent'):
+        z_BZ = posterior.sample(self.make_rng('latent'))
+      said = latent_lib.Said.of(posterior, prior, z_BZ, multiplier)
+    hidden_BT = None
+    if word_dropout and not deterministic:
+      hidden_BT = jax.random.bernoulli(
+        self.make_rng('dropout'), word_dropout, batch.targets.shape
+      ) & (batch.decoder.positions > 0)
     x_BTD, _, aux = self.decode_hidden(
       batch.decoder,
-      memory_BSD=memory_BSD,
+      memory_BSD=memory_BSD if self.config.cross else None,
       memory=batch.encoder,
       prefix_BT=batch.prefix,
+      latent_BZ=z_BZ,
+      hidden_BT=hidden_BT,
       deterministic=deterministic,
     )
     # The mean over all layers.
     mean = lambda *parts: jnp.mean(jnp.concatenate(parts))
-    return x_BTD, jax.tree.map(mean, aux, *stacks)
+    return x_BTD, jax.tree.map(mean, aux, *stacks), said
+
+  def source(self, batch: batch_lib.Batch) -> batch_lib.Sequence | None:
+    """What the encoder reads, if there is one: for a latent, what is written.
+
+    With inputs of its own, the encoder reads those.
+    """
+    if batch.encoder is not None or not self.config.latent.dim:
+      return batch.encoder
+    return dataclasses.replace(batch.decoder, tokens=batch.targets)
+
+  def posterior(self, sequence: batch_lib.Sequence) -> latent_lib.Normal:
+    """Which z a sequence has, of [B, Z]."""
+    memory_BSD, _ = self.encode(sequence)
+    return self.latent(memory_BSD, sequence)[0]
+
+  def prior(self) -> latent_lib.Mixture:
+    """Which z there are."""
+    return self.latent.prior()
+
+  def log_likelihood(
+    self,
+    batch: batch_lib.Batch,
+    latent_BZ: jax.Array | None = None,
+    memory_BSD: jax.Array | None = None,
+  ) -> jax.Array:
+    """Log p of the targets of each row, given its z and what the encoder says.
+
+    Nats, float32[B]; without dropout.
+    """
+    logits_BTV, _, _ = self.decode(
+      batch.decoder,
+      memory_BSD=memory_BSD,
+      memory=batch.encoder,
+      prefix_BT=batch.prefix,
+      latent_BZ=latent_BZ,
+    )
+    chosen_BT = jnp.take_along_axis(
+      jax.nn.log_softmax(logits_BTV), batch.targets[..., None], axis=-1
+    )[..., 0]
+    return jnp.sum(chosen_BT * batch.weights, axis=-1)
 
   def encode(
     self, sequence: batch_lib.Sequence, deterministic: bool = True
@@ -175,6 +259,8 @@ class Gemini(nn.Module):
     memory_BSD: jax.Array | None = None,
     memory: batch_lib.Sequence | None = None,
     prefix_BT: jax.Array | None = None,
+    latent_BZ: jax.Array | None = None,
+    hidden_BT: jax.Array | None = None,
     cache: transformer.Cache | None = None,
     deterministic: bool = True,
   ) -> tuple[jax.Array, transformer.Cache | None, dict[str, jax.Array]]:
@@ -189,6 +275,8 @@ class Gemini(nn.Module):
       memory: the sequence that the encoder read.
       prefix_BT: of `sequence`, or of the whole cache when there is one: what
         may be attended to from before it.
+      latent_BZ: z of each row, where there is a latent.
+      hidden_BT: tokens whose embedding is 0.
       cache: what was read so far.
       deterministic: no dropout.
     """
@@ -209,17 +297,24 @@ class Gemini(nn.Module):
       cross_mask=cross_mask,
       memory_BSD=memory_BSD,
       real_BT=sequence.segments > 0,
+      latent_BZ=latent_BZ,
     )
-    x_BTD, cache, aux = self.decoder(
-      self.embed(sequence, deterministic), context, cache, deterministic
-    )
+    x_BTD = self.embed(sequence, deterministic, hidden_BT)
+    if self.config.latent.dim and self.config.latent.embedding:
+      x_BTD = x_BTD + self.latent_embedding('BZ,ZD->BD', latent_BZ)[:, None]
+    x_BTD, cache, aux = self.decoder(x_BTD, context, cache, deterministic)
     return self.decoder_norm(x_BTD), cache, aux
 
   def embed(
-    self, sequence: batch_lib.Sequence, deterministic: bool
+    self,
+    sequence: batch_lib.Sequence,
+    deterministic: bool,
+    hidden_BT: jax.Array | None = None,
   ) -> jax.Array:
     """Tokens (and learned positions) as vectors, [B, T, D]."""
     x_BTD = self.token(sequence.tokens)
+    if hidden_BT is not None:
+      x_BTD = jnp.where(hidden_BT[..., None], 0, x_BTD)
     if self.config.scale_embeddings:
       x_BTD = x_BTD * jnp.asarray(self.config.width**0.5, x_BTD.dtype)
     if self.config.position == 'learned':
@@ -295,9 +390,8 @@ def init_cache(
     zeros = lambda: jnp.zeros(shape, jnp.dtype(config.dtype))
     return attention.KVCache(zeros(), zeros())
 
-  cross = config.architecture == 'encoder_decoder'
   return transformer.Cache(
-    buffers(length), buffers(memory_length) if cross else None
+    buffers(length), buffers(memory_length) if config.cross else None
   )
 
 
@@ -305,12 +399,11 @@ def init_params(model: Gemini, key: jax.Array) -> Any:
   """Fresh parameters, boxed with the logical names of their dims."""
   token = jnp.ones((1, 1), jnp.int32)
   sequence = batch_lib.Sequence(token, 0 * token, token)
-  encodes = model.config.architecture == 'encoder_decoder'
   batch = batch_lib.Batch(
     decoder=sequence,
     targets=token,
     weights=jnp.ones((1, 1)),
-    encoder=sequence if encodes else None,
+    encoder=sequence if model.config.cross else None,
   )
   return model.init(key, batch)['params']
 

@@ -43,6 +43,7 @@ class Context:
     cross_mask: where the decoder may attend in the encoder's output.
     memory_BSD: the encoder's output; None once it is in the cache.
     real_BT: bool, false at padding; None: there is none.
+    latent_BZ: z of each row, for a decoder that has one in its memory.
   """
 
   views: dict[str, View]
@@ -50,6 +51,7 @@ class Context:
   cross_mask: masking.Mask | None = None
   memory_BSD: jax.Array | None = None
   real_BT: jax.Array | None = None
+  latent_BZ: jax.Array | None = None
 
 
 @flax.struct.dataclass
@@ -64,7 +66,7 @@ class Block(nn.Module):
   """Attention, cross-attention (in a decoder with encoder), feed-forward."""
 
   config: config_lib.Model
-  cross: bool = False
+  decodes: bool = False
 
   @nn.compact
   def __call__(
@@ -109,6 +111,7 @@ class Block(nn.Module):
         norm_eps=config.norm_eps,
         init_scale=config.init_scale,
         kernel=config.attention_kernel,
+        num_memory=config.latent.memory,
         over_sequence=config.over_sequence,
         **types,
         name=name,
@@ -122,10 +125,11 @@ class Block(nn.Module):
       angles=view.angles,
       cache=None if cache is None else cache.self_attention,
       positions_BT=context.positions_BT,
+      latent_BZ=context.latent_BZ if config.latent.memory else None,
     )
     x_BTD = add('attention', x_BTD, update_BTD)
     cross_cache = None
-    if self.cross:
+    if self.decodes and config.cross:
       update_BTD, cross_cache = attend(
         'cross_attention',
         x_BTD,
@@ -172,7 +176,7 @@ class Stack(nn.Module):
 
   config: config_lib.Model
   num_layers: int
-  cross: bool = False
+  decodes: bool = False
   schedule: pipeline.Schedule = pipeline.Schedule()
 
   @nn.compact
@@ -190,7 +194,7 @@ class Stack(nn.Module):
     config = self.config
     drops = bool(config.dropout) and not deterministic
     key = self.make_rng('dropout') if drops else None
-    block = Block(config, self.cross, parent=None)
+    block = Block(config, self.decodes, parent=None)
     if self.is_initializing():
       params = self.param('layers', self.init_layers, block, x_BTD, context)
     else:

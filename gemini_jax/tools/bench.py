@@ -364,7 +364,7 @@ def bench_decode(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
   del nanogpt
   step = Step(config)
   config, params = step.config, step.params
-  encodes = bool(config.model.encoder_layers)
+  encodes = config.model.cross
   decoder = decoding.Decoder(
     run.make_model(config, sharding.make_mesh(config.parallel)),
     config.data.batch_size,

@@ -29,7 +29,9 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
       if index != shown:
         header = f'--- {index + 1} of {config.generate.count} ---\n'
         header = header if config.generate.count > 1 else ''
-        lead = '' if run.config.model.encoder_layers else config.generate.prompt
+        continues = config.generate.source in ('prompt', 'prior')
+        continues &= not run.config.model.cross
+        lead = config.generate.prompt if continues else ''
         sys.stdout.write(f'{"" if shown < 0 else chr(10)}{header}{lead}')
         shown = index
       sys.stdout.write(text)

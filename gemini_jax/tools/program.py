@@ -189,7 +189,7 @@ def abstract_rows(
   config: config_lib.Config, model: gemini.Gemini, mesh: Mesh, num_rows: int
 ) -> tuple[decoding.Decoder, decoding.State]:
   """A decoder, and the shapes and shardings of rows that it writes."""
-  encodes = bool(config.model.encoder_layers)
+  encodes = config.model.cross
   decoder = decoding.Decoder(
     model,
     num_rows,
@@ -233,6 +233,9 @@ def abstract_rows(
     keys=place(('batch',), keys),
     cache=jax.tree.map(lambda leaf: place(names, leaf), cache),
     memory=sequence(decoder.memory_length) if encodes else None,
+    latent=row(jnp.float32, config.model.latent.dim)
+    if config.model.latent.dim
+    else None,
   )
 
 

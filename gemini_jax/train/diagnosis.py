@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
+from gemini_jax.train import losses
 from gemini_jax.train import step as step_lib
 
 
@@ -29,9 +30,10 @@ def first_not_finite(
   if name := _first_output(model, state, batch):
     return f'output of {name}'
   key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
+  weights = losses.weights_at(config, state.step)
   grads, sums = jax.jit(
     lambda params: step_lib.accumulated_gradient(
-      config, model, params, batch, key
+      config, model, params, batch, key, weights
     )
   )(state.params)
   if not jnp.isfinite(sums.objective):

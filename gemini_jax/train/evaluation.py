@@ -29,6 +29,9 @@ def summarize(
 ) -> dict[str, float]:
   """Numbers of a split from its sums.
 
+  Of a model with a latent, loss is the evidence bound and rate its KL term,
+  in nats a sequence.
+
   Args:
     total: sums over the split, on the host.
     tokens_per_byte: targets for each byte of text; None: not text.
@@ -39,6 +42,8 @@ def summarize(
     'perplexity': math.exp(min(loss, 700.0)),
     'accuracy': float(total.correct) / float(total.weight),
   }
+  if 'rate' in total.terms:
+    values['rate'] = float(total.terms['rate'] / total.terms['sequences'])
   if tokens_per_byte:
     values['bits_per_byte'] = loss * tokens_per_byte / math.log(2)
   return values

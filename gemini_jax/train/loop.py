@@ -24,7 +24,7 @@ from gemini_jax.data import loader as loader_lib
 from gemini_jax.infer import generation
 from gemini_jax.models import gemini
 from gemini_jax.parallel import sharding
-from gemini_jax.train import diagnosis, evaluation, metrics
+from gemini_jax.train import diagnosis, evaluation, likelihood, metrics
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import run as run_lib
 from gemini_jax.train import step as step_lib
@@ -217,6 +217,8 @@ def evaluate_splits(
   """The state (a plateau moves on) and `split/name` numbers."""
   results = {}
   params = state.evaluation_params()
+  # Each row is a sequence there.
+  measures = 0 if run.config.data.pack else run.config.eval.latent_examples
   for split, loader in loaders.items():
     limit = run.config.eval.max_batches
     batches = loader_lib.iterate(loader)
@@ -227,6 +229,15 @@ def evaluate_splits(
       1 / loader.bytes_per_target if loader.num_bytes else None,
     )
     results |= {f'{split}/{name}': value for name, value in values.items()}
+    if split == 'test' and measures:
+      values = likelihood.measure(
+        run.model,
+        params,
+        device_batches(run, loader, loader_lib.iterate(loader)),
+        num_samples=run.config.eval.importance_samples,
+        most=measures,
+      )
+      results |= {f'{split}/{name}': value for name, value in values.items()}
   if run.config.optimizer.plateau_patience and 'validation/loss' in results:
     state = dataclasses.replace(
       state,
@@ -406,10 +417,17 @@ class Stopper:
       signal.signal(number, handler)
 
 
+# Of the results, what a line shows.
+_SHOWN = frozenset(
+  ('loss', 'bits_per_byte', 'accuracy', 'exact_match')
+  + ('nll', 'rate', 'mi', 'active_units')
+)
+
+
 def _results(values: dict[str, float]) -> str:
   shown = [
     f'{name} {value:.4f}'
     for name, value in values.items()
-    if name.endswith(('/loss', '/bits_per_byte', '/accuracy', '/exact_match'))
+    if name.split('/')[-1] in _SHOWN
   ]
   return ''.join(f'  {item}' for item in shown)

@@ -4,9 +4,39 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from gemini_jax import batch as batch_lib
+from gemini_jax import config as config_lib
 from gemini_jax.kernels import cross_entropy
+
+
+def weights_at(config: config_lib.Config, step: jax.Array) -> dict[str, Any]:
+  """The weight of each term beside the cross-entropy, at a step."""
+  weights = dict(vars(config.loss_weights))
+  course = kl_course(config.train.bottleneck, config.train.num_steps, step)
+  return weights | {'kl': weights['kl'] * course}
+
+
+def kl_course(
+  bottleneck: config_lib.Bottleneck, num_steps: int, step: jax.Array
+) -> jax.Array:
+  """Between 0 and 1: how much of the KL term's weight there is at a step."""
+  first = decoder_reset(bottleneck, num_steps)
+  share = (step - first) / max(num_steps - first, 1)
+  if bottleneck.schedule == 'constant':
+    course = jnp.ones(())
+  else:
+    if bottleneck.schedule == 'cyclical':
+      share = (share * bottleneck.cycles) % 1
+    rise = (share - bottleneck.off) / max(bottleneck.ramp, 1e-9)
+    course = jnp.clip(rise, 0, 1)
+  return jnp.where(step < first, 0, course)
+
+
+def decoder_reset(bottleneck: config_lib.Bottleneck, num_steps: int) -> int:
+  """Steps of autoencoding, after which the decoder starts anew; 0: none."""
+  return round(bottleneck.autoencode * num_steps)
 
 
 def model_sums(
@@ -14,24 +44,40 @@ def model_sums(
   params: Any,
   batch: batch_lib.Batch,
   *,
-  dropout_key: jax.Array | None = None,
-  label_smoothing: float = 0.0,
-  loss_weights: dict[str, float] | None = None,
+  key: jax.Array | None = None,
+  config: config_lib.Train | None = None,
+  loss_weights: dict[str, Any] | None = None,
 ) -> cross_entropy.Sums:
-  """The sums of one batch; `dropout_key` None is the evaluation mode.
+  """The sums of one batch; `config` None is the evaluation mode.
 
   What the model returns in `aux` enters the objective by the weight of its
   name, per token; a name without a weight is an error. Without any weights, as
   in evaluation, the objective is the cross-entropy alone.
+
+  Args:
+    model: a Gemini.
+    params: of the model.
+    batch: to be summed over.
+    key: of the randomness; None: a function of the batch.
+    config: of the training.
+    loss_weights: of `weights_at`.
   """
-  weights = dict(loss_weights or {})
+  weights = loss_weights or {}
+  trains = config is not None
+  if key is None:
+    number = jnp.sum(batch.targets.astype(jnp.uint32))
+    key = jax.random.fold_in(jax.random.key(0), number)
+  rngs = {'latent': jax.random.fold_in(key, 1)}
+  if trains:
+    rngs['dropout'] = key
   sums, aux = model.apply(
     {'params': params},
     batch,
-    deterministic=dropout_key is None,
-    label_smoothing=label_smoothing,
+    deterministic=not trains,
+    label_smoothing=config.label_smoothing if trains else 0.0,
     z_loss=weights.get('z_loss', 0.0),
-    rngs={} if dropout_key is None else {'dropout': dropout_key},
+    bottleneck=config.bottleneck if trains else None,
+    rngs=rngs,
     method='sums',
   )
   extra = 0.0

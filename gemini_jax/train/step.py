@@ -1,6 +1,7 @@
 """One update, as a pure function of state and batch."""
 
 import functools
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -88,21 +89,27 @@ def init_state(
   abstract: TrainState,
 ) -> TrainState:
   """A fresh state, born where it belongs; a function of the seed alone."""
-
-  def init(key):
-    params = nn.meta.unbox(gemini.init_params(model, key))
-    return TrainState(
-      step=jnp.zeros((), jnp.int32),
-      params=params,
-      opt_state=optimizer.init(params),
-      # A copy, so that both can be donated.
-      ema=jax.tree.map(jnp.copy, params)
-      if config.optimizer.ema_decay
-      else None,
-    )
-
+  init = functools.partial(fresh_state, config, model, optimizer)
   where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   return jax.jit(init, out_shardings=where)(jax.random.key(config.train.seed))
+
+
+def fresh_state(
+  config: config_lib.Config,
+  model: gemini.Gemini,
+  optimizer: optax.GradientTransformationExtraArgs,
+  key: jax.Array,
+) -> TrainState:
+  """The state before the first update."""
+  params = nn.meta.unbox(gemini.init_params(model, key))
+  # A copy, so that both can be donated.
+  average = config.optimizer.ema_decay
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    opt_state=optimizer.init(params),
+    ema=jax.tree.map(jnp.copy, params) if average else None,
+  )
 
 
 def train_step(
@@ -121,7 +128,13 @@ def train_step(
   The state thus stays as it was until the host has looked.
   """
   key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
-  grads, sums = accumulated_gradient(config, model, state.params, batch, key)
+  state = with_new_decoder(
+    state, config=config, model=model, optimizer=optimizer
+  )
+  loss_weights = losses.weights_at(config, state.step)
+  grads, sums = accumulated_gradient(
+    config, model, state.params, batch, key, loss_weights
+  )
   weight = jnp.maximum(sums.weight, 1e-9)
   grads = jax.tree.map(lambda grad: grad / weight.astype(grad.dtype), grads)
   objective = sums.objective / weight
@@ -137,6 +150,9 @@ def train_step(
     ),
     'tokens': sums.weight,
   }
+  if config.model.latent.dim:
+    metrics['rate'] = sums.terms['rate'] / sums.terms['sequences']
+    metrics['kl_weight'] = loss_weights['kl']
   params = optax.apply_updates(state.params, updates)
   ema = state.ema
   if ema is not None:
@@ -153,6 +169,40 @@ def train_step(
   new = TrainState(state.step + 1, params, opt_state, ema)
   new = jax.tree.map(lambda a, b: jnp.where(applies, a, b), new, state)
   return new, metrics | {'finite': applies}
+
+
+def with_new_decoder(
+  state: TrainState,
+  *,
+  config: config_lib.Config,
+  model: gemini.Gemini,
+  optimizer: optax.GradientTransformationExtraArgs,
+) -> TrainState:
+  """The state with a fresh decoder at the one step where it is due.
+
+  What the encoder has learned stays, in the tokens' table too; the optimizer
+  forgets the old decoder (Li et al. 2019).
+  """
+  due = losses.decoder_reset(config.train.bottleneck, config.train.num_steps)
+  if not due or not config.model.latent.dim:
+    return state
+  replaced = re.compile(r'(^|/)(decoder|decoder_norm|head|latent_embedding)/')
+
+  def reset(state):
+    key = jax.random.fold_in(jax.random.key(config.train.seed), due)
+    return jax.tree_util.tree_map_with_path(
+      lambda path, old, new: (
+        new
+        if replaced.search(
+          jax.tree_util.keystr(path, simple=True, separator='/')
+        )
+        else old
+      ),
+      state,
+      fresh_state(config, model, optimizer, key),
+    )
+
+  return jax.lax.cond(state.step == due, reset, lambda state: state, state)
 
 
 def jitted(
@@ -178,6 +228,7 @@ def accumulated_gradient(
   params: Any,
   batch: batch_lib.Batch,
   key: jax.Array,
+  loss_weights: dict[str, Any],
 ) -> tuple[Any, cross_entropy.Sums]:
   """Gradient of the summed objective, and the sums, part after part."""
 
@@ -187,9 +238,9 @@ def accumulated_gradient(
         model,
         params,
         batch,
-        dropout_key=key if config.model.dropout else None,
-        label_smoothing=config.train.label_smoothing,
-        loss_weights=vars(config.loss_weights),
+        key=key,
+        config=config.train,
+        loss_weights=loss_weights,
       )
       return sums.objective, sums
 

@@ -137,6 +137,12 @@ def test_a_vocabulary_that_does_not_fit(size, message):
     tokenizer.train(CORPUS, size)
 
 
+def test_a_run_takes_the_pieces_that_there_are():
+  wanted = config.Tokenizer(kind='sentencepiece', vocab_size=30_000)
+  made = tokenizer.build(wanted, lambda: CORPUS)
+  assert 256 < made.vocab_size < 30_000
+
+
 def test_a_published_model_with_other_ids(tmp_path):
   """No pad, a dummy space before the text, unk first: as Llama and Mistral."""
   prefix = str(tmp_path / 'model')

@@ -1,0 +1,71 @@
+r"""Texts from a latent z, beside a language model of the same decoder.
+
+  python -m gemini_jax.main --workdir=runs/vae \
+      --config=experiments/text_vae.py:jsonl=FILE,latent=cyclical
+
+FILE holds a JSON object a line, `{"text": ..., "label": {"attribute": value}}`;
+labels are needed for steering alone. `latent` is `cyclical`, the recommended
+training; `constant`, the plain bound from the start, under which z may end
+unused; or `none`, the language model. Nine of ten texts are trained on, half of
+the others give `validation/...`, half `test/nll` (nats a text), `test/rate`,
+`test/mi` and `test/active_units`.
+"""
+
+import json
+import math
+
+from experiments import base
+
+LATENTS = ('cyclical', 'constant', 'none')
+
+
+def get_config(arg=''):
+  """The config, of `jsonl=FILE,latent=NAME`."""
+  options = dict(part.partition('=')[::2] for part in arg.split(',') if part)
+  path = options.pop('jsonl', '')
+  latent = options.pop('latent', 'cyclical')
+  if not path or latent not in LATENTS or options:
+    raise ValueError(
+      f'--config=...:{arg} must be jsonl=FILE,latent=NAME with NAME one of '
+      f'{", ".join(LATENTS)}'
+    )
+  config = base.get_config()
+  config.data.train = (f'jsonl:{path}#[!9::10]',)
+  config.data.validation = (f'jsonl:{path}#[9::20]',)
+  config.data.test = (f'jsonl:{path}#[19::20]',)
+  config.data.pack = False
+  config.data.batch_size = 64
+  config.data.sequence_length = longest(path)
+  config.tokenizer.kind = 'sentencepiece'
+  config.tokenizer.vocab_size = 8192
+  config.model.max_length = config.data.sequence_length
+  config.model.width = 128
+  config.model.num_layers = 2
+  config.model.num_encoder_layers = 1
+  config.model.latent.dim = 0 if latent == 'none' else 32
+  config.train.bottleneck.schedule = 'cyclical'
+  if latent == 'constant':
+    config.train.bottleneck.schedule = 'constant'
+  config.optimizer.learning_rate = 2e-3
+  config.optimizer.warmup_steps = 100
+  config.train.num_steps = 3000
+  config.train.log_every = 100
+  config.train.eval_every = 1000
+  config.train.save_every = 1000
+  config.generate.source = 'prompt' if latent == 'none' else 'prior'
+  return config
+
+
+def longest(path):
+  """Tokens that nearly every text fits in, from its words."""
+  try:
+    with open(path, encoding='utf-8') as file:
+      texts = [str(json.loads(line).get('text', '')) for line in file]
+  except (OSError, ValueError, AttributeError):
+    return 64  # What is wrong with the file is told when it is read.
+  lengths = sorted(len(text.split()) for text in texts)
+  words = {word for text in texts for word in text.split()}
+  # A small vocabulary has a piece for every word, others about 1.5 a word.
+  pieces = 1.0 if len(words) < 2000 else 1.6
+  most = lengths[int(0.995 * (len(lengths) - 1))] if lengths else 0
+  return min(128, 8 * math.ceil((pieces * most + 2) / 8))

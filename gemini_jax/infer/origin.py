@@ -1,0 +1,170 @@
+"""Where the z of a text comes from: the prior, other texts, or between them.
+
+N texts, Z numbers in z.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gemini_jax import batch as batch_lib
+from gemini_jax import config as config_lib
+from gemini_jax.models import gemini
+from gemini_jax.models import latent as latent_lib
+
+# Texts that are encoded together at most.
+_MAX_ROWS = 64
+
+
+class Tokenizer(Protocol):
+  """What encoding asks of a tokenizer."""
+
+  pad_id: int
+  eos_id: int
+
+  def encode(self, text: str) -> np.ndarray:
+    """Ids of `text`, without special ones."""
+    ...
+
+
+def latents(
+  config: config_lib.Config,
+  model: gemini.Gemini,
+  params: Any,
+  tokenizer: Tokenizer,
+) -> np.ndarray:
+  """Z of each of `generate.count` samples, float32[N, Z].
+
+  Sample i has the same z whatever the number of samples, but on the way from
+  one text to another.
+
+  Raises:
+    ConfigError: the model has no latent, a text cannot be used, or the z that
+      is given has another size.
+  """
+  options, dim = config.generate, model.config.latent.dim
+  source, temperature = options.source, options.latent_temperature
+  asked = f'generate.source={source!r}'
+  if options.latent:
+    asked = f'generate.latent with {len(options.latent)} numbers'
+  config_lib.check(
+    dim > 0, f'{asked} needs a model with a latent; model.latent.dim is 0'
+  )
+  if options.latent:
+    config_lib.check(
+      len(options.latent) == dim, f'{asked} must have model.latent.dim={dim}'
+    )
+    given_Z = np.asarray(options.latent, np.float32)
+    return np.tile(given_Z, (options.count, 1))
+  keys = sample_keys(options.seed, options.count)
+  reads = model.config.cross or source not in ('prompt', 'prior')
+  if not reads:
+    return np.asarray(draw_prior(model, params, keys, temperature))
+  found = encode(model, params, tokenizer, options.texts, limit(config))
+  if source == 'interpolate':
+    return between(*found.mean, options.count)
+  if source == 'analogy':
+    one, other, third = found.mean
+    found = latent_lib.Normal(third + other - one, found.log_var[2])
+  else:
+    found = jax.tree.map(lambda leaf: leaf[0], found)
+  return np.asarray(draw_posterior(found, keys, temperature))
+
+
+def sample_keys(seed: int, count: int) -> jax.Array:
+  """A key for each sample, other than those of its tokens."""
+  key = jax.random.fold_in(jax.random.key(np.uint32(seed % 2**32)), 2**31)
+  return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(count))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def draw_prior(
+  model: gemini.Gemini, params: Any, keys: jax.Array, temperature: Any
+) -> jax.Array:
+  """A draw of the prior for each key, float32[N, Z]."""
+  prior: Any = model.apply({'params': params}, method='prior')
+  return jax.vmap(lambda key: prior.sample(key, 1, temperature)[0])(keys)
+
+
+@jax.jit
+def draw_posterior(
+  posterior: latent_lib.Normal, keys: jax.Array, temperature: Any
+) -> jax.Array:
+  """A draw of one posterior for each key, float32[N, Z]."""
+  return jax.vmap(lambda key: posterior.sample(key, temperature))(keys)
+
+
+def limit(config: config_lib.Config) -> int:
+  """Tokens that the encoder reads at most, eos included."""
+  if config.data.objective == 'seq2seq':
+    return config.data.inputs_length
+  return config.data.sequence_length
+
+
+def encode(
+  model: gemini.Gemini,
+  params: Any,
+  tokenizer: Tokenizer,
+  texts: Sequence[str],
+  length: int,
+) -> latent_lib.Normal:
+  """The posterior of each text, numpy's [N, Z].
+
+  Raises:
+    ConfigError: a text is empty, or has more tokens than `length`.
+  """
+  rows = []
+  for text in texts:
+    config_lib.check(bool(text), 'an empty text has no latent; write one')
+    ids = np.append(np.asarray(tokenizer.encode(text), np.int32), 0)
+    ids[-1] = tokenizer.eos_id
+    config_lib.check(
+      len(ids) <= length,
+      f'{text[:40]!r} has {len(ids)} tokens, of which {length} can be encoded',
+    )
+    rows.append(ids)
+  size = min(_MAX_ROWS, 1 << (len(rows) - 1).bit_length())
+  found = []
+  for first in range(0, len(rows), size):
+    part = rows[first : first + size]
+    tokens = np.full((size, length), tokenizer.pad_id, np.int32)
+    lengths = np.zeros(size, np.int32)
+    for i, row in enumerate(part):
+      tokens[i, : len(row)] = row
+      lengths[i] = len(row)
+    posterior = _encode(
+      model, params, batch_lib.plain_sequence(tokens, lengths)
+    )
+    found.append(jax.tree.map(np.asarray, posterior))
+  return jax.tree.map(
+    lambda *parts: np.concatenate(parts)[: len(rows)], *found
+  )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(model, params, sequence):
+  return model.apply({'params': params}, sequence, method='posterior')
+
+
+def between(start_Z: np.ndarray, end_Z: np.ndarray, count: int) -> np.ndarray:
+  """`count` points from one z to another, float32[N, Z], on a great arc.
+
+  The length changes evenly, so that points between two typical z are typical
+  (White 2016, Sampling Generative Networks); on a line they would be short.
+  """
+  lengths = np.linalg.norm(start_Z), np.linalg.norm(end_Z)
+  share_N1 = np.linspace(0, 1, count)[:, None]
+  product = np.dot(start_Z, end_Z) / max(lengths[0] * lengths[1], 1e-12)
+  angle = np.arccos(np.clip(product, -1, 1))
+  if np.sin(angle) < 1e-4:
+    return ((1 - share_N1) * start_Z + share_N1 * end_Z).astype(np.float32)
+  directions = (
+    np.sin((1 - share_N1) * angle) * start_Z / lengths[0]
+    + np.sin(share_N1 * angle) * end_Z / lengths[1]
+  ) / np.sin(angle)
+  sizes = (1 - share_N1) * lengths[0] + share_N1 * lengths[1]
+  return (directions * sizes).astype(np.float32)

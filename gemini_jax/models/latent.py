@@ -1,0 +1,219 @@
+"""The variational head: which z a sequence has, and what z tells of it.
+
+B batch, S encoder length, D width, Z numbers in z, C components of the prior.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from gemini_jax import batch as batch_lib
+from gemini_jax import config as config_lib
+from gemini_jax.kernels import masking
+from gemini_jax.layers import attention, linear
+
+
+@flax.struct.dataclass
+class Normal:
+  """Independent normals over the last dim, in float32.
+
+  Attributes:
+    mean: [..., Z].
+    log_var: [..., Z], log of the variance.
+  """
+
+  mean: jax.Array
+  log_var: jax.Array
+
+  def sample(self, key: jax.Array, temperature: Any = 1.0) -> jax.Array:
+    """A draw, float32[..., Z]; deviations are multiplied by `temperature`."""
+    noise = jax.random.normal(key, self.mean.shape, jnp.float32)
+    return self.mean + temperature * jnp.exp(0.5 * self.log_var) * noise
+
+  def log_prob(self, z: jax.Array) -> jax.Array:
+    """Log-density of each number of z, nats[..., Z]."""
+    square = jnp.square(z - self.mean) * jnp.exp(-self.log_var)
+    return -0.5 * (square + self.log_var + math.log(2 * math.pi))
+
+  def divergence(self) -> jax.Array:
+    """KL(this || standard normal) of each dim, nats[..., Z]."""
+    return 0.5 * (
+      jnp.square(self.mean) + jnp.exp(self.log_var) - self.log_var - 1
+    )
+
+
+@flax.struct.dataclass
+class Mixture:
+  """A mixture of normals, the prior; one standard normal is the plain prior.
+
+  Attributes:
+    logits: [C], unnormalised log-weights.
+    normals: of [C, Z].
+  """
+
+  logits: jax.Array
+  normals: Normal
+
+  def log_prob(self, z: jax.Array) -> jax.Array:
+    """Log-density of z, nats[...]."""
+    each = jnp.sum(self.normals.log_prob(z[..., None, :]), axis=-1)
+    return jax.nn.logsumexp(each + jax.nn.log_softmax(self.logits), axis=-1)
+
+  def sample(
+    self, key: jax.Array, count: int, temperature: Any = 1.0
+  ) -> jax.Array:
+    """Draws, float32[count, Z]; temperature 0 gives means of components."""
+    which_key, noise_key = jax.random.split(key)
+    which = jax.random.categorical(which_key, self.logits, shape=(count,))
+    chosen = jax.tree.map(lambda leaf: leaf[which], self.normals)
+    return chosen.sample(noise_key, temperature)
+
+
+class Latent(nn.Module):
+  """Posterior and prior of z.
+
+  The posterior pools the encoder's output by attention of a learned query,
+  and is a diagonal normal (Kingma and Welling 2014; Bowman et al. 2016).
+
+  Attributes:
+    config: of the latent.
+    num_heads: of the pooling.
+    dtype: of the pooling; all else is float32.
+    param_dtype: of the parameters.
+  """
+
+  config: config_lib.Latent
+  num_heads: int
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x_BSD: jax.Array, sequence: batch_lib.Sequence
+  ) -> tuple[Normal, Mixture, jax.Array]:
+    """Posterior of each row, the prior, and the multiplier of `min_rate`.
+
+    Args:
+      x_BSD: the encoder's output.
+      sequence: what the encoder read; padding has no say.
+    """
+    B, _, D = x_BSD.shape
+    query_D: Any = self.param(
+      'query',
+      nn.with_logical_partitioning(nn.initializers.normal(1.0), (None,)),
+      (D,),
+      self.param_dtype,
+    )
+    # One query a row, of the row's only segment.
+    one_B1 = jnp.ones((B, 1), jnp.int32)
+    pooled_B1D, _ = attention.Attention(
+      num_heads=self.num_heads,
+      num_kv_heads=self.num_heads,
+      head_dim=D // self.num_heads,
+      scale=(D // self.num_heads) ** -0.5,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      name='pool',
+    )(
+      jnp.broadcast_to(query_D.astype(self.dtype), (B, 1, D)),
+      masking.visible(batch_lib.Sequence(one_B1, 0 * one_B1, one_B1), sequence),
+      memory_BSD=x_BSD,
+      cross=True,
+    )
+    statistics_B2Z = linear.Einsum(
+      (D, 2, self.config.dim),
+      ('embed', None, None),
+      use_bias=True,
+      param_dtype=self.param_dtype,
+      name='posterior',
+    )('BD,DPZ->BPZ', pooled_B1D[:, 0].astype(jnp.float32))
+    posterior = Normal(statistics_B2Z[:, 0], statistics_B2Z[:, 1])
+    return posterior, self.prior(), self.multiplier()
+
+  def prior(self) -> Mixture:
+    """What z is before a sequence is seen."""
+    dim, num = self.config.dim, self.config.num_components
+    if self.config.prior == 'normal':
+      zeros = jnp.zeros((1, dim))
+      return Mixture(jnp.zeros(1), Normal(zeros, zeros))
+    plain = lambda init: nn.with_logical_partitioning(init, (None, None))
+    means: Any = self.param(
+      'prior_means', plain(nn.initializers.normal(1.0)), (num, dim)
+    )
+    log_vars: Any = self.param(
+      'prior_log_vars', plain(nn.initializers.zeros), (num, dim)
+    )
+    logits: Any = self.param(
+      'prior_logits',
+      nn.with_logical_partitioning(nn.initializers.zeros, (None,)),
+      (num,),
+    )
+    return Mixture(logits, Normal(means, log_vars))
+
+  def multiplier(self) -> jax.Array:
+    """Lagrange multiplier of the least rate, at least 0."""
+    raw: Any = self.param(
+      'multiplier',
+      nn.with_logical_partitioning(nn.initializers.zeros, ()),
+      (),
+      jnp.float32,
+    )
+    return jax.nn.softplus(raw)
+
+
+@flax.struct.dataclass
+class Said:
+  """What z tells of the sequences of a batch.
+
+  Attributes:
+    rate_BZ: KL of posterior to prior of each dim, nats; [B, 1] where the dims
+      cannot be told apart (a learned prior, by one sample).
+    multiplier: of the least rate.
+  """
+
+  rate_BZ: jax.Array
+  multiplier: jax.Array
+
+  @classmethod
+  def of(
+    cls, posterior: Normal, prior: Mixture, z_BZ: jax.Array, multiplier: Any
+  ) -> 'Said':
+    """From a draw `z_BZ` of the posterior."""
+    if prior.logits.shape[0] == 1:
+      return cls(posterior.divergence(), multiplier)
+    log_ratio_B = jnp.sum(posterior.log_prob(z_BZ), axis=-1) - prior.log_prob(
+      z_BZ
+    )
+    return cls(log_ratio_B[:, None], multiplier)
+
+  def terms(
+    self, real_B: jax.Array, dim: int, bottleneck: config_lib.Bottleneck
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The rate, and the loss terms `kl` and `min_rate`, summed over rows.
+
+    Args:
+      real_B: rows that count, 1 or 0.
+      dim: Z.
+      bottleneck: free bits and the least rate.
+    """
+    rows = jnp.sum(real_B)
+    rate_Z = jnp.sum(self.rate_BZ * real_B[:, None], axis=0)
+    rate = jnp.sum(rate_Z)
+    kl = rate
+    if bottleneck.free_bits:
+      # Of the batch's mean, so that a dim is free or not for all rows alike.
+      free = bottleneck.free_bits * dim / rate_Z.shape[0]
+      kl = jnp.sum(jnp.maximum(rate_Z, free * rows))
+    missing = bottleneck.min_rate * rows - rate
+    # Descent for the model, ascent for the multiplier.
+    fixed = jax.lax.stop_gradient
+    min_rate = (
+      fixed(self.multiplier) * missing - self.multiplier * fixed(missing)
+      if bottleneck.min_rate
+      else jnp.zeros(())
+    )
+    return rate, {'kl': kl, 'min_rate': min_rate}

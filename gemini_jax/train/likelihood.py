@@ -1,0 +1,113 @@
+"""How likely a model finds texts, and what its latent tells of them.
+
+B batch, N sequences, Z numbers in z.
+"""
+
+import functools
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gemini_jax import batch as batch_lib
+from gemini_jax.models import gemini
+from gemini_jax.models import latent as latent_lib
+from gemini_jax.parallel import cluster
+
+# A number of z is active if its mean varies more than this over the texts
+# (Burda et al. 2016, section 5.1).
+_ACTIVE = 0.01
+
+
+def measure(
+  model: gemini.Gemini,
+  params: Any,
+  batches: Iterable[batch_lib.Batch],
+  *,
+  num_samples: int,
+  most: int,
+) -> dict[str, float]:
+  """Numbers of the first sequences, each a row of its own.
+
+  nll: nats a sequence; with a latent, by importance weights (Burda et al.
+  2016, equation 8), an upper bound that falls with more samples. Of a latent
+  also rate: mean KL of posterior to prior; mi: between sequences and z under
+  the posterior, nats (Hoffman and Johnson 2016), at most log N;
+  active_units: numbers of z whose mean varies.
+
+  Args:
+    model: with or without a latent.
+    params: of it.
+    batches: on the devices; rows of weight 0 do not count.
+    num_samples: draws of z for each sequence.
+    most: sequences.
+  """
+  nlls, found, count = [], [], 0
+  for index, batch in enumerate(batches):
+    key = jax.random.fold_in(jax.random.key(0), index)
+    nll_B, more = _measure(model, num_samples, params, batch, key)
+    nll_B, more, weights_BT = cluster.fetch((nll_B, more, batch.weights))
+    real_B = weights_BT.any(axis=1)
+    real_B &= np.cumsum(real_B) <= most - count
+    count += int(real_B.sum())
+    nlls.append(nll_B[real_B])
+    found.append(jax.tree.map(lambda leaf, real_B=real_B: leaf[real_B], more))
+    if count >= most:
+      break
+  nll_N = np.concatenate(nlls)
+  values = {'nll': float(nll_N.mean())}
+  if not model.config.latent.dim:
+    return values
+  posterior, z_NZ, rate_N = jax.tree.map(
+    lambda *parts: np.concatenate(parts), *found
+  )
+  return values | {
+    'rate': float(rate_N.mean()),
+    'mi': mutual_information(posterior, z_NZ),
+    'active_units': int((posterior.mean.var(axis=0) > _ACTIVE).sum()),
+  }
+
+
+def mutual_information(posterior: latent_lib.Normal, z_NZ: Any) -> float:
+  """E log q(z|x) - E log q(z) in nats, q(z) over the N posteriors.
+
+  Args:
+    posterior: [N, Z].
+    z_NZ: a draw of each.
+  """
+  own_N = np.sum(posterior.log_prob(z_NZ), axis=-1)
+  all_N = [
+    jax.nn.logsumexp(jnp.sum(posterior.log_prob(z_Z), axis=-1)) for z_Z in z_NZ
+  ]
+  return float(np.mean(own_N - np.asarray(all_N)) + math.log(len(z_NZ)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _measure(model, num_samples, params, batch, key) -> tuple[Any, Any]:
+  """Nats of each row; posterior, a draw and the rate of each."""
+  apply = functools.partial(model.apply, {'params': params})
+  if not model.config.latent.dim:
+    return -apply(batch, method='log_likelihood'), ()
+  memory_BSD = None
+  source = apply(batch, method='source')
+  if model.config.cross:
+    memory_BSD, _ = apply(source, method='encode')
+  posterior = apply(source, method='posterior')
+  prior = apply(method='prior')
+
+  def weigh(key):
+    z_BZ = posterior.sample(key)
+    log_ratio_B = prior.log_prob(z_BZ) - jnp.sum(
+      posterior.log_prob(z_BZ), axis=-1
+    )
+    log_likelihood_B = apply(batch, z_BZ, memory_BSD, method='log_likelihood')
+    return log_likelihood_B + log_ratio_B
+
+  log_weights_SB = jax.lax.map(weigh, jax.random.split(key, num_samples))
+  nll_B = math.log(num_samples) - jax.nn.logsumexp(log_weights_SB, axis=0)
+  z_BZ = posterior.sample(jax.random.fold_in(key, 1))
+  said = latent_lib.Said.of(posterior, prior, z_BZ, 0.0)
+  return nll_B, (posterior, z_BZ, jnp.sum(said.rate_BZ, axis=-1))
