@@ -4,7 +4,7 @@ r"""nanoGPT's CPU recipe on tiny_shakespeare.
       --workdir=runs/nanogpt_cpu --config.data.data_dir=DIR
 
 Measured: validation loss 1.682 over the whole split after 2,000 steps (nanoGPT:
-1.886 on 20 batches), 4 min 32 s on 2 cores shared with other work.
+1.886 on 20 batches), 2 min 35 s on 2 cores.
 """
 
 import ml_collections

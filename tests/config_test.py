@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import inspect
 import math
+import re
 
 import ml_collections
 import pytest
@@ -19,10 +20,9 @@ SECTIONS = {
 
 def convert(path=None, value=None):
   """The config with one field changed, `path` being section.field."""
-  values = {}
-  if path is not None:
-    section, field = path.split('.')
-    values = {section: {field: value}}
+  values = value if path is not None else {}
+  for name in reversed(path.split('.') if path else ()):
+    values = {name: values}
   return config_lib.from_config_dict(values)
 
 
@@ -41,7 +41,7 @@ def test_unknown_fields_are_told_with_the_nearest_name():
   )
   assert refused('loss_weights.qqq', 3) == (
     'loss_weights.qqq is not a field of loss_weights; accepted: '
-    'router_balance, router_z, z_loss'
+    'kl, min_rate, router_balance, router_z, z_loss'
   )
 
 
@@ -207,6 +207,58 @@ RANGES = {
     0,
     'parallel.tensor=0 must be at least 1, or -1 for the rest',
   ),
+  'model.shared_expert_dim': (
+    -1,
+    'model.shared_expert_dim=-1 must be at least 0',
+  ),
+  'model.latent.dim': (-1, 'model.latent.dim=-1 must be at least 0'),
+  'model.latent.memory': (-1, 'model.latent.memory=-1 must be at least 0'),
+  'model.latent.num_components': (
+    0,
+    'model.latent.num_components=0 must be at least 1',
+  ),
+  'train.bottleneck.cycles': (
+    0,
+    'train.bottleneck.cycles=0 must be at least 1',
+  ),
+  'train.bottleneck.free_bits': (
+    -0.1,
+    'train.bottleneck.free_bits=-0.1 must be at least 0',
+  ),
+  'train.bottleneck.min_rate': (
+    -1.0,
+    'train.bottleneck.min_rate=-1.0 must be at least 0',
+  ),
+  'train.bottleneck.off': (
+    1.0,
+    'train.bottleneck.off=1.0 must be at least 0 and below 1',
+  ),
+  'train.bottleneck.ramp': (
+    1.5,
+    'train.bottleneck.ramp=1.5 must be at least 0 and below 1',
+  ),
+  'train.bottleneck.autoencode': (
+    -0.5,
+    'train.bottleneck.autoencode=-0.5 must be at least 0 and below 1',
+  ),
+  'train.bottleneck.word_dropout': (
+    1.0,
+    'train.bottleneck.word_dropout=1.0 must be at least 0 and below 1',
+  ),
+  'eval.latent_examples': (-1, 'eval.latent_examples=-1 must be at least 0'),
+  'eval.importance_samples': (
+    0,
+    'eval.importance_samples=0 must be at least 1',
+  ),
+  'generate.num_labels': (0, 'generate.num_labels=0 must be at least 1'),
+  'generate.latent_temperature': (
+    -0.5,
+    'generate.latent_temperature=-0.5 must be at least 0',
+  ),
+  'generate.steer_weight': (
+    -1.0,
+    'generate.steer_weight=-1.0 must be at least 0',
+  ),
   'parallel.slices': (0, 'parallel.slices=0 must be at least 1'),
   'parallel.fsdp': (
     -1,
@@ -251,6 +303,24 @@ def test_a_value_out_of_range_is_refused(path):
 
 # Values that are wrong together, as one dict of section.field.
 CONFLICTS = [
+  (
+    {'model.latent': {'dim': 3, 'memory': 0, 'embedding': False}},
+    'model.latent.memory=0 needs model.latent.embedding=True: the decoder '
+    'would not see z',
+  ),
+  (
+    {'model.latent': {'dim': 3}},
+    'model.latent.dim=3 is one z for each row; set data.pack=False',
+  ),
+  (
+    {'train.bottleneck': {'off': 0.75}},
+    'train.bottleneck.off=0.75 and ramp=0.5 must together be at most 1',
+  ),
+  (
+    {'generate.source': 'interpolate', 'generate.prompt': 'one'},
+    "generate.prompt='one' must be 2 texts with '||' between them for "
+    "generate.source='interpolate'",
+  ),
   (
     {'eval.exact_match': 5},
     'eval.exact_match=5 needs pairs; set data.inputs_field and '
@@ -337,7 +407,7 @@ def test_every_check_is_tested_here():
   ]
   messages = [message for _, message in RANGES.values()]
   messages += [message for _, message in CONFLICTS]
-  assert len(checks) > 20
+  assert len(checks) > 15
   for call in checks:
     parts = [
       part.value
@@ -346,6 +416,18 @@ def test_every_check_is_tested_here():
     ]
     found = [all(part in text for part in parts) for text in messages]
     assert any(found), ast.unparse(call)
+
+
+def test_every_least_value_is_tested_here():
+  """So do the fields that at_least and is_share look at."""
+  calls = re.findall(
+    r"(?:at_least|is_share)\(self, ('[\w.]+'|path), (?:\d, )?([^)]*)\)",
+    inspect.getsource(config_lib),
+  )
+  assert len(calls) > 10
+  tested = {path.split('.')[-1] for path in RANGES}
+  for _, names in calls:
+    assert set(re.findall(r"'(\w+)'", names)) <= tested, names
 
 
 def test_not_a_number_is_refused():

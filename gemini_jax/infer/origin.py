@@ -140,9 +140,7 @@ def encode(
       model, params, batch_lib.plain_sequence(tokens, lengths)
     )
     found.append(jax.tree.map(np.asarray, posterior))
-  return jax.tree.map(
-    lambda *parts: np.concatenate(parts)[: len(rows)], *found
-  )
+  return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(rows)], *found)
 
 
 @functools.partial(jax.jit, static_argnums=0)

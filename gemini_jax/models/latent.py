@@ -60,8 +60,12 @@ class Mixture:
 
   def log_prob(self, z: jax.Array) -> jax.Array:
     """Log-density of z, nats[...]."""
-    each = jnp.sum(self.normals.log_prob(z[..., None, :]), axis=-1)
-    return jax.nn.logsumexp(each + jax.nn.log_softmax(self.logits), axis=-1)
+    lead = (1,) * (z.ndim - 1)
+    normals, logits = jax.tree.map(
+      lambda leaf: leaf.reshape(*lead, *leaf.shape), (self.normals, self.logits)
+    )
+    each = jnp.sum(normals.log_prob(z[..., None, :]), axis=-1)
+    return jax.nn.logsumexp(each + jax.nn.log_softmax(logits), axis=-1)
 
   def sample(
     self, key: jax.Array, count: int, temperature: Any = 1.0

@@ -419,8 +419,10 @@ class Stopper:
 
 # Of the results, what a line shows.
 _SHOWN = frozenset(
-  ('loss', 'bits_per_byte', 'accuracy', 'exact_match')
-  + ('nll', 'rate', 'mi', 'active_units')
+  (
+    *('loss', 'bits_per_byte', 'accuracy', 'exact_match'),
+    *('nll', 'rate', 'mi', 'active_units'),
+  )
 )
 
 

@@ -271,7 +271,7 @@ def test_a_split_length_is_the_whole(how, rule):
     return jax.shard_map(
       lambda *args: flash.over_axis(
         *args, axis='sequence', how=how, scale=SCALE
-      ),
+      )[0],
       mesh=mesh,
       in_specs=(spec, spec, spec, jax.tree.map(lambda _: spec, mask)),
       out_specs=spec,
@@ -288,6 +288,41 @@ def test_a_split_length_is_the_whole(how, rule):
   np.testing.assert_allclose(out, wanted, rtol=2e-5, atol=2e-6)
   for grad, wanted in zip(grads, expected, strict=True):
     np.testing.assert_allclose(grad, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_keys_that_all_queries_see_are_like_any_others():
+  """Merged with what a mask lets through: one softmax over both."""
+  *qkv, mask = random_inputs(2)
+  q_BTNH, k_BSKH, v_BSKH = as_float32(*qkv)
+  shape = (B, 2, *k_BSKH.shape[2:])
+  memory = [jax.random.normal(jax.random.key(i), shape) for i in (1, 2)]
+
+  def merged(q, k, v, *memory):
+    one = flash.with_log_sum(q, k, v, mask, scale=SCALE)
+    return flash.merge(one, flash.over_all(q, *memory, scale=SCALE))[0]
+
+  def whole(q, k, v, *memory):
+    k, v = (
+      jnp.concatenate(both, axis=1) for both in zip(memory, (k, v), strict=True)
+    )
+    seen_BTS = jnp.pad(
+      mask.dense(), ((0, 0), (0, 0), (2, 0)), constant_values=1
+    )
+    return jax.nn.dot_product_attention(
+      q, k, v, mask=seen_BTS[:, None], scale=SCALE
+    )
+
+  args = (q_BTNH, k_BSKH, v_BSKH, *memory)
+  weights = jax.random.normal(jax.random.key(3), q_BTNH.shape)
+  found, wanted = (
+    jax.value_and_grad(lambda args, f=function: jnp.sum(f(*args) * weights))(
+      args
+    )
+    for function in (merged, whole)
+  )
+  np.testing.assert_allclose(merged(*args), whole(*args), rtol=1e-4, atol=1e-5)
+  for grad, other in zip(found[1], wanted[1], strict=True):
+    np.testing.assert_allclose(grad, other, rtol=1e-3, atol=1e-5)
 
 
 def test_one_mask_serves_the_whole_batch():

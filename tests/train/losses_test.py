@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import toy
+from gemini_jax import config as config_lib
 from gemini_jax.kernels import cross_entropy
 from gemini_jax.train import losses
 
@@ -44,12 +45,44 @@ def test_without_weights_the_objective_is_the_cross_entropy():
   assert sums.objective == 7.0
 
 
-def test_dropout_is_on_exactly_with_a_key():
+def test_dropout_is_on_exactly_in_training():
   batch, model = toy.batch(2, 3), Model({})
+  key, options = jax.random.key(3), config_lib.Train(label_smoothing=0.1)
   losses.model_sums(model, 'params', batch)
-  losses.model_sums(model, 'params', batch, dropout_key=jax.random.key(3))
+  losses.model_sums(model, 'params', batch, key=key, config=options)
   (_, evaluation), (variables, training) = model.calls
   assert variables == {'params': 'params'}
-  assert evaluation['deterministic'] and not evaluation['rngs']
+  assert evaluation['deterministic'] and 'dropout' not in evaluation['rngs']
+  assert evaluation['label_smoothing'] == 0.0
   assert not training['deterministic']
-  assert training['rngs'] == {'dropout': jax.random.key(3)}
+  assert training['rngs']['dropout'] == key != training['rngs']['latent']
+  assert training['label_smoothing'] == 0.1
+
+
+def test_evaluation_draws_the_same_for_the_same_batch():
+  model = Model({})
+  for seed in (0, 1, 0):
+    losses.model_sums(model, 'params', toy.batch(2, 3, seed=seed))
+  one, other, again = (call[1]['rngs']['latent'] for call in model.calls)
+  assert one == again != other
+
+
+@pytest.mark.parametrize(
+  ('fields', 'expected'),
+  [
+    ({'schedule': 'constant'}, [1, 1, 1, 1, 1]),
+    ({'schedule': 'monotonic', 'ramp': 0.5}, [0, 0.5, 1, 1, 1]),
+    ({'cycles': 2, 'ramp': 0.5}, [0, 1, 0, 1, 0]),
+    ({'cycles': 2, 'off': 0.5, 'ramp': 0.5}, [0, 0, 0, 0, 0]),
+    ({'cycles': 1, 'off': 0.25, 'ramp': 0.5}, [0, 0, 0.5, 1, 0]),
+    ({'schedule': 'constant', 'autoencode': 0.5}, [0, 0, 1, 1, 1]),
+    ({'schedule': 'monotonic', 'autoencode': 0.5}, [0, 0, 0, 1, 1]),
+  ],
+)
+def test_the_course_of_the_kl_term(fields, expected):
+  """At 0, 25, 50, 75 and 100 of 100 steps."""
+  bottleneck = config_lib.Bottleneck(**fields)
+  found = [
+    losses.kl_course(bottleneck, 100, step) for step in range(0, 101, 25)
+  ]
+  np.testing.assert_allclose(found, expected, atol=1e-6)
