@@ -104,4 +104,8 @@ def _check_file(argv: Sequence[str]):
 
 
 def _one_line(error: Exception) -> str:
-  return str(error).splitlines()[0]
+  """The message; of an experiment that failed, what its traceback ends with."""
+  lines = [line for line in str(error).splitlines() if line.strip()]
+  if any(line.startswith('Traceback') for line in lines):
+    return lines[-1].removeprefix('ValueError: ')
+  return lines[0]

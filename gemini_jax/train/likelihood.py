@@ -78,11 +78,14 @@ def mutual_information(posterior: latent_lib.Normal, z_NZ: Any) -> float:
     posterior: [N, Z].
     z_NZ: a draw of each.
   """
-  own_N = np.sum(posterior.log_prob(z_NZ), axis=-1)
-  all_N = [
-    jax.nn.logsumexp(jnp.sum(posterior.log_prob(z_Z), axis=-1)) for z_Z in z_NZ
-  ]
-  return float(np.mean(own_N - np.asarray(all_N)) + math.log(len(z_NZ)))
+
+  def of_all(z_Z):
+    each_NZ = posterior.log_prob(z_Z[None])
+    return jax.nn.logsumexp(jnp.sum(each_NZ, axis=-1))
+
+  own_N = jnp.sum(posterior.log_prob(z_NZ), axis=-1)
+  all_N = jax.jit(lambda z_NZ: jax.lax.map(of_all, z_NZ))(jnp.asarray(z_NZ))
+  return float(jnp.mean(own_N - all_N)) + math.log(len(z_NZ))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

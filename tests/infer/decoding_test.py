@@ -68,6 +68,15 @@ MODELS = {
     'experts_per_token': 1,
   },
   'prefix': {'attention_pattern': ('local', 'global'), 'window': 6},
+  'latent': {
+    'latent': config_lib.Latent(dim=5, memory=2),
+    'num_kv_heads': 2,
+    'qk_norm': True,
+  },
+  'encoder_latent': {
+    'architecture': 'encoder_decoder',
+    'latent': config_lib.Latent(dim=5),
+  },
 }
 
 
@@ -132,7 +141,7 @@ def random_rows(lengths, seed=0):
   ]
 
 
-def full_logits(decoder, params, tokens, prompt_length, inputs):
+def full_logits(decoder, params, tokens, prompt_length, inputs, latent=None):
   """float32[T, V] of one row by one forward pass, nothing cached."""
   tokens_1T = np.full((1, LENGTH), PAD, np.int32)
   tokens_1T[0, : len(tokens)] = tokens
@@ -148,12 +157,24 @@ def full_logits(decoder, params, tokens, prompt_length, inputs):
     prefix=(np.arange(LENGTH) < prompt_length)[None] * decoder.prefix > 0,
     encoder=encoder,
   )
-  return np.asarray(forward(decoder.model, params, batch))[0]
+  latent_1Z = None if latent is None else latent[None]
+  return np.asarray(forward(decoder.model, params, batch, latent_1Z))[0]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def forward(model, params, batch):
-  return model.apply({'params': params}, batch)[0]
+def forward(model, params, batch, latent_1Z):
+  apply = functools.partial(model.apply, {'params': params})
+  memory = None
+  if batch.encoder is not None:
+    memory = apply(batch.encoder, method='encode')[0]
+  return apply(
+    batch.decoder,
+    memory_BSD=memory,
+    memory=batch.encoder,
+    prefix_BT=batch.prefix,
+    latent_BZ=latent_1Z,
+    method='decode',
+  )[0]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -171,8 +192,12 @@ def arguments(name):
   """Prompts of different lengths, and inputs where there is an encoder."""
   if name.startswith('encoder'):
     prompts = [np.array([BOS], np.int32)] * 3
-    return {'prompts': prompts, 'inputs': random_rows((3, 9, 6), seed=1)}
-  return {'prompts': random_rows(PROMPT_LENGTHS, seed=7), 'inputs': None}
+    values = {'prompts': prompts, 'inputs': random_rows((3, 9, 6), seed=1)}
+  else:
+    values = {'prompts': random_rows(PROMPT_LENGTHS, seed=7), 'inputs': None}
+  if 'latent' in name:
+    values['latents'] = np.random.default_rng(5).normal(size=(3, 5))
+  return values
 
 
 @pytest.mark.parametrize('name', MODELS)
@@ -187,7 +212,8 @@ def test_cached_decoding_equals_the_full_forward_pass(name):
   for i, prompt in enumerate(values['prompts']):
     inputs = values['inputs'] and values['inputs'][i]
     tokens = np.concatenate([prompt, new_nB[:, i]])
-    full_TV = full_logits(decoder, params, tokens, len(prompt), inputs)
+    latent = values['latents'][i] if 'latents' in values else None
+    full_TV = full_logits(decoder, params, tokens, len(prompt), inputs, latent)
     span = slice(len(prompt) - 1, len(prompt) - 1 + len(new_nB))
     assert full_TV[span].std() > 0.3, 'a flat model shows nothing'
     np.testing.assert_allclose(cached_nBV[:, i], full_TV[span], atol=1e-5)

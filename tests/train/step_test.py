@@ -195,3 +195,69 @@ def test_a_batch_without_weight_is_harmless():
   _, metrics = step(state, batch, 0)
   assert bool(metrics['finite'])
   assert float(metrics['loss']) == float(metrics['grad_norm']) == 0
+
+
+@functools.cache
+def latent_parts(bottleneck=()):
+  """(step function, a state) of a model with a latent, of 10 steps."""
+  config = tiny.config(
+    model={'latent': {'dim': 3}},
+    data={'pack': False, 'batch_size': 4},
+    optimizer={'schedule': 'constant', 'name': 'adamw'},
+    train={'num_steps': 10, 'bottleneck': dict(bottleneck)},
+  )
+  network = gemini.Gemini(config.model)
+  rule = optimizer_lib.make_optimizer(config.optimizer, 10)
+  state = step_lib.fresh_state(config, network, rule, jax.random.key(1))
+  step = jax.jit(
+    functools.partial(
+      step_lib.train_step, config=config, model=network, optimizer=rule
+    )
+  )
+  return step, state
+
+
+def test_the_decoder_starts_anew_once():
+  """The encoder and the tokens stay; so do the moments of what stays."""
+  step, state = latent_parts((('autoencode', 0.2),))
+  batch = toy.batch(rows=4)
+  for index in range(2):
+    state, _ = step(state, batch, index)
+  after, metrics = step(state, batch, 2)
+  assert metrics['finite']
+
+  def change(name):
+    """Of one update, at most about the learning rate of 1e-3."""
+    pairs = zip(
+      jax.tree.leaves(state.params[name]),
+      jax.tree.leaves(after.params[name]),
+      strict=True,
+    )
+    return max(float(jnp.abs(a - b).max()) for a, b in pairs)
+
+  assert change('decoder') > 0.1 and change('latent_embedding') > 0.1
+  for name in ('encoder', 'token', 'latent'):
+    assert 0 < change(name) < 0.01
+  # And never again.
+  state, after = after, step(after, batch, 3)[0]
+  assert 0 < change('decoder') < 0.01
+
+
+def test_the_kl_term_follows_its_course():
+  """While it is off the rate rises, and is reported all the same."""
+  step, state = latent_parts((('schedule', 'monotonic'), ('ramp', 0.5)))
+  batch, weights, rates = toy.batch(rows=4), [], []
+  for index in range(7):
+    state, metrics = step(state, batch, index)
+    weights.append(float(metrics['kl_weight']))
+    rates.append(float(metrics['rate']))
+  np.testing.assert_allclose(weights, [0, 0.2, 0.4, 0.6, 0.8, 1, 1], atol=1e-6)
+  assert rates[1] > rates[0] > 0
+
+
+def test_the_multiplier_grows_where_z_says_too_little():
+  step, state = latent_parts((('min_rate', 50.0), ('schedule', 'constant')))
+  before = float(state.params['latent']['multiplier'])
+  for index in range(3):
+    state, _ = step(state, toy.batch(rows=4), index)
+  assert float(state.params['latent']['multiplier']) > before + 1e-3
