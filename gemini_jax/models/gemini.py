@@ -61,8 +61,12 @@ class Gemini(nn.Module):
     if config.latent.dim:
       self.latent = latent_lib.Latent(config.latent, config.num_heads, **types)
       if config.latent.embedding:
+        # As large as a token's vector, which it must not drown.
         self.latent_embedding = linear.Einsum(
-          (config.latent.dim, config.width), (None, 'embed'), **types
+          (config.latent.dim, config.width),
+          (None, 'embed'),
+          init_scale=self.token.init_scale * config.latent.dim**-0.5,
+          **types,
         )
     self.decoder = transformer.Stack(
       config,

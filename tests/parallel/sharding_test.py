@@ -535,6 +535,15 @@ def test_parameters_are_really_distributed(name, count):
   assert local <= 1.3 * total / count
   table = sharding.describe((state.params, state.opt_state))
   assert f'{local / 2**20:,.1f} MiB on each device' in table
+  rows = [line.split() for line in table.splitlines()[1:]]
+  # Of the parameters and of the moments, what is split and what is not.
+  num = len(jax.tree.leaves((state.params, state.opt_state)))
+  assert sum(int(row[row.index('tensors') - 1]) for row in rows) == num
+  assert ('fsdp' in table) == ('fsdp' in name)
+  if 'fsdp' in name:
+    split = next(row for row in rows if row[:2] == ['0', 'fsdp'])
+    whole, part = (float(split[split.index(unit) - 1]) for unit in ('MiB', 'a'))
+    assert part <= whole / count + 0.1
 
 
 @pytest.mark.parametrize('accumulation_steps', [2, 4])
