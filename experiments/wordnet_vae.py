@@ -41,8 +41,9 @@ def get_config(arg=''):
   config.model.max_length = 32
   config.model.width = 256
   config.model.mlp_dim = 512
-  config.train.num_steps = 2000
-  config.train.eval_every = 500
-  config.train.save_every = 500
+  config.train.num_steps = 800
+  config.train.eval_every = 400
+  config.train.save_every = 400
+  config.eval.importance_samples = 50
   config.generate.max_tokens = 32
   return config
