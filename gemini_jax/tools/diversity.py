@@ -423,7 +423,10 @@ def main(argv: Sequence[str]) -> int:
 
 if __name__ == '__main__':
   host.keep_freed_memory()
-  logging.basicConfig(level=logging.INFO, format='%(levelname)s %(message)s')
+  # Imports have set up handlers of their own.
+  logging.basicConfig(
+    level=logging.INFO, format='%(levelname)s %(message)s', force=True
+  )
   absl.logging.set_verbosity(absl.logging.WARNING)
   logging.getLogger('jax').setLevel(logging.WARNING)
   sys.exit(main(sys.argv))
