@@ -144,10 +144,10 @@ def compare(options: Options) -> dict[str, Any]:
   _write(options.out, 'held_out', [{'text': text} for text in real])
   models = [_generate(name, run, real, options) for name, run in runs.items()]
   rows = [row for model in models for row in model['curve']]
-  for model, run in zip(models, runs.values(), strict=True):
-    config = run.config.data
-    _mark_copies(config, model['curve'], 'copies')
   real_row: dict[str, Any] = {'written': real}
+  for i, (model, run) in enumerate(zip(models, runs.values(), strict=True)):
+    beside = [] if i else [real_row]
+    _mark_copies(run.config.data, [*model['curve'], *beside], 'copies')
   _mark_copies(judge.config.data, [real_row, *rows], 'judge_copies')
   with sharding.use(judge.mesh):
     restored = judge.restore(options.checkpoint)
@@ -198,6 +198,11 @@ def open_run(workdir: str) -> run_lib.Run:
     f'{workdir} answers inputs; only a model that writes from nothing can be '
     "compared: model.architecture='decoder' and data.inputs_field=''",
   )
+  try:
+    sharding.make_mesh(config.parallel)
+  except config_lib.ConfigError:
+    # It was trained on other devices than there are here.
+    config = dataclasses.replace(config, parallel=config_lib.Parallel())
   run = run_lib.open_run(config, workdir, create=False)
   config_lib.check(
     bool(run.checkpoints.steps()),

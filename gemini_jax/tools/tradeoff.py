@@ -164,5 +164,5 @@ def plot(result: Mapping[str, Any], path: pathlib.Path):
   )
   axes.set_ylabel('judge perplexity (less: likelier)')
   axes.grid(alpha=0.3, which='both')
-  axes.legend()
+  axes.legend(title='numbers: temperature')
   figure.savefig(path, dpi=150)

@@ -86,7 +86,7 @@ def test_runs_are_compared(runs, capsys):
   # Held-out texts of the grammar are all alike to a judge that knows nothing,
   # and are in no training set.
   assert result['real']['texts'] == 12 and result['real']['duplicates'] == 0
-  assert result['real']['judge_copies'] == 0
+  assert result['real']['judge_copies'] == result['real']['copies'] == 0
   assert result['real']['mean_length'] > 5
   assert 'held-out texts' in shown and 'judge perplexity' in shown
   picture = (runs / 'out/diversity.png').read_bytes()
@@ -131,6 +131,22 @@ def test_without_matplotlib_the_remedy_is_told(runs, capsys, monkeypatch):
   monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
   message = refused(capsys, *flags(runs))
   assert message.endswith("pip install 'gemini_jax[plot]'")
+
+
+def test_a_run_of_other_devices_is_opened_on_those_here(runs, tmp_path):
+  shutil.copytree(runs / 'lm', tmp_path / 'lm')
+  file = tmp_path / 'lm/config.json'
+  config = json.loads(file.read_text())
+  config['parallel']['data'] = 64
+  file.write_text(json.dumps(config))
+  assert diversity.open_run(str(tmp_path / 'lm')).mesh.size == 8
+
+
+def test_a_config_that_cannot_be_read_is_named(runs, tmp_path, capsys):
+  shutil.copytree(runs / 'lm', tmp_path / 'lm')
+  (tmp_path / 'lm/config.json').write_text('{"modle": {}}')
+  message = refused(capsys, *flags(runs, f'--judge={tmp_path}/lm'))
+  assert message.startswith(f'{tmp_path}/lm/config.json: modle is not a field')
 
 
 def test_a_copy_of_the_training_texts_is_one(runs):
