@@ -30,16 +30,30 @@ def get_config(arg=''):
       f'{", ".join(LATENTS)}'
     )
   config = base.get_config()
-  config.data.train = (f'jsonl:{path}#[!9::10]',)
-  config.data.validation = (f'jsonl:{path}#[9::20]',)
-  config.data.test = (f'jsonl:{path}#[19::20]',)
-  config.data.pack = False
-  config.data.batch_size = 64
+  set_data(config, f'jsonl:{path}')
+  set_latent(config, latent)
   config.data.sequence_length = longest(path)
-  config.tokenizer.kind = 'sentencepiece'
-  config.tokenizer.vocab_size = 8192
   config.model.max_length = config.data.sequence_length
   config.model.width = 128
+  config.train.num_steps = 3000
+  config.train.eval_every = 1000
+  config.train.save_every = 1000
+  return config
+
+
+def set_data(config, source):
+  """A text a row, of `source` for all splits."""
+  config.data.train = (f'{source}#[!9::10]',)
+  config.data.validation = (f'{source}#[9::20]',)
+  config.data.test = (f'{source}#[19::20]',)
+  config.data.pack = False
+  config.data.batch_size = 64
+  config.tokenizer.kind = 'sentencepiece'
+  config.tokenizer.vocab_size = 8192
+
+
+def set_latent(config, latent):
+  """The model and its training; `latent` is one of LATENTS."""
   config.model.num_layers = 2
   config.model.num_encoder_layers = 1
   config.model.latent.dim = 0 if latent == 'none' else 32
@@ -48,12 +62,8 @@ def get_config(arg=''):
     config.train.bottleneck.schedule = 'constant'
   config.optimizer.learning_rate = 2e-3
   config.optimizer.warmup_steps = 100
-  config.train.num_steps = 3000
   config.train.log_every = 100
-  config.train.eval_every = 1000
-  config.train.save_every = 1000
   config.generate.source = 'prompt' if latent == 'none' else 'prior'
-  return config
 
 
 def longest(path):

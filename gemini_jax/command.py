@@ -39,32 +39,60 @@ def parse(argv: Sequence[str], options: Mapping[str, str | None]) -> Command:
     # Otherwise it looks for overrides in the process's own command line.
     sys_argv=list(argv),
   )
-  for name, default in options.items():
-    flags.DEFINE_string(name, default, '', flag_values=known)
   _check_file(argv)
   # An experiment read earlier must not lend its get_config to this one.
   sys.modules.pop('config_config', None)
   try:
-    rest = known(list(argv))
+    values = _read(known, argv, options)
   except (AttributeError, KeyError) as error:
     raise _unknown_field(argv, error) from error
-  except flags.UnrecognizedFlagError as error:
-    raise config_lib.ConfigError(
-      f'--{error.flagname} is not a flag'
-      f'{config_lib.nearest(error.flagname, ["config", *options])}'
-    ) from error
   except SyntaxError as error:
     raise config_lib.ConfigError(
       f'{error.filename}, line {error.lineno}: {error.msg}'
+    ) from error
+  config_lib.check(holder.value is not None, '--config=... is missing')
+  return Command(config_lib.from_config_dict(holder.value), values)
+
+
+def parse_flags(
+  argv: Sequence[str], options: Mapping[str, str | None]
+) -> dict[str, str]:
+  """Reads `options` alone, of a command that takes no config.
+
+  Args:
+    argv: the program's name, then its arguments.
+    options: flags with their defaults; None: it must be given.
+
+  Raises:
+    ConfigError: a flag is unknown or missing.
+  """
+  return _read(flags.FlagValues(), argv, options)
+
+
+def _read(
+  known: flags.FlagValues,
+  argv: Sequence[str],
+  options: Mapping[str, str | None],
+) -> dict[str, str]:
+  """The values of `options`, read beside the flags that are `known`."""
+  names = [*known, *options]
+  for name, default in options.items():
+    flags.DEFINE_string(name, default, '', flag_values=known)
+  try:
+    rest = known(list(argv))
+  except flags.UnrecognizedFlagError as error:
+    raise config_lib.ConfigError(
+      f'--{error.flagname} is not a flag'
+      f'{config_lib.nearest(error.flagname, names)}'
     ) from error
   except (flags.Error, ValueError, TypeError) as error:
     raise config_lib.ConfigError(_one_line(error)) from error
   if len(rest) > 1:
     raise config_lib.ConfigError(f'unexpected arguments: {" ".join(rest[1:])}')
   values: dict[str, Any] = {name: known[name].value for name in options}
-  for name, value in {'config': holder.value, **values}.items():
+  for name, value in values.items():
     config_lib.check(value is not None, f'--{name}=... is missing')
-  return Command(config_lib.from_config_dict(holder.value), values)
+  return values
 
 
 def _unknown_field(

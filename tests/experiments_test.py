@@ -4,10 +4,13 @@ import functools
 import pathlib
 
 import jax
+import numpy as np
 import pytest
 
+from experiments import text_vae, wordnet_vae
 from gemini_jax import command
 from gemini_jax import config as config_lib
+from gemini_jax.data import sources
 from gemini_jax.models import gemini
 from gemini_jax.parallel import sharding
 from gemini_jax.tools import plan, program
@@ -23,14 +26,29 @@ SIZES = {
   'gemini_moe_1t': (1e12, 2e12),
   'gpt2_124m': (120e6, 130e6),
 }
+# What some are told, beside nothing.
+ARGUMENTS = {
+  'text_vae': [f'jsonl=absent,latent={name}' for name in text_vae.LATENTS],
+  'wordnet_vae': [
+    '',
+    *(f'latent={name},half=1' for name in text_vae.LATENTS),
+    'latent=none,half=2',
+  ],
+}
+CASES = [
+  (path, argument)
+  for path in FILES
+  for argument in ARGUMENTS.get(path.stem, [''])
+]
 
 
-@pytest.fixture(params=FILES, ids=lambda path: path.stem)
+@pytest.fixture(params=CASES, ids=lambda case: f'{case[0].stem}:{case[1]}')
 def experiment(request, tmp_path):
   """The name of an experiment and its config, with a vocabulary."""
-  argv = ['main', f'--config={request.param}']
+  path, argument = request.param
+  argv = ['main', f'--config={path}:{argument}']
   config = command.parse(argv, {}).config
-  return request.param.stem, plan.with_vocab(config, tmp_path, [])
+  return path.stem, plan.with_vocab(config, tmp_path, [])
 
 
 def test_an_experiment_builds(experiment):
@@ -53,3 +71,24 @@ def test_an_experiment_builds(experiment):
   assert shapes(new) == shapes(state)
   low, high = SIZES.get(name, (1e4, 1e14))
   assert low <= gemini.param_count(state.params) <= high
+
+
+def test_halves_of_wordnet_share_nothing():
+  """With what is evaluated, the halves are all records, each once."""
+  select = lambda specs: np.concatenate(
+    [sources.select(sources.split_spec(spec)[1], 1000) for spec in specs]
+  )
+  configs = [wordnet_vae.get_config(f'half={half}') for half in (1, 2)]
+  even, odd = (select(config.data.train) for config in configs)
+  held = [select((*c.data.validation, *c.data.test)) for c in configs]
+  assert np.array_equal(*held)
+  assert set(even % 2) == {0} and set(odd % 2) == {1}
+  assert sorted([*even, *odd, *held[0]]) == list(range(1000))
+  whole = select(wordnet_vae.get_config().data.train)
+  assert sorted([*even, *odd]) == whole.tolist()
+
+
+@pytest.mark.parametrize('argument', ['half=3', 'latent=other', 'halve=1'])
+def test_wrong_arguments_name_what_is_accepted(argument):
+  with pytest.raises(ValueError, match=r'half=1\|2 with NAME one of cyclical'):
+    wordnet_vae.get_config(argument)

@@ -18,15 +18,18 @@ import numpy as np
 import tqdm
 
 from gemini_jax import config as config_lib
-from gemini_jax.data import readers
+from gemini_jax.data import readers, wordnet
 
 READERS = {
   'text': readers.text,
   'jsonl': readers.jsonl,
   'python': readers.python,
   'reverse': readers.reverse,
+  'wordnet': wordnet.read,
 }
 KINDS = ('tfds', *READERS)
+# Kinds that know a place of their own.
+_PLACED = ('wordnet',)
 
 _SLICE = re.compile(r'\[(!?)(-?\d+%?)?:(-?\d+%?)?(?::([1-9]\d*))?\]')
 _SECONDS_BETWEEN_LINES = 10
@@ -102,7 +105,10 @@ def records(spec: str, config: config_lib.Data) -> Source:
       raise config_lib.ConfigError(
         f'{kind!r} is not a kind of source{config_lib.nearest(kind, KINDS)}'
       )
-    config_lib.check(bool(where), f'write {kind}:WHERE or {kind}:WHERE#SLICE')
+    config_lib.check(
+      bool(where) or kind in _PLACED,
+      f'write {kind}:WHERE or {kind}:WHERE#SLICE',
+    )
     if kind == 'tfds':
       name, _, split = where.partition('#')
       rows = readers.tfds(name, split, config)

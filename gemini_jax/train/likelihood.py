@@ -5,8 +5,8 @@ B batch, N sequences, Z numbers in z.
 
 import functools
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,20 @@ from gemini_jax.parallel import cluster
 # A number of z is active if its mean varies more than this over the texts
 # (Burda et al. 2016, section 5.1).
 _ACTIVE = 0.01
+# Texts that are read together at most, and their scores of tokens.
+_MAX_ROWS, _MAX_LOGITS = 64, 2**26
+
+
+class Tokenizer(Protocol):
+  """What reading texts asks of a tokenizer."""
+
+  pad_id: int
+  bos_id: int
+  eos_id: int
+
+  def encode(self, text: str) -> np.ndarray:
+    """Ids of `text`, without special ones."""
+    ...
 
 
 def measure(
@@ -69,6 +83,50 @@ def measure(
     'mi': mutual_information(posterior, z_NZ),
     'active_units': int((posterior.mean.var(axis=0) > _ACTIVE).sum()),
   }
+
+
+def of_texts(
+  model: gemini.Gemini,
+  params: Any,
+  tokenizer: Tokenizer,
+  texts: Sequence[str],
+) -> tuple[np.ndarray, np.ndarray]:
+  """Nats of each text, float32[N], and tokens that they are of, int64[N].
+
+  Exact: of a decoder without a latent. The end of a text is one of its tokens;
+  what does not fit `model.max_length` is left out of both.
+  """
+  assert not model.config.latent.dim and not model.config.cross
+  most, vocab_size = model.config.max_length, model.config.vocab_size
+  assert vocab_size, 'the tokenizer sets model.vocab_size'
+  ids = [[*tokenizer.encode(text), tokenizer.eos_id][:most] for text in texts]
+  lengths_N = np.array([len(row) for row in ids])
+  width = min(most, -(-lengths_N.max(initial=1) // 8) * 8)
+  size = min(_MAX_ROWS, max(1, _MAX_LOGITS // (width * vocab_size)))
+  size = min(1 << (size.bit_length() - 1), 1 << (len(ids) - 1).bit_length())
+  nats = []
+  for first in range(0, len(ids), size):
+    part = ids[first : first + size]
+    targets = np.full((size, width), tokenizer.pad_id, np.int32)
+    for i, row in enumerate(part):
+      targets[i, : len(row)] = row
+    lengths = np.zeros(size, np.int32)
+    lengths[: len(part)] = lengths_N[first : first + size]
+    tokens = np.roll(targets, 1, axis=1)
+    tokens[:, 0] = tokenizer.bos_id
+    decoder = batch_lib.plain_sequence(tokens, lengths)
+    batch = batch_lib.Batch(
+      decoder=decoder,
+      targets=targets,
+      weights=decoder.segments.astype(np.float32),
+    )
+    nats.append(cluster.fetch(_nats(model, params, batch))[: len(part)])
+  return np.concatenate(nats), lengths_N
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _nats(model, params, batch):
+  return -model.apply({'params': params}, batch, method='log_likelihood')
 
 
 def mutual_information(posterior: latent_lib.Normal, z_NZ: Any) -> float:

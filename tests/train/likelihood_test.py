@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import toy
+from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.models import latent
 from gemini_jax.train import likelihood
@@ -96,3 +97,46 @@ def test_what_z_does_not_say_costs_nothing():
   )(batch)
   found = measured(model, blind, [batch], num_samples=3)
   assert found['nll'] == pytest.approx(-float(exact.mean()), rel=1e-5)
+
+
+class Letters:
+  """A token for each letter."""
+
+  pad_id, bos_id, eos_id = 0, 1, 2
+
+  def encode(self, text):
+    return np.array([3 + ord(letter) - ord('a') for letter in text], np.int32)
+
+
+@pytest.mark.parametrize('max_length', [12, 4])
+def test_texts_are_read_alone_and_exactly(max_length):
+  """Each text by itself without padding gives the same; long ones are cut."""
+  model = toy.model(max_length=max_length)
+  params = toy.model_params(model)
+  texts = ['', 'abc', 'dbbacg', 'a', 'gfedc']
+  nats_N, tokens_N = likelihood.of_texts(model, params, Letters(), texts)
+  for text, nats, tokens in zip(texts, nats_N, tokens_N, strict=True):
+    ids = np.array([1, *Letters().encode(text), 2])[: max_length + 1]
+    sequence = batch_lib.plain_sequence(
+      ids[None, :-1], np.array([len(ids) - 1])
+    )
+    logits, _, _ = model.apply({'params': params}, sequence, method='decode')
+    logprobs = np.asarray(jax.nn.log_softmax(logits))[0]
+    expected = -logprobs[np.arange(len(ids) - 1), ids[1:]].sum()
+    assert tokens == len(ids) - 1
+    np.testing.assert_allclose(nats, expected, rtol=1e-5)
+
+
+def test_many_texts_are_read_part_by_part(monkeypatch):
+  model = toy.model()
+  params = toy.model_params(model)
+  random = np.random.default_rng(0)
+  texts = [
+    ''.join(random.choice(list('abcdefgh'), random.integers(0, 10)))
+    for _ in range(11)
+  ]
+  whole = likelihood.of_texts(model, params, Letters(), texts)
+  monkeypatch.setattr(likelihood, '_MAX_ROWS', 4)
+  parts = likelihood.of_texts(model, params, Letters(), texts)
+  np.testing.assert_allclose(whole[0], parts[0], rtol=1e-5)
+  np.testing.assert_array_equal(whole[1], parts[1])
