@@ -35,7 +35,9 @@ def get_config(arg=''):
   config.data.sequence_length = longest(path)
   config.model.max_length = config.data.sequence_length
   config.model.width = 128
-  config.train.num_steps = 3000
+  config.model.mlp_dim = 256
+  config.data.batch_size = 32
+  config.train.num_steps = 2000
   config.train.eval_every = 1000
   config.train.save_every = 1000
   return config
@@ -56,10 +58,11 @@ def set_latent(config, latent):
   """The model and its training; `latent` is one of LATENTS."""
   config.model.num_layers = 2
   config.model.num_encoder_layers = 1
-  config.model.latent.dim = 0 if latent == 'none' else 32
+  config.model.latent.dim = 0 if latent == 'none' else 16
   config.train.bottleneck.schedule = 'cyclical'
   if latent == 'constant':
     config.train.bottleneck.schedule = 'constant'
+    config.train.bottleneck.free_bits = 0.0
   config.optimizer.learning_rate = 2e-3
   config.optimizer.warmup_steps = 100
   config.train.log_every = 100
@@ -78,4 +81,4 @@ def longest(path):
   # A small vocabulary has a piece for every word, others about 1.5 a word.
   pieces = 1.0 if len(words) < 2000 else 1.6
   most = lengths[int(0.995 * (len(lengths) - 1))] if lengths else 0
-  return min(128, 8 * math.ceil((pieces * most + 2) / 8))
+  return min(128, 2 * math.ceil((pieces * most + 2) / 2))

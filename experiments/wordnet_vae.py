@@ -37,6 +37,8 @@ def get_config(arg=''):
   text_vae.set_data(config, 'wordnet:')
   config.data.train = tuple(f'wordnet:#{part}' for part in HALVES[half])
   text_vae.set_latent(config, latent)
+  if latent != 'none':
+    config.model.latent.dim = 32
   config.data.sequence_length = 32
   config.model.max_length = 32
   config.model.width = 256

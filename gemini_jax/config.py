@@ -466,7 +466,7 @@ class Bottleneck:
   off: float = 0.0
   ramp: float = 0.5
   # Nats of each dimension of z that cost nothing (Kingma et al. 2016).
-  free_bits: float = 0.0
+  free_bits: float = 0.2
   # Nats that z must carry on average, by a learned multiplier (Minimum
   # Desired Rate, Pelsmaeker and Aziz 2020); 0: off.
   min_rate: float = 0.0
@@ -478,8 +478,13 @@ class Bottleneck:
 
   def __post_init__(self):
     path = 'train.bottleneck'
-    at_least(self, path, 1, 'cycles')
     at_least(self, path, 0, 'free_bits', 'min_rate')
+    check(
+      not self.min_rate or self.schedule == 'constant',
+      f'train.bottleneck.min_rate={self.min_rate} needs schedule constant: '
+      'while the KL term is off nothing would hold its multiplier',
+    )
+    at_least(self, path, 1, 'cycles')
     is_share(self, path, 'off', 'ramp', 'autoencode', 'word_dropout')
     check(
       self.off + self.ramp <= 1,

@@ -313,6 +313,11 @@ CONFLICTS = [
     'model.latent.dim=3 is one z for each row; set data.pack=False',
   ),
   (
+    {'train.bottleneck': {'min_rate': 2.0}},
+    'train.bottleneck.min_rate=2.0 needs schedule constant: while the KL term '
+    'is off nothing would hold its multiplier',
+  ),
+  (
     {'train.bottleneck': {'off': 0.75}},
     'train.bottleneck.off=0.75 and ramp=0.5 must together be at most 1',
   ),

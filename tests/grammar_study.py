@@ -24,14 +24,12 @@ KINDS = ('none', 'cyclical', 'constant')
 # Of a model that one processor trains in a minute or two.
 SIZES = (
   'model.width=64',
+  'model.mlp_dim=256',
   'model.gated=False',
   'model.scan_layers=False',
-  'model.latent.dim=16',
-  'data.batch_size=32',
   'optimizer.learning_rate=4e-3',
-  'train.num_steps=3000',
-  'train.eval_every=3000',
-  'train.save_every=3000',
+  'train.eval_every=2000',
+  'train.save_every=2000',
   'eval.importance_samples=500',
   'eval.latent_examples=200',
 )
@@ -40,7 +38,6 @@ NUM_TEXTS, TEMPERATURE = 1000, 0.5
 
 def command(out, kind, seed, mode, *options):
   """The command line of one run, on one processor."""
-  sizes = [size for size in SIZES if kind != 'none' or 'latent.dim' not in size]
   file = f'experiments/text_vae.py:jsonl={out}/grammar.jsonl,latent={kind}'
   workdir = out / f'{kind}-{seed}'
   return [
@@ -51,7 +48,7 @@ def command(out, kind, seed, mode, *options):
     f'--workdir={workdir}',
     f'--mode={mode}',
     f'--config.train.seed={seed}',
-    *(f'--config.{option}' for option in (*sizes, *options)),
+    *(f'--config.{option}' for option in (*SIZES, *options)),
   ]
 
 

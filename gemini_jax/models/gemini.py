@@ -62,10 +62,12 @@ class Gemini(nn.Module):
       self.latent = latent_lib.Latent(config.latent, config.num_heads, **types)
       if config.latent.embedding:
         # As large as a token's vector, which it must not drown.
+        size = self.token.init_scale
+        size *= config.width**0.5 if config.scale_embeddings else 1
         self.latent_embedding = linear.Einsum(
           (config.latent.dim, config.width),
           (None, 'embed'),
-          init_scale=self.token.init_scale * config.latent.dim**-0.5,
+          init_scale=size * config.latent.dim**-0.5,
           **types,
         )
     self.decoder = transformer.Stack(
@@ -105,7 +107,7 @@ class Gemini(nn.Module):
     those of its tokens and its part of the vocabulary. With a latent the loss
     is the evidence bound: cross-entropy and the rate of z.
     """
-    bottleneck = bottleneck or config_lib.Bottleneck()
+    bottleneck = bottleneck or config_lib.Bottleneck(free_bits=0.0)
     x_BTD, aux, said = self.read(batch, deterministic, bottleneck.word_dropout)
     table_VD = (
       self.token.embedding

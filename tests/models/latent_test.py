@@ -76,7 +76,7 @@ def test_free_bits_are_free_by_the_batch():
   # The first dim says 0.4 < 2 * 0.5 in both rows, the second 3.
   assert float(losses['kl']) == pytest.approx(1.0 + 3.0)
   assert losses['min_rate'] == 0
-  plain = said(RATES).terms(REAL, 2, config_lib.Bottleneck())[1]
+  plain = said(RATES).terms(REAL, 2, config_lib.Bottleneck(free_bits=0.0))[1]
   assert float(plain['kl']) == pytest.approx(3.4)
 
 
@@ -94,7 +94,9 @@ def test_the_multiplier_rises_while_z_says_too_little(rate):
   """Descent: the model is pushed to a rate of 1, the multiplier weighs it."""
 
   def loss(rate, multiplier):
-    bottleneck = config_lib.Bottleneck(min_rate=1.0)
+    bottleneck = config_lib.Bottleneck(
+      min_rate=1.0, schedule='constant', free_bits=0.0
+    )
     terms = said([[rate]], multiplier).terms(np.ones(1), 1, bottleneck)
     return terms[1]['min_rate']
 
