@@ -140,6 +140,9 @@ def parse(text: str) -> Program:
       continue
     operation = _operation(line.strip())
     if current is not None and operation is not None:
+      for name in operation.operands:
+        if '#' in name and name not in current:
+          current[name] = _element(current, name)
       current[operation.name] = operation
   return Program(computations, entry)
 
@@ -168,10 +171,26 @@ def _operation(line: str) -> Operation | None:
     name.lstrip('%'),
     opcode[1],
     shapes,
-    tuple(re.findall(r'%([\w.\-]+)', arguments)),
+    tuple(re.findall(r'%([\w.\-#]+)', arguments)),
     arguments,
     rest[end + 1 :],
     is_root,
+  )
+
+
+def _element(computation: Computation, name: str) -> Operation:
+  """What `tuple#1`, the short form of later releases, stands for."""
+  whole, _, index = name.partition('#')
+  operation = computation.get(whole)
+  shapes = operation.shapes[int(index) :][:1] if operation else ()
+  return Operation(
+    name,
+    'get-tuple-element',
+    shapes,
+    (whole,),
+    f'%{whole}',
+    f', index={index}',
+    is_root=False,
   )
 
 

@@ -1,5 +1,7 @@
 """Loops, products and traffic, read from the text of programs."""
 
+import re
+
 import pytest
 
 from gemini_jax.tools import hlo, roofline
@@ -50,6 +52,19 @@ body=%body
 
 def test_a_loop_counts_as_often_as_it_runs():
   assert hlo.flops(hlo.parse(LOOP)) == 5 * 2 * 8 * 16 * 16
+
+
+def test_elements_of_tuples_may_be_written_short():
+  """As XLA of jax 0.12 does: %p.3#1 instead of a line of its own."""
+  short = LOOP
+  for name in ('i.1', 'i.3', 'x.3', 'w.3'):
+    line = re.search(rf'  %{name} = .*index=(\d)\n', short)
+    short = short.replace(line[0], '').replace(
+      f'%{name}', f'%p.{name[-1]}#{line[1]}'
+    )
+  assert short.count('#') == 6
+  one, other = hlo.parse(short), hlo.parse(LOOP)
+  assert hlo.flops(one) == hlo.flops(other)
 
 
 @pytest.mark.parametrize(
