@@ -198,14 +198,3 @@ def best_of(wish: Scores, z_NKZ: jax.Array) -> jax.Array:
   scores_NK = jax.vmap(jax.vmap(wish.log_prob))(z_NKZ)
   best_N = jnp.argmax(scores_NK, axis=1)
   return z_NKZ[jnp.arange(z_NKZ.shape[0]), best_N]
-
-
-def vector(z_NZ: jax.Array, direction_Z: jax.Array, weight: Any) -> jax.Array:
-  """Z moved by the difference of the means of texts with and without, [N, Z].
-
-  Args:
-    z_NZ: where each sample starts.
-    direction_Z: the difference, summed over the wished attributes.
-    weight: multiplies it.
-  """
-  return z_NZ + weight * direction_Z[None, :]

@@ -215,7 +215,6 @@ RUNS = {
   'best_of': lambda wish, z_NZ: steering.best_of.__wrapped__(
     wish, jnp.stack([z_NZ] * steering.BEST_OF, axis=1)
   ),
-  'vector': lambda wish, z_NZ: steering.vector(z_NZ, jnp.ones(Z), 1.0),
 }
 
 
@@ -228,7 +227,6 @@ def test_the_cost_is_that_of_the_passes_made(name):
   cost = steering.cost('ode' if name == 'uncorrected' else name, name == 'ode')
   found = counted.forward / count, counted.backward / count
   assert found == (cost.attribute_forward, cost.attribute_backward)
-  assert (name == 'vector') == (found == (0, 0))
 
 
 def test_the_best_of_some_draws_is_taken():
@@ -239,10 +237,3 @@ def test_the_best_of_some_draws_is_taken():
   for i in range(64):
     np.testing.assert_array_equal(found_NZ[i], z_NKZ[i, scores_NK[i].argmax()])
   assert share(found_NZ, tone='positive') > 0.8
-
-
-def test_the_vector_is_added_with_its_weight():
-  direction_Z = jnp.arange(Z, dtype=jnp.float32)
-  found_NZ = steering.vector(draws(), direction_Z, 0.5)
-  expected_NZ = np.asarray(draws()) + 0.5 * np.arange(Z)
-  np.testing.assert_allclose(found_NZ, expected_NZ, rtol=1e-6)
