@@ -25,14 +25,13 @@ from gemini_jax.models import gemini, transformer
 _NUM_ROWS, _NUM_PLACES = 64, 16
 # FUDGE: tokens that are weighed, the likeliest ones.
 _NUM_WEIGHED = 200
-# PPLM: steps for each token, their size, the exponent of the gradient's norm
-# (as in the authors' run_pplm.py), the last slots that are moved, the weight
-# of the divergence, and of the moved distribution in the mixture of both.
-_NUM_STEPS = 3
-_STEP_SIZE = 0.04
-_GAMMA = 1.0
+# PPLM: steps for each token, the length of each as a share of what is moved,
+# the last slots that are, the weight of the divergence, and that of the moved
+# distribution in the mixture of both (measured on a grammar, see LOG.md).
+_NUM_STEPS = 10
+_STEP_SIZE = 0.1
 _WINDOW = 8
-_KL_SCALE = 0.01
+_KL_SCALE = 1.0
 _FUSION = 0.9
 
 
@@ -79,16 +78,32 @@ class Guided(decoding.Decoder):
     )
     return x_B1D[:, 0], self.apply(params, x_B1D, method='logits')[:, 0], cache
 
-  def table(self, params: Params) -> jax.Array:
-    """Vectors of all tokens, [V, D]."""
-    return params.model['token']['embedding']
+  def gain(
+    self, params: Params, x_BD: jax.Array, logits_BV: jax.Array
+  ) -> jax.Array:
+    """Log p(wish) with each token as the next one, float32[B, V].
+
+    Tokens that are not weighed have the least of those that are.
+    """
+    allowed_BV = jnp.where(self.forbidden_V[None], -jnp.inf, logits_BV)
+    num = min(_NUM_WEIGHED, logits_BV.shape[1])
+    _, ids_BK = jax.lax.top_k(allowed_BV, num)
+
+    def weigh(x_D, id):
+      vector_D = params.model['token']['embedding'][id]
+      return params.wish.log_prob(features(x_D, vector_D))
+
+    gain_BK = jax.vmap(jax.vmap(weigh, (None, 0)))(x_BD, ids_BK)
+    least_B1 = jnp.min(gain_BK, axis=1, keepdims=True)
+    rows_B1 = jnp.arange(len(ids_BK))[:, None]
+    gain_BV = jnp.broadcast_to(least_B1, logits_BV.shape)
+    return gain_BV.at[rows_B1, ids_BK].set(gain_BK)
 
 
 class Fudge(Guided):
   """Weighted decoding: log p(token) + weight * log p(wish | text with it).
 
-  FUDGE, Yang and Klein 2021, equation 2. Of tokens that are not weighed, the
-  least weight is taken.
+  FUDGE, Yang and Klein 2021, equation 2.
   """
 
   def decode_step(
@@ -96,19 +111,7 @@ class Fudge(Guided):
   ) -> tuple[jax.Array, decoding.State]:
     """Scores of each row's next token, float32[B, V]."""
     x_BD, logits_BV, cache = self.read(params, state, state.cache)
-    allowed_BV = jnp.where(self.forbidden_V[None], -jnp.inf, logits_BV)
-    num = min(_NUM_WEIGHED, logits_BV.shape[1])
-    _, ids_BK = jax.lax.top_k(allowed_BV, num)
-    vector_BKD = self.table(params)[ids_BK]
-
-    def weigh(x_D, vector_D):
-      return params.wish.log_prob(features(x_D, vector_D))
-
-    gain_BK = jax.vmap(jax.vmap(weigh, (None, 0)))(x_BD, vector_BKD)
-    rows_B1 = jnp.arange(len(ids_BK))[:, None]
-    least_B1 = jnp.min(gain_BK, axis=1, keepdims=True)
-    gain_BV = jnp.broadcast_to(least_B1, logits_BV.shape)
-    gain_BV = gain_BV.at[rows_B1, ids_BK].set(gain_BK)
+    gain_BV = self.gain(params, x_BD, logits_BV)
     return logits_BV + gain_BV, dataclasses.replace(state, cache=cache)
 
 
@@ -116,19 +119,21 @@ class Pplm(Guided):
   """Gradient steps on the cache before each token.
 
   PPLM, Dathathri et al. 2020: the keys and values of the last slots move down
-  -log p(wish) + c KL(moved || model), by normalised gradients of each layer;
-  then the token is of p_moved^g p^(1 - g). What the wish reads as the next
-  token is the mean vector under the moved distribution. The state keeps the
-  cache that was not moved.
+  c KL(moved || model) - log p(wish), by normalised gradients of each layer;
+  then the token is of p_moved^g p^(1 - g). Other than there, p(wish) is the
+  mean over the next token of what it is after that token: read from what the
+  moved layers themselves say, it rises without a change of the tokens. And
+  steps shrink with what is left to gain: of one length, they harm the tokens
+  that the wish does not depend on. The state keeps the cache as it was.
   """
 
   def decode_step(
     self, params: Params, state: decoding.State
   ) -> tuple[jax.Array, decoding.State]:
     """Scores of each row's next token, float32[B, V]."""
-    _, logits_BV, cache = self.read(params, state, state.cache)
+    x_BD, logits_BV, cache = self.read(params, state, state.cache)
+    gain_BV = self.gain(params, x_BD, logits_BV)
     log_probs_BV = jax.nn.log_softmax(logits_BV)
-    table_VD = self.table(params)
     past = state.cache.self_attention
     last_B1 = jnp.maximum(state.lengths - 1, 0)[:, None]
     slots_1S = jnp.arange(past.key.shape[2])[None]
@@ -136,41 +141,52 @@ class Pplm(Guided):
     near_BS = (slots_1S < last_B1) & (slots_1S >= last_B1 - _WINDOW)
 
     def moved(delta):
-      """What is said and its log-probabilities, from a moved cache."""
+      """Log-probabilities of the next token, from a moved cache."""
       add = lambda old, new: old + new.astype(old.dtype)
       cache = dataclasses.replace(
         state.cache, self_attention=jax.tree.map(add, past, delta)
       )
-      x_BD, logits_BV, _ = self.read(params, state, cache)
-      return x_BD, jax.nn.log_softmax(logits_BV)
+      return jax.nn.log_softmax(self.read(params, state, cache)[1])
 
     def loss(delta):
-      x_BD, moved_BV = moved(delta)
-      probs_BV = jnp.exp(moved_BV)
-      vector_BD = probs_BV.astype(table_VD.dtype) @ table_VD
-      wish_B = jax.vmap(
-        lambda x_D, vector_D: params.wish.log_prob(features(x_D, vector_D))
-      )(x_BD, vector_BD)
-      kl = jnp.sum(probs_BV * (moved_BV - log_probs_BV))
-      return _KL_SCALE * kl - jnp.sum(wish_B)
+      moved_BV = moved(delta)
+      wish_B = jax.nn.logsumexp(moved_BV + gain_BV, axis=-1)
+      ratio_BV = moved_BV - log_probs_BV
+      kl_B = jnp.sum(jnp.exp(moved_BV) * ratio_BV, axis=-1)
+      # What is left to gain: spread of the loss over tokens; 0 at the best.
+      slope_BV = _KL_SCALE * ratio_BV - jnp.exp(gain_BV - wish_B[:, None])
+      left_B = jnp.sqrt(variance(moved_BV, slope_BV))
+      return jnp.sum(_KL_SCALE * kl_B - wish_B), jnp.minimum(left_B, 1)
 
     def step(delta, _):
-      def descend(old, grad):
+      def descend(old, grad, size):
         grad = jnp.where(near_BS[None, :, :, None, None], grad, 0)
-        size = jnp.sqrt(
-          jnp.sum(jnp.square(grad), axis=(2, 3, 4), keepdims=True)
-        )
-        return old - strength * grad / jnp.maximum(size, 1e-9) ** _GAMMA
+        length = jnp.maximum(norm(grad), 1e-9)
+        left = left_B[None, :, None, None, None]
+        return old - strength * left * size * grad / length
 
-      return jax.tree.map(descend, delta, jax.grad(loss)(delta)), None
+      grads, left_B = jax.grad(loss, has_aux=True)(delta)
+      return jax.tree.map(descend, delta, grads, sizes), None
 
-    # A step has one length whatever the loss, so the weights are its size.
+    norm = lambda x: jnp.sqrt(
+      jnp.sum(jnp.square(x), axis=(2, 3, 4), keepdims=True)
+    )
+    near = near_BS[None, :, :, None, None]
+    sizes = jax.tree.map(
+      lambda x: norm(jnp.where(near, x, 0).astype(jnp.float32)), past
+    )
     strength = _STEP_SIZE * jnp.mean(params.wish.weights_A)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), past)
     delta, _ = jax.lax.scan(step, zeros, length=_NUM_STEPS)
-    _, moved_BV = moved(delta)
-    fused_BV = _FUSION * moved_BV + (1 - _FUSION) * log_probs_BV
+    fused_BV = _FUSION * moved(delta) + (1 - _FUSION) * log_probs_BV
     return fused_BV, dataclasses.replace(state, cache=cache)
+
+
+def variance(log_probs_BV: jax.Array, values_BV: jax.Array) -> jax.Array:
+  """Of values under distributions, float32[B]."""
+  probs_BV = jnp.exp(log_probs_BV)
+  mean_B1 = jnp.sum(probs_BV * values_BV, axis=1, keepdims=True)
+  return jnp.sum(probs_BV * jnp.square(values_BV - mean_B1), axis=1)
 
 
 METHODS = {'fudge': Fudge, 'pplm': Pplm}
@@ -178,10 +194,10 @@ METHODS = {'fudge': Fudge, 'pplm': Pplm}
 
 def cost(method: str, vocab_size: int) -> steering.Cost:
   """What one token takes."""
-  if method == 'fudge':
-    return steering.Cost(min(_NUM_WEIGHED, vocab_size), 0, 1, 0)
+  steps = _NUM_STEPS if method == 'pplm' else 0
   # Before, in and after the steps.
-  return steering.Cost(_NUM_STEPS, _NUM_STEPS, _NUM_STEPS + 2, _NUM_STEPS)
+  forward = steps + 2 if steps else 1
+  return steering.Cost(min(_NUM_WEIGHED, vocab_size), 0, forward, steps)
 
 
 def features(x_D: jax.Array, vector_D: jax.Array) -> jax.Array:
