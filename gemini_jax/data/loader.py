@@ -194,6 +194,34 @@ def pairs(
   return found
 
 
+def labelled(
+  config: config_lib.Data, split: Split, most: int
+) -> list[tuple[str, dict[str, str]]]:
+  """The first `most` texts of a split that have labels, with those.
+
+  Raises:
+    ConfigError: a source cannot be read, holds pairs, or none has labels.
+  """
+  config_lib.check(
+    not config.inputs_field,
+    f'labels are of plain text; data.inputs_field={config.inputs_field!r} '
+    'makes pairs',
+  )
+  found: list[tuple[str, dict[str, str]]] = []
+  unusable = collections.Counter()
+  for spec in getattr(config, split):
+    records = sources.labelled(sources.records(spec, config), config, unusable)
+    found += itertools.islice(records, most - len(found))
+  reasons = cache.reasons(unusable)
+  config_lib.check(
+    len(found) > 0,
+    f'data.{split} has no text with labels, such as {{"text": ..., '
+    f'"{sources.LABEL_FIELD}": {{"attribute": "value"}}}}{reasons}',
+  )
+  logging.info('data.%s: %d texts with labels%s', split, len(found), reasons)
+  return found
+
+
 def iterate(
   loader: Loader, start: int = 0, num_prefetch: int | None = None
 ) -> Iterator[batch_lib.Batch]:

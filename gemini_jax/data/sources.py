@@ -7,12 +7,13 @@ A slice counts records: `[:90%]`, `[100:]`, every tenth `[9::10]`, and with
 import collections
 import dataclasses
 import hashlib
+import json
 import logging
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 import tqdm
@@ -30,9 +31,13 @@ READERS = {
 KINDS = ('tfds', *READERS)
 # Kinds that know a place of their own.
 _PLACED = ('wordnet',)
+# Where a record says its attributes, {attribute: value}.
+LABEL_FIELD = 'label'
 
 _SLICE = re.compile(r'\[(!?)(-?\d+%?)?:(-?\d+%?)?(?::([1-9]\d*))?\]')
 _SECONDS_BETWEEN_LINES = 10
+
+T = TypeVar('T')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,12 +182,53 @@ def texts(
   Records without are left out and counted by reason in `unusable`.
   """
   fields = text_fields(config).values()
+  yield from _usable(
+    source, unusable, lambda record: tuple(_text(record, f) for f in fields)
+  )
+
+
+def labelled(
+  source: Source, config: config_lib.Data, unusable: collections.Counter
+) -> Iterator[tuple[str, dict[str, str]]]:
+  """The text of each record and the values of its attributes.
+
+  Records without either are left out and counted by reason in `unusable`.
+  """
+  yield from _usable(
+    source,
+    unusable,
+    lambda record: (_text(record, config.text_field), _label(record)),
+  )
+
+
+def _usable(
+  source: Source,
+  unusable: collections.Counter,
+  read: Callable[[dict[str, Any]], T],
+) -> Iterator[T]:
+  """What `read` finds in each record."""
   for index in _progress(len(source), source.name):
     try:
-      record = source[index]
-      yield tuple(_text(record, field) for field in fields)
+      yield read(source[index])
     except readers.UnusableError as error:
       unusable[str(error)] += 1
+
+
+def _label(record: dict[str, Any]) -> dict[str, str]:
+  label = record.get(LABEL_FIELD)
+  if not isinstance(label, dict) or not label:
+    raise readers.UnusableError(f'no {LABEL_FIELD!r} of attributes and values')
+  # What is null is not known.
+  known = {name: value for name, value in label.items() if value is not None}
+  for name, value in known.items():
+    if not isinstance(value, str | int | float):
+      raise readers.UnusableError(
+        f'{LABEL_FIELD!r} of {name!r} is no text, number or boolean'
+      )
+  return {
+    name: value if isinstance(value, str) else json.dumps(value)
+    for name, value in known.items()
+  }
 
 
 def _text(record: dict[str, Any], field: str) -> str:

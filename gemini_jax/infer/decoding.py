@@ -323,18 +323,21 @@ class Decoder:
     The last token of each row is read here. Where prefill has read it
     already, its cache entry is written again as it was.
     """
-    last_B1 = jnp.maximum(state.lengths - 1, 0)[:, None]
-    sequence = batch_lib.Sequence(
-      jnp.take_along_axis(state.tokens, last_B1, axis=1),
-      last_B1,
-      (~state.done)[:, None].astype(jnp.int32),
-    )
     logits_B1V, cache = self.model.apply(
       {'params': params},
-      sequence,
+      self.last(state),
       memory=state.memory,
       latent_BZ=state.latent,
       cache=state.cache,
       method='decode',
     )[:2]
     return logits_B1V[:, 0], dataclasses.replace(state, cache=cache)
+
+  def last(self, state: State) -> batch_lib.Sequence:
+    """The last token of each row, [B, 1]; rows that are done are padding."""
+    last_B1 = jnp.maximum(state.lengths - 1, 0)[:, None]
+    return batch_lib.Sequence(
+      jnp.take_along_axis(state.tokens, last_B1, axis=1),
+      last_B1,
+      (~state.done)[:, None].astype(jnp.int32),
+    )

@@ -12,6 +12,7 @@ import numpy as np
 
 from gemini_jax import config as config_lib
 from gemini_jax.infer import beam, decoding, origin, sampling
+from gemini_jax.infer import guide as guide_lib
 from gemini_jax.models import gemini
 from gemini_jax.parallel import cluster
 
@@ -49,6 +50,7 @@ class Sample:
     logprobs: natural log-probability of each under the model itself, before
       temperature and filters.
     latent: the z that it was written from; () without one.
+    steer: what it should be, as `generate.steer` says.
   """
 
   prompt: str
@@ -56,6 +58,7 @@ class Sample:
   tokens: tuple[int, ...]
   logprobs: tuple[float, ...]
   latent: tuple[float, ...] = ()
+  steer: str = ''
 
   @property
   def logprob(self) -> float:
@@ -83,6 +86,7 @@ def generate(
   prompts: Sequence[str],
   on_text: Callable[[int, str], None] | None = None,
   latents: np.ndarray | None = None,
+  guide: guide_lib.Guide | None = None,
 ) -> list[Sample]:
   """`generate.count` samples of each prompt, those of a prompt together.
 
@@ -97,13 +101,18 @@ def generate(
     on_text: called with the index of a sample and the text that was added to
       it, while it grows. The pieces of a sample make its text. A beam search
       knows its text only at the end.
-    latents: z of each sample, float32[N, Z]; None: as `generate.source` says.
+    latents: z of each sample, float32[N, Z]; None: as `generate.source` and
+      `generate.steer` say.
+    guide: to what `generate.steer` asks for; None: learned from the data.
 
   Raises:
     ConfigError: a prompt is too long, or more samples than beams are asked;
-      or see `origin.latents`.
+      or see `origin.latents` and `guide.examples`.
   """
   options = config.generate
+  if options.steer and guide is None:
+    examples = guide_lib.examples(config)
+    guide = guide_lib.learn(config, model, params, tokenizer, examples)
   beams = options.beam_size
   config_lib.check(
     beams == 1 or options.count <= beams,
@@ -119,13 +128,15 @@ def generate(
   if not rows:
     return []
   if latents is None:
-    latents = _latents(config, model, params, tokenizer, prompts)
+    latents = _latents(config, model, params, tokenizer, prompts, guide)
   # A power of two, so that few sizes are ever compiled.
   batch_size = min(
     max(1, _fitting_rows(model.config) // beams),
     1 << (len(rows) - 1).bit_length(),
   )
   decoder = build_decoder(config, model, tokenizer, batch_size * beams)
+  if guide is not None:
+    decoder, params = guide.decoder(decoder, params)
   decoder.check_lengths(
     [prompt.tokens for prompt in read],
     [prompt.inputs for prompt in read if prompt.inputs is not None],
@@ -180,6 +191,7 @@ def _latents(
   params: Any,
   tokenizer: Tokenizer,
   prompts: Sequence[str],
+  guide: guide_lib.Guide | None,
 ) -> np.ndarray | None:
   """Z of every sample, those of a prompt together; None without a latent."""
   options = config.generate
@@ -190,12 +202,12 @@ def _latents(
   for prompt in prompts:
     # The beams of a prompt have one z.
     count = options.count if options.beam_size == 1 else 1
+    count *= 1 if guide is None else guide.draws
     own = dataclasses.replace(options, prompt=prompt, count=count)
-    found.append(
-      origin.latents(
-        dataclasses.replace(config, generate=own), model, params, tokenizer
-      )
+    z_NZ = origin.latents(
+      dataclasses.replace(config, generate=own), model, params, tokenizer
     )
+    found.append(z_NZ if guide is None else guide.steer(z_NZ))
   return np.concatenate(found)
 
 
@@ -280,6 +292,7 @@ def _sample(
         tokens_BT[i, span],
         logprobs_BT[i, span],
         None if latents is None else latents[i],
+        options.steer,
       )
       grown.append((sample, bool(done_B[i])))
     yield grown
@@ -312,6 +325,7 @@ def _search(
       best.tokens,
       best.logprobs,
       None if latents is None else latents[i],
+      options.steer,
     )
     for i, ((prompt, _), hypotheses) in enumerate(zip(rows, found, strict=True))
     for best in hypotheses[: options.count]
@@ -324,6 +338,7 @@ def _to_sample(
   tokens: np.ndarray,
   logprobs: np.ndarray,
   latent: np.ndarray | None,
+  steer: str,
 ) -> Sample:
   ids = tokens[:-1] if tokens[-1:] == tokenizer.eos_id else tokens
   text = tokenizer.decode(ids.tolist())
@@ -337,6 +352,7 @@ def _to_sample(
     tuple(tokens.tolist()),
     tuple(logprobs.tolist()),
     () if latent is None else tuple(latent.tolist()),
+    steer,
   )
 
 
@@ -356,6 +372,8 @@ def write_samples(path: pathlib.Path, samples: Sequence[Sample]):
         'logprob': sample.logprob,
         'tokens': list(sample.tokens),
       }
+      if sample.steer:
+        line['steer'] = sample.steer
       if sample.latent:
         line['z'] = list(sample.latent)
       file.write(json.dumps(line, ensure_ascii=False) + '\n')

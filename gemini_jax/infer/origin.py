@@ -61,8 +61,7 @@ def latents(
     given_Z = np.asarray(options.latent, np.float32)
     return np.tile(given_Z, (options.count, 1))
   keys = sample_keys(options.seed, options.count)
-  reads = model.config.cross or source not in ('prompt', 'prior')
-  if not reads:
+  if is_drawn(options, model):
     return np.asarray(draw_prior(model, params, keys, temperature))
   found = encode(model, params, tokenizer, options.texts, limit(config))
   if source == 'interpolate':
@@ -73,6 +72,15 @@ def latents(
   else:
     found = jax.tree.map(lambda leaf: leaf[0], found)
   return np.asarray(draw_posterior(found, keys, temperature))
+
+
+def is_drawn(options: config_lib.Generate, model: gemini.Gemini) -> bool:
+  """Whether z is a draw of the prior, not of a text."""
+  return (
+    options.source in ('prompt', 'prior')
+    and not model.config.cross
+    and not options.latent
+  )
 
 
 def sample_keys(seed: int, count: int) -> jax.Array:
@@ -86,8 +94,14 @@ def draw_prior(
   model: gemini.Gemini, params: Any, keys: jax.Array, temperature: Any
 ) -> jax.Array:
   """A draw of the prior for each key, float32[N, Z]."""
-  prior: Any = model.apply({'params': params}, method='prior')
+  prior = find_prior(model, params)
   return jax.vmap(lambda key: prior.sample(key, 1, temperature)[0])(keys)
+
+
+def find_prior(model: gemini.Gemini, params: Any) -> latent_lib.Mixture:
+  """Which z there are."""
+  prior: Any = model.apply({'params': params}, method='prior')
+  return prior
 
 
 @jax.jit
@@ -120,13 +134,24 @@ def encode(
   rows = []
   for text in texts:
     config_lib.check(bool(text), 'an empty text has no latent; write one')
-    ids = np.append(np.asarray(tokenizer.encode(text), np.int32), 0)
-    ids[-1] = tokenizer.eos_id
+    ids = np.asarray(tokenizer.encode(text), np.int32)
     config_lib.check(
-      len(ids) <= length,
-      f'{text[:40]!r} has {len(ids)} tokens, of which {length} can be encoded',
+      len(ids) < length,
+      f'{text[:40]!r} has {len(ids) + 1} tokens, of which {length} can be '
+      'encoded',
     )
     rows.append(ids)
+  return encode_ids(model, params, tokenizer, rows, length)
+
+
+def encode_ids(
+  model: gemini.Gemini,
+  params: Any,
+  tokenizer: Tokenizer,
+  rows: Sequence[np.ndarray],
+  length: int,
+) -> latent_lib.Normal:
+  """The posterior of each text, numpy's [N, Z], of ids below `length`."""
   size = min(_MAX_ROWS, 1 << (len(rows) - 1).bit_length())
   found = []
   for first in range(0, len(rows), size):
@@ -135,7 +160,8 @@ def encode(
     lengths = np.zeros(size, np.int32)
     for i, row in enumerate(part):
       tokens[i, : len(row)] = row
-      lengths[i] = len(row)
+      tokens[i, len(row)] = tokenizer.eos_id
+      lengths[i] = len(row) + 1
     posterior = _encode(
       model, params, batch_lib.plain_sequence(tokens, lengths)
     )

@@ -67,6 +67,16 @@ class Mixture:
     each = jnp.sum(normals.log_prob(z[..., None, :]), axis=-1)
     return jax.nn.logsumexp(each + jax.nn.log_softmax(logits), axis=-1)
 
+  def moments(self) -> tuple[jax.Array, jax.Array]:
+    """Mean and deviation of each dim, float32[Z] both."""
+    weight_C1 = jax.nn.softmax(self.logits)[:, None]
+    normals = self.normals
+    mean_Z = jnp.sum(weight_C1 * normals.mean, axis=0)
+    square_CZ = jnp.square(normals.mean - mean_Z[None]) + jnp.exp(
+      normals.log_var
+    )
+    return mean_Z, jnp.sqrt(jnp.sum(weight_C1 * square_CZ, axis=0))
+
   def sample(
     self, key: jax.Array, count: int, temperature: Any = 1.0
   ) -> jax.Array:

@@ -320,6 +320,50 @@ def test_a_touched_file_with_the_same_text_resumes(make, tmp_path):
   assert make().check(state) == 3
 
 
+def write_labelled(path, *records):
+  path.write_text('\n'.join(map(json.dumps, records)))
+  return config.Data(train=(f'jsonl:{path}',))
+
+
+def test_labels_are_read_in_order_and_others_counted(tmp_path, caplog):
+  """Strings, numbers and booleans as text; null is not known."""
+  data = write_labelled(
+    tmp_path / 'labelled.jsonl',
+    {'text': 'a', 'label': {'tone': 'positive', 'stars': 3, 'new': True}},
+    {'text': '', 'label': {'tone': 'positive'}},
+    {'text': 'b', 'label': 'positive'},
+    {'text': 'c'},
+    {'text': 'd', 'label': {'tone': ['positive']}},
+    {'text': 'e', 'label': {'tone': 'negative', 'stars': None}},
+    {'text': 'f', 'label': {'tone': 'negative'}},
+  )
+  found = [
+    ('a', {'tone': 'positive', 'stars': '3', 'new': 'true'}),
+    ('e', {'tone': 'negative'}),
+    ('f', {'tone': 'negative'}),
+  ]
+  with caplog.at_level('INFO'):
+    assert loader.labelled(data, 'train', 9) == found
+  assert "3 texts with labels, 4 unusable: 1 'label' of 'tone'" in caplog.text
+  assert loader.labelled(data, 'train', 2) == found[:2]
+  twice = config.Data(train=data.train * 2)
+  assert loader.labelled(twice, 'train', 5) == [*found, *found[:2]]
+
+
+def test_texts_without_labels_are_refused(tmp_path):
+  data = write_labelled(tmp_path / 'plain.jsonl', {'text': 'a'}, {'text': 'b'})
+  with pytest.raises(config.ConfigError) as error:
+    loader.labelled(data, 'train', 9)
+  assert str(error.value) == (
+    'data.train has no text with labels, such as {"text": ..., "label": '
+    '{"attribute": "value"}}, 2 unusable: 2 no \'label\' of attributes and '
+    'values'
+  )
+  pairs = config.Data(**WORDS)
+  with pytest.raises(config.ConfigError, match="inputs_field='inputs' makes"):
+    loader.labelled(pairs, 'train', 9)
+
+
 @pytest.mark.parametrize('num_prefetch', [0, 3])
 def test_iterating_in_the_background_keeps_the_order(make, num_prefetch):
   made = make()

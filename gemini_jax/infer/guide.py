@@ -1,0 +1,254 @@
+"""What `generate.steer` asks for: learned from labels, then granted.
+
+N samples or texts, Z numbers in z.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gemini_jax import config as config_lib
+from gemini_jax.data import loader
+from gemini_jax.infer import attribute, decoding, guidance, origin, steering
+from gemini_jax.models import gemini
+from gemini_jax.models import latent as latent_lib
+
+Examples = Sequence[tuple[str, dict[str, str]]]
+
+
+class Tokenizer(origin.Tokenizer, Protocol):
+  """What reading a text as the decoder does asks of a tokenizer."""
+
+  bos_id: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Guide:
+  """How the samples of a model come to have what is wished for.
+
+  Attributes:
+    options: of generation.
+    names: the wished attributes.
+    wish: their models and values.
+    prior: of z, with the deviations that z is drawn with; None where the
+      decoder is steered, not z.
+    direction_Z: from the mean z of texts without to that of texts with.
+    correct: whether z is a draw of that prior and stays one.
+  """
+
+  options: config_lib.Generate
+  names: tuple[str, ...]
+  wish: steering.Wish
+  prior: latent_lib.Mixture | None = None
+  direction_Z: Any = None
+  correct: bool = False
+
+  @property
+  def draws(self) -> int:
+    """Z that one sample is made of."""
+    return steering.BEST_OF if self.options.steer_method == 'best_of' else 1
+
+  def steer(self, z_NZ: np.ndarray) -> np.ndarray:
+    """Z of each sample, [N / draws, Z], of `draws` z for each in a row."""
+    method, weight = self.options.steer_method, self.options.steer_weight
+    if self.prior is None:
+      return z_NZ
+    if method == 'best_of':
+      z_NKZ = z_NZ.reshape(-1, self.draws, z_NZ.shape[-1])
+      return np.asarray(steering.best_of(self.wish, z_NKZ))
+    if method == 'vector':
+      return z_NZ + np.float32(weight) * self.direction_Z
+    if method == 'gradient':
+      return np.asarray(steering.gradient(self.wish, self.prior, z_NZ, weight))
+    keys_N = origin.sample_keys(self.options.seed + 1, len(z_NZ))
+    return np.asarray(
+      steering.ode(self.wish, self.prior, z_NZ, keys_N, correct=self.correct)
+    )
+
+  def decoder(
+    self, decoder: decoding.Decoder, params: Any
+  ) -> tuple[decoding.Decoder, Any]:
+    """The decoder that grants the wish, and its parameters."""
+    if self.prior is not None:
+      return decoder, params
+    guided = guidance.METHODS[self.options.steer_method].of(decoder)
+    return guided, guidance.Params(params, self.wish)
+
+  def cost(self, model: gemini.Gemini, num_tokens: float) -> steering.Cost:
+    """Passes that a sample of so many tokens takes."""
+    method = self.options.steer_method
+    if self.prior is not None:
+      cost = steering.cost(method, self.correct)
+      return dataclasses.replace(cost, decoder_forward=num_tokens)
+    assert model.config.vocab_size, 'the tokenizer sets model.vocab_size'
+    token = guidance.cost(method, model.config.vocab_size)
+    each = dataclasses.asdict(token).items()
+    return steering.Cost(**{name: num * num_tokens for name, num in each})
+
+
+def examples(config: config_lib.Config) -> Examples:
+  """The labelled texts that the wish is learned from, before any of it is.
+
+  Raises:
+    ConfigError: the wish is not written as one, the model has not what the
+      method needs, or the labels do not hold what is wished for.
+  """
+  options = config.generate
+  wishes = attribute.parse(options.steer)
+  asked = f'generate.steer_method={options.steer_method!r}'
+  if options.steer_method in guidance.METHODS:
+    config_lib.check(
+      not config.model.cross,
+      f"{asked} needs model.architecture='decoder', not 'encoder_decoder'",
+    )
+  else:
+    config_lib.check(
+      config.model.latent.dim > 0,
+      f'{asked} needs a model with a latent; model.latent.dim is 0; use '
+      f'{" or ".join(guidance.METHODS)}',
+    )
+  found = loader.labelled(config.data, 'train', options.num_labels)
+  attribute.check(options.steer, wishes, [labels for _, labels in found])
+  return found
+
+
+def learn(
+  config: config_lib.Config,
+  model: gemini.Gemini,
+  params: Any,
+  tokenizer: Tokenizer,
+  labelled: Examples,
+) -> Guide:
+  """The guide to what `generate.steer` asks for.
+
+  Args:
+    config: its sections `generate` and `data`.
+    model: what generates.
+    params: of the model.
+    tokenizer: of the model.
+    labelled: what `examples` gave.
+
+  Raises:
+    ConfigError: too few of the texts can be read.
+  """
+  options = config.generate
+  wishes = attribute.parse(options.steer)
+  names = tuple(wishes)
+  rows = [np.asarray(tokenizer.encode(text), np.int32) for text, _ in labelled]
+  labels = [labels for _, labels in labelled]
+  direction_Z = prior = None
+  if options.steer_method in guidance.METHODS:
+    read = [_framed(tokenizer, row) for row in rows]
+    features, _ = guidance.read_texts(
+      model, params, read, _any_latents(model, params, len(read))
+    )
+    moments = features.moments()
+  else:
+    most = origin.limit(config) - 1
+    fits = [0 < len(row) <= most for row in rows]
+    rows = [row for row, fit in zip(rows, fits, strict=True) if fit]
+    labels = [label for label, fit in zip(labels, fits, strict=True) if fit]
+    if len(rows) < len(fits):
+      logging.info(
+        '%d labelled texts left out, of 0 or more than %d tokens',
+        len(fits) - len(rows),
+        most,
+      )
+    attribute.check(options.steer, wishes, labels)
+    posterior: Any = origin.encode_ids(
+      model, params, tokenizer, rows, origin.limit(config)
+    )
+    prior = origin.find_prior(model, params)
+    moments = prior.moments()
+    features = attribute.Features(
+      posterior.mean[:, None],
+      np.exp(0.5 * posterior.log_var)[:, None],
+      np.ones(len(rows), np.int32),
+    )
+    direction_Z = np.sum(
+      [_direction(posterior.mean, labels, *wish) for wish in wishes.items()],
+      axis=0,
+    )
+    # Draws of the prior have this temperature.
+    log_scale = 2 * np.log(max(options.latent_temperature, 1e-6))
+    log_var_CZ = prior.normals.log_var + np.float32(log_scale)
+    prior = dataclasses.replace(
+      prior, normals=dataclasses.replace(prior.normals, log_var=log_var_CZ)
+    )
+  models = attribute.fit(features, labels, names, moments)
+  wanted = tuple(models[name].values.index(wishes[name]) for name in names)
+  weights_A = np.full(len(names), options.steer_weight, np.float32)
+  return Guide(
+    options,
+    names,
+    steering.Wish(tuple(models[name] for name in names), wanted, weights_A),
+    prior,
+    direction_Z,
+    correct=origin.is_drawn(options, model) and options.latent_temperature > 0,
+  )
+
+
+def shares(
+  guide: Guide,
+  config: config_lib.Config,
+  model: gemini.Gemini,
+  params: Any,
+  tokenizer: Tokenizer,
+  texts: Sequence[str],
+) -> dict[str, float]:
+  """Share of the texts that the model of each attribute reads as wished for.
+
+  It is the model that steered, so it thinks better of them than others would.
+  """
+  rows = [np.asarray(tokenizer.encode(text), np.int32) for text in texts]
+  if guide.prior is None:
+    read = [_framed(tokenizer, row) for row in rows]
+    latents = _any_latents(model, params, len(read))
+    _, x_NF = guidance.read_texts(model, params, read, latents)
+  else:
+    most = origin.limit(config) - 1
+    rows = [row[:most] for row in rows if len(row)]
+    if not rows:
+      return dict.fromkeys(guide.names, 0.0)
+    x_NF = origin.encode_ids(model, params, tokenizer, rows, most + 1).mean
+  found = {}
+  for name, learned, place in zip(
+    guide.names, guide.wish.attributes, guide.wish.wanted, strict=True
+  ):
+    log_probs_NC = jax.vmap(learned.log_probs)(jnp.asarray(x_NF))
+    having = jnp.sum(jnp.argmax(log_probs_NC, axis=1) == place)
+    found[name] = float(having) / len(texts)
+  return found
+
+
+def _framed(tokenizer: Tokenizer, row: np.ndarray) -> np.ndarray:
+  """A text as the decoder writes it."""
+  return np.concatenate([[tokenizer.bos_id], row, [tokenizer.eos_id]])
+
+
+def _any_latents(
+  model: gemini.Gemini, params: Any, count: int
+) -> np.ndarray | None:
+  """Z of the prior: so that the tokens tell of a text, not its z."""
+  if not model.config.latent.dim:
+    return None
+  keys_N = origin.sample_keys(0, count)
+  return np.asarray(origin.draw_prior(model, params, keys_N, 1.0))
+
+
+def _direction(
+  mean_NZ: np.ndarray,
+  labels: attribute.Labels,
+  name: str,
+  value: str,
+) -> np.ndarray:
+  """From the mean of texts with another value to that of texts with it."""
+  known_N = np.array([name in label for label in labels])
+  has_N = np.array([label.get(name) == value for label in labels])
+  others_N = known_N & ~has_N
+  return mean_NZ[has_N].mean(axis=0) - mean_NZ[others_N].mean(axis=0)
