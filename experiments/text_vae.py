@@ -5,7 +5,7 @@ r"""Texts from a latent z, beside a language model of the same decoder.
 
 FILE holds a JSON object a line, `{"text": ..., "label": {"attribute": value}}`;
 labels are needed for steering alone. `latent` is `cyclical`, the recommended
-training; `constant`, the plain bound from the start, under which z may end
+training, with free bits; `constant`, the plain bound from the start, under which z may end
 unused; or `none`, the language model. Nine of ten texts are trained on, half of
 the others give `validation/...`, half `test/nll` (nats a text), `test/rate`,
 `test/mi` and `test/active_units`.
@@ -37,7 +37,7 @@ def get_config(arg=''):
   config.model.width = 128
   config.model.mlp_dim = 256
   config.data.batch_size = 32
-  config.train.num_steps = 2000
+  config.train.num_steps = 1500
   config.train.eval_every = 1000
   config.train.save_every = 1000
   return config
@@ -58,12 +58,14 @@ def set_latent(config, latent):
   """The model and its training; `latent` is one of LATENTS."""
   config.model.num_layers = 2
   config.model.num_encoder_layers = 1
-  config.model.latent.dim = 0 if latent == 'none' else 16
+  config.model.latent.dim = 0 if latent == 'none' else 8
   config.train.bottleneck.schedule = 'cyclical'
+  config.train.bottleneck.free_bits = 0.4
   if latent == 'constant':
     config.train.bottleneck.schedule = 'constant'
     config.train.bottleneck.free_bits = 0.0
-  config.optimizer.learning_rate = 2e-3
+  config.optimizer.name = 'muon'
+  config.optimizer.learning_rate = 6e-3
   config.optimizer.warmup_steps = 100
   config.train.log_every = 100
   config.generate.source = 'prompt' if latent == 'none' else 'prior'

@@ -27,9 +27,8 @@ SIZES = (
   'model.mlp_dim=256',
   'model.gated=False',
   'model.scan_layers=False',
-  'optimizer.learning_rate=4e-3',
-  'train.eval_every=2000',
-  'train.save_every=2000',
+  'train.eval_every=1500',
+  'train.save_every=1500',
   'eval.importance_samples=500',
   'eval.latent_examples=200',
 )
