@@ -5,10 +5,10 @@ r"""Texts from a latent z, beside a language model of the same decoder.
 
 FILE holds a JSON object a line, `{"text": ..., "label": {"attribute": value}}`;
 labels are needed for steering alone. `latent` is `cyclical`, the recommended
-training, with free bits; `constant`, the plain bound from the start, under which z may end
-unused; or `none`, the language model. Nine of ten texts are trained on, half of
-the others give `validation/...`, half `test/nll` (nats a text), `test/rate`,
-`test/mi` and `test/active_units`.
+training, with free bits; `constant`, the plain bound from the start, under
+which z may end unused; or `none`, the language model. Nine of ten texts are
+trained on, half of the others give `validation/...`, half `test/nll` (nats a
+text), `test/rate`, `test/mi` and `test/active_units`.
 """
 
 import json

@@ -1,11 +1,13 @@
 r"""Topics, tones and coherence of what a latent writes, by the grammar's rule.
 
-  python tests/grammar_study.py --out=runs/grammar [--seeds=3] [--steer]
+  python tests/grammar_study.py --out=runs/grammar [--seeds=3] [--steer=True]
 
 Trains experiments/text_vae.py on the grammar three times for each seed: a
 language model, the recommended VAE, and the VAE under the plain bound from the
 start, whose latent should collapse. Two trainings run side by side, a processor
-each. Then 1,000 texts of each at temperature 0.5 are judged by the rule.
+each. Then 1,000 texts of each at temperature 0.5 are judged by the rule. With
+--steer=True the models of seed 0, which must be there, are steered instead, by
+400 labels, at temperature 0.3.
 """
 
 import argparse
@@ -108,6 +110,7 @@ def judged(texts):
     'positive': 100
     * sum(v.tone == 'positive' for v in verdicts)
     / len(verdicts),
+    't3': 100 * sum(v.topic == 't3' for v in verdicts) / len(verdicts),
   }
 
 
@@ -122,17 +125,67 @@ def one(processor, out, kind, seed):
   return found
 
 
+# What is asked for, of which model, and how.
+_TONE, _TOPIC = 'tone=positive', 'topic=t3'
+STEERED = {
+  'cyclical': (
+    ('', ''),
+    *((_TONE, m) for m in ('ode', 'gradient', 'vector', 'best_of')),
+    *((_TONE, m) for m in ('fudge', 'pplm')),
+    (_TOPIC, 'ode'),
+    (f'{_TONE},{_TOPIC}', 'ode'),
+  ),
+  'constant': (('', ''), (_TONE, 'ode')),
+  'none': (('', ''), (_TONE, 'fudge'), (_TONE, 'pplm')),
+}
+
+
+def steered(processor, out, kind):
+  """Prints what the rule says of a model's texts, by wish and method."""
+  for wish, method in STEERED[kind]:
+    begin = time.monotonic()
+    options = [f'generate.steer={wish}', f'generate.steer_method={method}']
+    sample(
+      processor,
+      out,
+      kind,
+      0,
+      'generate.temperature=0.3',
+      *(options if wish else ()),
+    )
+    found = figures(out, kind, 0)
+    keep = ('kind', 'coherent', 'topic_bits', 'positive', 't3')
+    shown = {'wish': wish or 'none', 'method': method or 'none'} | {
+      name: found[name] for name in keep
+    }
+    print(row(shown | {'seconds': time.monotonic() - begin}), flush=True)
+
+
 def main():
   """Runs the study and prints its table; the last line is JSON."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--out', type=pathlib.Path, required=True)
   parser.add_argument('--seeds', type=int, default=3)
+  parser.add_argument('--steer', type=bool, default=False)
   flags = parser.parse_args()
   out = flags.out.resolve()
   out.mkdir(parents=True, exist_ok=True)
   grammar.write(out / 'grammar.jsonl', 20_000)
   begin = time.monotonic()
   processors = sorted(os.sched_getaffinity(0))
+  if flags.steer:
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+      parts = [('cyclical',), ('constant', 'none')]
+      list(
+        pool.map(
+          lambda processor, kinds: [
+            steered(processor, out, kind) for kind in kinds
+          ],
+          (processors * 2)[:2],
+          parts,
+        )
+      )
+    return
   free = list(processors)
   jobs = [(kind, seed) for kind in KINDS[::-1] for seed in range(flags.seeds)]
 

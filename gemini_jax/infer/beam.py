@@ -58,7 +58,7 @@ def search(
   max_tokens: int,
   length_penalty: float = 0.6,
   inputs: Sequence[np.ndarray] | None = None,
-  latents: Sequence[np.ndarray] | None = None,
+  latents: np.ndarray | None = None,
 ) -> list[list[Hypothesis]]:
   """The best hypotheses of each prompt, best first, at most `beam_size`.
 
@@ -89,7 +89,7 @@ def search(
     repeat(prompts),
     max_tokens=max_tokens,
     inputs=None if inputs is None else repeat(inputs),
-    latents=None if latents is None else repeat(latents),
+    latents=None if latents is None else np.repeat(latents, beam_size, axis=0),
   )
   finished = search_loop(
     decoder, beam_size, params, state, np.float32(length_penalty)

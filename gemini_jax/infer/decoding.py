@@ -135,7 +135,7 @@ class Decoder:
     inputs: Sequence[np.ndarray] | None = None,
     seed: int = 0,
     samples: Sequence[int] | None = None,
-    latents: Sequence[np.ndarray] | None = None,
+    latents: np.ndarray | None = None,
   ) -> State:
     """Reads the prompts, and inputs where there is an encoder.
 

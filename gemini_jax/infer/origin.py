@@ -65,7 +65,8 @@ def latents(
     return np.asarray(draw_prior(model, params, keys, temperature))
   found = encode(model, params, tokenizer, options.texts, limit(config))
   if source == 'interpolate':
-    return between(*found.mean, options.count)
+    start_Z, end_Z = found.mean
+    return between(start_Z, end_Z, options.count)
   if source == 'analogy':
     one, other, third = found.mean
     found = latent_lib.Normal(third + other - one, found.log_var[2])

@@ -34,26 +34,26 @@ _SCORES = 2**24
 _KEPT = 2**22
 
 
-def choose(name: str, platform: str, *, split: bool = False) -> str:
+def choose(name: str, platform: str, *, plain: str = '') -> str:
   """The implementation that 'auto' or a name means on a platform.
 
   Args:
     name: asked for.
     platform: of the devices.
-    split: the length is split over devices, which chunked alone can do.
+    plain: what is asked of attention that chunked alone can do.
 
   Raises:
     ConfigError: the one asked for by name is not there.
   """
   there = [key for key, where in IMPLEMENTATIONS.items() if platform in where]
-  if split:
+  if plain:
     there = ['chunked']
   if name == 'auto':
     return there[0]
   config.check(
     name in there,
     f'model.attention_kernel={name!r} does not exist on {platform}'
-    f'{" with parallel.sequence above 1" if split else ""}; use '
+    f'{f" with {plain}" if plain else ""}; use '
     f'{", ".join(["auto", *there])}',
   )
   return name

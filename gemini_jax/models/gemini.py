@@ -306,7 +306,7 @@ class Gemini(nn.Module):
       latent_BZ=latent_BZ,
     )
     x_BTD = self.embed(sequence, deterministic, hidden_BT)
-    if self.config.latent.dim and self.config.latent.embedding:
+    if self.config.latent.embedding and latent_BZ is not None:
       x_BTD = x_BTD + self.latent_embedding('BZ,ZD->BD', latent_BZ)[:, None]
     x_BTD, cache, aux = self.decoder(x_BTD, context, cache, deterministic)
     return self.decoder_norm(x_BTD), cache, aux

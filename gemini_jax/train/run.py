@@ -150,7 +150,11 @@ def make_model(config: config_lib.Config, mesh: Mesh) -> gemini.Gemini:
   kernel = flash.choose(
     config.model.attention_kernel,
     mesh.devices.flat[0].platform,
-    split=mesh.shape['sequence'] > 1,
+    plain='parallel.sequence above 1'
+    if mesh.shape['sequence'] > 1
+    else 'model.latent.memory above 0'
+    if config.model.latent.dim and config.model.latent.memory
+    else '',
   )
   model = dataclasses.replace(config.model, attention_kernel=kernel)
   config_lib.check(

@@ -418,7 +418,7 @@ def test_a_kernel_asked_for_by_name_must_be_there():
   assert str(caught.value) == (
     "model.attention_kernel='splash' does not exist on cpu; use auto, chunked"
   )
-  # Nor can it follow a length over several devices.
-  assert flash.choose('auto', 'tpu', split=True) == 'chunked'
-  with pytest.raises(config.ConfigError, match='sequence above 1'):
-    flash.choose('splash', 'tpu', split=True)
+  # Nor can it do all that is asked for.
+  assert flash.choose('auto', 'tpu', plain='a latent') == 'chunked'
+  with pytest.raises(config.ConfigError, match='with a latent'):
+    flash.choose('splash', 'tpu', plain='a latent')
