@@ -17,6 +17,7 @@ import optax
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
+from gemini_jax.parallel import sharding
 
 # Of the models; the decay is chosen on texts that are held out.
 _HIDDEN = 32
@@ -172,19 +173,20 @@ def fit(
   )
   D = len(_DECAYS)
   counts_M = np.repeat([len(own) for own in values], 2 * D)
-  params_M, nll_MN, right_MN = jax.tree.map(
-    np.asarray,
-    _train(
-      standard,
-      np.repeat(targets_AN, 2 * D, axis=0),
-      np.tile(
-        np.repeat(np.stack([~held_N, held_N | True]), D, 0), (len(names), 1)
+  with sharding.on_one_device():
+    params_M, nll_MN, right_MN = jax.tree.map(
+      np.asarray,
+      _train(
+        standard,
+        np.repeat(targets_AN, 2 * D, axis=0),
+        np.tile(
+          np.repeat(np.stack([~held_N, held_N | True]), D, 0), (len(names), 1)
+        ),
+        np.arange(counts_M.max()) < counts_M[:, None],
+        np.tile(np.asarray(_DECAYS, np.float32), 2 * len(names)),
+        jax.random.key(seed),
       ),
-      np.arange(counts_M.max()) < counts_M[:, None],
-      np.tile(np.asarray(_DECAYS, np.float32), 2 * len(names)),
-      jax.random.key(seed),
-    ),
-  )
+    )
   found = {}
   for i, (name, own) in enumerate(zip(names, values, strict=True)):
     first, target_N, C = 2 * D * i, targets_AN[i], len(own)

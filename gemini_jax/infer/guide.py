@@ -17,6 +17,7 @@ from gemini_jax.data import loader
 from gemini_jax.infer import attribute, decoding, guidance, origin, steering
 from gemini_jax.models import gemini
 from gemini_jax.models import latent as latent_lib
+from gemini_jax.parallel import sharding
 
 Examples = Sequence[tuple[str, dict[str, str]]]
 
@@ -58,17 +59,20 @@ class Guide:
     method, weight = self.options.steer_method, self.options.steer_weight
     if self.prior is None:
       return z_NZ
-    if method == 'best_of':
-      z_NKZ = z_NZ.reshape(-1, self.draws, z_NZ.shape[-1])
-      return np.asarray(steering.best_of(self.wish, z_NKZ))
     if method == 'vector':
       return z_NZ + np.float32(weight) * self.direction_Z
-    if method == 'gradient':
-      return np.asarray(steering.gradient(self.wish, self.prior, z_NZ, weight))
-    keys_N = origin.sample_keys(self.options.seed + 1, len(z_NZ))
-    return np.asarray(
-      steering.ode(self.wish, self.prior, z_NZ, keys_N, correct=self.correct)
-    )
+    with sharding.on_one_device():
+      if method == 'best_of':
+        z_NKZ = z_NZ.reshape(-1, self.draws, z_NZ.shape[-1])
+        return np.asarray(steering.best_of(self.wish, z_NKZ))
+      if method == 'gradient':
+        return np.asarray(
+          steering.gradient(self.wish, self.prior, z_NZ, weight)
+        )
+      keys_N = origin.sample_keys(self.options.seed + 1, len(z_NZ))
+      return np.asarray(
+        steering.ode(self.wish, self.prior, z_NZ, keys_N, correct=self.correct)
+      )
 
   def decoder(
     self, decoder: decoding.Decoder, params: Any
@@ -163,8 +167,8 @@ def learn(
     posterior: Any = origin.encode_ids(
       model, params, tokenizer, rows, origin.limit(config)
     )
-    prior = origin.find_prior(model, params)
-    moments = prior.moments()
+    prior = jax.tree.map(np.asarray, origin.find_prior(model, params))
+    moments = jax.tree.map(np.asarray, prior.moments())
     features = attribute.Features(
       posterior.mean[:, None],
       np.exp(0.5 * posterior.log_var)[:, None],
@@ -220,8 +224,9 @@ def shares(
   for name, learned, place in zip(
     guide.names, guide.wish.attributes, guide.wish.wanted, strict=True
   ):
-    log_probs_NC = jax.vmap(learned.log_probs)(jnp.asarray(x_NF))
-    having = jnp.sum(jnp.argmax(log_probs_NC, axis=1) == place)
+    with sharding.on_one_device():
+      log_probs_NC = np.asarray(jax.vmap(learned.log_probs)(jnp.asarray(x_NF)))
+    having = np.sum(log_probs_NC.argmax(axis=1) == place)
     found[name] = float(having) / len(texts)
   return found
 

@@ -122,6 +122,16 @@ def use(mesh: Mesh) -> Iterator[None]:
     yield
 
 
+@contextlib.contextmanager
+def on_one_device() -> Iterator[None]:
+  """What starts inside from numpy arrays runs on one device of this process.
+
+  Inside `use`, every device would do all of it.
+  """
+  with jax.set_mesh(Mesh(np.array(jax.local_devices()[:1]), ('one',))):
+    yield
+
+
 def spec(
   mesh: Mesh, names: Sequence[str | None], shape: Sequence[int], path: str
 ) -> PartitionSpec:
