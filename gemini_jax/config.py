@@ -30,6 +30,9 @@ SEPARATOR = '||'
 
 AXES = ('data', 'fsdp', 'tensor', 'sequence', 'expert', 'pipeline')
 
+# What remat can keep of a layer, whose code gives it these names.
+_Tensor = Literal['query', 'key', 'value', 'attended', 'gate', 'up', 'residual']
+
 
 ConfigError = schema.ConfigError
 check = schema.check
@@ -154,10 +157,10 @@ class Model:
   over_sequence: Literal['all_gather', 'ring'] = 'all_gather'
   # Recompute the forward pass in the backward pass.
   remat: bool = False
-  # Under remat, the tensors that are kept, not computed again.
-  remat_save: tuple[
-    Literal['query', 'key', 'value', 'attended', 'gate', 'up', 'residual'], ...
-  ] = ()
+  # Under remat, the tensors that are kept, not computed again: on the device,
+  # and in the host's memory (on a CPU that is the same).
+  remat_save: tuple[_Tensor, ...] = ()
+  remat_offload: tuple[_Tensor, ...] = ()
   # The variational head.
   latent: Latent = dataclasses.field(default_factory=Latent)
 
@@ -181,6 +184,12 @@ class Model:
       f'model.head_dim={self.head_width} must be even for rotary positions',
     )
     check(len(self.attention_pattern) > 0, 'model.attention_pattern is empty')
+    both = set(self.remat_save).intersection(self.remat_offload)
+    check(
+      not both,
+      f'model.remat_save={self.remat_save} and model.remat_offload='
+      f'{self.remat_offload} must not share names: {", ".join(sorted(both))}',
+    )
     self._check_experts()
 
   def _check_experts(self):

@@ -105,6 +105,12 @@ WRONG_TYPES = {
     "model.remat_save[0]='atended' must be one of query, key, value, "
     'attended, gate, up, residual',
   ),
+  'tensors to offload': (
+    'model.remat_offload',
+    ('ups',),
+    "model.remat_offload[0]='ups' must be one of query, key, value, "
+    'attended, gate, up, residual',
+  ),
   'as many elements': (
     'model.rope_llama3_factors',
     (8.0, 1.0),
@@ -379,6 +385,14 @@ CONFLICTS = [
     'model.mlp_bias=True needs model.num_experts=0, not 4',
   ),
   (
+    {
+      'model.remat_save': ('query', 'up'),
+      'model.remat_offload': ('up', 'gate'),
+    },
+    "model.remat_save=('query', 'up') and model.remat_offload=('up', 'gate') "
+    'must not share names: up',
+  ),
+  (
     {'data.sequence_length': 300},
     'data.sequence_length=300 must be at most model.max_length=256',
   ),
@@ -451,6 +465,7 @@ def changed():
         'attention_pattern': ('local', 'global'),
         'rope_base_local': 100.0,
         'remat_save': ('up',),
+        'remat_offload': ('gate', 'attended'),
       },
       'data': {'train': ('a:b', 'c:d'), 'weights': (1.0, 2.0)},
       'optimizer': {'learning_rate': 0.5},

@@ -224,7 +224,12 @@ class Stack(nn.Module):
     def remat(function: Callable[..., Any], **options):
       if not config.remat:
         return function
-      names = jax.checkpoint_policies.save_only_these_names(*config.remat_save)
+      names = jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=config.remat_save,
+        names_which_can_be_offloaded=config.remat_offload,
+        offload_src='device',
+        offload_dst='pinned_host',
+      )
       return jax.checkpoint(function, policy=names, **options)
 
     staged = pipeline.splits(self.schedule, x_BTD.shape[0])

@@ -42,6 +42,7 @@ class Compiled:
     collectives: the slowest first.
     largest: arrays that it makes.
     problem: what the compiler says where it refuses.
+    host: bytes in the host's memory, for each device.
   """
 
   seconds: float
@@ -52,6 +53,7 @@ class Compiled:
   collectives: Sequence[roofline.Collective] = ()
   largest: Sequence[dict[str, Any]] = ()
   problem: str = ''
+  host: int = 0
 
   @property
   def temporaries(self) -> int:
@@ -284,9 +286,10 @@ def _compile(
     seconds = time.monotonic() - begin
     partitioned = hlo.parse(_partitioned(pathlib.Path(folder)))
   optimised = hlo.parse(compiled.as_text())
+  memory: Any = compiled.memory_analysis()
   return Compiled(
     seconds,
-    _peak(compiled.memory_analysis(), mesh.devices.flat[0].platform),
+    _peak(memory, mesh.devices.flat[0].platform),
     arguments,
     # Of the rows that a device has in hand, the experts of the others take
     # theirs.
@@ -294,6 +297,7 @@ def _compile(
     roofline.traffic(optimised),
     roofline.collectives(partitioned, mesh, chip.of(mesh.devices.flat[0])),
     roofline.largest(optimised),
+    host=memory.host_temp_size_in_bytes,
   )
 
 

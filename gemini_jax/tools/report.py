@@ -40,6 +40,7 @@ def build(measured: program.Measured, assumptions: list[str]) -> dict[str, Any]:
     else None,
     'breakdown': train.arguments
     | {'activations_and_temporaries': train.temporaries},
+    'host_bytes_per_device': train.host,
     'largest_tensors': [
       *_arguments(measured.state),
       *train.largest,
@@ -137,6 +138,11 @@ def _assumptions(
       'compiled with little effort (plan.fast): a full compilation may need up '
       'to a tenth more memory, or less, and moves less of it'
     )
+  if measured.train.host:
+    lines.append(
+      "the host's memory: as if it were the device's own, no time for the way "
+      'there and back'
+    )
   if known is None:
     kind = measured.devices[0].device_kind
     lines.append(f'{kind} is not in the table of chips: no times')
@@ -167,6 +173,8 @@ def spell(result: dict[str, Any]) -> str:
     '',
     *_memory(result, 'train step'),
   ]
+  if result['host_bytes_per_device']:
+    lines.append(f'  {_gib(result["host_bytes_per_device"])}  on the host')
   if result['problem']:
     lines.append(f'  the compiler says: {result["problem"]}')
   lines += ['', 'largest tensors on a device']

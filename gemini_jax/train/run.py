@@ -216,6 +216,7 @@ def _check_same_model(path: pathlib.Path, config: config_lib.Config):
     'scan_layers',
     'remat',
     'remat_save',
+    'remat_offload',
     'attention_kernel',
     'over_sequence',
     'dtype',

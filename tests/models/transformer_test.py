@@ -56,6 +56,17 @@ RUNS = {
     'remat': True,
     'remat_save': NAMES,
   },
+  'scan_offload': {
+    'scan_layers': True,
+    'remat': True,
+    'remat_save': ('query',),
+    'remat_offload': ('attended', 'up'),
+  },
+  'offload_names': {
+    'scan_layers': False,
+    'remat': True,
+    'remat_offload': NAMES,
+  },
 }
 
 
@@ -108,7 +119,7 @@ def remats(counts):
 @pytest.mark.parametrize(
   ('fields', 'run'),
   [(REMAINDER, run) for run in RUNS]
-  + [(ENCODER, 'scan_remat_attended')]
+  + [(ENCODER, 'scan_remat_attended'), (ENCODER, 'scan_offload')]
   + [(EXPERTS, 'scan_remat_attended')],
 )
 def test_every_way_to_run_is_the_same_function(fields, run):
@@ -140,6 +151,26 @@ def test_saved_names_are_not_computed_again():
     program = jax.make_jaxpr(gradient_fn(model))(*args)
     counts.append(primitives(program.jaxpr)['dot_general'])
   assert counts[0] > counts[1] > counts[2] > counts[3] >= counts[4]
+
+
+@pytest.mark.parametrize('scan_layers', [True, False])
+def test_offloaded_names_go_to_the_host_and_come_back(scan_layers):
+  """Those and no others; what is offloaded is not computed again."""
+  products = []
+  for fields in (
+    {},
+    {'remat_save': ('gate', 'up')},
+    {'remat_offload': ('gate', 'up')},
+  ):
+    model, params = built(scan_layers=scan_layers, remat=True, **fields)
+    args = (params, toy.batch(), jax.random.key(0))
+    program = jax.make_jaxpr(gradient_fn(model))(*args)
+    products.append(primitives(program.jaxpr)['dot_general'])
+    text = str(program)
+    hidden = rf'f32<host>\[(?:\d+,)*{toy.T},24\]'
+    assert bool(re.search(hidden, text)) == ('remat_offload' in fields)
+    assert not re.search(rf'<host>\[(?:\d+,)*{toy.T},16\]', text)
+  assert products[0] > products[1] == products[2]
 
 
 def test_every_name_to_save_is_in_the_program():

@@ -288,6 +288,10 @@ RUNS = {
   ),
   'data': ({'pipeline': 2, 'data': 4}, {}),
   'fsdp_tensor': ({'pipeline': 2, 'fsdp': 2, 'tensor': 2}, {'remat': True}),
+  'offload': (
+    {'pipeline': 2, 'fsdp': 2, 'tensor': 2},
+    {'remat': True, 'remat_offload': ('attended', 'residual')},
+  ),
 }
 
 

@@ -71,6 +71,7 @@ def test_what_may_change_and_what_may_not(config, tmp_path, caplog):
   for path, value in (
     ('model.scan_layers', False),
     ('model.remat', True),
+    ('model.remat_offload', ('attended',)),
     ('model.dropout', 0.1),
     ('train.num_steps', 30),
     ('generate.temperature', 0.1),
