@@ -369,7 +369,9 @@ class Optimizer:
   # Decoupled weight decay.
   weight_decay: float = 0.1
   # Parameters whose path matches this regular expression do not decay.
-  no_decay: str = r'(scale|bias|embedding|positions)$'
+  no_decay: str = (
+    r'(scale|bias|embedding|positions|latent/(query|multiplier|prior_\w+))$'
+  )
   # Parameters whose path matches stay as they are; '': all are trained.
   frozen: str = ''
   # Largest global norm of the gradient; 0: no clipping.

@@ -132,14 +132,13 @@ def test_the_model_writes_texts_of_both_tones():
 
 
 @pytest.mark.parametrize(
-  ('method', 'least', 'kept'), [('fudge', 0.9, 0.85), ('pplm', 0.5, 0.7)]
+  ('method', 'least', 'whole'), [('fudge', 0.9, 0.9), ('pplm', 0.5, 0.7)]
 )
-def test_a_wish_is_granted_and_the_text_stays_whole(method, least, kept):
-  """PPLM pays for it: 88 % of a language model's texts stay whole, see LOG."""
+def test_a_wish_is_granted_and_the_text_stays_whole(method, least, whole):
   rows = write(*guided(method))
   assert share(rows) > least
-  assert np.mean([tone_of(row) is not None for row in rows]) > 0.75
-  assert np.mean([len(row) == 7 for row in rows]) > kept
+  assert np.mean([tone_of(row) is not None for row in rows]) > whole
+  assert np.mean([len(row) == 7 for row in rows]) > whole
 
 
 @pytest.mark.parametrize('method', guidance.METHODS)
