@@ -19,7 +19,7 @@ import toy
 from gemini_jax import config as config_lib
 from gemini_jax.models import gemini, transformer
 from gemini_jax.parallel import pipeline, sharding
-from gemini_jax.train import loop, step
+from gemini_jax.train import loop, losses, step
 from gemini_jax.train import optimizer as optimizer_lib
 
 ROWS, LAYERS = 8, 8
@@ -450,7 +450,12 @@ def test_the_memory_goes_with_its_microbatch():
     config = configure(name, **fields)
     mesh, model = parts(config)
     params = toy.model_params(model)
-    grads = functools.partial(step.accumulated_gradient, config, model)
+    grads = functools.partial(
+      step.accumulated_gradient,
+      config,
+      model,
+      loss_weights=losses.weights_at(config, 0),
+    )
     with sharding.use(mesh):
       results.append(jax.jit(grads)(params, batch, jax.random.key(0)))
   assert_near(results[1], results[0], rtol=1e-4)

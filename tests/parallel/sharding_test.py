@@ -21,7 +21,7 @@ from gemini_jax import checkpoint
 from gemini_jax import config as config_lib
 from gemini_jax.models import gemini
 from gemini_jax.parallel import sharding
-from gemini_jax.train import loop, step
+from gemini_jax.train import loop, losses, step
 from gemini_jax.train import optimizer as optimizer_lib
 
 NUM_DEVICES = 8
@@ -291,13 +291,18 @@ def test_a_batch_that_the_devices_do_not_divide():
 
 ROWS = 8
 FIELDS = {'vocab_size': 24, 'qk_norm': True, 'norm': 'pre_post'}
-EXPERTS = FIELDS | {'num_experts': 8, 'expert_dim': 6, 'shared_expert_dim': 4}
+# What differs from the plain model, by kind.
+KINDS = {
+  'plain': {},
+  'experts': {'num_experts': 8, 'expert_dim': 6, 'shared_expert_dim': 4},
+  'latent': {'latent': config_lib.Latent(dim=4, memory=2)},
+}
 
 
 def configure(fields=FIELDS, **optimizer):
   return config_lib.Config(
     model=toy.model(**fields).config,
-    data=config_lib.Data(batch_size=ROWS, sequence_length=toy.T),
+    data=config_lib.Data(batch_size=ROWS, sequence_length=toy.T, pack=False),
     optimizer=config_lib.Optimizer(**({'schedule': 'constant'} | optimizer)),
   )
 
@@ -383,9 +388,9 @@ EXPERT_MESHES = {
 
 
 @functools.cache
-def compiled(name, accumulation_steps=1, experts=False):
+def compiled(name, accumulation_steps=1, kind='plain'):
   """(makes the first state, the state's places, one update by its number)."""
-  fields = EXPERTS if experts else FIELDS
+  fields = FIELDS | KINDS[kind]
   if name == 'ring':
     fields = fields | {'over_sequence': 'ring'}
   config = configure(fields, accumulation_steps=accumulation_steps)
@@ -407,9 +412,9 @@ def compiled(name, accumulation_steps=1, experts=False):
 
 
 @functools.cache
-def trained(name, accumulation_steps=1, experts=False):
+def trained(name, accumulation_steps=1, kind='plain'):
   """Five steps: (first state, last state, batch, metrics of each step)."""
-  init, abstract, update = compiled(name, accumulation_steps, experts)
+  init, abstract, update = compiled(name, accumulation_steps, kind)
   state, records, batch = init(), [], None
   # A copy: the step takes its argument's memory.
   initial = jax.tree.map(np.array, state.params)
@@ -486,7 +491,7 @@ def plain_sixth_loss():
 
 @pytest.mark.parametrize('name', EXPERT_MESHES)
 def test_a_mesh_does_not_change_a_run_with_experts(name):
-  initial, abstract, state, batch, records = trained(name, experts=True)
+  initial, abstract, state, batch, records = trained(name, kind='experts')
   assert len(batch.targets.sharding.device_set) == NUM_DEVICES
   assert batch.targets.addressable_shards[0].data.shape[0] == (
     ROWS * EXPERT_MESHES[name].get('tensor', 1) // NUM_DEVICES
@@ -501,7 +506,7 @@ def test_a_mesh_does_not_change_a_run_with_experts(name):
     16 // sizes.get('fsdp', 1),
     6 // sizes.get('tensor', 1),
   )
-  plain = trained('one', experts=True)
+  plain = trained('one', kind='experts')
   jax.tree.map(np.testing.assert_array_equal, initial, plain[0])
   for ours, one in zip(records, plain[-1], strict=True):
     assert ours['finite'] and one['finite']
@@ -516,6 +521,23 @@ def test_a_mesh_does_not_change_a_run_with_experts(name):
     state,
     abstract,
   )
+  jax.tree.map(same_numbers, state.params, plain[2].params)
+
+
+@pytest.mark.parametrize(
+  'name', ['data_fsdp_tensor', 'sequence', 'pipeline_fsdp']
+)
+def test_a_mesh_does_not_change_a_run_with_a_latent(name):
+  """The noise of z, too, is that of one device."""
+  initial, _, state, batch, records = trained(name, kind='latent')
+  assert not batch.targets.sharding.is_fully_replicated
+  plain = trained('one', kind='latent')
+  jax.tree.map(np.testing.assert_array_equal, initial, plain[0])
+  for ours, one in zip(records, plain[-1], strict=True):
+    assert ours['finite'] and one['finite']
+    for metric in ('loss', 'grad_norm', 'rate'):
+      assert ours[metric] == pytest.approx(one[metric], rel=1e-4), metric
+  assert len({record['rate'] for record in records}) == 5
   jax.tree.map(same_numbers, state.params, plain[2].params)
 
 
@@ -560,7 +582,12 @@ def test_accumulation_reads_one_part_at_a_time():
   for accumulation_steps in (1, 4):
     config = configure(accumulation_steps=accumulation_steps)
     model = toy.model(**FIELDS)
-    grads = functools.partial(step.accumulated_gradient, config, model)
+    grads = functools.partial(
+      step.accumulated_gradient,
+      config,
+      model,
+      loss_weights=losses.weights_at(config, 0),
+    )
     program = jax.make_jaxpr(grads)(
       toy.model_params(model), batch_of(0), jax.random.key(0)
     )
