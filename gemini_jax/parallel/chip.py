@@ -20,7 +20,7 @@ class Chip:
     name: as in `plan.topology`.
     kinds: how `device_kind` starts.
     flops: dense bfloat16 products, FLOP/s.
-    memory: bytes that programs can use.
+    memory: bytes that programs can use (TPU), or all that there are (GPU).
     memory_bandwidth: of these.
     link: of one link to a neighbour (TPU), or of all links together (GPU).
     network: between slices, or between hosts (GPU), for each device.
@@ -119,6 +119,7 @@ CHIPS = (
   Chip('b200', ('NVIDIA B200',), 2250e12, 191_514_411_008, 7672e9, 900e9, 50e9),
 )
 TPUS = {chip.name: chip for chip in CHIPS if chip.dims}
+GPUS = {chip.name: chip for chip in CHIPS if not chip.dims}
 
 
 def of(device: Any) -> Chip | None:

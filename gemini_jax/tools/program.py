@@ -117,7 +117,8 @@ def measure(config: config_lib.Config, devices: Sequence[Any]) -> Measured:
   """Compiles both steps.
 
   Raises:
-    ConfigError: the config does not go with the devices.
+    ConfigError: the config does not go with the devices, or a library that
+      it names is not installed.
   """
   mesh, parts = layout(config, devices)
   model, optimizer, state = parts
@@ -283,6 +284,13 @@ def _compile(
         raise
       seconds = time.monotonic() - begin
       return Compiled(seconds, None, arguments, problem=message[:500])
+    except RuntimeError as error:
+      if 'cuDNN not found' not in str(error):
+        raise
+      raise config_lib.ConfigError(
+        "model.attention_kernel='cudnn' needs cuDNN (no GPU), which is not "
+        "installed: pip install nvidia-cudnn-cu12; or set 'chunked'"
+      ) from error
     seconds = time.monotonic() - begin
     partitioned = hlo.parse(_partitioned(pathlib.Path(folder)))
   optimised = hlo.parse(compiled.as_text())

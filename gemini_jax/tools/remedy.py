@@ -1,6 +1,8 @@
 """What to change in a config that does not fit; each change is compiled."""
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -115,8 +117,9 @@ def larger(config: config_lib.Config) -> Iterator[dict[str, Any]]:
   if not config.plan.topology:
     return
   known, shape = topology.parse(config.plan.topology)
-  shapes = topology.shapes(known)
-  for bigger in shapes[shapes.index(shape) + 1 :][:2]:
+  size = math.prod(shape)
+  shapes = (s for s in topology.shapes(known) if math.prod(s) > size)
+  for bigger in itertools.islice(shapes, 2):
     name = f'{known.name}:{"x".join(map(str, bigger))}'
     yield {'plan.topology': name, 'parallel.data': 1, 'parallel.fsdp': -1}
 

@@ -7,7 +7,7 @@ import jax
 
 from gemini_jax.models import gemini
 from gemini_jax.parallel import chip
-from gemini_jax.tools import program
+from gemini_jax.tools import program, topology
 from gemini_jax.train import metrics
 
 _GIB = 2**30
@@ -147,18 +147,32 @@ def _assumptions(
     kind = measured.devices[0].device_kind
     lines.append(f'{kind} is not in the table of chips: no times')
     return lines
+  link = 'a link' if known.dims else 'to others of its host'
+  links = (
+    'the links of the torus dims that its axes lie on'
+    if known.dims
+    else 'a GPU in its host, then of its network to other hosts'
+  )
   lines += [
     f'one {known.name} device: {known.flops / 1e12:,.0f} TFLOP/s in bfloat16, '
     f'{known.memory_bandwidth / 1e9:,.0f} GB/s of memory, '
-    f'{known.link / 1e9:,.0f} GB/s a link one way, '
+    f'{known.link / 1e9:,.0f} GB/s {link} one way, '
     f'{known.network / 1e9:,.1f} GB/s between slices or hosts',
     'the step takes as long as the busiest of compute, memory and '
     'interconnect: the other two are hidden behind it; nothing else takes time',
     'compute: every matrix product runs at the peak for bfloat16',
     'memory: every operation reads and writes each array once, as fused',
     'interconnect: collectives one after another, each at the full bandwidth '
-    'of the links of the torus dims that its axes lie on, no latency',
+    f'of {links}, no latency',
   ]
+  if not known.dims and not topology.is_here(measured.devices):
+    lines += [
+      f'{topology.preallocated():.0%} of the {known.memory / _GIB:,.1f} GiB of '
+      'a GPU are for programs: what JAX takes ahead unless '
+      'XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise',
+      'kernels are not tuned without a GPU: a run may choose others, whose '
+      'buffers have other sizes',
+    ]
   if known.dims and not measured.config.plan.topology:
     lines.append('links: those of one slice of the devices that are here')
   return lines

@@ -142,6 +142,7 @@ class Network:
     self._mesh = mesh
     self._chip = known
     self._places: Any = None
+    self._hosts: Any = None
     self._loads: dict[bytes, int] = {}
     if (
       known is not None
@@ -152,6 +153,8 @@ class Network:
       self._slices, self._places = places[:, 0], places[:, 1 : 1 + known.dims]
       self._shape = self._places.max(axis=0) + 1
       self._wraps = topology.wraps(known, self._shape)
+    elif known is not None and not known.dims:
+      self._hosts = topology.hosts(list(mesh.devices.flat))
 
   def axes(self, group: np.ndarray) -> tuple[str, ...]:
     """The axes along which the members of a group differ."""
@@ -175,19 +178,40 @@ class Network:
     share = size * (count - 1) / count * (2 if kind == 'all-reduce' else 1)
     if kind.endswith('all-to-all'):
       share = size / count * (count - 1) / count
+    if self._places is None and self._hosts is None:
+      return share / known.link
     if self._places is None:
-      inside = self._mesh.devices.size <= 8 or int(np.ptp(group[0])) < 8
-      return share / (known.link if inside else known.network)
-    slices = len(set(self._slices[group[0]].tolist()))
-    across = 0.0
-    if slices > 1:
-      # First inside each slice; across, a device has its own part only.
-      inside = count // slices
-      factor = 2 if kind == 'all-reduce' else 1
-      across = factor * size * (slices - 1) / slices / inside / known.network
-      if inside == 1:
-        return across
+      # Each group by itself: some may lie in one host, some in several.
+      return max(
+        self._joined(kind, self._hosts[members], share, size)
+        for members in group
+      )
+    across, inside = self._across(kind, self._slices[group[0]], size)
+    if inside == 1:
+      return across
     return across + self._torus(kind, group[0], share, size)
+
+  def _joined(self, kind, hosts, share, size) -> float:
+    """Seconds of a group of GPUs."""
+    assert self._chip is not None
+    across, inside = self._across(kind, hosts, size)
+    return across + (share / self._chip.link if inside > 1 else 0.0)
+
+  def _across(self, kind, places, size) -> tuple[float, int]:
+    """Seconds between slices or hosts, and how many members are in each."""
+    assert self._chip is not None
+    parts = len(set(places.tolist()))
+    inside = max(1, len(places) // parts)
+    if parts == 1:
+      return 0.0, inside
+    # First inside each slice; across, a device has its own part only.
+    sent = size * (parts - 1) / parts / inside
+    if kind == 'all-reduce':
+      sent *= 2
+    if kind.endswith('all-to-all'):
+      # Of which it sends each other part what is for that one.
+      sent /= parts
+    return sent / self._chip.network, inside
 
   def _torus(self, kind, members, share, size) -> float:
     assert self._chip is not None and self._places is not None
@@ -215,7 +239,9 @@ class Network:
   def _permute(self, pairs, size) -> float:
     assert self._chip is not None
     if self._places is None:
-      near = int(np.abs(pairs[:, 0] - pairs[:, 1]).max()) < 8
+      near = True
+      if self._hosts is not None:
+        near = (self._hosts[pairs[:, 0]] == self._hosts[pairs[:, 1]]).all()
       return size / (self._chip.link if near else self._chip.network)
     if (self._slices[pairs[:, 0]] != self._slices[pairs[:, 1]]).any():
       return size / self._chip.network

@@ -12,6 +12,7 @@ from jax.experimental import topologies
 
 from gemini_jax import config as config_lib
 from gemini_jax.parallel import chip
+from gemini_jax.tools import target
 
 # libtpu reads these once, when it is loaded: ask no cloud for metadata, name
 # some host, write no log files, and let two plans run at once.
@@ -34,25 +35,41 @@ _SHAPES_2D = (
   (8, 16),
   (16, 16),
 )
+# Hosts of GPUs, and what is in one.
+_MOST_HOSTS, _GPUS = 1024, (1, 2, 4, 8)
+# The share of a GPU's memory that JAX takes unless its environment variable
+# says otherwise (docs.jax.dev/en/latest/gpu_memory_allocation.html).
+_FRACTION = 'XLA_PYTHON_CLIENT_MEM_FRACTION'
+_PREALLOCATED = 0.75
 
 
 def parse(name: str) -> tuple[chip.Chip, tuple[int, ...]]:
-  """The chip and the shape of `v5p:8x8x8`.
+  """The chip and the shape of `v5p:8x8x8`, or of `h100:2x8`.
 
   Raises:
     ConfigError: there is no such chip, or no slice of this shape.
   """
   kind, _, spelled = name.partition(':')
-  accepted = ', '.join(
+  slices = ', '.join(
     f'{known.name}:{"x".join("4" * known.dims)}' for known in chip.TPUS.values()
   )
+  hosts = ', '.join(f'{gpu}:1x8' for gpu in chip.GPUS)
+  known = (chip.TPUS | chip.GPUS).get(kind)
   config_lib.check(
-    kind in chip.TPUS and bool(re.fullmatch(r'\d+(x\d+)+', spelled)),
+    known is not None and bool(re.fullmatch(r'\d+(x\d+)+', spelled)),
     f'plan.topology={name} must be a chip and the shape of its slice, such as '
-    f"{accepted}; or '' for this machine",
+    f'{slices}; or hosts x GPUs of each, such as {hosts}; '
+    "or '' for this machine",
   )
-  known = chip.TPUS[kind]
+  assert known is not None
   shape = tuple(int(size) for size in spelled.split('x'))
+  if not known.dims:
+    config_lib.check(
+      len(shape) == 2 and 1 <= shape[0] <= _MOST_HOSTS and shape[1] in _GPUS,
+      f'plan.topology={name} must be hosts x GPUs of each: '
+      f'1 to {_MOST_HOSTS} hosts of {", ".join(map(str, _GPUS))}',
+    )
+    return known, shape
   config_lib.check(
     shape in shapes(known),
     f'plan.topology={name} is not a slice that is sold: {_sold(known)}',
@@ -62,6 +79,10 @@ def parse(name: str) -> tuple[chip.Chip, tuple[int, ...]]:
 
 def shapes(known: chip.Chip) -> list[tuple[int, ...]]:
   """All slices of a chip, the smallest first."""
+  if not known.dims:
+    full = _GPUS[-1]
+    parts = [(1, count) for count in _GPUS[:-1]]
+    return parts + [(hosts, full) for hosts in range(1, _MOST_HOSTS + 1)]
   if known.dims == 2:
     return list(_SHAPES_2D)
   a, b, c = known.most
@@ -93,9 +114,11 @@ def devices(name: str, slices: int = 1) -> list[Any]:
   """The devices of `slices` slices; they only compile.
 
   Raises:
-    ConfigError: the name is wrong, or libtpu is not installed.
+    ConfigError: the name is wrong, or the compiler is not installed.
   """
   known, shape = parse(name)
+  if not known.dims:
+    return _gpus(name, known, (shape[0] * slices, shape[1]))
   for key, value in _ENVIRONMENT.items():
     os.environ.setdefault(key, value)
   options: dict[str, Any] = {'num_slices': slices} if slices > 1 else {}
@@ -122,6 +145,25 @@ def devices(name: str, slices: int = 1) -> list[Any]:
   return list(topology.devices)
 
 
+def _gpus(name: str, known: chip.Chip, shape: Sequence[int]) -> list[Any]:
+  try:
+    topology = topologies.get_topology_desc(
+      platform='cuda',
+      target_config=target.describe(known),
+      # One partition.
+      topology='x'.join(map(str, (1, *shape))),
+    )
+  except NotImplementedError as error:
+    # What JAX says where no plug-in knows the platform.
+    raise config_lib.ConfigError(
+      f'plan.topology={name} needs the CUDA plug-in of JAX, which is not '
+      'installed (no GPU, no driver): pip install '
+      f'jax-cuda12-plugin=={jax.__version__} '
+      f'jax-cuda12-pjrt=={jax.__version__}'
+    ) from error
+  return list(topology.devices)
+
+
 def coordinates(devices: Sequence[Any]) -> np.ndarray:
   """int[N, 1 + dims]: the slice of each device, and its place in the torus."""
   return np.array(
@@ -129,16 +171,43 @@ def coordinates(devices: Sequence[Any]) -> np.ndarray:
   )
 
 
+def hosts(devices: Sequence[Any]) -> np.ndarray:
+  """int[N]: the host of each GPU."""
+  if is_here(devices):
+    # A process may have one GPU alone: only their number tells.
+    return np.array([device.id // _GPUS[-1] for device in devices])
+  return np.array([device.process_index for device in devices])
+
+
 def is_here(devices: Sequence[Any]) -> bool:
   """Whether these devices could run what is compiled for them."""
   return devices[0].client.runtime_type != 'compile_only_runtime'
 
 
+def preallocated() -> float:
+  """The share of a GPU's memory that a run takes and has for programs.
+
+  Raises:
+    ConfigError: JAX's environment variable for it is no share.
+  """
+  spelled = os.environ.get(_FRACTION, '')
+  try:
+    share = float(spelled or _PREALLOCATED)
+  except ValueError:
+    share = 0.0
+  config_lib.check(
+    0 < share <= 1, f'{_FRACTION}={spelled} must be above 0 and at most 1'
+  )
+  return share
+
+
 def memory(device: Any) -> int | None:
   """Bytes that programs can use on a device; None where unknown."""
   known = chip.of(device)
-  if known is not None:
+  if known is not None and known.dims:
     return known.memory
+  if known is not None and not is_here([device]):
+    return int(known.memory * preallocated())
   stats = device.memory_stats()
   if stats and 'bytes_limit' in stats:
     return stats['bytes_limit']
@@ -146,4 +215,4 @@ def memory(device: Any) -> int | None:
     # Simulated devices share what the machine has.
     total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     return total // jax.local_device_count()
-  return None
+  return known.memory if known is not None else None

@@ -1,13 +1,16 @@
 """Plans against what really happens on eight devices, and their refusals."""
 
+import dataclasses
 import importlib.util
 import json
+import types
 
 import jax
 import numpy as np
 import pytest
 
 import tiny
+from gemini_jax import config as config_lib
 from gemini_jax.parallel import sharding
 from gemini_jax.tools import plan, program, remedy, report, topology
 from gemini_jax.train import metrics
@@ -177,12 +180,34 @@ def test_a_mistake_costs_exit_code_2(tmp_path, capsys):
   file = tiny.experiment(tmp_path, *EXPERIMENT)
   for override, message in {
     'plan.topology=v5p:3x3x3': 'plan.topology=v5p:3x3x3 is not a slice',
+    'plan.topology=h100:2x16': 'plan.topology=h100:2x16 must be hosts x GPUs',
     'plan.decode_batch_size=3': 'plan.decode_batch_size=3 must be a multiple',
     'data.batch_size=12': 'data.batch_size=12 must be a multiple',
   }.items():
     assert tiny.run(file, tmp_path / 'run', override, mode='plan') == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / 'run').exists()
+
+
+def test_larger_topologies_have_more_devices():
+  for name, expected in {
+    'h100:1x4': ['h100:1x8', 'h100:2x8'],
+    'h100:3x4': ['h100:2x8', 'h100:3x8'],
+    'v5e:4x8': ['v5e:8x8', 'v5e:8x16'],
+  }.items():
+    config = tiny.replace(CONFIG, 'plan.topology', name)
+    found = [changes['plan.topology'] for changes in remedy.larger(config)]
+    assert found == expected
+
+
+def test_without_cudnn_it_says_what_to_install(measured, monkeypatch):
+  def lower(*args):
+    raise RuntimeError('cuDNN not found.')
+
+  step = types.SimpleNamespace(lower=lower)
+  monkeypatch.setattr(step_lib, 'jitted', lambda *args: step)
+  with pytest.raises(config_lib.ConfigError, match='nvidia-cudnn-cu12'):
+    program.measure(CONFIG, measured.devices)
 
 
 def test_the_vocabulary_comes_from_the_config_first(tmp_path):
@@ -210,3 +235,39 @@ def test_a_tpu_slice_has_times_and_an_end():
   assert result['step_seconds_bound'] == max(result['step_seconds'].values())
   assert 0 < result['mfu_bound'] < 1
   assert not topology.is_here(before.devices)
+
+
+@pytest.mark.skipif(
+  not any(
+    importlib.util.find_spec(f'jax_cuda{version}_plugin')
+    for version in (12, 13)
+  ),
+  reason="needs JAX's CUDA plug-in: jax-cuda12-plugin, jax-cuda12-pjrt",
+)
+def test_hosts_of_gpus_have_times_and_an_end():
+  """Gradients over both hosts take the slower network, parameters do not."""
+  seconds = []
+  for name, parallel in {
+    'h100:1x8': {'data': 1, 'fsdp': 8},
+    'h100:2x8': {'data': 2, 'fsdp': 8},
+  }.items():
+    config = dataclasses.replace(
+      tiny.replace(CONFIG, 'plan.topology', name),
+      parallel=dataclasses.replace(CONFIG.parallel, **parallel),
+    )
+    config = tiny.replace(config, 'model.dtype', 'bfloat16')
+    found = program.measure(config, plan.find_devices(config))
+    result = report.build(found, [])
+    assert result['num_devices'] == len(found.devices)
+    assert result['device_memory_bytes'] == int(0.75 * 84_942_979_072)
+    assert 0 < result['bytes_per_device'] < 2**30
+    assert 0 < result['mfu_bound'] < 1
+    # One step of the model, however it is split.
+    executed = found.train.flops * len(found.devices)
+    assert executed == pytest.approx(metrics.step_flops(config), rel=0.1)
+    assert not topology.is_here(found.devices)
+    seconds.append({c.axes: c.seconds for c in found.train.collectives})
+    shown = report.spell(result)
+    assert '75% of the 79.1 GiB of a GPU' in shown
+  assert ('data',) not in seconds[0]
+  assert seconds[1]['data',] > 0

@@ -94,6 +94,70 @@ def test_a_permutation_goes_from_neighbour_to_neighbour():
   assert network.seconds('collective-permute', apart, 9e9) == pytest.approx(0.2)
 
 
+H100 = chip.GPUS['h100']
+
+
+def hosts_of_gpus(hosts, each, axes, sizes):
+  """A mesh of GPUs that only have a host."""
+  client = types.SimpleNamespace(runtime_type='compile_only_runtime')
+  devices = np.empty(hosts * each, object)
+  for i in range(hosts * each):
+    devices[i] = types.SimpleNamespace(process_index=i // each, client=client)
+  return types.SimpleNamespace(devices=devices.reshape(sizes), axis_names=axes)
+
+
+def test_gpus_of_a_host_are_near_and_hosts_far():
+  network = roofline.Network(
+    hosts_of_gpus(2, 8, ('data', 'fsdp'), (2, 8)), H100
+  )
+  inside = np.arange(16).reshape(2, 8)
+  size = 8e9
+  near = size * 7 / 8 / H100.link
+  assert network.seconds('all-gather', inside, size) == pytest.approx(near)
+  assert network.seconds('all-reduce', inside, size) == pytest.approx(2 * near)
+  # Between GPUs at the same place of their hosts, by their own network.
+  far = size / 2 / H100.network
+  assert network.seconds('all-gather', inside.T, size) == pytest.approx(far)
+  # All of them: each has an eighth to send to the other host.
+  everyone = np.arange(16)[None]
+  expected = far / 8 + size * 15 / 16 / H100.link
+  got = network.seconds('all-gather', everyone, size)
+  assert got == pytest.approx(expected)
+  # Of its sixteenth, a device sends half to the other host, all but what is
+  # its own to any.
+  expected = size / 16 * (0.5 / H100.network + 15 / 16 / H100.link)
+  got = network.seconds('all-to-all', everyone, size)
+  assert got == pytest.approx(expected)
+
+
+def test_what_counts_is_the_host_not_the_place_in_the_mesh():
+  mesh = hosts_of_gpus(2, 2, ('data', 'fsdp'), (2, 2))
+  mesh.devices = mesh.devices.T
+  network = roofline.Network(mesh, H100)
+  rows = np.array([[0, 1], [2, 3]])
+  far = 1e9 / 2 / H100.network
+  near = 1e9 / 2 / H100.link
+  assert network.seconds('all-gather', rows, 1e9) == pytest.approx(far)
+  assert network.seconds('all-gather', rows.T, 1e9) == pytest.approx(near)
+  # The slowest pair of a permutation, the slowest of all groups.
+  for pairs, bandwidth in (
+    ([(0, 2), (1, 3)], H100.link),
+    ([(0, 2), (2, 1)], H100.network),
+  ):
+    got = network.seconds('collective-permute', np.array(pairs), 1e9)
+    assert got == pytest.approx(1e9 / bandwidth)
+
+
+def test_of_slices_a_device_sends_others_what_is_for_them():
+  mesh = torus((2, 2, 2), ('x', 'y', 'z'))
+  for i, device in enumerate(mesh.devices.flat):
+    device.slice_index = i % 2
+  network = roofline.Network(mesh, V5P)
+  pairs = np.arange(8).reshape(4, 2)
+  got = network.seconds('all-to-all', pairs, 8e9)
+  assert got == pytest.approx(8e9 / 2 / 2 / V5P.network)
+
+
 def test_collectives_of_a_partitioned_product():
   """A product whose inner dim is split: its sum crosses that axis."""
   mesh = Mesh(
