@@ -547,8 +547,8 @@ class Eval:
   # Held-out pairs whose targets are generated greedily after training and
   # compared with the true ones; 0: none.
   exact_match: int = 0
-  # Test sequences that a latent is measured on at the end (nll, mi,
-  # active_units), and draws of z for each; 0 sequences: none.
+  # Test sequences, a row each (data.pack=False), whose nll is measured at the
+  # end, and of a latent mi and active_units, by so many draws of z for each.
   latent_examples: int = 1000
   importance_samples: int = 500
 

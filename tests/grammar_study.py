@@ -1,12 +1,12 @@
 r"""Topics, tones and coherence of what a latent writes, by the grammar's rule.
 
-  python tests/grammar_study.py --out=runs/grammar [--seeds=3] [--steer=True]
+  python tests/grammar_study.py --out=runs/grammar [--seeds=3] [--steer]
 
 Trains experiments/text_vae.py on the grammar three times for each seed: a
 language model, the recommended VAE, and the VAE under the plain bound from the
 start, whose latent should collapse. Two trainings run side by side, a processor
 each. Then 1,000 texts of each at temperature 0.5 are judged by the rule. With
---steer=True the models of seed 0, which must be there, are steered instead, by
+--steer the models of seed 0, which must be there, are steered instead, by
 400 labels, at temperature 0.3.
 """
 
@@ -166,7 +166,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--out', type=pathlib.Path, required=True)
   parser.add_argument('--seeds', type=int, default=3)
-  parser.add_argument('--steer', type=bool, default=False)
+  parser.add_argument('--steer', action='store_true')
   flags = parser.parse_args()
   out = flags.out.resolve()
   out.mkdir(parents=True, exist_ok=True)
