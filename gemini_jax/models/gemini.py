@@ -59,7 +59,9 @@ class Gemini(nn.Module):
       )
       self.encoder_norm = linear.RMSNorm(config.norm_eps, **types)
     if config.latent.dim:
-      self.latent = latent_lib.Latent(config.latent, config.num_heads, **types)
+      self.latent = latent_lib.Latent(
+        config.latent, config.width, config.num_heads, **types
+      )
       if config.latent.embedding:
         # As large as a token's vector, which it must not drown.
         size = self.token.init_scale

@@ -95,17 +95,52 @@ class Latent(nn.Module):
 
   Attributes:
     config: of the latent.
+    width: D.
     num_heads: of the pooling.
     dtype: of the pooling; all else is float32.
     param_dtype: of the parameters.
   """
 
   config: config_lib.Latent
+  width: int
   num_heads: int
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
-  @nn.compact
+  def setup(self):
+    """The pooling, the two maps to z, the prior and the multiplier."""
+    dim, num = self.config.dim, self.config.num_components
+    head_dim = self.width // self.num_heads
+    self.query = self.vector('query', nn.initializers.normal(1.0), self.width)
+    self.pool = attention.Attention(
+      num_heads=self.num_heads,
+      num_kv_heads=self.num_heads,
+      head_dim=head_dim,
+      scale=head_dim**-0.5,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+    )
+    self.posterior = linear.Einsum(
+      (self.width, 2, dim),
+      ('embed', None, None),
+      use_bias=True,
+      param_dtype=self.param_dtype,
+    )
+    if self.config.prior == 'mixture':
+      self.means = self.vector(
+        'prior_means', nn.initializers.normal(1.0), num, dim
+      )
+      self.log_vars = self.vector(
+        'prior_log_vars', nn.initializers.zeros, num, dim
+      )
+      self.logits = self.vector('prior_logits', nn.initializers.zeros, num)
+    self.raw = self.vector('multiplier', nn.initializers.zeros)
+
+  def vector(self, name: str, init: Any, *shape: int) -> Any:
+    """A parameter that is the same on all devices."""
+    init = nn.with_logical_partitioning(init, (None,) * len(shape))
+    return self.param(name, init, shape, self.param_dtype)
+
   def __call__(
     self, x_BSD: jax.Array, sequence: batch_lib.Sequence
   ) -> tuple[Normal, Mixture, jax.Array]:
@@ -116,67 +151,30 @@ class Latent(nn.Module):
       sequence: what the encoder read; padding has no say.
     """
     B, _, D = x_BSD.shape
-    query_D: Any = self.param(
-      'query',
-      nn.with_logical_partitioning(nn.initializers.normal(1.0), (None,)),
-      (D,),
-      self.param_dtype,
-    )
     # One query a row, of the row's only segment.
     one_B1 = jnp.ones((B, 1), jnp.int32)
-    pooled_B1D, _ = attention.Attention(
-      num_heads=self.num_heads,
-      num_kv_heads=self.num_heads,
-      head_dim=D // self.num_heads,
-      scale=(D // self.num_heads) ** -0.5,
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
-      name='pool',
-    )(
-      jnp.broadcast_to(query_D.astype(self.dtype), (B, 1, D)),
+    pooled_B1D, _ = self.pool(
+      jnp.broadcast_to(self.query.astype(self.dtype), (B, 1, D)),
       masking.visible(batch_lib.Sequence(one_B1, 0 * one_B1, one_B1), sequence),
       memory_BSD=x_BSD,
       cross=True,
     )
-    statistics_B2Z = linear.Einsum(
-      (D, 2, self.config.dim),
-      ('embed', None, None),
-      use_bias=True,
-      param_dtype=self.param_dtype,
-      name='posterior',
-    )('BD,DPZ->BPZ', pooled_B1D[:, 0].astype(jnp.float32))
+    statistics_B2Z = self.posterior(
+      'BD,DPZ->BPZ', pooled_B1D[:, 0].astype(jnp.float32)
+    )
     posterior = Normal(statistics_B2Z[:, 0], statistics_B2Z[:, 1])
-    return posterior, self.prior(), self.multiplier()
+    # At least 0.
+    multiplier = jax.nn.softplus(self.raw.astype(jnp.float32))
+    return posterior, self.prior(), multiplier
 
   def prior(self) -> Mixture:
     """What z is before a sequence is seen."""
-    dim, num = self.config.dim, self.config.num_components
     if self.config.prior == 'normal':
-      zeros = jnp.zeros((1, dim))
+      zeros = jnp.zeros((1, self.config.dim))
       return Mixture(jnp.zeros(1), Normal(zeros, zeros))
-    plain = lambda init: nn.with_logical_partitioning(init, (None, None))
-    means: Any = self.param(
-      'prior_means', plain(nn.initializers.normal(1.0)), (num, dim)
-    )
-    log_vars: Any = self.param(
-      'prior_log_vars', plain(nn.initializers.zeros), (num, dim)
-    )
-    logits: Any = self.param(
-      'prior_logits',
-      nn.with_logical_partitioning(nn.initializers.zeros, (None,)),
-      (num,),
-    )
+    parts = (self.logits, self.means, self.log_vars)
+    logits, means, log_vars = (part.astype(jnp.float32) for part in parts)
     return Mixture(logits, Normal(means, log_vars))
-
-  def multiplier(self) -> jax.Array:
-    """Lagrange multiplier of the least rate, at least 0."""
-    raw: Any = self.param(
-      'multiplier',
-      nn.with_logical_partitioning(nn.initializers.zeros, ()),
-      (),
-      jnp.float32,
-    )
-    return jax.nn.softplus(raw)
 
 
 @flax.struct.dataclass
