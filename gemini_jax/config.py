@@ -12,7 +12,7 @@ from typing import Literal
 
 import ml_collections
 
-from gemini_jax import schema
+from gemini_jax import architecture, schema
 
 # Peak learning rates that train a small Transformer, by optimizer.
 LEARNING_RATES = {
@@ -30,226 +30,21 @@ SEPARATOR = '||'
 
 AXES = ('data', 'fsdp', 'tensor', 'sequence', 'expert', 'pipeline')
 
-# What remat can keep of a layer, whose code gives it these names.
-_Tensor = Literal['query', 'key', 'value', 'attended', 'gate', 'up', 'residual']
 
-
+# What every module of ours says of a user's mistake.
 ConfigError = schema.ConfigError
 check = schema.check
 nearest = schema.nearest
 at_least = schema.at_least
 is_share = schema.is_share
 
-
-@dataclasses.dataclass(frozen=True)
-class Latent:
-  """The variational head: one vector z for each sequence, see models/latent.
-
-  The decoder writes a sequence given its z; the encoder tells which z.
-  """
-
-  # Numbers in z; 0: no latent.
-  dim: int = 0
-  # What z is before a sequence is seen: a standard normal, or a learned
-  # mixture of normals.
-  prior: Literal['normal', 'mixture'] = 'normal'
-  # Normals in the mixture.
-  num_components: int = 32
-  # z as keys and values that every layer attends to: so many; 0: none.
-  memory: int = 1
-  # z as a vector added to every embedding.
-  embedding: bool = True
-
-  def __post_init__(self):
-    at_least(self, 'model.latent', 0, 'dim', 'memory')
-    at_least(self, 'model.latent', 1, 'num_components')
-    check(
-      not self.dim or self.memory > 0 or self.embedding,
-      'model.latent.memory=0 needs model.latent.embedding=True: the decoder '
-      'would not see z',
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-  """The Transformer. Llama and Gemma 2/3 are values of these fields."""
-
-  # decoder: decoder-only. encoder_decoder: the decoder reads an encoder.
-  architecture: Literal['decoder', 'encoder_decoder'] = 'decoder'
-  # Rows of the token table; None takes the tokenizer's.
-  vocab_size: int | None = None
-  # Longest sequence (tokens) of the decoder, prompt and output together.
-  max_length: int = 256
-  # Width of the residual stream.
-  width: int = 256
-  # Layers of the decoder.
-  num_layers: int = 4
-  # Layers of the encoder; None: as many as the decoder.
-  num_encoder_layers: int | None = None
-  # Query heads.
-  num_heads: int = 4
-  # Key and value heads (grouped-query attention); None: num_heads.
-  num_kv_heads: int | None = None
-  # Width of one head; None: width / num_heads.
-  head_dim: int | None = None
-  # Hidden width of the feed-forward layer; None: 4 * width.
-  mlp_dim: int | None = None
-  # Experts of the feed-forward layer (mixture of experts); 0: dense.
-  num_experts: int = 0
-  # Experts that each token visits, by its router's choice.
-  experts_per_token: int = 2
-  # Hidden width of one expert; None: mlp_dim.
-  expert_dim: int | None = None
-  # Hidden width of an expert that every token visits; 0: none.
-  shared_expert_dim: int = 0
-  # Nonlinearity of the feed-forward layer.
-  activation: Literal['gelu', 'gelu_exact', 'silu', 'relu', 'relu2'] = 'gelu'
-  # Gate the hidden layer with a second projection (GLU).
-  gated: bool = True
-  # Bias terms of the query, key and value projections (as in Qwen 2), and of
-  # the feed-forward projections.
-  attention_bias: bool = False
-  mlp_bias: bool = False
-  # Layers repeat this pattern, e.g. ('local', 'global').
-  attention_pattern: tuple[Literal['global', 'local'], ...] = ('global',)
-  # A local layer sees this many positions, itself included.
-  window: int = 128
-  # How positions enter: rotary angles in attention, or a learned table.
-  position: Literal['rotary', 'learned', 'none'] = 'rotary'
-  # Rotary base (theta) of global and of local layers; local None: global's.
-  rope_base: float = 10_000.0
-  rope_base_local: float | None = None
-  # Positions of global layers are divided by this (linear interpolation).
-  rope_scale: float = 1.0
-  # Llama 3's frequency-dependent rescaling: its original context; 0: off.
-  rope_llama3_context: int = 0
-  # Its (factor, low, high): see layers/embedding.py.
-  rope_llama3_factors: tuple[float, float, float] = (8.0, 1.0, 4.0)
-  # pre: x + f(norm(x)); pre_post: x + norm(f(norm(x))), as in Gemma 2.
-  norm: Literal['pre', 'pre_post'] = 'pre'
-  # Added to the mean square under the root of every norm.
-  norm_eps: float = 1e-6
-  # Normalise queries and keys per head, as in Gemma 3.
-  qk_norm: bool = False
-  # Scores are divided by sqrt(this); None: head_dim.
-  query_scale: float | None = None
-  # tanh soft-caps of attention scores and of logits; 0: off.
-  attention_softcap: float = 0.0
-  logit_softcap: float = 0.0
-  # One table for input embedding and output projection.
-  tie_embeddings: bool = True
-  # Multiply embeddings by sqrt(width), as Gemma does.
-  scale_embeddings: bool = False
-  # Dropout rate on embeddings and on what each block adds.
-  dropout: float = 0.0
-  # Standard deviation of the initial weights; None: 1/sqrt(fan in).
-  init_scale: float | None = None
-  # Compute and parameter types. Norms, softmax, logits, loss: float32.
-  dtype: Literal['float32', 'bfloat16'] = 'float32'
-  param_dtype: Literal['float32', 'bfloat16'] = 'float32'
-  # One scanned layer body, or layers unrolled. Never changes the result.
-  scan_layers: bool = True
-  # What computes attention; auto: the best there is on the platform of the
-  # run. chunked is plain XLA; see kernels/flash.py.
-  attention_kernel: Literal['auto', 'chunked', 'splash', 'cudnn'] = 'auto'
-  # How keys reach the queries of other devices where parallel.sequence splits
-  # the length: all at once, or neighbour by neighbour in less memory.
-  over_sequence: Literal['all_gather', 'ring'] = 'all_gather'
-  # Recompute the forward pass in the backward pass.
-  remat: bool = False
-  # Under remat, the tensors that are kept, not computed again: on the device,
-  # and in the host's memory (on a CPU that is the same).
-  remat_save: tuple[_Tensor, ...] = ()
-  remat_offload: tuple[_Tensor, ...] = ()
-  # The variational head.
-  latent: Latent = dataclasses.field(default_factory=Latent)
-
-  def __post_init__(self):
-    at_least(self, 'model', 1, 'max_length', 'width', 'num_layers')
-    at_least(self, 'model', 1, 'num_heads', 'window')
-    at_least(self, 'model', 0, 'num_experts', 'shared_expert_dim')
-    is_share(self, 'model', 'dropout')
-    check(
-      self.num_heads % self.kv_heads == 0,
-      f'model.num_kv_heads={self.num_kv_heads} must divide '
-      f'model.num_heads={self.num_heads}',
-    )
-    check(
-      self.head_dim is not None or self.width % self.num_heads == 0,
-      f'model.num_heads={self.num_heads} must divide model.width={self.width} '
-      'unless model.head_dim is set',
-    )
-    check(
-      self.position != 'rotary' or self.head_width % 2 == 0,
-      f'model.head_dim={self.head_width} must be even for rotary positions',
-    )
-    check(len(self.attention_pattern) > 0, 'model.attention_pattern is empty')
-    both = set(self.remat_save).intersection(self.remat_offload)
-    check(
-      not both,
-      f'model.remat_save={self.remat_save} and model.remat_offload='
-      f'{self.remat_offload} must not share names: {", ".join(sorted(both))}',
-    )
-    self._check_experts()
-
-  def _check_experts(self):
-    if not self.num_experts:
-      for name in ('expert_dim', 'shared_expert_dim'):
-        check(
-          not getattr(self, name),
-          f'model.{name}={getattr(self, name)} needs model.num_experts above 0',
-        )
-      return
-    check(
-      1 <= self.experts_per_token <= self.num_experts,
-      f'model.experts_per_token={self.experts_per_token} must be at least 1 '
-      f'and at most model.num_experts={self.num_experts}',
-    )
-    check(
-      not self.mlp_bias,
-      f'model.mlp_bias=True needs model.num_experts=0, not {self.num_experts}',
-    )
-
-  @property
-  def kv_heads(self) -> int:
-    """Key and value heads."""
-    return self.num_kv_heads or self.num_heads
-
-  @property
-  def head_width(self) -> int:
-    """Width of one head."""
-    return self.head_dim or self.width // self.num_heads
-
-  @property
-  def mlp_width(self) -> int:
-    """Hidden width of the feed-forward layer."""
-    return self.mlp_dim or 4 * self.width
-
-  @property
-  def expert_width(self) -> int:
-    """Hidden width of one expert."""
-    return self.expert_dim or self.mlp_width
-
-  @property
-  def cross(self) -> bool:
-    """Whether the decoder attends to what the encoder says."""
-    return self.architecture == 'encoder_decoder'
-
-  @property
-  def encodes(self) -> bool:
-    """Whether there is an encoder: to attend to, or for a latent."""
-    return self.cross or self.latent.dim > 0
-
-  @property
-  def encoder_layers(self) -> int:
-    """Layers of the encoder; 0 without one."""
-    if not self.encodes:
-      return 0
-    return (
-      self.num_layers
-      if self.num_encoder_layers is None
-      else self.num_encoder_layers
-    )
+# The section `model`.
+Model = architecture.Model
+Latent = architecture.Latent
+Image = architecture.Image
+Audio = architecture.Audio
+Video = architecture.Video
+KINDS = architecture.KINDS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,422 @@
+"""What a model is made of: the section `model` of a config."""
+
+import dataclasses
+from typing import Literal
+
+from gemini_jax import schema
+
+# What remat can keep of a layer, whose code gives it these names.
+Tensor = Literal['query', 'key', 'value', 'attended', 'gate', 'up', 'residual']
+
+# What there is beside text.
+KINDS = ('image', 'audio', 'video')
+
+
+@dataclasses.dataclass(frozen=True)
+class Latent:
+  """The variational head: one vector z for each sequence, see models/latent.
+
+  The decoder writes a sequence given its z; the encoder tells which z.
+  """
+
+  # Numbers in z; 0: no latent.
+  dim: int = 0
+  # What z is before a sequence is seen: a standard normal, or a learned
+  # mixture of normals.
+  prior: Literal['normal', 'mixture'] = 'normal'
+  # Normals in the mixture.
+  num_components: int = 32
+  # z as keys and values that every layer attends to: so many; 0: none.
+  memory: int = 1
+  # z as a vector added to every embedding.
+  embedding: bool = True
+
+  def __post_init__(self):
+    schema.at_least(self, 'model.latent', 0, 'dim', 'memory')
+    schema.at_least(self, 'model.latent', 1, 'num_components')
+    schema.check(
+      not self.dim or self.memory > 0 or self.embedding,
+      'model.latent.memory=0 needs model.latent.embedding=True: the decoder '
+      'would not see z',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Autoencoder:
+  """A convolutional VAE whose z the Transformer reads, and can write.
+
+  One z for each token; see models/autoencoder.
+  """
+
+  # Numbers in the z of a token; 0: no autoencoder.
+  dim: int = 0
+  # Channels of the widest convolution.
+  width: int = 64
+  # Normals in the mixture that the Transformer writes z from.
+  num_components: int = 8
+
+  def __post_init__(self):
+    path = 'autoencoder'
+    schema.at_least(self, path, 0, 'dim')
+    schema.at_least(self, path, 1, 'width', 'num_components')
+
+
+@dataclasses.dataclass(frozen=True)
+class Image:
+  """Pictures, as soft tokens in a sequence; see models/encoders."""
+
+  # Pixels of the canvas that pictures are fitted to; 0: no pictures.
+  height: int = 0
+  width: int = 0
+  # 1: grey, 3: red, green and blue.
+  channels: Literal[1, 3] = 3
+  # Pixels along a side of what one token sees.
+  patch: int = 8
+  # Layers of an encoder of its own, before what it says enters a sequence.
+  num_layers: int = 0
+  # How that encoder knows places: rotary angles or sinusoids, in two dims.
+  position: Literal['rotary', 'sincos'] = 'rotary'
+  # Tokens that a resampler leaves of a picture; 0: no resampler, all.
+  num_tokens: int = 0
+  # Reads and writes pictures as z; without one they are read as patches.
+  autoencoder: Autoencoder = dataclasses.field(default_factory=Autoencoder)
+
+  def __post_init__(self):
+    path = 'model.image'
+    schema.at_least(self, path, 0, 'height', 'width', 'num_layers')
+    schema.at_least(self, path, 0, 'num_tokens')
+    schema.at_least(self, path, 1, 'patch')
+    schema.check(
+      self.height % self.patch == 0 == self.width % self.patch,
+      f'model.image.patch={self.patch} must divide model.image.height='
+      f'{self.height} and model.image.width={self.width}',
+    )
+    schema.check(
+      bool(self.height) == bool(self.width),
+      f'model.image.height={self.height} and model.image.width={self.width} '
+      'must be set together',
+    )
+
+  @property
+  def grid(self) -> tuple[int, int]:
+    """Patches along height and width."""
+    return self.height // self.patch, self.width // self.patch
+
+  @property
+  def soft_tokens(self) -> int:
+    """Tokens of a picture."""
+    rows, columns = self.grid
+    return self.num_tokens or rows * columns
+
+
+@dataclasses.dataclass(frozen=True)
+class Audio:
+  """Sounds, as soft tokens in a sequence: their log-mel spectrogram is read."""
+
+  # Samples a second that sounds are brought to; 0: no sounds.
+  rate: int = 0
+  # The longest sound; of longer ones the beginning is read.
+  seconds: float = 1.0
+  # Bands of the mel scale.
+  num_mels: int = 64
+  # Where they begin and end, in Hz; None: half the rate.
+  low: float = 20.0
+  high: float | None = None
+  # Seconds that a frame of the spectrogram sees, and from one to the next.
+  window: float = 0.025
+  hop: float = 0.010
+  # Frames that one token sees.
+  patch: int = 4
+  # Layers of an encoder of its own, and tokens that a resampler leaves.
+  num_layers: int = 0
+  num_tokens: int = 0
+  # Reads and writes sounds as z; without one, convolutions read the frames.
+  autoencoder: Autoencoder = dataclasses.field(default_factory=Autoencoder)
+
+  def __post_init__(self):
+    path = 'model.audio'
+    schema.at_least(self, path, 0, 'rate', 'low', 'num_layers', 'num_tokens')
+    schema.at_least(self, path, 1, 'num_mels', 'patch')
+    for name in ('seconds', 'window', 'hop'):
+      value = getattr(self, name)
+      schema.check(value > 0, f'{path}.{name}={value} must be above 0')
+    if not self.rate:
+      return
+    schema.check(
+      self.low < self.top <= self.rate / 2,
+      f'{path}.high={self.high} must be above {path}.low={self.low} and at '
+      f'most half of {path}.rate={self.rate}',
+    )
+    schema.check(
+      self.hop_samples > 0, f'{path}.hop={self.hop} is less than a sample'
+    )
+
+  @property
+  def top(self) -> float:
+    """The highest frequency of the bands, Hz."""
+    return self.rate / 2 if self.high is None else self.high
+
+  @property
+  def window_samples(self) -> int:
+    """Samples that a frame sees."""
+    return max(round(self.window * self.rate), self.hop_samples)
+
+  @property
+  def hop_samples(self) -> int:
+    """Samples from one frame to the next."""
+    return round(self.hop * self.rate)
+
+  @property
+  def num_samples(self) -> int:
+    """Samples of the longest sound: of whole tokens."""
+    size = self.hop_samples * self.patch
+    return -(-round(self.seconds * self.rate) // size) * size
+
+  @property
+  def num_frames(self) -> int:
+    """Frames of the longest sound."""
+    return self.num_samples // self.hop_samples if self.rate else 0
+
+  def tokens_of(self, num_samples: int) -> int:
+    """Soft tokens of a sound of so many samples; of a resampler always all."""
+    if self.num_tokens:
+      return self.num_tokens
+    num_samples = min(num_samples, self.num_samples)
+    return -(-num_samples // (self.hop_samples * self.patch))
+
+  @property
+  def soft_tokens(self) -> int:
+    """Tokens of the longest sound."""
+    return self.tokens_of(self.num_samples)
+
+
+@dataclasses.dataclass(frozen=True)
+class Video:
+  """Frames, each read as a picture (model.image), as soft tokens in order."""
+
+  # Frames of a video, taken at even distances; 0: no videos.
+  num_frames: int = 0
+  # Tokens that are left of each frame: the mean over patches (1) or of as many
+  # rectangles of them; 0: all.
+  frame_tokens: int = 0
+
+  def __post_init__(self):
+    schema.at_least(self, 'model.video', 0, 'num_frames', 'frame_tokens')
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """The Transformer. Llama and Gemma 2/3 are values of these fields."""
+
+  # decoder: decoder-only. encoder_decoder: the decoder reads an encoder.
+  architecture: Literal['decoder', 'encoder_decoder'] = 'decoder'
+  # Rows of the token table; None takes the tokenizer's.
+  vocab_size: int | None = None
+  # Longest sequence (tokens) of the decoder, prompt and output together.
+  max_length: int = 256
+  # Width of the residual stream.
+  width: int = 256
+  # Layers of the decoder.
+  num_layers: int = 4
+  # Layers of the encoder; None: as many as the decoder.
+  num_encoder_layers: int | None = None
+  # Query heads.
+  num_heads: int = 4
+  # Key and value heads (grouped-query attention); None: num_heads.
+  num_kv_heads: int | None = None
+  # Width of one head; None: width / num_heads.
+  head_dim: int | None = None
+  # Hidden width of the feed-forward layer; None: 4 * width.
+  mlp_dim: int | None = None
+  # Experts of the feed-forward layer (mixture of experts); 0: dense.
+  num_experts: int = 0
+  # Experts that each token visits, by its router's choice.
+  experts_per_token: int = 2
+  # Hidden width of one expert; None: mlp_dim.
+  expert_dim: int | None = None
+  # Hidden width of an expert that every token visits; 0: none.
+  shared_expert_dim: int = 0
+  # Nonlinearity of the feed-forward layer.
+  activation: Literal['gelu', 'gelu_exact', 'silu', 'relu', 'relu2'] = 'gelu'
+  # Gate the hidden layer with a second projection (GLU).
+  gated: bool = True
+  # Bias terms of the query, key and value projections (as in Qwen 2), and of
+  # the feed-forward projections.
+  attention_bias: bool = False
+  mlp_bias: bool = False
+  # Layers repeat this pattern, e.g. ('local', 'global').
+  attention_pattern: tuple[Literal['global', 'local'], ...] = ('global',)
+  # A local layer sees this many positions, itself included.
+  window: int = 128
+  # How positions enter: rotary angles in attention, or a learned table.
+  position: Literal['rotary', 'learned', 'none'] = 'rotary'
+  # Rotary base (theta) of global and of local layers; local None: global's.
+  rope_base: float = 10_000.0
+  rope_base_local: float | None = None
+  # Positions of global layers are divided by this (linear interpolation).
+  rope_scale: float = 1.0
+  # Llama 3's frequency-dependent rescaling: its original context; 0: off.
+  rope_llama3_context: int = 0
+  # Its (factor, low, high): see layers/embedding.py.
+  rope_llama3_factors: tuple[float, float, float] = (8.0, 1.0, 4.0)
+  # pre: x + f(norm(x)); pre_post: x + norm(f(norm(x))), as in Gemma 2.
+  norm: Literal['pre', 'pre_post'] = 'pre'
+  # Added to the mean square under the root of every norm.
+  norm_eps: float = 1e-6
+  # Normalise queries and keys per head, as in Gemma 3.
+  qk_norm: bool = False
+  # Scores are divided by sqrt(this); None: head_dim.
+  query_scale: float | None = None
+  # tanh soft-caps of attention scores and of logits; 0: off.
+  attention_softcap: float = 0.0
+  logit_softcap: float = 0.0
+  # One table for input embedding and output projection.
+  tie_embeddings: bool = True
+  # Multiply embeddings by sqrt(width), as Gemma does.
+  scale_embeddings: bool = False
+  # Dropout rate on embeddings and on what each block adds.
+  dropout: float = 0.0
+  # Standard deviation of the initial weights; None: 1/sqrt(fan in).
+  init_scale: float | None = None
+  # Compute and parameter types. Norms, softmax, logits, loss: float32.
+  dtype: Literal['float32', 'bfloat16'] = 'float32'
+  param_dtype: Literal['float32', 'bfloat16'] = 'float32'
+  # One scanned layer body, or layers unrolled. Never changes the result.
+  scan_layers: bool = True
+  # What computes attention; auto: the best there is on the platform of the
+  # run. chunked is plain XLA; see kernels/flash.py.
+  attention_kernel: Literal['auto', 'chunked', 'splash', 'cudnn'] = 'auto'
+  # How keys reach the queries of other devices where parallel.sequence splits
+  # the length: all at once, or neighbour by neighbour in less memory.
+  over_sequence: Literal['all_gather', 'ring'] = 'all_gather'
+  # Recompute the forward pass in the backward pass.
+  remat: bool = False
+  # Under remat, the tensors that are kept, not computed again: on the device,
+  # and in the host's memory (on a CPU that is the same).
+  remat_save: tuple[Tensor, ...] = ()
+  remat_offload: tuple[Tensor, ...] = ()
+  # The variational head.
+  latent: Latent = dataclasses.field(default_factory=Latent)
+  # Pictures, read and written beside text.
+  image: Image = dataclasses.field(default_factory=Image)
+  # Sounds, likewise.
+  audio: Audio = dataclasses.field(default_factory=Audio)
+  # Videos, which are read.
+  video: Video = dataclasses.field(default_factory=Video)
+
+  def __post_init__(self):
+    schema.at_least(self, 'model', 1, 'max_length', 'width', 'num_layers')
+    schema.at_least(self, 'model', 1, 'num_heads', 'window')
+    schema.at_least(self, 'model', 0, 'num_experts', 'shared_expert_dim')
+    schema.is_share(self, 'model', 'dropout')
+    schema.check(
+      self.num_heads % self.kv_heads == 0,
+      f'model.num_kv_heads={self.num_kv_heads} must divide '
+      f'model.num_heads={self.num_heads}',
+    )
+    schema.check(
+      self.head_dim is not None or self.width % self.num_heads == 0,
+      f'model.num_heads={self.num_heads} must divide model.width={self.width} '
+      'unless model.head_dim is set',
+    )
+    schema.check(
+      self.position != 'rotary' or self.head_width % 2 == 0,
+      f'model.head_dim={self.head_width} must be even for rotary positions',
+    )
+    schema.check(
+      len(self.attention_pattern) > 0, 'model.attention_pattern is empty'
+    )
+    both = set(self.remat_save).intersection(self.remat_offload)
+    schema.check(
+      not both,
+      f'model.remat_save={self.remat_save} and model.remat_offload='
+      f'{self.remat_offload} must not share names: {", ".join(sorted(both))}',
+    )
+    self._check_experts()
+    schema.check(
+      not self.video.num_frames or self.image.height > 0,
+      f'model.video.num_frames={self.video.num_frames} needs '
+      'model.image.height and model.image.width, of the frames',
+    )
+
+  def _check_experts(self):
+    if not self.num_experts:
+      for name in ('expert_dim', 'shared_expert_dim'):
+        schema.check(
+          not getattr(self, name),
+          f'model.{name}={getattr(self, name)} needs model.num_experts above 0',
+        )
+      return
+    schema.check(
+      1 <= self.experts_per_token <= self.num_experts,
+      f'model.experts_per_token={self.experts_per_token} must be at least 1 '
+      f'and at most model.num_experts={self.num_experts}',
+    )
+    schema.check(
+      not self.mlp_bias,
+      f'model.mlp_bias=True needs model.num_experts=0, not {self.num_experts}',
+    )
+
+  @property
+  def kv_heads(self) -> int:
+    """Key and value heads."""
+    return self.num_kv_heads or self.num_heads
+
+  @property
+  def head_width(self) -> int:
+    """Width of one head."""
+    return self.head_dim or self.width // self.num_heads
+
+  @property
+  def mlp_width(self) -> int:
+    """Hidden width of the feed-forward layer."""
+    return self.mlp_dim or 4 * self.width
+
+  @property
+  def expert_width(self) -> int:
+    """Hidden width of one expert."""
+    return self.expert_dim or self.mlp_width
+
+  @property
+  def kinds(self) -> tuple[str, ...]:
+    """Of KINDS, those that the model reads."""
+    there = (self.image.height, self.audio.rate, self.video.num_frames)
+    return tuple(k for k, size in zip(KINDS, there, strict=True) if size)
+
+  def placeholder(self, kind: str) -> int:
+    """The token that stands where a soft token of a kind is read or written.
+
+    They are the last of the table.
+    """
+    assert self.vocab_size, 'the tokenizer sets model.vocab_size'
+    return self.vocab_size - len(KINDS) + KINDS.index(kind)
+
+  def soft_tokens(self, kind: str) -> int:
+    """Soft tokens of the largest picture, sound or video."""
+    if kind == 'image':
+      return self.image.soft_tokens
+    if kind == 'audio':
+      return self.audio.soft_tokens
+    each = self.video.frame_tokens or self.image.soft_tokens
+    return self.video.num_frames * each
+
+  @property
+  def cross(self) -> bool:
+    """Whether the decoder attends to what the encoder says."""
+    return self.architecture == 'encoder_decoder'
+
+  @property
+  def encodes(self) -> bool:
+    """Whether there is an encoder: to attend to, or for a latent."""
+    return self.cross or self.latent.dim > 0
+
+  @property
+  def encoder_layers(self) -> int:
+    """Layers of the encoder; 0 without one."""
+    if not self.encodes:
+      return 0
+    return (
+      self.num_layers
+      if self.num_encoder_layers is None
+      else self.num_encoder_layers
+    )
