@@ -383,6 +383,12 @@ class Model:
     there = (self.image.height, self.audio.rate, self.video.num_frames)
     return tuple(k for k, size in zip(KINDS, there, strict=True) if size)
 
+  def writes(self, kind: str) -> bool:
+    """Whether the model writes a kind: what an autoencoder has z of."""
+    if kind == 'video' or kind not in self.kinds:
+      return False
+    return getattr(self, kind).autoencoder.dim > 0
+
   def placeholder(self, kind: str) -> int:
     """The token that stands where a soft token of a kind is read or written.
 

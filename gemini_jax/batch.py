@@ -1,8 +1,10 @@
 """The batch: what data makes, a model reads and a loss weighs.
 
-B sequences in the batch, T decoder length, S encoder length.
+B sequences in the batch, T decoder length, S encoder length, M media of a kind
+in a sequence at most, R dims of a medium.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -10,6 +12,21 @@ import numpy as np
 
 # numpy's on the host, jax's on devices, or shapes alone.
 Array = Any
+
+
+@flax.struct.dataclass
+class Media:
+  """Pictures, sounds or videos of sequences, as their encoders take them.
+
+  Attributes:
+    values: pictures uint8[B, M, H, W, C] and videos uint8[B, M, F, H, W, C] on
+      canvases of one size, sounds int16[B, M, N].
+    sizes: int32[B, M, R], what is really there of each: (height, width),
+      (frames, height, width) or (samples,); 0 where there is none.
+  """
+
+  values: Array
+  sizes: Array
 
 
 @flax.struct.dataclass
@@ -21,11 +38,13 @@ class Sequence:
     positions: int32[B, T], position inside the segment, from 0.
     segments: int32[B, T], which record of the row, from 1; 0 is padding.
       Attention never crosses segments.
+    media: by kind, what stands at placeholders among the tokens, in order.
   """
 
   tokens: Array
   positions: Array
   segments: Array
+  media: Mapping[str, Media] = flax.struct.field(default_factory=dict)
 
 
 @flax.struct.dataclass

@@ -70,6 +70,18 @@ class Data:
   # Fields of a pair (input to output); both empty: plain text.
   inputs_field: str = ''
   targets_field: str = ''
+  # Pairs of any kind, '{image:photo} in {language} -> {caption}': a record
+  # gives an example of each; see data/task.py.
+  tasks: tuple[str, ...] = ()
+  # Words for the classes of a label that is a number; (): those of TFDS.
+  label_names: tuple[str, ...] = ()
+  # Samples a second of sounds that do not tell; None: model.audio.rate.
+  audio_rate: int | None = None
+  # Chance that a kind of media among a row's inputs is left out of it, of
+  # those that have several kinds (modality dropout).
+  media_dropout: float = 0.0
+  # Kinds of media that are left out of all inputs, to see what is lost.
+  without: tuple[Literal['image', 'audio', 'video'], ...] = ()
   # causal: predict every token. prefix: inputs are seen in both directions.
   # seq2seq: the encoder reads the inputs, the decoder writes the targets.
   objective: Literal['causal', 'prefix', 'seq2seq'] = 'causal'
@@ -99,10 +111,18 @@ class Data:
       f'{self.targets_field!r} must be set together',
     )
     check(
-      not (self.deduplicate and self.inputs_field),
-      'data.deduplicate=True is for plain text; data.inputs_field='
-      f'{self.inputs_field!r} makes pairs',
+      not (self.tasks and self.inputs_field),
+      f'data.tasks={self.tasks} and data.inputs_field={self.inputs_field!r} '
+      'must not both be set',
     )
+    check(
+      not (self.deduplicate and self.pairs),
+      'data.deduplicate=True is for plain text; data.inputs_field='
+      f'{self.inputs_field!r} and data.tasks={self.tasks} make pairs',
+    )
+    is_share(self, 'data', 'media_dropout')
+    if self.audio_rate is not None:
+      at_least(self, 'data', 1, 'audio_rate')
     check(
       not self.weights or len(self.weights) == len(self.train),
       f'data.weights has {len(self.weights)} values for {len(self.train)} '
@@ -112,6 +132,11 @@ class Data:
       all(weight > 0 for weight in self.weights),
       f'data.weights={self.weights} must all be above 0',
     )
+
+  @property
+  def pairs(self) -> bool:
+    """Whether a record is inputs and targets, not plain text."""
+    return bool(self.inputs_field or self.tasks)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,8 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+import types
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,12 @@ from gemini_jax.data import tokenizer as tokenizer_lib
 from gemini_jax.data import transforms
 
 # Part of every key: raise it when the content of the files changes.
-_VERSION = 1
+_VERSION = 2
 # Tokens held in memory before they are written.
 _BUFFER_TOKENS = 1 << 20
+
+# Gives examples and a note; counts what cannot be used by reason.
+Read = Callable[[collections.Counter], tuple[Iterable[transforms.Example], str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Corpus:
     offsets: int64[R + 1], where each begins.
     firsts: int64[R], the first target of each (see transforms.document).
     sizes: int64[R], UTF-8 bytes of the text that the targets stand for.
+    origins: int64[R], record and task of each (see sources.examples).
     unusable: records left out, by reason.
     unknown: tokens that stand for what the tokenizer cannot encode.
     note: what was done to the source, for the log.
@@ -49,6 +54,7 @@ class Corpus:
   offsets: np.ndarray
   firsts: np.ndarray
   sizes: np.ndarray
+  origins: np.ndarray
   unusable: dict[str, int]
   unknown: int
   note: str
@@ -78,8 +84,9 @@ def reasons(unusable: dict[str, int]) -> str:
 
 def open_or_build(
   path: pathlib.Path,
-  texts: Callable[[collections.Counter], tuple[Iterable[tuple], str]],
+  read: Read,
   tokenizer: tokenizer_lib.Tokenizer,
+  placeholders: Mapping[str, int] = types.MappingProxyType({}),
 ) -> Corpus:
   """The corpus in the folder `path`, tokenized now if it is not there.
 
@@ -87,9 +94,10 @@ def open_or_build(
 
   Args:
     path: one folder for one key.
-    texts: gives the texts or pairs of the source and a note for the log, and
-      counts the records that it leaves out.
+    read: gives the examples of the source and a note for the log, and counts
+      the records that it leaves out.
     tokenizer: encodes them.
+    placeholders: token of each kind of medium.
 
   Raises:
     ConfigError: the folder cannot be written.
@@ -105,7 +113,7 @@ def open_or_build(
       f'data.cache_dir={str(path.parent)!r}: {error.strerror}'
     ) from error
   try:
-    _write(pathlib.Path(work), texts, tokenizer)
+    _write(pathlib.Path(work), read, tokenizer, placeholders)
     _publish(pathlib.Path(work), path)
   finally:
     shutil.rmtree(work, ignore_errors=True)
@@ -115,20 +123,24 @@ def open_or_build(
   return corpus
 
 
-def _write(work, texts, tokenizer):
+def _write(work, read, tokenizer, placeholders):
   unusable = collections.Counter()
-  dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-  offsets, firsts, sizes = (array.array('q') for _ in range(3))
+  largest = max(tokenizer.vocab_size - 1, *placeholders.values(), 0)
+  dtype = np.uint16 if largest < 1 << 16 else np.uint32
+  offsets, firsts, sizes, origins = (array.array('q') for _ in range(4))
   offsets.append(0)
   unknown, buffer, buffered = 0, [], 0
-  records, note = texts(unusable)
+  examples, note = read(unusable)
   with open(work / 'tokens.bin', 'wb') as file:
-    for record in records:
-      tokens, first = transforms.document(record, tokenizer)
+    for example in examples:
+      tokens, first = transforms.document(
+        example.sides, tokenizer, placeholders
+      )
       unknown += int(np.count_nonzero(tokens == tokenizer.unk_id))
       offsets.append(offsets[-1] + len(tokens))
       firsts.append(first)
-      sizes.append(len(record[-1].encode('utf-8')))
+      sizes.append(example.num_bytes)
+      origins.append(example.origin)
       buffer.append(tokens.astype(dtype))
       buffered += len(tokens)
       if buffered > _BUFFER_TOKENS:
@@ -140,6 +152,7 @@ def _write(work, texts, tokenizer):
     ('offsets', offsets),
     ('firsts', firsts),
     ('sizes', sizes),
+    ('origins', origins),
   ):
     (work / f'{name}.bin').write_bytes(values.tobytes())
   meta = {
@@ -152,7 +165,10 @@ def _write(work, texts, tokenizer):
   (work / 'meta.json').write_text(json.dumps(meta, indent=2))
 
 
-_FILES = ('tokens.bin', 'offsets.bin', 'firsts.bin', 'sizes.bin')
+_FILES = (
+  *('tokens.bin', 'offsets.bin', 'firsts.bin', 'sizes.bin'),
+  'origins.bin',
+)
 
 
 def _publish(work: pathlib.Path, path: pathlib.Path):
@@ -198,6 +214,7 @@ def _corpus(path: pathlib.Path, meta: dict[str, Any]) -> Corpus:
     offsets=np.fromfile(path / 'offsets.bin', np.int64),
     firsts=firsts,
     sizes=np.fromfile(path / 'sizes.bin', np.int64),
+    origins=np.fromfile(path / 'origins.bin', np.int64),
     unusable=meta['unusable'],
     unknown=meta['unknown'],
     note=meta['note'],

@@ -8,7 +8,7 @@ import numpy as np
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
-from gemini_jax.data import cache, packing, transforms
+from gemini_jax.data import cache, packing, scene, transforms
 from gemini_jax.data import tokenizer as tokenizer_lib
 
 
@@ -23,8 +23,10 @@ class Epochs:
     tokenizer: tokenizer_lib.Tokenizer,
     seed: tuple[int, int],
     training: bool,
+    scenes: scene.Scenes | None = None,
   ):
     self.name, self.corpus = name, corpus
+    self._scenes = scenes
     self._config, self._tokenizer = config, tokenizer
     self._seed = [value % (1 << 63) for value in seed]
     self._training = training
@@ -69,8 +71,12 @@ class Epochs:
   def _epoch_batch(self, epoch: int, rows: np.ndarray) -> batch_lib.Batch:
     plan, order = self._epoch(epoch)
     pieces = plan.pieces(rows if order is None else order[rows])
-    if self._config.objective != 'causal' and not self._config.inputs_field:
+    if self._config.objective != 'causal' and not self._config.pairs:
       pieces = transforms.random_firsts(pieces, [*self._seed, epoch])
+    if self._scenes is not None:
+      return self._scenes.batch(
+        self.corpus, pieces, rows, [*self._seed, epoch], self._tokenizer
+      )
     return transforms.assemble(
       self.corpus.tokens, pieces, len(rows), self._config, self._tokenizer
     )
@@ -93,7 +99,7 @@ class Epochs:
   def _make_rows(self) -> packing.RowPlan | None:
     """Rows that are the same in every epoch; None for packed text."""
     config = self._config
-    if not config.inputs_field:
+    if not config.pairs:
       width = transforms.text_width(config)
       if config.pack:
         return None

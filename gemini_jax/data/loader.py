@@ -18,7 +18,15 @@ import numpy as np
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
-from gemini_jax.data import cache, epochs, packing, passages, sources
+from gemini_jax.data import (
+  cache,
+  epochs,
+  packing,
+  passages,
+  scene,
+  sources,
+  task,
+)
 from gemini_jax.data import tokenizer as tokenizer_lib
 
 Split = Literal['train', 'validation', 'test']
@@ -63,6 +71,7 @@ class Loader:
     seed: int = 0,
     batch_size: int | None = None,
     rows: np.ndarray | None = None,
+    model: config_lib.Model | None = None,
   ):
     """Opens the split, or tokenizes it.
 
@@ -73,17 +82,21 @@ class Loader:
       seed: of the order.
       batch_size: rows of a global batch; None: data.batch_size.
       rows: those of each global batch that this process loads; None: all.
+      model: what reads media; needed where there are some.
     """
     self.config, self.tokenizer, self.split = config, tokenizer, split
+    model = model or config_lib.Model()
     self.batch_size = batch_size or config.batch_size
     self.rows = np.arange(self.batch_size) if rows is None else rows
     # Evaluation is the same for every seed.
     self._seed = seed if split == 'train' else 0
     self._parts = [
       epochs.Epochs(
-        name, corpus, config, tokenizer, (seed, i), split == 'train'
+        name, corpus, config, tokenizer, (seed, i), split == 'train', scenes
       )
-      for i, (name, corpus) in enumerate(_corpora(config, tokenizer, split))
+      for i, (name, corpus, scenes) in enumerate(
+        _corpora(config, tokenizer, split, model)
+      )
     ]
     for part in self._parts:
       logging.info('%s', part.describe())
@@ -247,36 +260,55 @@ def iterate(
 
 
 def _corpora(
-  config: config_lib.Data, tokenizer: tokenizer_lib.Tokenizer, split: Split
-) -> Iterator[tuple[str, cache.Corpus]]:
-  """The tokenized sources of a split under the names that errors use."""
+  config: config_lib.Data,
+  tokenizer: tokenizer_lib.Tokenizer,
+  split: Split,
+  model: config_lib.Model,
+) -> Iterator[tuple[str, cache.Corpus, scene.Scenes | None]]:
+  """The tokenized sources of a split under the names that errors use.
+
+  With what their media are read from, where the tasks have some.
+  """
   specs = getattr(config, split)
   config_lib.check(
     len(specs) > 0, f'data.{split}=() names no source; write KIND:WHERE#SLICE'
   )
   unique = functools.cache(lambda: passages.sources_without_repeats(config))
 
+  tasks = task.of(config)
+  placeholders, layout = scene.layout(tasks, config, model)
+
   def plain(spec, unusable):
-    return sources.texts(sources.records(spec, config), config, unusable), ''
+    source = sources.records(spec, config)
+    return sources.examples(source, config, model, unusable), ''
 
   def deduplicated(spec, unusable):
     source, report = unique()[spec]
     unusable.update(report.unusable)
-    return sources.texts(source, config, unusable), report.describe()
+    examples = sources.examples(source, config, model, unusable)
+    return examples, report.describe()
 
   for i, spec in enumerate(specs):
+    source = sources.records(spec, config)
     if config.deduplicate:
       read, identity = deduplicated, passages.fingerprint(config)
     else:
-      read, identity = plain, sources.records(spec, config).fingerprint
-    fields = sources.text_fields(config).values()
-    key = cache.key(spec, identity, tokenizer.fingerprint, *fields)
+      read, identity = plain, source.fingerprint
+    key = cache.key(
+      spec, identity, tokenizer.fingerprint, repr(tasks), repr(layout)
+    )
     corpus = cache.open_or_build(
-      cache.folder(config) / key, functools.partial(read, spec), tokenizer
+      cache.folder(config) / key,
+      functools.partial(read, spec),
+      tokenizer,
+      placeholders,
     )
     name = f'data.{split}[{i}]={spec}'
     config_lib.check(
       len(corpus.firsts) > 0,
       f'{name}: no record is usable{cache.reasons(corpus.unusable)}',
     )
-    yield name, corpus
+    scenes = None
+    if placeholders:
+      scenes = scene.Scenes(source, tasks, config, model, split == 'train')
+    yield name, corpus, scenes

@@ -9,7 +9,8 @@ import importlib.machinery
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,11 +32,15 @@ class Rows(NamedTuple):
     records: a sequence of dicts; reading one may raise UnusableError.
     identity: tells this content from another without reading it.
     fields: of every record; None where records may differ.
+    names: words for the values of fields that are numbers.
+    folder: that paths in records are relative to.
   """
 
   records: Sequence[dict[str, Any]]
   identity: str
   fields: tuple[str, ...] | None
+  names: Mapping[str, Sequence[str]] = types.MappingProxyType({})
+  folder: str = ''
 
 
 def tfds(where: str, split: str, config: config_lib.Data) -> Rows:
@@ -84,7 +89,13 @@ def tfds(where: str, split: str, config: config_lib.Data) -> Rows:
   config_lib.check(size > 0, f'selects no record; {accepted}')
   sizes = [(name, s.num_examples, s.num_bytes) for name, s in splits.items()]
   identity = f'{builder.info.full_name} {builder.data_path} {split} {sizes}'
-  return Rows(records, identity, tuple(sorted(fields)))
+  names = {
+    name: tuple(feature.names)
+    for name, feature in fields.items()
+    if isinstance(feature, tensorflow_datasets.features.ClassLabel)
+    and feature.names
+  }
+  return Rows(records, identity, tuple(sorted(fields)), names)
 
 
 def _prepared(folder: str | None) -> str:
@@ -167,7 +178,7 @@ def jsonl(where: str) -> Rows:
   paths, identity = _files(where)
   lines = _JsonLines(paths)
   config_lib.check(len(lines) > 0, 'holds no line')
-  return Rows(lines, identity, None)
+  return Rows(lines, identity, None, folder=os.path.dirname(paths[0]))
 
 
 def _files(pattern: str) -> tuple[list[str], str]:

@@ -12,14 +12,15 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import tqdm
 
 from gemini_jax import config as config_lib
-from gemini_jax.data import readers, wordnet
+from gemini_jax.data import media, readers, transforms, wordnet
+from gemini_jax.data import task as task_lib
 
 READERS = {
   'text': readers.text,
@@ -48,11 +49,13 @@ class Source:
     name: the spec and its place in the config.
     rows: every record, before the slice.
     indices: int64[n], the records that the slice selects.
+    names: words for the values of fields that are numbers.
   """
 
   name: str
   rows: readers.Rows
   indices: np.ndarray
+  names: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
   def __len__(self) -> int:
     return len(self.indices)
@@ -65,8 +68,10 @@ class Source:
 
   @property
   def fingerprint(self) -> str:
-    """Hex digest of the identity of the rows and of the slice."""
+    """Hex digest of the identity of the rows, of the slice and of names."""
     digest = hashlib.sha256(self.rows.identity.encode())
+    if self.names:
+      digest.update(repr(sorted(self.names.items())).encode())
     digest.update(self.indices.tobytes())
     return digest.hexdigest()[:32]
 
@@ -119,14 +124,19 @@ def records(spec: str, config: config_lib.Data) -> Source:
       rows = readers.tfds(name, split, config)
     else:
       rows = READERS[kind](where)
-    for name, field in text_fields(config).items():
+    tasks = task_lib.of(config)
+    asked = [field for task in tasks for field in task.fields]
+    for field in asked:
       config_lib.check(
         rows.fields is None or field in rows.fields,
-        f'data.{name}={field!r} is not a field of its records; they have '
+        f'{_asker(field, config)} is not a field of its records; they have '
         f'{", ".join(rows.fields or ())}',
       )
+    names = dict(rows.names)
+    if config.label_names:
+      names |= dict.fromkeys(asked, config.label_names)
     return Source(
-      locate(spec, config), rows, select(selection, len(rows.records))
+      locate(spec, config), rows, select(selection, len(rows.records)), names
     )
   except config_lib.ConfigError as error:
     place = locate(spec, config)
@@ -166,25 +176,75 @@ def _bound(text: str | None, size: int) -> int | None:
   return int(text)
 
 
-def text_fields(config: config_lib.Data) -> dict[str, str]:
-  """The fields of a record that are read, by the name that config has."""
-  names = ('inputs_field', 'targets_field')
-  if not config.inputs_field:
-    names = ('text_field',)
-  return {name: getattr(config, name) for name in names}
-
-
 def texts(
   source: Source, config: config_lib.Data, unusable: collections.Counter
 ) -> Iterator[tuple[str, ...]]:
-  """`(text,)` or `(inputs, targets)` of each record.
+  """`(text,)` or `(inputs, targets)` of each record and task; media apart.
 
   Records without are left out and counted by reason in `unusable`.
   """
-  fields = text_fields(config).values()
-  yield from _usable(
-    source, unusable, lambda record: tuple(_text(record, f) for f in fields)
+  tasks = task_lib.of(config)
+  read = lambda record, task: tuple(
+    ''.join(
+      _text(record, piece, source.names)
+      for piece in side
+      if piece.kind in (task_lib.TEXT, task_lib.LITERAL)
+    )
+    for side in task.sides
   )
+  for _, example in _usable(source, tasks, unusable, read):
+    yield example
+
+
+def examples(
+  source: Source,
+  config: config_lib.Data,
+  model: config_lib.Model,
+  unusable: collections.Counter,
+) -> Iterator[transforms.Example]:
+  """What each record gives to each task.
+
+  Records that have not all of it are left out and counted by reason in
+  `unusable`; media are read, to see that they can be and how long they are.
+  """
+  tasks = task_lib.of(config)
+
+  def part(record, piece):
+    if piece.kind not in config_lib.KINDS:
+      return _text(record, piece, source.names)
+    _, sizes = medium(source, record, piece, config, model)
+    return transforms.Slots(
+      piece.kind, media.num_tokens(piece.kind, sizes, model)
+    )
+
+  def read(record, task):
+    return tuple(tuple(part(record, p) for p in side) for side in task.sides)
+
+  for origin, sides in _usable(source, tasks, unusable, read):
+    yield transforms.Example(origin, sides)
+
+
+def medium(
+  source: Source,
+  record: dict[str, Any],
+  piece: task_lib.Piece,
+  config: config_lib.Data,
+  model: config_lib.Model,
+) -> tuple[np.ndarray, np.ndarray]:
+  """A picture, sound or video of a record, as the model takes it; its extent.
+
+  Raises:
+    UnusableError: it is not there or cannot be read.
+  """
+  value = record.get(piece.value)
+  if value is None:
+    raise readers.UnusableError(f'no field {piece.value!r}')
+  try:
+    return media.read(
+      piece.kind, value, model, config.audio_rate, source.rows.folder
+    )
+  except readers.UnusableError as error:
+    raise readers.UnusableError(f'{piece.value!r}: {error}') from error
 
 
 def labelled(
@@ -194,24 +254,41 @@ def labelled(
 
   Records without either are left out and counted by reason in `unusable`.
   """
-  yield from _usable(
-    source,
-    unusable,
-    lambda record: (_text(record, config.text_field), _label(record)),
+  tasks = task_lib.of(config)
+  read = lambda record, task: (
+    _text(record, task.pieces[0], source.names),
+    _label(record),
   )
+  for _, found in _usable(source, tasks, unusable, read):
+    yield found
 
 
 def _usable(
   source: Source,
+  tasks: Sequence[task_lib.Task],
   unusable: collections.Counter,
-  read: Callable[[dict[str, Any]], T],
-) -> Iterator[T]:
-  """What `read` finds in each record."""
+  read: Callable[[dict[str, Any], task_lib.Task], T],
+) -> Iterator[tuple[int, T]]:
+  """What `read` finds for each task in each record, numbered through."""
   for index in _progress(len(source), source.name):
     try:
-      yield read(source[index])
+      record = source[index]
     except readers.UnusableError as error:
-      unusable[str(error)] += 1
+      unusable[str(error)] += len(tasks)
+      continue
+    for number, task in enumerate(tasks):
+      try:
+        yield index * len(tasks) + number, read(record, task)
+      except readers.UnusableError as error:
+        unusable[str(error)] += 1
+
+
+def _asker(field: str, config: config_lib.Data) -> str:
+  """Which field of the config names a field of the records."""
+  for name in ('inputs_field', 'targets_field', 'text_field'):
+    if not config.tasks and getattr(config, name) == field:
+      return f'data.{name}={field!r}'
+  return f'data.tasks: {field!r}'
 
 
 def _label(record: dict[str, Any]) -> dict[str, str]:
@@ -231,10 +308,21 @@ def _label(record: dict[str, Any]) -> dict[str, str]:
   }
 
 
-def _text(record: dict[str, Any], field: str) -> str:
+def _text(
+  record: dict[str, Any],
+  piece: task_lib.Piece,
+  names: Mapping[str, Sequence[str]],
+) -> str:
+  if piece.kind == task_lib.LITERAL:
+    return piece.value
+  field = piece.value
   value = record.get(field)
   if value is None:
     raise readers.UnusableError(f'no field {field!r}')
+  if field in names and isinstance(value, int | np.integer):
+    if not 0 <= value < len(names[field]):
+      raise readers.UnusableError(f'{field!r} is a number without a name')
+    value = names[field][value]
   try:
     if isinstance(value, bytes):
       value = value.decode('utf-8')

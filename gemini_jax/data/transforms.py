@@ -5,7 +5,10 @@ of a decoder reads token k of a document and predicts token k + 1.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+import types
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,18 +18,83 @@ from gemini_jax.data import packing
 from gemini_jax.data import tokenizer as tokenizer_lib
 
 
+class Slots(NamedTuple):
+  """Places of the soft tokens of a picture, a sound or a video."""
+
+  kind: str
+  count: int
+
+
+class Example(NamedTuple):
+  """What a record gives to a task.
+
+  Attributes:
+    origin: number of both, to find the media again.
+    sides: parts of the text, or of the inputs and of the targets.
+  """
+
+  origin: int
+  sides: tuple[tuple[str | Slots, ...], ...]
+
+  @property
+  def num_bytes(self) -> int:
+    """UTF-8 bytes of the text that the targets hold."""
+    texts = [part for part in self.sides[-1] if isinstance(part, str)]
+    return sum(len(text.encode('utf-8')) for text in texts)
+
+
 def document(
-  texts: tuple[str, ...], tokenizer: tokenizer_lib.Tokenizer
+  sides: Sequence[Sequence[str | Slots]],
+  tokenizer: tokenizer_lib.Tokenizer,
+  placeholders: Mapping[str, int] = types.MappingProxyType({}),
 ) -> tuple[np.ndarray, int]:
-  """Tokens of a text or of a pair, and where the first target stands.
+  """Tokens of an example's sides, and where the first target stands.
 
   All of a text is a target: its first is 1, after bos.
+
+  Args:
+    sides: one of text, or inputs and targets.
+    tokenizer: of the text; parts that follow each other are read as one.
+    placeholders: token of each kind of medium.
   """
   parts: list = [[tokenizer.bos_id]]
-  for text in texts:
-    parts += [tokenizer.encode(text), [tokenizer.eos_id]]
-  first = 1 if len(texts) == 1 else len(parts[1]) + 2
+  for side in sides:
+    for is_text, group in itertools.groupby(side, lambda p: isinstance(p, str)):
+      if is_text:
+        parts.append(tokenizer.encode(''.join(map(str, group))))
+      else:
+        for slots in group:
+          assert isinstance(slots, Slots)
+          parts.append([placeholders[slots.kind]] * slots.count)
+    parts.append([tokenizer.eos_id])
+    if side is sides[0]:
+      first = 1 if len(sides) == 1 else sum(map(len, parts))
   return np.concatenate(parts).astype(np.int32), first
+
+
+def leave_out(
+  tokens: np.ndarray, pieces: packing.Pieces, ids: Sequence[np.ndarray]
+) -> tuple[np.ndarray, packing.Pieces]:
+  """The pieces, copied, without some tokens before the first target.
+
+  Args:
+    tokens: all of them.
+    pieces: in any rows.
+    ids: tokens that are left out, of each piece.
+  """
+  copies, firsts = [], []
+  for start, length, first, out in zip(*pieces[1:], ids, strict=True):
+    own = tokens[start : start + length + 1]
+    goes = np.isin(own, out) & (np.arange(length + 1) < first)
+    copies.append(own[~goes])
+    firsts.append(first - goes.sum())
+  sizes = np.array([len(copy) for copy in copies], np.int64)
+  return np.concatenate([*copies, tokens[:0]]), packing.Pieces(
+    pieces.rows,
+    np.cumsum(sizes) - sizes,
+    sizes - 1,
+    np.asarray(firsts, np.int64),
+  )
 
 
 def text_width(config: config_lib.Data) -> int:
@@ -55,7 +123,7 @@ def fits(
   lengths: np.ndarray, firsts: np.ndarray, config: config_lib.Data
 ) -> np.ndarray:
   """bool[N], documents that can be used: texts are cut, pairs are not."""
-  if not config.inputs_field:
+  if not config.pairs:
     return np.ones(len(lengths), bool)
   sizes = pair_sizes(lengths, firsts, config)
   return np.all([size <= capacity for size, capacity in sizes], axis=0)
@@ -105,7 +173,7 @@ def assemble(
 def _assemble_seq2seq(tokens, pieces, num_rows, config, tokenizer):
   rows, starts, lengths, firsts = pieces
   # Inputs of a pair end with an eos of their own, pieces of a text get one.
-  own_eos = 1 if config.inputs_field else 0
+  own_eos = 1 if config.pairs else 0
   encoder = _Place.make(rows, firsts - own_eos, num_rows, config.inputs_length)
   sources = encoder.spread(starts) + 1 + encoder.within
   inputs = tokens[sources]

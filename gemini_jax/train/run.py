@@ -61,6 +61,7 @@ class Run:
       seed=self.config.train.seed,
       batch_size=batch_size,
       rows=sharding.local_rows(self.mesh, batch_size),
+      model=self.config.model,
     )
 
   def restore(self, which: str = 'latest') -> checkpoint.Restored:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gemini_jax import config
-from gemini_jax.data import cache, tokenizer
+from gemini_jax.data import cache, tokenizer, transforms
 
 TEXTS = [('one',), ('twenty-two',), ('drei',)]
 
@@ -22,7 +22,10 @@ class Reader:
   def __call__(self, unusable):
     self.calls += 1
     unusable['bad'] += 2
-    return iter(TEXTS), 'a note'
+    examples = [
+      transforms.Example(7 * i, (text,)) for i, text in enumerate(TEXTS)
+    ]
+    return iter(examples), 'a note'
 
 
 def decoded(corpus):
@@ -38,6 +41,7 @@ def test_a_corpus_is_built_once_and_read_back(tmp_path):
     assert decoded(corpus) == TEXTS
     assert corpus.tokens.dtype == np.uint16
     assert corpus.sizes.tolist() == [3, 10, 4]
+    assert corpus.origins.tolist() == [0, 7, 14]
     assert corpus.unusable == {'bad': 2} and corpus.note == 'a note'
   assert reader.calls == 1
   assert [path.name for path in tmp_path.iterdir()] == ['key']
@@ -123,3 +127,16 @@ def test_large_vocabularies_take_wider_tokens(tmp_path):
 
   corpus = cache.open_or_build(tmp_path / 'key', Reader(), Wide())
   assert corpus.tokens.dtype == np.uint32 and decoded(corpus) == TEXTS
+
+
+def test_placeholders_take_wider_tokens(tmp_path):
+  def read(unusable):
+    del unusable
+    return [
+      transforms.Example(0, ((transforms.Slots('image', 2),), ('a',)))
+    ], ''
+
+  corpus = cache.open_or_build(
+    tmp_path / 'key', read, tokenizer.Bytes(), {'image': 1 << 16}
+  )
+  assert np.count_nonzero(corpus.tokens == 1 << 16) == 2

@@ -17,7 +17,10 @@ def ids(text):
 
 def make(records, num_rows=1, **fields):
   """The batch with all records in row 0, as whole pieces."""
-  documents = [transforms.document(record, BYTES) for record in records]
+  documents = [
+    transforms.document([(text,) for text in record], BYTES)
+    for record in records
+  ]
   tokens = np.concatenate([tokens for tokens, _ in documents])
   lengths = np.array([len(tokens) - 1 for tokens, _ in documents])
   starts = np.cumsum(lengths + 1) - lengths - 1
@@ -30,9 +33,9 @@ def make(records, num_rows=1, **fields):
 
 
 def test_documents():
-  tokens, first = transforms.document(('hi',), BYTES)
+  tokens, first = transforms.document((('hi',),), BYTES)
   assert (tokens.tolist(), first) == ([BOS, *ids('hi'), EOS], 1)
-  tokens, first = transforms.document(('in', 'out'), BYTES)
+  tokens, first = transforms.document((('in',), ('out',)), BYTES)
   assert tokens.tolist() == [BOS, *ids('in'), EOS, *ids('out'), EOS]
   assert tokens[first:].tolist() == [*ids('out'), EOS]
 
@@ -113,7 +116,7 @@ def test_text_is_cut_at_a_random_target(objective):
   data = config.Data(
     sequence_length=9, inputs_length=9, objective=objective, pack=False
   )
-  tokens, _ = transforms.document(('abcdefgh',), BYTES)
+  tokens, _ = transforms.document((('abcdefgh',),), BYTES)
   whole = packing.Pieces(*np.array([[0], [0], [9], [1]]))
   cuts = set()
   for seed in range(60):

@@ -1,0 +1,182 @@
+"""Pictures, sounds and videos of a batch: read for each row when it is due."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gemini_jax import batch as batch_lib
+from gemini_jax import config as config_lib
+from gemini_jax.data import cache, media, packing, readers, sources, transforms
+from gemini_jax.data import task as task_lib
+from gemini_jax.data import tokenizer as tokenizer_lib
+
+_INPUTS, _TARGETS = 0, 1
+
+
+def layout(
+  tasks: Sequence[task_lib.Task],
+  config: config_lib.Data,
+  model: config_lib.Model,
+) -> tuple[dict[str, int], Any]:
+  """The token of each kind of medium, and all that their number depends on.
+
+  Raises:
+    ConfigError: the model cannot read or write a kind, or rows are packed.
+  """
+  kinds = sorted(
+    {kind for t in tasks for s in range(len(t.sides)) for kind in t.kinds(s)}
+  )
+  for kind in kinds:
+    config_lib.check(
+      kind in model.kinds,
+      f'data.tasks={config.tasks}: the model reads no {kind}; set model.{kind}',
+    )
+  for task in tasks:
+    for kind in task.kinds(_TARGETS) if len(task.sides) > 1 else ():
+      config_lib.check(
+        model.writes(kind),
+        f'data.tasks={config.tasks}: the model writes no {kind}'
+        + ('' if kind == 'video' else f'; set model.{kind}.autoencoder.dim'),
+      )
+  config_lib.check(
+    not (kinds and config.pack),
+    f'data.tasks={config.tasks} holds media; set data.pack=False',
+  )
+  parts = [getattr(model, kind) for kind in kinds]
+  if 'video' in kinds:
+    parts.append(model.image)
+  return {kind: model.placeholder(kind) for kind in kinds}, (
+    config.audio_rate if 'audio' in kinds else None,
+    model.vocab_size if kinds else None,
+    parts,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenes:
+  """What the media of one source are read from.
+
+  Attributes:
+    source: of the records.
+    tasks: what is read of each.
+    config: of the data.
+    model: what reads and writes media.
+    training: whether kinds are dropped and media augmented.
+  """
+
+  source: sources.Source
+  tasks: Sequence[task_lib.Task]
+  config: config_lib.Data
+  model: config_lib.Model
+  training: bool
+
+  def batch(
+    self,
+    corpus: cache.Corpus,
+    pieces: packing.Pieces,
+    rows: np.ndarray,
+    seed: Sequence[int],
+    tokenizer: tokenizer_lib.Tokenizer,
+  ) -> batch_lib.Batch:
+    """As `transforms.assemble`, with media; a piece is a whole document.
+
+    Args:
+      corpus: of the source.
+      pieces: at most one of each row.
+      rows: numbers of the rows, for their randomness.
+      seed: of it.
+      tokenizer: of the run.
+    """
+    places = np.searchsorted(corpus.offsets, pieces.starts, 'right') - 1
+    origins = corpus.origins[places]
+    examples = [
+      (self.tasks[origin % len(self.tasks)], origin // len(self.tasks))
+      for origin in origins.tolist()
+    ]
+    randoms = [
+      np.random.default_rng([*seed, row]) for row in rows[pieces.rows].tolist()
+    ]
+    absent = [
+      self._absent(task, random)
+      for (task, _), random in zip(examples, randoms, strict=True)
+    ]
+    ids = [
+      np.array([self.model.placeholder(kind) for kind in kinds], np.int64)
+      for kinds in absent
+    ]
+    tokens, pieces = transforms.leave_out(corpus.tokens, pieces, ids)
+    batch = transforms.assemble(
+      tokens, pieces, len(rows), self.config, tokenizer
+    )
+    seq2seq = self.config.objective == 'seq2seq'
+    sides = {'encoder': (_INPUTS,), 'decoder': (_TARGETS,)}
+    if not seq2seq:
+      sides = {'decoder': (_INPUTS, _TARGETS)}
+    found = {
+      name: self._media(own, len(rows), pieces.rows, examples, absent, randoms)
+      for name, own in sides.items()
+    }
+    return dataclasses.replace(
+      batch,
+      **{
+        name: dataclasses.replace(getattr(batch, name), media=own)
+        for name, own in found.items()
+      },
+    )
+
+  def _absent(
+    self, task: task_lib.Task, random: np.random.Generator
+  ) -> tuple[str, ...]:
+    """Kinds that are left out of a row's inputs."""
+    kinds = [
+      k
+      for k in dict.fromkeys(task.kinds(_INPUTS))
+      if k not in self.config.without
+    ]
+    dropped = []
+    several = self.training and len(kinds) > 1
+    if several and random.random() < self.config.media_dropout:
+      dropped = [kinds[random.integers(len(kinds))]]
+    return (*self.config.without, *dropped)
+
+  def _media(
+    self, sides, num_rows, rows, examples, absent, randoms
+  ) -> Mapping[str, batch_lib.Media]:
+    """Of the given sides of each row's example, in their order."""
+    found = {}
+    for kind, most in task_lib.most(self.tasks, sides).items():
+      blank, size = media.blank(kind, self.model)
+      found[kind] = batch_lib.Media(
+        np.zeros((num_rows, most, *blank), media.DTYPES[kind]),
+        np.zeros((num_rows, most, size), np.int32),
+      )
+    for row, (task, index), out, random in zip(
+      rows.tolist(), examples, absent, randoms, strict=True
+    ):
+      record = None
+      counts = dict.fromkeys(found, 0)
+      for side in sides:
+        for piece in task.sides[side]:
+          kind = piece.kind
+          if kind not in found or (side == _INPUTS and kind in out):
+            continue
+          record = self.source[index] if record is None else record
+          value, size = self._read(record, piece, side, random)
+          found[kind].values[row, counts[kind]] = value
+          found[kind].sizes[row, counts[kind]] = size
+          counts[kind] += 1
+    return found
+
+  def _read(self, record, piece, side, random):
+    try:
+      value, size = sources.medium(
+        self.source, record, piece, self.config, self.model
+      )
+    except readers.UnusableError as error:
+      # It could be read when the source was tokenized.
+      raise config_lib.ConfigError(
+        f'{self.source.name} has changed: {error}'
+      ) from error
+    return value, size
