@@ -80,6 +80,9 @@ class Data:
   # Chance that a kind of media among a row's inputs is left out of it, of
   # those that have several kinds (modality dropout).
   media_dropout: float = 0.0
+  # Chance that all inputs of a row are left out of it, which the guidance of
+  # written media needs.
+  inputs_dropout: float = 0.0
   # Kinds of media that are left out of all inputs, to see what is lost.
   without: tuple[Literal['image', 'audio', 'video'], ...] = ()
   # causal: predict every token. prefix: inputs are seen in both directions.
@@ -120,7 +123,7 @@ class Data:
       'data.deduplicate=True is for plain text; data.inputs_field='
       f'{self.inputs_field!r} and data.tasks={self.tasks} make pairs',
     )
-    is_share(self, 'data', 'media_dropout')
+    is_share(self, 'data', 'media_dropout', 'inputs_dropout')
     if self.audio_rate is not None:
       at_least(self, 'data', 1, 'audio_rate')
     check(
@@ -367,13 +370,16 @@ class Eval:
   # Held-out pairs whose targets are generated greedily after training and
   # compared with the true ones; 0: none.
   exact_match: int = 0
+  # Held-out texts whose pictures or sounds are written after training and
+  # judged by a classifier that learns from real ones alone; 0: none.
+  judged: int = 0
   # Test sequences, a row each (data.pack=False), whose nll is measured at the
   # end, and of a latent mi and active_units, by so many draws of z for each.
   latent_examples: int = 1000
   importance_samples: int = 500
 
   def __post_init__(self):
-    at_least(self, 'eval', 0, 'exact_match', 'latent_examples')
+    at_least(self, 'eval', 0, 'exact_match', 'judged', 'latent_examples')
     at_least(self, 'eval', 1, 'importance_samples')
 
 
@@ -406,6 +412,18 @@ class Generate:
   steer_weight: float = 1.0
   # Labelled texts that an attribute is learned from.
   num_labels: int = 400
+  # Files that are read beside the prompt; '': none.
+  image: str = ''
+  audio: str = ''
+  video: str = ''
+  # What is written.
+  output: Literal['text', 'image', 'audio'] = 'text'
+  # The task of data.tasks that is asked for, by its name; '': the only one that
+  # reads what is given and writes the output.
+  task: str = ''
+  # Written media: how much likelier the inputs must make them (classifier-free
+  # guidance, data.inputs_dropout); 0: off.
+  guidance: float = 0.0
   # Samples of the prompt, and new tokens in each at most.
   count: int = 1
   max_tokens: int = 200
@@ -432,7 +450,7 @@ class Generate:
     names = ('count', 'max_tokens', 'beam_size', 'prefill_chunk', 'num_labels')
     at_least(self, 'generate', 1, *names)
     names = ('temperature', 'latent_temperature', 'top_k', 'steer_weight')
-    at_least(self, 'generate', 0, *names)
+    at_least(self, 'generate', 0, *names, 'guidance')
     check(
       0 < self.top_p <= 1,
       f'generate.top_p={self.top_p} must be above 0 and at most 1',
@@ -486,6 +504,13 @@ class LossWeights:
   kl: float = 1.0
   # What a latent should say and does not, by its multiplier.
   min_rate: float = 1.0
+  # Written media: nats of each number of a z, as one token's cross-entropy.
+  media_nll: float = 1.0
+  # Autoencoders of media, for each medium: absolute error of a number; nats of
+  # a token's z; edges of a picture, or loud parts of a sound.
+  reconstruction: float = 1.0
+  media_rate: float = 0.003
+  detail: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

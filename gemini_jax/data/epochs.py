@@ -24,6 +24,7 @@ class Epochs:
     seed: tuple[int, int],
     training: bool,
     scenes: scene.Scenes | None = None,
+    only: int | None = None,
   ):
     self.name, self.corpus = name, corpus
     self._scenes = scenes
@@ -34,11 +35,14 @@ class Epochs:
     lengths = np.diff(corpus.offsets) - 1
     fits = transforms.fits(lengths, corpus.firsts, config)
     self.num_too_long = int(np.count_nonzero(~fits))
+    if only is not None:
+      fits &= corpus.origins % len(config.tasks) == only
     config_lib.check(
       bool(fits.any()),
       f'{name}: every record is too long for data.sequence_length='
       f'{config.sequence_length} and data.inputs_length='
-      f'{config.inputs_length}; the shortest has {lengths.min()} tokens',
+      f'{config.inputs_length}; the shortest has {lengths.min()} tokens'
+      + ('' if only is None else f' (those of {config.tasks[only]!r})'),
     )
     self.starts, self.lengths = corpus.offsets[:-1][fits], lengths[fits]
     self.firsts = corpus.firsts[fits]
@@ -61,9 +65,10 @@ class Epochs:
       reasons['too long'] = self.num_too_long
     line = (
       f'{self.name}: {len(self.starts):,} records{cache.reasons(reasons)}; '
-      f'{self.num_tokens:,} tokens in {self.num_rows:,} rows, '
-      f'{self.num_bytes / self.num_targets:.2f} bytes per target'
+      f'{self.num_tokens:,} tokens in {self.num_rows:,} rows'
     )
+    if not self._config.tasks:
+      line += f', {self.num_bytes / self.num_targets:.2f} bytes per target'
     if self.corpus.unknown:
       line += f'; {self.corpus.unknown:,} tokens unknown to the tokenizer'
     return f'{line}; {self.corpus.note}' if self.corpus.note else line

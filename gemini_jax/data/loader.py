@@ -21,12 +21,14 @@ from gemini_jax import config as config_lib
 from gemini_jax.data import (
   cache,
   epochs,
+  media,
   packing,
   passages,
+  readers,
   scene,
   sources,
-  task,
 )
+from gemini_jax.data import task as task_lib
 from gemini_jax.data import tokenizer as tokenizer_lib
 
 Split = Literal['train', 'validation', 'test']
@@ -58,6 +60,7 @@ class Loader:
     num_targets: the tokens that have a weight in one pass.
     num_bytes: UTF-8 bytes of the text that those stand for.
     num_rows: rows of one pass over every source.
+    of_task: the same with the examples of one task, by its number.
 
   Raises:
     ConfigError: a source cannot be read or holds nothing usable.
@@ -72,6 +75,7 @@ class Loader:
     batch_size: int | None = None,
     rows: np.ndarray | None = None,
     model: config_lib.Model | None = None,
+    only: int | None = None,
   ):
     """Opens the split, or tokenizes it.
 
@@ -83,23 +87,35 @@ class Loader:
       batch_size: rows of a global batch; None: data.batch_size.
       rows: those of each global batch that this process loads; None: all.
       model: what reads media; needed where there are some.
+      only: the number of the task whose examples there are; None: of all.
     """
     self.config, self.tokenizer, self.split = config, tokenizer, split
     model = model or config_lib.Model()
+    self.of_task = lambda number: Loader(
+      config, tokenizer, split, seed, batch_size, rows, model, number
+    )
     self.batch_size = batch_size or config.batch_size
     self.rows = np.arange(self.batch_size) if rows is None else rows
     # Evaluation is the same for every seed.
     self._seed = seed if split == 'train' else 0
     self._parts = [
       epochs.Epochs(
-        name, corpus, config, tokenizer, (seed, i), split == 'train', scenes
+        name,
+        corpus,
+        config,
+        tokenizer,
+        (seed, i),
+        split == 'train',
+        scenes,
+        only,
       )
       for i, (name, corpus, scenes) in enumerate(
         _corpora(config, tokenizer, split, model)
       )
     ]
-    for part in self._parts:
-      logging.info('%s', part.describe())
+    if only is None:
+      for part in self._parts:
+        logging.info('%s', part.describe())
     self.num_records = sum(len(part.starts) for part in self._parts)
     self.num_tokens = sum(part.num_tokens for part in self._parts)
     self.num_targets = sum(part.num_targets for part in self._parts)
@@ -110,9 +126,18 @@ class Loader:
     self._schedule = packing.schedule(config.weights or sizes)
 
   @property
-  def bytes_per_target(self) -> float:
-    """Nats a target / log(2) / this = bits per byte."""
+  def bytes_per_target(self) -> float | None:
+    """Nats a target / log(2) / this = bits per byte; None: not text alone."""
+    if self.config.tasks or not self.num_bytes:
+      return None
     return self.num_bytes / self.num_targets
+
+  @property
+  def task_names(self) -> dict[str, int]:
+    """Numbers of the tasks that have a name, if there are several."""
+    tasks = task_lib.of(self.config)
+    named = {t.name: i for i, t in enumerate(tasks) if t.name}
+    return named if len(tasks) > 1 else {}
 
   def __len__(self) -> int:
     """Batches of an evaluation split."""
@@ -207,6 +232,31 @@ def pairs(
   return found
 
 
+def written(
+  config: config_lib.Data,
+  model: config_lib.Model,
+  split: Split,
+  task: task_lib.Task,
+  most: int,
+) -> Iterator[tuple[str, media.Medium]]:
+  """Texts that a task reads and the medium that it should write of them.
+
+  Of `most` records at even distances; unusable ones are left out.
+  """
+  found = [sources.records(spec, config) for spec in getattr(config, split)]
+  ends = np.cumsum([len(source) for source in found])
+  (piece,) = task.sides[1]
+  for place in np.unique(np.linspace(0, ends[-1] - 1, most).astype(int)):
+    number = int(np.searchsorted(ends, place, 'right'))
+    source = found[number]
+    try:
+      record = source[int(place - ends[number] + len(source))]
+      texts = sources.texts_of(source, record, task)
+      yield texts[0], sources.medium(source, record, piece, config, model)
+    except readers.UnusableError:
+      continue
+
+
 def labelled(
   config: config_lib.Data, split: Split, most: int
 ) -> list[tuple[str, dict[str, str]]]:
@@ -275,7 +325,7 @@ def _corpora(
   )
   unique = functools.cache(lambda: passages.sources_without_repeats(config))
 
-  tasks = task.of(config)
+  tasks = task_lib.of(config)
   placeholders, layout = scene.layout(tasks, config, model)
 
   def plain(spec, unusable):

@@ -102,11 +102,14 @@ class Scenes:
       self._absent(task, random)
       for (task, _), random in zip(examples, randoms, strict=True)
     ]
-    ids = [
-      np.array([self.model.placeholder(kind) for kind in kinds], np.int64)
-      for kinds in absent
-    ]
-    tokens, pieces = transforms.leave_out(corpus.tokens, pieces, ids)
+
+    def leaves(i, inputs):
+      if absent[i] is None:
+        return np.ones(len(inputs), bool)
+      ids = [self.model.placeholder(kind) for kind in absent[i]]
+      return np.isin(inputs, ids)
+
+    tokens, pieces = transforms.leave_out(corpus.tokens, pieces, leaves)
     batch = transforms.assemble(
       tokens, pieces, len(rows), self.config, tokenizer
     )
@@ -128,18 +131,23 @@ class Scenes:
 
   def _absent(
     self, task: task_lib.Task, random: np.random.Generator
-  ) -> tuple[str, ...]:
-    """Kinds that are left out of a row's inputs."""
+  ) -> tuple[str, ...] | None:
+    """Kinds that are left out of a row's inputs; None: all of the inputs."""
+    config = self.config
+    if not self.training:
+      return config.without
     kinds = [
-      k
-      for k in dict.fromkeys(task.kinds(_INPUTS))
-      if k not in self.config.without
+      kind
+      for kind in dict.fromkeys(task.kinds(_INPUTS))
+      if kind not in config.without
     ]
-    dropped = []
-    several = self.training and len(kinds) > 1
-    if several and random.random() < self.config.media_dropout:
-      dropped = [kinds[random.integers(len(kinds))]]
-    return (*self.config.without, *dropped)
+    # As many draws for every row.
+    blind, drop, which = random.random(3)
+    if blind < config.inputs_dropout:
+      return None
+    if len(kinds) > 1 and drop < config.media_dropout:
+      return (*config.without, kinds[int(which * len(kinds))])
+    return config.without
 
   def _media(
     self, sides, num_rows, rows, examples, absent, randoms
@@ -160,7 +168,8 @@ class Scenes:
       for side in sides:
         for piece in task.sides[side]:
           kind = piece.kind
-          if kind not in found or (side == _INPUTS and kind in out):
+          left_out = side == _INPUTS and (out is None or kind in out)
+          if kind not in found or left_out:
             continue
           record = self.source[index] if record is None else record
           value, size = self._read(record, piece, side, random)

@@ -6,6 +6,7 @@ A slice counts records: `[:90%]`, `[100:]`, every tenth `[9::10]`, and with
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -184,16 +185,27 @@ def texts(
   Records without are left out and counted by reason in `unusable`.
   """
   tasks = task_lib.of(config)
-  read = lambda record, task: tuple(
+  read = functools.partial(texts_of, source)
+  for _, example in _usable(source, tasks, unusable, read):
+    yield example
+
+
+def texts_of(
+  source: Source, record: dict[str, Any], task: task_lib.Task
+) -> tuple[str, ...]:
+  """The text of each side of a task; media are left out.
+
+  Raises:
+    UnusableError: some of it is not there.
+  """
+  return tuple(
     ''.join(
       _text(record, piece, source.names)
       for piece in side
-      if piece.kind in (task_lib.TEXT, task_lib.LITERAL)
+      if piece.kind not in config_lib.KINDS
     )
     for side in task.sides
   )
-  for _, example in _usable(source, tasks, unusable, read):
-    yield example
 
 
 def examples(

@@ -7,8 +7,8 @@ of a decoder reads token k of a document and predicts token k + 1.
 import dataclasses
 import itertools
 import types
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -16,6 +16,14 @@ from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.data import packing
 from gemini_jax.data import tokenizer as tokenizer_lib
+
+
+class Tokenizer(Protocol):
+  """What a side asks of a tokenizer."""
+
+  def encode(self, text: str) -> np.ndarray:
+    """Ids of `text`, without special ones."""
+    ...
 
 
 class Slots(NamedTuple):
@@ -54,40 +62,54 @@ def document(
 
   Args:
     sides: one of text, or inputs and targets.
-    tokenizer: of the text; parts that follow each other are read as one.
+    tokenizer: of the text.
     placeholders: token of each kind of medium.
   """
   parts: list = [[tokenizer.bos_id]]
-  for side in sides:
-    for is_text, group in itertools.groupby(side, lambda p: isinstance(p, str)):
-      if is_text:
-        parts.append(tokenizer.encode(''.join(map(str, group))))
-      else:
-        for slots in group:
-          assert isinstance(slots, Slots)
-          parts.append([placeholders[slots.kind]] * slots.count)
-    parts.append([tokenizer.eos_id])
-    if side is sides[0]:
-      first = 1 if len(sides) == 1 else sum(map(len, parts))
+  for own in sides:
+    parts += [side(own, tokenizer, placeholders), [tokenizer.eos_id]]
+  first = 1 if len(sides) == 1 else len(parts[1]) + 2
   return np.concatenate(parts).astype(np.int32), first
 
 
+def side(
+  parts: Sequence[str | Slots],
+  tokenizer: Tokenizer,
+  placeholders: Mapping[str, int],
+) -> np.ndarray:
+  """Tokens of one side of an example; texts side by side are read as one."""
+  found: list = [np.zeros(0, np.int32)]
+  for is_text, group in itertools.groupby(parts, lambda p: isinstance(p, str)):
+    if is_text:
+      found.append(tokenizer.encode(''.join(map(str, group))))
+      continue
+    for slots in group:
+      assert isinstance(slots, Slots)
+      found.append(np.full(slots.count, placeholders[slots.kind]))
+  return np.concatenate(found).astype(np.int32)
+
+
 def leave_out(
-  tokens: np.ndarray, pieces: packing.Pieces, ids: Sequence[np.ndarray]
+  tokens: np.ndarray,
+  pieces: packing.Pieces,
+  leaves: Callable[[int, np.ndarray], np.ndarray],
 ) -> tuple[np.ndarray, packing.Pieces]:
-  """The pieces, copied, without some tokens before the first target.
+  """The pieces, copied, without some of their inputs.
 
   Args:
     tokens: all of them.
-    pieces: in any rows.
-    ids: tokens that are left out, of each piece.
+    pieces: of pairs, in any rows.
+    leaves: of the number of a piece and the tokens of its inputs, bool: those
+      that are left out.
   """
   copies, firsts = [], []
-  for start, length, first, out in zip(*pieces[1:], ids, strict=True):
+  for i, (start, length, first) in enumerate(zip(*pieces[1:], strict=True)):
     own = tokens[start : start + length + 1]
-    goes = np.isin(own, out) & (np.arange(length + 1) < first)
-    copies.append(own[~goes])
-    firsts.append(first - goes.sum())
+    keeps = np.ones(len(own), bool)
+    # Between bos and the eos of the inputs.
+    keeps[1 : first - 1] = ~leaves(i, own[1 : first - 1])
+    copies.append(own[keeps])
+    firsts.append(first - np.count_nonzero(~keeps))
   sizes = np.array([len(copy) for copy in copies], np.int64)
   return np.concatenate([*copies, tokens[:0]]), packing.Pieces(
     pieces.rows,

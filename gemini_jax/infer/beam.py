@@ -5,7 +5,7 @@ P prompts, K beams of a prompt, B = P * K rows, T slots, V vocabulary.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gemini_jax import batch as batch_lib
 from gemini_jax.infer import decoding, sampling
 from gemini_jax.parallel import cluster
 
@@ -59,6 +60,7 @@ def search(
   length_penalty: float = 0.6,
   inputs: Sequence[np.ndarray] | None = None,
   latents: np.ndarray | None = None,
+  media: Mapping[str, batch_lib.Media] | None = None,
 ) -> list[list[Hypothesis]]:
   """The best hypotheses of each prompt, best first, at most `beam_size`.
 
@@ -78,6 +80,7 @@ def search(
       n new tokens, eos included (Wu et al. 2016, equation 14).
     inputs: what the encoder reads.
     latents: z of each prompt, for a model that has one.
+    media: of every row, K of each prompt.
 
   Raises:
     ConfigError: a prompt or an input is too long.
@@ -90,6 +93,7 @@ def search(
     max_tokens=max_tokens,
     inputs=None if inputs is None else repeat(inputs),
     latents=None if latents is None else np.repeat(latents, beam_size, axis=0),
+    media=media,
   )
   finished = search_loop(
     decoder, beam_size, params, state, np.float32(length_penalty)

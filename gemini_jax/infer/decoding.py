@@ -6,7 +6,7 @@ length, D width, V vocabulary.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -36,6 +36,8 @@ class State:
     cache: keys and values of all but perhaps the last token.
     memory: the sequence that the encoder read, or None.
     latent: float32[B, Z], z of each row, or None.
+    written: float32[B, T, Z], z of the medium that each row writes, at its
+      placeholders; None: rows are text.
   """
 
   tokens: jax.Array
@@ -48,6 +50,7 @@ class State:
   cache: transformer.Cache
   memory: batch_lib.Sequence | None = None
   latent: jax.Array | None = None
+  written: jax.Array | None = None
 
   def append(
     self, token_B: jax.Array, logprob_B: jax.Array, end_B: jax.Array
@@ -136,6 +139,7 @@ class Decoder:
     seed: int = 0,
     samples: Sequence[int] | None = None,
     latents: np.ndarray | None = None,
+    media: Mapping[str, batch_lib.Media] | None = None,
   ) -> State:
     """Reads the prompts, and inputs where there is an encoder.
 
@@ -148,18 +152,25 @@ class Decoder:
       samples: a number for each row. What a row draws depends on the seed,
         this number and the position, never on the other rows.
       latents: z of each row, for a model that has one.
+      media: what the encoder reads beside the inputs, or the decoder beside
+        the prompts; of B rows.
 
     Raises:
       ConfigError: a prompt or an input is too long.
     """
     self.check_lengths(prompts, inputs)
-    memory = memory_BSD = None
+    memory = memory_BSD = soft_BTD = None
     if self.encodes:
       memory = batch_lib.plain_sequence(
         *self.pad(inputs or (), self.memory_length)
       )
-      memory_BSD = self.encode(params, memory)
+      memory_BSD = self.encode(
+        params, dataclasses.replace(memory, media=media or {})
+      )
     tokens_BT, lengths_B = self.pad(prompts, self.length)
+    if media and not self.encodes:
+      whole = batch_lib.plain_sequence(tokens_BT, lengths_B)
+      soft_BTD = self.perceive(params, dataclasses.replace(whole, media=media))
     limits_B = np.minimum(lengths_B + max_tokens, self.length)
     samples_B = np.zeros(self.batch_size, np.int32)
     samples_B[: len(prompts)] = 0 if samples is None else samples
@@ -177,6 +188,7 @@ class Decoder:
       memory,
       memory_BSD,
       latent_BZ,
+      soft_BTD,
     )
 
   def check_lengths(
@@ -224,6 +236,13 @@ class Decoder:
     return memory_BSD
 
   @functools.partial(jax.jit, static_argnums=0)
+  def perceive(self, params: Any, sequence: batch_lib.Sequence) -> jax.Array:
+    """Soft tokens at the placeholders of prompts, [B, T, D]."""
+    return self.model.apply(
+      {'params': params}, sequence, method='perceive'
+    ).soft_BTD
+
+  @functools.partial(jax.jit, static_argnums=0)
   def prefill(
     self,
     params: Any,
@@ -235,6 +254,7 @@ class Decoder:
     memory: batch_lib.Sequence | None = None,
     memory_BSD: jax.Array | None = None,
     latent_BZ: jax.Array | None = None,
+    soft_BTD: jax.Array | None = None,
   ) -> State:
     """The state after the prompts were read, chunk by chunk."""
     size = self.length if self.prefix else min(self.prefill_chunk, self.length)
@@ -243,6 +263,9 @@ class Decoder:
     padded_BT = jnp.pad(
       tokens_BT, ((0, 0), (0, padding)), constant_values=self.pad_id
     )
+    padded_BTD = None
+    if soft_BTD is not None:
+      padded_BTD = jnp.pad(soft_BTD, ((0, 0), (0, padding), (0, 0)))
     prefix_BT = None
     if self.prefix:
       prefix_BT = jnp.arange(self.length)[None, :] < lengths_B[:, None]
@@ -257,6 +280,9 @@ class Decoder:
         ),
         (positions_1C < lengths_B[:, None]).astype(jnp.int32),
       )
+      soft_BCD = None
+      if padded_BTD is not None:
+        soft_BCD = jax.lax.dynamic_slice_in_dim(padded_BTD, i * size, size, 1)
       # The logits are not used, so they are not computed.
       return self.model.apply(
         {'params': params},
@@ -265,6 +291,7 @@ class Decoder:
         memory=memory,
         prefix_BT=prefix_BT,
         latent_BZ=latent_BZ,
+        soft_BTD=soft_BCD,
         cache=cache,
         method='decode',
       )[1]

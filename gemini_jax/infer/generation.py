@@ -10,9 +10,11 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.infer import beam, decoding, origin, sampling
 from gemini_jax.infer import guide as guide_lib
+from gemini_jax.infer import request as request_lib
 from gemini_jax.models import gemini
 from gemini_jax.parallel import cluster
 
@@ -76,6 +78,8 @@ class Prompt:
   inputs: np.ndarray | None
   # Text of the tokens that the output continues.
   prefix: str
+  # Where it is the inputs of a task.
+  request: request_lib.Request | None = None
 
 
 def generate(
@@ -83,7 +87,7 @@ def generate(
   model: gemini.Gemini,
   params: Any,
   tokenizer: Tokenizer,
-  prompts: Sequence[str],
+  prompts: Sequence[str | request_lib.Request],
   on_text: Callable[[int, str], None] | None = None,
   latents: np.ndarray | None = None,
   guide: guide_lib.Guide | None = None,
@@ -97,7 +101,8 @@ def generate(
     model: what generates.
     params: of the model.
     tokenizer: of the model.
-    prompts: texts to continue, or to read for an encoder-decoder.
+    prompts: texts to continue, or to read for an encoder-decoder; or inputs
+      of tasks.
     on_text: called with the index of a sample and the text that was added to
       it, while it grows. The pieces of a sample make its text. A beam search
       knows its text only at the end.
@@ -119,7 +124,7 @@ def generate(
     f'generate.count={options.count} must be at most '
     f'generate.beam_size={beams}',
   )
-  read = [read_prompt(config, model, tokenizer, text) for text in prompts]
+  read = [read_prompt(config, model, tokenizer, prompt) for prompt in prompts]
   rows = [
     (prompt, number)
     for prompt in read
@@ -128,7 +133,8 @@ def generate(
   if not rows:
     return []
   if latents is None:
-    latents = _latents(config, model, params, tokenizer, prompts, guide)
+    texts = [prompt.text for prompt in read]
+    latents = _latents(config, model, params, tokenizer, texts, guide)
   # A power of two, so that few sizes are ever compiled.
   batch_size = min(
     max(1, _fitting_rows(model.config) // beams),
@@ -239,9 +245,12 @@ def read_prompt(
   config: config_lib.Config,
   model: gemini.Gemini,
   tokenizer: Tokenizer,
-  text: str,
+  prompt: str | request_lib.Request,
 ) -> Prompt:
   """The tokens of a prompt, laid out as the training data are."""
+  if isinstance(prompt, request_lib.Request):
+    return _read_request(model, tokenizer, prompt)
+  text = prompt
   ids = np.asarray(tokenizer.encode(text), np.int32)
   bos = np.array([tokenizer.bos_id], np.int32)
   eos = np.array([tokenizer.eos_id], np.int32)
@@ -253,6 +262,25 @@ def read_prompt(
   if config.data.objective == 'prefix':
     return Prompt(text, np.concatenate([bos, ids, eos]), None, '')
   return Prompt(text, np.concatenate([bos, ids]), None, tokenizer.decode(ids))
+
+
+def _read_request(
+  model: gemini.Gemini, tokenizer: Tokenizer, own: request_lib.Request
+) -> Prompt:
+  bos, eos = np.array([[tokenizer.bos_id], [tokenizer.eos_id]], np.int32)
+  inputs = np.concatenate([own.tokens, eos])
+  if model.config.cross:
+    return Prompt(own.text, bos, inputs, '', own)
+  return Prompt(own.text, np.concatenate([bos, inputs]), None, '', own)
+
+
+def _media(
+  decoder: decoding.Decoder, rows: Sequence[tuple[Prompt, int]]
+) -> dict[str, batch_lib.Media]:
+  """What stands at the placeholders of the rows' prompts."""
+  requests = [prompt.request for prompt, _ in rows]
+  own = [r for r in requests if r is not None]
+  return request_lib.stack(decoder.model.config, own, decoder.batch_size)
 
 
 def _sample(
@@ -275,6 +303,7 @@ def _sample(
     seed=options.seed,
     samples=[number for _, number in rows],
     latents=latents,
+    media=_media(decoder, rows),
   )
   num_tokens = _STREAM_TOKENS if stream else options.max_tokens
   done_B = np.zeros(1, bool)
@@ -317,6 +346,7 @@ def _search(
     length_penalty=options.length_penalty,
     inputs=[row.inputs for row, _ in rows if row.inputs is not None],
     latents=latents,
+    media=_media(decoder, [r for r in rows for _ in range(options.beam_size)]),
   )
   return [
     _to_sample(

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 from flax.linen import spmd
@@ -16,8 +17,25 @@ from gemini_jax import config as config_lib
 from gemini_jax.kernels import cross_entropy, masking
 from gemini_jax.layers import attention, embedding, linear
 from gemini_jax.models import latent as latent_lib
-from gemini_jax.models import transformer
+from gemini_jax.models import perception, transformer
 from gemini_jax.parallel import pipeline, sharding
+
+
+@flax.struct.dataclass
+class Read:
+  """What the model says of a batch.
+
+  Attributes:
+    x_BTD: the decoder, after each token.
+    aux: losses of layers, by name.
+    said: what z told, where there is a latent.
+    media: losses of what stands beside text, by name: [sum, what it is over].
+  """
+
+  x_BTD: jax.Array
+  aux: dict[str, jax.Array]
+  said: latent_lib.Said | None
+  media: dict[str, jax.Array]
 
 
 class Gemini(nn.Module):
@@ -72,6 +90,8 @@ class Gemini(nn.Module):
           init_scale=size * config.latent.dim**-0.5,
           **types,
         )
+    if config.kinds:
+      self.perception = perception.Perception(config, self.schedule)
     self.decoder = transformer.Stack(
       config,
       config.num_layers,
@@ -92,8 +112,8 @@ class Gemini(nn.Module):
     self, batch: batch_lib.Batch, deterministic: bool = True
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Logits of the targets, float32[B, T, V], and auxiliary losses."""
-    x_BTD, aux, _ = self.read(batch, deterministic)
-    return self.logits(x_BTD), aux
+    read = self.read(batch, deterministic)
+    return self.logits(read.x_BTD), read.aux
 
   def sums(
     self,
@@ -110,7 +130,8 @@ class Gemini(nn.Module):
     is the evidence bound: cross-entropy and the rate of z.
     """
     bottleneck = bottleneck or config_lib.Bottleneck(free_bits=0.0)
-    x_BTD, aux, said = self.read(batch, deterministic, bottleneck.word_dropout)
+    read = self.read(batch, deterministic, bottleneck.word_dropout)
+    x_BTD, aux, said = read.x_BTD, read.aux, read.said
     table_VD = (
       self.token.embedding
       if self.config.tie_embeddings
@@ -144,12 +165,15 @@ class Gemini(nn.Module):
     segments_BT = jnp.where(batch.weights > 0, batch.decoder.segments, 0)
     num_B = jnp.max(segments_BT, axis=1).astype(jnp.float32)
     terms = {'sequences': jnp.sum(num_B)}
+    # As all of aux: for each token.
+    weight = jnp.maximum(sums.weight, 1e-9)
+    for name, total in read.media.items():
+      terms[name] = total
+      aux |= {name: total[0] / weight}
     if said is not None:
       rate, losses = said.terms(num_B, self.config.latent.dim, bottleneck)
       terms['rate'] = rate
       sums = dataclasses.replace(sums, loss=sums.loss + rate)
-      # As all of aux: for each token.
-      weight = jnp.maximum(sums.weight, 1e-9)
       aux |= {name: value / weight for name, value in losses.items()}
     return dataclasses.replace(sums, terms=terms), aux
 
@@ -158,16 +182,19 @@ class Gemini(nn.Module):
     batch: batch_lib.Batch,
     deterministic: bool,
     word_dropout: float = 0.0,
-  ) -> tuple[jax.Array, dict[str, jax.Array], latent_lib.Said | None]:
-    """What the decoder says after each token, [B, T, D].
+  ) -> 'Read':
+    """What the decoder says after each token of a batch.
 
-    Also auxiliary losses, and what z told where there is a latent: a draw of
-    its posterior, by the stream of randomness `latent`, or else its mean.
+    Where there is a latent, z is a draw of its posterior, by the stream of
+    randomness `latent`, or else its mean.
     """
+    soft = lambda seen: None if seen is None else seen.soft_BTD
     memory_BSD = said = z_BZ = None
     source, stacks = self.source(batch), []
+    inputs = written = self.perceive(batch.decoder, deterministic)
     if source is not None:
-      memory_BSD, aux = self.encode(source, deterministic)
+      inputs = self.perceive(source, deterministic)
+      memory_BSD, aux = self.encode(source, deterministic, soft(inputs))
       stacks.append(aux)
     if self.config.latent.dim:
       assert memory_BSD is not None and source is not None
@@ -188,11 +215,29 @@ class Gemini(nn.Module):
       prefix_BT=batch.prefix,
       latent_BZ=z_BZ,
       hidden_BT=hidden_BT,
+      soft_BTD=soft(written),
       deterministic=deterministic,
     )
     # The mean over all layers.
     mean = lambda *parts: jnp.mean(jnp.concatenate(parts))
-    return x_BTD, jax.tree.map(mean, aux, *stacks), said
+    media = {}
+    if written is not None:
+      media = self.perception.written_sums(batch, x_BTD, written)
+      # A latent reads what is written once more.
+      for seen in (
+        (written, inputs) if batch.encoder is not None else (written,)
+      ):
+        for name, total in seen.sums.items():
+          media[name] = media.get(name, 0) + total
+    return Read(x_BTD, jax.tree.map(mean, aux, *stacks), said, media)
+
+  def perceive(
+    self, sequence: batch_lib.Sequence, deterministic: bool = True
+  ) -> perception.Seen | None:
+    """The media of a sequence; None of a model that reads none."""
+    if not self.config.kinds:
+      return None
+    return self.perception(sequence, deterministic)
 
   def source(self, batch: batch_lib.Batch) -> batch_lib.Sequence | None:
     """What the encoder reads, if there is one: for a latent, what is written.
@@ -235,16 +280,24 @@ class Gemini(nn.Module):
     return jnp.sum(chosen_BT * batch.weights, axis=-1)
 
   def encode(
-    self, sequence: batch_lib.Sequence, deterministic: bool = True
+    self,
+    sequence: batch_lib.Sequence,
+    deterministic: bool = True,
+    soft_BSD: jax.Array | None = None,
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The encoder's output, [B, S, D], and the losses of its layers, [L]."""
+    """The encoder's output, [B, S, D], and the losses of its layers, [L].
+
+    `soft_BSD` is as of `decode_hidden`.
+    """
     context = transformer.Context(
       views=self.views(sequence, sequence, causal=False),
       positions_BT=sequence.positions,
       real_BT=sequence.segments > 0,
     )
     x_BSD, _, aux = self.encoder(
-      self.embed(sequence, deterministic), context, deterministic=deterministic
+      self.embed(sequence, deterministic, soft_BTD=soft_BSD),
+      context,
+      deterministic=deterministic,
     )
     return self.encoder_norm(x_BSD), aux
 
@@ -269,6 +322,7 @@ class Gemini(nn.Module):
     prefix_BT: jax.Array | None = None,
     latent_BZ: jax.Array | None = None,
     hidden_BT: jax.Array | None = None,
+    soft_BTD: jax.Array | None = None,
     cache: transformer.Cache | None = None,
     deterministic: bool = True,
   ) -> tuple[jax.Array, transformer.Cache | None, dict[str, jax.Array]]:
@@ -285,6 +339,8 @@ class Gemini(nn.Module):
         may be attended to from before it.
       latent_BZ: z of each row, where there is a latent.
       hidden_BT: tokens whose embedding is 0.
+      soft_BTD: soft tokens at placeholders, 0 elsewhere; None: of the media of
+        the sequence.
       cache: what was read so far.
       deterministic: no dropout.
     """
@@ -307,7 +363,7 @@ class Gemini(nn.Module):
       real_BT=sequence.segments > 0,
       latent_BZ=latent_BZ,
     )
-    x_BTD = self.embed(sequence, deterministic, hidden_BT)
+    x_BTD = self.embed(sequence, deterministic, hidden_BT, soft_BTD)
     if self.config.latent.embedding and latent_BZ is not None:
       x_BTD = x_BTD + self.latent_embedding('BZ,ZD->BD', latent_BZ)[:, None]
     x_BTD, cache, aux = self.decoder(x_BTD, context, cache, deterministic)
@@ -318,13 +374,21 @@ class Gemini(nn.Module):
     sequence: batch_lib.Sequence,
     deterministic: bool,
     hidden_BT: jax.Array | None = None,
+    soft_BTD: jax.Array | None = None,
   ) -> jax.Array:
-    """Tokens (and learned positions) as vectors, [B, T, D]."""
+    """Tokens (and learned positions) as vectors, [B, T, D].
+
+    Soft tokens are added to what their placeholders are.
+    """
     x_BTD = self.token(sequence.tokens)
     if hidden_BT is not None:
       x_BTD = jnp.where(hidden_BT[..., None], 0, x_BTD)
     if self.config.scale_embeddings:
       x_BTD = x_BTD * jnp.asarray(self.config.width**0.5, x_BTD.dtype)
+    if soft_BTD is None and sequence.media:
+      soft_BTD = self.perception(sequence, deterministic).soft_BTD
+    if soft_BTD is not None:
+      x_BTD = x_BTD + soft_BTD
     if self.config.position == 'learned':
       x_BTD = x_BTD + self.position(sequence.positions)
     x_BTD = self.dropout(x_BTD, deterministic=deterministic)
@@ -406,7 +470,9 @@ def init_cache(
 def init_params(model: Gemini, key: jax.Array) -> Any:
   """Fresh parameters, boxed with the logical names of their dims."""
   token = jnp.ones((1, 1), jnp.int32)
-  sequence = batch_lib.Sequence(token, 0 * token, token)
+  sequence = batch_lib.Sequence(
+    token, 0 * token, token, perception.blank(model.config)
+  )
   batch = batch_lib.Batch(
     decoder=sequence,
     targets=token,

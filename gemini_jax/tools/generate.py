@@ -1,25 +1,35 @@
-"""Text from a trained run, as it is written."""
+"""Texts, pictures and sounds from a trained run."""
 
+import json
 import logging
 import os
 import sys
+import time
 from typing import Any
 
 from gemini_jax import config as config_lib
-from gemini_jax.infer import generation
+from gemini_jax.infer import generation, painting, request, waveform
 from gemini_jax.infer import guide as guide_lib
-from gemini_jax.parallel import sharding
-from gemini_jax.train import loop
+from gemini_jax.parallel import cluster, sharding
+from gemini_jax.train import gallery, loop
 from gemini_jax.train import run as run_lib
 
 
 def generate(config: config_lib.Config, workdir: str | os.PathLike):
   """Continues `generate.prompt` (or reads it, with an encoder) and shows it.
 
+  A run of tasks is asked for one of them, with the media that it reads; what
+  is written may be a medium.
+
   Raises:
-    ConfigError: there is no checkpoint, or the prompt does not fit.
+    ConfigError: there is no checkpoint, the prompt does not fit, or what is
+      asked for is none of the run's tasks.
   """
   run = run_lib.open_run(config, workdir, create=False)
+  _check_media(run.config)
+  asked: Any = config.generate.prompt
+  if config.data.tasks:
+    asked = request.fill(run.config, run.tokenizer)
   # What is wrong with a wish is told before anything is computed.
   examples = guide_lib.examples(config) if config.generate.steer else ()
   loop.enable_compilation_cache(run.config)
@@ -28,6 +38,9 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
     logging.info('generating with step %d', restored.step)
     params = restored.state.evaluation_params()
     parts = run.config, run.model, params, run.tokenizer
+    if config.generate.output != 'text':
+      _paint(run, restored.step, params, asked)
+      return
     guide = guide_lib.learn(*parts, examples) if examples else None
     shown = -1
 
@@ -37,7 +50,7 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
         header = f'--- {index + 1} of {config.generate.count} ---\n'
         header = header if config.generate.count > 1 else ''
         continues = config.generate.source in ('prompt', 'prior')
-        continues &= not run.config.model.cross
+        continues &= not (run.config.model.cross or run.config.data.tasks)
         lead = config.generate.prompt if continues else ''
         sys.stdout.write(f'{"" if shown < 0 else chr(10)}{header}{lead}')
         shown = index
@@ -48,7 +61,7 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
     alone = config.generate.count == 1
     samples = generation.generate(
       *parts,
-      [config.generate.prompt],
+      [asked],
       on_text=show if alone else None,
       guide=guide,
     )
@@ -59,6 +72,53 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
   path = run.workdir / 'samples' / f'{restored.step:08d}-generate.jsonl'
   generation.write_samples(path, samples)
   print(f'\n\n{report}written to {path}')
+
+
+def _check_media(config: config_lib.Config):
+  """ConfigError for media that are asked for where there are no tasks."""
+  options = config.generate
+  if config.data.tasks:
+    return
+  for name in (*config_lib.KINDS, 'task'):
+    value = getattr(options, name)
+    config_lib.check(
+      not value, f'generate.{name}={value!r} needs a model of data.tasks'
+    )
+  config_lib.check(
+    options.output == 'text',
+    f'generate.output={options.output!r} needs a model of data.tasks that '
+    'writes it',
+  )
+
+
+def _paint(run: run_lib.Run, step: int, params: Any, asked: request.Request):
+  """Writes media beside a line for each."""
+  options = run.config.generate
+  begin = time.monotonic()
+  found = painting.paint(
+    run.config, run.model, params, run.tokenizer, options.output, [asked]
+  )
+  folder = run.workdir / 'samples'
+  lines, shown = [], []
+  for i, own in enumerate(found):
+    stem = f'{step:08d}-generate-{i + 1:03d}'
+    if options.output == 'image':
+      file = folder / f'{stem}.png'
+      gallery.write_picture(file, own.values)
+    else:
+      file = folder / f'{stem}.wav'
+      waveform.write(file, own.values, run.config.model.audio)
+    lines.append({'prompt': own.prompt, 'file': file.name, 'z': own.z.tolist()})
+    shown.append(own.values)
+  path = folder / f'{step:08d}-generate.jsonl'
+  if cluster.is_first():
+    path.write_text(''.join(f'{json.dumps(line)}\n' for line in lines))
+  page = folder / f'{step:08d}-generate.png'
+  gallery.write(page, options.output, shown, [asked.text] * len(shown))
+  print(
+    f'{asked.text}: {len(found)} written to {path} in '
+    f'{time.monotonic() - begin:.0f} s; {page.name} shows all'
+  )
 
 
 def _report(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gemini_jax import batch as batch_lib
@@ -16,25 +17,47 @@ from gemini_jax.kernels import cross_entropy
 from gemini_jax.models import gemini
 from gemini_jax.train import losses
 
+# The term of the examples that are right as a whole.
+_WHOLE = 'accuracy'
+
 
 def eval_step(
-  params: Any, batch: batch_lib.Batch, *, model: gemini.Gemini
+  params: Any, batch: batch_lib.Batch, *, model: gemini.Gemini, whole: bool
 ) -> cross_entropy.Sums:
-  """The sums of one batch."""
-  return losses.model_sums(model, params, batch)
+  """The sums of one batch.
+
+  Args:
+    params: of the model.
+    batch: a row for each example, if `whole`.
+    model: what is evaluated.
+    whole: also count the examples whose targets are all the likeliest tokens:
+      those that greedy decoding would write.
+  """
+  sums = losses.model_sums(model, params, batch)
+  if not whole:
+    return sums
+  logits_BTV, _ = model.apply({'params': params}, batch)
+  real_BT = batch.weights > 0
+  right_BT = jnp.argmax(logits_BTV, axis=-1) == batch.targets
+  there_B = jnp.any(real_BT, axis=1)
+  right_B = jnp.all(right_BT | ~real_BT, axis=1) & there_B
+  counts = jnp.stack([jnp.sum(right_B), jnp.sum(there_B)])
+  terms = sums.terms | {_WHOLE: counts.astype(jnp.float32)}
+  return dataclasses.replace(sums, terms=terms)
 
 
 def summarize(
-  total: cross_entropy.Sums, tokens_per_byte: float | None
+  total: cross_entropy.Sums, bytes_per_token: float | None
 ) -> dict[str, float]:
   """Numbers of a split from its sums.
 
-  Of a model with a latent, loss is the evidence bound and rate its KL term,
+  accuracy is of tokens, or of whole examples where those were counted. Of a
+  model with a latent, loss is the evidence bound and rate its KL term,
   in nats a sequence.
 
   Args:
     total: sums over the split, on the host.
-    tokens_per_byte: targets for each byte of text; None: not text.
+    bytes_per_token: UTF-8 bytes of text for each target; None: not text.
   """
   loss = float(total.loss) / float(total.weight)
   values = {
@@ -44,13 +67,19 @@ def summarize(
   }
   if 'rate' in total.terms:
     values['rate'] = float(total.terms['rate'] / total.terms['sequences'])
-  if tokens_per_byte:
-    values['bits_per_byte'] = loss * tokens_per_byte / math.log(2)
+  # Of whole examples, where those are counted.
+  if _WHOLE in total.terms:
+    values['token_accuracy'] = values['accuracy']
+  values |= {
+    name: float(mean) for name, mean in losses.media_means(total.terms).items()
+  }
+  if bytes_per_token:
+    values['bits_per_byte'] = loss / bytes_per_token / math.log(2)
   return values
 
 
 def evaluate(
-  step: Any, params: Any, batches: Any, tokens_per_byte: float | None
+  step: Any, params: Any, batches: Any, bytes_per_token: float | None
 ) -> dict[str, float]:
   """Loss (nats a token), perplexity, accuracy and bits per byte of a split.
 
@@ -58,7 +87,7 @@ def evaluate(
     step: compiled `eval_step` of (params, batch).
     params: the parameters.
     batches: device batches; padding carries weight 0.
-    tokens_per_byte: see `summarize`.
+    bytes_per_token: see `summarize`.
   """
   sums = [step(params, batch) for batch in batches]
   host = jax.device_get(sums)
@@ -67,7 +96,7 @@ def evaluate(
     lambda a, b: jax.tree.map(np.add, a, b),
     (jax.tree.map(np.float64, item) for item in host),
   )
-  return summarize(total, tokens_per_byte)
+  return summarize(total, bytes_per_token)
 
 
 def exact_match(

@@ -24,7 +24,13 @@ from gemini_jax.data import loader as loader_lib
 from gemini_jax.infer import generation
 from gemini_jax.models import gemini
 from gemini_jax.parallel import sharding
-from gemini_jax.train import diagnosis, evaluation, likelihood, metrics
+from gemini_jax.train import (
+  appraisal,
+  diagnosis,
+  evaluation,
+  likelihood,
+  metrics,
+)
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import run as run_lib
 from gemini_jax.train import step as step_lib
@@ -62,6 +68,7 @@ def evaluate(config: config_lib.Config, workdir: str | os.PathLike):
     eval_step = compile_eval(run, restored.state, next(iter(held_out.values())))
     _, results = evaluate_splits(run, restored.state, eval_step, held_out)
     results |= exact_matches(run, restored.state, held_out)
+    results |= appraisals(run, restored.state, held_out, restored.step)
   print(json.dumps({'step': restored.step} | results))
 
 
@@ -78,6 +85,7 @@ def _train(run: run_lib.Run):
   config = run.config
   num_steps = config.train.num_steps
   enable_compilation_cache(config)
+  appraisal.check(config)
   data = run.loader('train')
   held_out = _held_out(run)
 
@@ -188,6 +196,7 @@ def _train(run: run_lib.Run):
         )
         if last:
           new |= exact_matches(run, state, held_out)
+          new |= appraisals(run, state, held_out, done)
         results.update(new)
         writer.write(done, new)
         progress.note(f'step {done:,}{_results(new)}')
@@ -226,9 +235,16 @@ def evaluate_splits(
       eval_step,
       params,
       device_batches(run, loader, itertools.islice(batches, limit)),
-      1 / loader.bytes_per_target if loader.num_bytes else None,
+      loader.bytes_per_target,
     )
     results |= {f'{split}/{name}': value for name, value in values.items()}
+    for name, number in loader.task_names.items():
+      own = loader.of_task(number)
+      batches = itertools.islice(loader_lib.iterate(own), limit)
+      values = evaluation.evaluate(
+        eval_step, params, device_batches(run, own, batches), None
+      )
+      results |= {f'{split}/{name}_{key}': values[key] for key in values}
     if split == 'test' and measures:
       values = likelihood.measure(
         run.model,
@@ -272,6 +288,19 @@ def exact_matches(
   }
 
 
+def appraisals(
+  run: run_lib.Run,
+  state: step_lib.TrainState,
+  splits: Iterable[loader_lib.Split],
+  step: int,
+) -> dict[str, float]:
+  """What a judge says of written media, of the last held-out split."""
+  if not run.config.eval.judged:
+    return {}
+  split = list(splits)[-1]
+  return appraisal.appraise(run, state.evaluation_params(), split, step)
+
+
 def compile_step(
   config: config_lib.Config,
   model: gemini.Gemini,
@@ -289,7 +318,13 @@ def compile_eval(
 ) -> Any:
   """`eval_step`, compiled once for all splits."""
   batch = next(device_batches(run, loader, [loader[0]]))
-  step = jax.jit(functools.partial(evaluation.eval_step, model=run.model))
+  step = jax.jit(
+    functools.partial(
+      evaluation.eval_step,
+      model=run.model,
+      whole=bool(run.config.data.tasks) and not run.config.data.pack,
+    )
+  )
   return timed_compile('eval_step', step, state.evaluation_params(), batch)
 
 
@@ -430,6 +465,7 @@ def _results(values: dict[str, float]) -> str:
   shown = [
     f'{name} {value:.4f}'
     for name, value in values.items()
-    if name.split('/')[-1] in _SHOWN
+    if name.split('/')[-1].split('_')[-1] in _SHOWN
+    or name.split('/')[-1] in _SHOWN
   ]
   return ''.join(f'  {item}' for item in shown)

@@ -1,6 +1,7 @@
 """What is minimised, as sums with their weights beside them."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -37,6 +38,15 @@ def kl_course(
 def decoder_reset(bottleneck: config_lib.Bottleneck, num_steps: int) -> int:
   """Steps of autoencoding, after which the decoder starts anew; 0: none."""
   return round(bottleneck.autoencode * num_steps)
+
+
+def media_means(terms: Mapping[str, Any]) -> dict[str, Any]:
+  """Means of the terms that are [sum, what it is over]: those of media."""
+  return {
+    name: total[0] / jnp.maximum(total[1], 1)
+    for name, total in terms.items()
+    if jnp.ndim(total)
+  }
 
 
 def model_sums(

@@ -135,6 +135,7 @@ def with_vocab(config: config_lib.Config, size: int) -> config_lib.Config:
   """The config with a token table for at least `size` tokens."""
   rows = config.model.vocab_size
   if rows is None:
+    size += len(config_lib.KINDS) if config.model.kinds else 0
     rows = -(-size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
     model = dataclasses.replace(config.model, vocab_size=rows)
     return dataclasses.replace(config, model=model)
@@ -263,10 +264,11 @@ def _open_tokenizer(
     cluster.on_first(make)
     words = tokenizer.load(file)
   rows = config.model.vocab_size
+  least = words.vocab_size + bool(config.model.kinds) * len(config_lib.KINDS)
   config_lib.check(
-    rows is None or rows >= words.vocab_size,
-    f'model.vocab_size={rows} must be at least {words.vocab_size}, the '
-    "tokenizer's",
+    rows is None or rows >= least,
+    f'model.vocab_size={rows} must be at least {least}: {words.vocab_size} of '
+    'the tokenizer and a placeholder for each kind of media',
   )
   return words
 

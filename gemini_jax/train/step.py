@@ -150,6 +150,7 @@ def train_step(
     ),
     'tokens': sums.weight,
   }
+  metrics |= losses.media_means(sums.terms)
   if config.model.latent.dim:
     metrics['rate'] = sums.terms['rate'] / sums.terms['sequences']
     metrics['kl_weight'] = loss_weights['kl']

@@ -1,0 +1,213 @@
+"""What is asked of a model whose data are tasks: one side of one, filled in."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from gemini_jax import batch as batch_lib
+from gemini_jax import config as config_lib
+from gemini_jax.data import media, readers, transforms
+from gemini_jax.data import task as task_lib
+
+
+class Tokenizer(Protocol):
+  """What filling in a task asks of a tokenizer."""
+
+  def encode(self, text: str) -> np.ndarray:
+    """Ids of `text`, without special ones."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """The inputs of one task.
+
+  Attributes:
+    text: what a person reads of them.
+    tokens: int32, without bos and eos.
+    media: of each kind, in order.
+  """
+
+  text: str
+  tokens: np.ndarray
+  media: Mapping[str, Sequence[media.Medium]] = dataclasses.field(
+    default_factory=dict
+  )
+
+
+def choose(config: config_lib.Config) -> task_lib.Task:
+  """The task that `generate` asks for.
+
+  Raises:
+    ConfigError: there is none, or more than one; with those there are.
+  """
+  options = config.generate
+  tasks = task_lib.of(config.data)
+  given = {kind for kind in config_lib.KINDS if getattr(options, kind)}
+  fitting = []
+  for task in tasks:
+    targets = task.kinds(1)
+    writes = targets[0] if targets else 'text'
+    if options.task:
+      if task.name == options.task:
+        fitting.append(task)
+    elif set(task.kinds(0)) == given and writes == options.output:
+      fitting.append(task)
+  there = '; '.join(config.data.tasks)
+  asked = (
+    f'generate.task={options.task!r}'
+    if options.task
+    else (
+      f'generate.output={options.output!r} of '
+      f'{" and ".join(sorted(given)) or "text"}'
+    )
+  )
+  config_lib.check(
+    len(fitting) > 0, f'{asked} is none of the tasks of this model: {there}'
+  )
+  config_lib.check(
+    len(fitting) == 1,
+    f'{asked} fits several tasks; set generate.task to the name of one of: '
+    f'{there}',
+  )
+  return fitting[0]
+
+
+def fill(config: config_lib.Config, tokenizer: Tokenizer) -> Request:
+  """The inputs that `generate` gives to its task.
+
+  Raises:
+    ConfigError: the task is not clear, a medium is missing, not asked for or
+      cannot be read, or the text is missing or not asked for.
+  """
+  options = config.generate
+  task = choose(config)
+  fields = [p for p in task.sides[0] if p.kind != task_lib.LITERAL]
+  wanted = [piece.kind for piece in fields]
+  for kind in (*config_lib.KINDS, task_lib.TEXT):
+    name = 'prompt' if kind == task_lib.TEXT else kind
+    value = getattr(options, name)
+    config_lib.check(
+      not value or kind in wanted,
+      f'generate.{name}={value!r} is not read by the task {_shown(task)}',
+    )
+    config_lib.check(
+      bool(value) or kind not in wanted,
+      f'the task {_shown(task)} reads {name}; set generate.{name}',
+    )
+  config_lib.check(
+    len(set(wanted)) == len(wanted),
+    f'the task {_shown(task)} reads several of one kind, which '
+    '--mode=generate cannot be given',
+  )
+  return of_record(
+    config,
+    tokenizer,
+    task,
+    {
+      p.value: getattr(options, 'prompt' if p.kind == task_lib.TEXT else p.kind)
+      for p in fields
+    },
+    check=True,
+  )
+
+
+def of_record(
+  config: config_lib.Config,
+  tokenizer: Tokenizer,
+  task: task_lib.Task,
+  record: Mapping[str, Any],
+  *,
+  names: Mapping[str, Sequence[str]] | None = None,
+  folder: str = '',
+  check: bool = False,
+) -> Request:
+  """The inputs of a task, of the fields of a record.
+
+  Args:
+    config: of the run.
+    tokenizer: of the run.
+    task: what is read.
+    record: fields by name.
+    names: words for the values of fields that are numbers.
+    folder: that paths are relative to.
+    check: whether a medium that cannot be read is the user's mistake.
+
+  Raises:
+    ConfigError: a medium cannot be read, with `check`.
+    UnusableError: the same without.
+  """
+  parts: list[str | transforms.Slots] = []
+  found: dict[str, list[media.Medium]] = {}
+  shown = []
+  for piece in task.sides[0]:
+    if piece.kind in config_lib.KINDS:
+      value = record.get(piece.value)
+      try:
+        medium = media.read(
+          piece.kind, value, config.model, config.data.audio_rate, folder
+        )
+      except readers.UnusableError as error:
+        if not check:
+          raise
+        raise config_lib.ConfigError(
+          f'generate.{piece.kind}={value!r}: {error}'
+        ) from error
+      found.setdefault(piece.kind, []).append(medium)
+      count = config.model.tokens_of(piece.kind, medium.size.tolist())
+      parts.append(transforms.Slots(piece.kind, count))
+      shown.append(f'[{value if isinstance(value, str) else piece.kind}]')
+    else:
+      text = piece.value
+      if piece.kind == task_lib.TEXT:
+        text = record[piece.value]
+        if not isinstance(text, str):
+          text = (names or {})[piece.value][text]
+      parts.append(text)
+      shown.append(text)
+  tokens = transforms.side(
+    parts,
+    tokenizer,
+    {kind: config.model.placeholder(kind) for kind in found},
+  )
+  return Request(''.join(shown), tokens, found)
+
+
+def stack(
+  config: config_lib.Model,
+  requests: Sequence[Request],
+  batch_size: int,
+) -> dict[str, batch_lib.Media]:
+  """The media of requests as those of a batch; rows past them have none."""
+  found = {}
+  for kind in config.kinds:
+    most = max((len(r.media.get(kind, ())) for r in requests), default=0)
+    if not most:
+      continue
+    example = next(r.media[kind][0] for r in requests if r.media.get(kind))
+    shape = (batch_size, most)
+    values = np.zeros(shape + example.values.shape, example.values.dtype)
+    sizes = np.zeros(shape + example.size.shape, np.int32)
+    for row, request in enumerate(requests):
+      for i, medium in enumerate(request.media.get(kind, ())):
+        values[row, i], sizes[row, i] = medium
+    found[kind] = batch_lib.Media(values, sizes)
+  return found
+
+
+def _shown(task: task_lib.Task) -> str:
+  """A task as a config names it."""
+  sides = [
+    ''.join(
+      piece.value
+      if piece.kind == task_lib.LITERAL
+      else f'{{{piece.value}}}'
+      if piece.kind == task_lib.TEXT
+      else f'{{{piece.kind}:{piece.value}}}'
+      for piece in side
+    )
+    for side in task.sides
+  ]
+  return repr(' -> '.join(sides))

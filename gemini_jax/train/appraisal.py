@@ -1,0 +1,147 @@
+"""Pictures and sounds that a run writes of texts, judged by a stranger.
+
+N examples, H x W pixels of C channels, F frames of M bands.
+"""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from gemini_jax import config as config_lib
+from gemini_jax.data import loader
+from gemini_jax.data import task as task_lib
+from gemini_jax.infer import painting, request
+from gemini_jax.parallel import cluster
+from gemini_jax.train import gallery, judge
+from gemini_jax.train import run as run_lib
+
+# Real examples that the judge learns from at most; classes it can tell apart;
+# examples on a page.
+_TAUGHT, _CLASSES, _SHOWN = 60_000, 100, 40
+
+
+def check(config: config_lib.Config):
+  """ConfigError where `eval.judged` cannot be done."""
+  if not config.eval.judged:
+    return
+  config_lib.check(
+    bool(judged_tasks(config)),
+    f'eval.judged={config.eval.judged} needs a task of data.tasks that reads '
+    'text and writes a picture or a sound',
+  )
+  judge.check()
+
+
+def judged_tasks(config: config_lib.Config) -> list[task_lib.Task]:
+  """Those that write one medium of text."""
+  if not config.data.tasks:
+    return []
+  return [
+    task
+    for task in task_lib.of(config.data)
+    if not task.kinds(0) and len(task.sides[1]) == 1 == len(task.kinds(1))
+  ]
+
+
+def appraise(
+  run: run_lib.Run, params: Any, split: loader.Split, step: int
+) -> dict[str, float]:
+  """`split/TASK_accuracy` and others of what is written for held-out texts.
+
+  A classifier of the texts that real media of the training split have, to
+  which a text is a class, judges as many as `eval.judged` says; see
+  `judge.report`. A page of them goes to the samples.
+  """
+  config, results = run.config, {}
+  for task in judged_tasks(config):
+    begin = time.monotonic()
+    texts, values = _real(run, 'train', task, _TAUGHT)
+    classes = len(set(texts))
+    config_lib.check(
+      1 < classes <= _CLASSES,
+      f'eval.judged={config.eval.judged}: the inputs of task {task.name!r} are '
+      f'{classes} different texts; a judge tells 2 to {_CLASSES} apart',
+    )
+    stranger = judge.fit(values, texts)
+    wished, real = _real(run, split, task, config.eval.judged)
+    found = painting.paint(
+      dataclasses.replace(
+        config,
+        generate=dataclasses.replace(
+          config.generate, count=1, output=task.kinds(1)[0]
+        ),
+      ),
+      run.model,
+      params,
+      run.tokenizer,
+      task.kinds(1)[0],
+      [_request(run, text) for text in wished],
+    )
+    written = _same_size([own.values for own in found], real)
+    report = judge.report(stranger, written, wished, real, wished)
+    prefix = f'{split}/{task.name}_' if task.name else f'{split}/written_'
+    results |= {
+      prefix + name: value
+      for name, value in report.items()
+      if isinstance(value, float)
+    }
+    if cluster.is_first():
+      # Some of each class.
+      order = np.argsort(np.arange(len(wished)) % max(len(wished) // _SHOWN, 1))
+      chosen = sorted(order[:_SHOWN], key=lambda i: wished[i])
+      gallery.write(
+        run.workdir / 'samples' / f'{step:08d}-{split}-{task.name}.png',
+        task.kinds(1)[0],
+        [written[i] for i in chosen],
+        [wished[i] for i in chosen],
+      )
+    logging.info(
+      '%s: %d written and judged in %.0f s',
+      task.name,
+      len(wished),
+      time.monotonic() - begin,
+    )
+  return results
+
+
+def _request(run: run_lib.Run, text: str) -> request.Request:
+  return request.Request(text, np.asarray(run.tokenizer.encode(text), np.int32))
+
+
+def _real(
+  run: run_lib.Run, split: loader.Split, task: task_lib.Task, most: int
+) -> tuple[list[str], np.ndarray]:
+  """Inputs, and the pictures or log-mel spectrograms, of real examples."""
+  texts, values = [], []
+  for text, medium in loader.written(
+    run.config.data, run.config.model, split, task, most
+  ):
+    texts.append(text)
+    values.append(medium.values)
+  stacked = np.stack(values)
+  if task.kinds(1)[0] == 'audio':
+    spectra = jax.jit(lambda x: run.model.apply({}, x, method=_spectra))
+    stacked = np.concatenate(
+      [
+        np.asarray(spectra(stacked[i : i + 64]))
+        for i in range(0, len(stacked), 64)
+      ]
+    )
+  return texts, stacked
+
+
+def _spectra(model: Any, values_BN: jax.Array) -> jax.Array:
+  return model.perception.spectra(values_BN)
+
+
+def _same_size(written: Sequence[np.ndarray], real: np.ndarray) -> np.ndarray:
+  """Written ones on the canvas of the real ones; a sound ends in silence."""
+  found = np.full((len(written), *real.shape[1:]), real.min(), real.dtype)
+  for i, own in enumerate(written):
+    found[(i, *map(slice, own.shape))] = own
+  return found
