@@ -1,6 +1,7 @@
 """What a model is made of: the section `model` of a config."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 from gemini_jax import schema
@@ -75,6 +76,7 @@ class Image:
   # Layers of an encoder of its own, before what it says enters a sequence.
   num_layers: int = 0
   # How that encoder knows places: rotary angles or sinusoids, in two dims.
+  # Patches that go straight into a sequence always bring sinusoids.
   position: Literal['rotary', 'sincos'] = 'rotary'
   # Tokens that a resampler leaves of a picture; 0: no resampler, all.
   num_tokens: int = 0
@@ -102,11 +104,18 @@ class Image:
     """Patches along height and width."""
     return self.height // self.patch, self.width // self.patch
 
+  def tokens_of(self, height: int, width: int) -> int:
+    """Soft tokens of a picture of so many pixels; of a resampler always all."""
+    rows, columns = (
+      min(-(-size // self.patch), most)
+      for size, most in zip((height, width), self.grid, strict=True)
+    )
+    return (self.num_tokens or rows * columns) if rows * columns else 0
+
   @property
   def soft_tokens(self) -> int:
-    """Tokens of a picture."""
-    rows, columns = self.grid
-    return self.num_tokens or rows * columns
+    """Tokens of a picture of the canvas' size."""
+    return self.tokens_of(self.height, self.width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +178,8 @@ class Audio:
   @property
   def num_samples(self) -> int:
     """Samples of the longest sound: of whole tokens."""
+    if not self.rate:
+      return 0
     size = self.hop_samples * self.patch
     return -(-round(self.seconds * self.rate) // size) * size
 
@@ -179,10 +190,11 @@ class Audio:
 
   def tokens_of(self, num_samples: int) -> int:
     """Soft tokens of a sound of so many samples; of a resampler always all."""
-    if self.num_tokens:
-      return self.num_tokens
+    if not self.rate:
+      return 0
     num_samples = min(num_samples, self.num_samples)
-    return -(-num_samples // (self.hop_samples * self.patch))
+    count = -(-num_samples // (self.hop_samples * self.patch))
+    return (self.num_tokens or count) if count else 0
 
   @property
   def soft_tokens(self) -> int:
@@ -197,7 +209,8 @@ class Video:
   # Frames of a video, taken at even distances; 0: no videos.
   num_frames: int = 0
   # Tokens that are left of each frame: the mean over patches (1) or of as many
-  # rectangles of them; 0: all.
+  # rectangles of them; 0: all. A mean is of use where model.image.num_layers
+  # has made patches tell of their place and neighbours.
   frame_tokens: int = 0
 
   def __post_init__(self):
@@ -333,10 +346,32 @@ class Model:
       f'{self.remat_offload} must not share names: {", ".join(sorted(both))}',
     )
     self._check_experts()
+    self._check_media()
+
+  def _check_media(self):
     schema.check(
       not self.video.num_frames or self.image.height > 0,
       f'model.video.num_frames={self.video.num_frames} needs '
       'model.image.height and model.image.width, of the frames',
+    )
+    schema.check(
+      self.video.frame_tokens <= 1 or not self.image.num_tokens,
+      f'model.video.frame_tokens={self.video.frame_tokens} are rectangles of '
+      f'patches: of the tokens that model.image.num_tokens='
+      f'{self.image.num_tokens} leaves, use 0 or 1',
+    )
+    schema.check(
+      not self.image.num_layers
+      or self.image.position != 'rotary'
+      or self.head_width % 4 == 0,
+      f'model.head_dim={self.head_width} must be a multiple of 4 for '
+      "model.image.position='rotary' in model.image.num_layers="
+      f'{self.image.num_layers}',
+    )
+    schema.check(
+      not self.audio.num_layers or self.head_width % 2 == 0,
+      f'model.head_dim={self.head_width} must be even for the rotary '
+      f'positions of model.audio.num_layers={self.audio.num_layers}',
     )
 
   def _check_experts(self):
@@ -397,14 +432,26 @@ class Model:
     assert self.vocab_size, 'the tokenizer sets model.vocab_size'
     return self.vocab_size - len(KINDS) + KINDS.index(kind)
 
+  def tokens_of(self, kind: str, size: Sequence[int]) -> int:
+    """Soft tokens of a medium of the real extent `size`; 0 of none."""
+    if kind == 'image':
+      return self.image.tokens_of(*size)
+    if kind == 'audio':
+      return self.audio.tokens_of(*size)
+    frames, *picture = size
+    each = self.image.tokens_of(*picture)
+    each = (self.video.frame_tokens or each) if each else 0
+    return min(frames, self.video.num_frames) * each
+
   def soft_tokens(self, kind: str) -> int:
     """Soft tokens of the largest picture, sound or video."""
-    if kind == 'image':
-      return self.image.soft_tokens
-    if kind == 'audio':
-      return self.audio.soft_tokens
-    each = self.video.frame_tokens or self.image.soft_tokens
-    return self.video.num_frames * each
+    canvas = (self.image.height, self.image.width)
+    sizes = {
+      'image': canvas,
+      'audio': (self.audio.num_samples,),
+      'video': (self.video.num_frames, *canvas),
+    }
+    return self.tokens_of(kind, sizes[kind])
 
   @property
   def cross(self) -> bool:

@@ -1,7 +1,7 @@
 """Tokens and positions as vectors.
 
 B batch, T length, D width, V vocabulary, H head width, F rotary frequencies
-(H / 2).
+(H / 2), A coordinates of a place.
 """
 
 import math
@@ -94,14 +94,50 @@ def rotary_angles(
 
   A pair's two numbers lie F apart; the sine of the first is negative.
   """
-  angles_BTF = (
+  return rotation(
     positions_BT[..., None].astype(jnp.float32) * frequencies_F[None, None]
   )
+
+
+def rotation(angles_BTF: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """What `rotate` multiplies by, of the angle of each pair."""
   sin_BTF, cos_BTF = jnp.sin(angles_BTF), jnp.cos(angles_BTF)
   return (
     jnp.concatenate([-sin_BTF, sin_BTF], axis=-1),
     jnp.concatenate([cos_BTF, cos_BTF], axis=-1),
   )
+
+
+def place_angles(
+  places_BTA: jax.Array, num_pairs: int, base: float
+) -> jax.Array:
+  """Angles that tell a place of A coordinates, float32[B, T, F].
+
+  The pairs are shared out among the coordinates, each with all wavelengths
+  from 2 pi to 2 pi base (axial rotary positions, Heo et al. 2024).
+  """
+  A = places_BTA.shape[-1]
+  counts = [len(part) for part in np.array_split(np.arange(num_pairs), A)]
+  frequencies = [rotary_frequencies(2 * count, base) for count in counts]
+  return jnp.concatenate(
+    [
+      places_BTA[..., a : a + 1].astype(jnp.float32)
+      * frequencies[a][None, None]
+      for a in range(A)
+    ],
+    axis=-1,
+  )
+
+
+def sinusoids(places_BTA: jax.Array, width: int, base: float) -> jax.Array:
+  """Sines and cosines of the coordinates of places, float32[B, T, D].
+
+  Of one coordinate as in Vaswani et al. 2017, of two as in MAE (He et al.
+  2022); the mean square is 1/2.
+  """
+  angles_BTF = place_angles(places_BTA, -(-width // 2), base)
+  waves = jnp.concatenate([jnp.sin(angles_BTF), jnp.cos(angles_BTF)], axis=-1)
+  return waves[..., :width]
 
 
 def rotate(x_BTNH: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:

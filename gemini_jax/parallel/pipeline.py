@@ -71,9 +71,11 @@ def check(config: config_lib.Config, mesh: Mesh):
     f'parallel.pipeline_repeats={repeats} needs model.remat=True: without it '
     'each iteration would keep the parameters that it used',
   )
-  for field, num_layers in (
-    ('model.num_layers', model.num_layers),
-    ('model.num_encoder_layers', model.encoder_layers),
+  for field, num_layers, pattern in (
+    ('model.num_layers', model.num_layers, model.attention_pattern),
+    ('model.num_encoder_layers', model.encoder_layers, model.attention_pattern),
+    ('model.image.num_layers', model.image.num_layers, ('global',)),
+    ('model.audio.num_layers', model.audio.num_layers, ('global',)),
   ):
     config_lib.check(
       num_layers % (num_stages * repeats) == 0,
@@ -81,7 +83,7 @@ def check(config: config_lib.Config, mesh: Mesh):
       f'({num_stages}) * parallel.pipeline_repeats ({repeats}) = '
       f'{num_stages * repeats}',
     )
-    size, period = num_layers // num_stages, len(model.attention_pattern)
+    size, period = num_layers // num_stages, len(pattern)
     config_lib.check(
       size // repeats % period == 0,
       f'model.attention_pattern has {period} layers, which must divide the '

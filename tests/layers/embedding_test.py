@@ -162,3 +162,58 @@ def test_angles_stay_float32_for_bfloat16_heads():
   assert low.dtype == jnp.bfloat16
   high = rotated(x_BTNH.astype(jnp.float32), [[1001]])
   np.testing.assert_allclose(np.asarray(low, float), high, atol=0.02)
+
+
+def spatial_scores(q_H, k_H, query, keys):
+  """Scores of one query and of keys at places (row, column)."""
+
+  def turn(x_H, places):
+    places_BTA = jnp.asarray(places)[None]
+    angles = embedding.place_angles(places_BTA, len(x_H) // 2, 100.0)
+    x_BTNH = jnp.broadcast_to(x_H, (1, len(places), 1, len(x_H)))
+    return embedding.rotate(x_BTNH, embedding.rotation(angles))[0, :, 0]
+
+  return np.asarray(turn(k_H, keys) @ turn(q_H, [query])[0])
+
+
+def test_scores_depend_only_on_rows_and_columns_between():
+  q_H, k_H = toy.normal((2 * H,)), toy.normal((2 * H,), 1)
+  keys = np.array([[0, 0], [3, 1], [2, 5], [5, 2]])
+  scores = spatial_scores(q_H, k_H, (1, 2), keys)
+  moved = spatial_scores(q_H, k_H, (8, 5), keys + np.array([[7, 3]]))
+  np.testing.assert_allclose(scores, moved, rtol=1e-4, atol=1e-4)
+  # Rows and columns are each seen, and are not the same.
+  assert np.ptp(spatial_scores(q_H, k_H, (0, 0), [(0, 0), (2, 0)])) > 1e-2
+  assert np.ptp(spatial_scores(q_H, k_H, (0, 0), [(0, 0), (0, 2)])) > 1e-2
+  assert np.ptp(spatial_scores(q_H, k_H, (0, 0), [(2, 0), (0, 2)])) > 1e-2
+
+
+def test_half_of_the_pairs_turn_with_the_row():
+  angles_TF = embedding.place_angles(jnp.array([[[2, 0], [0, 3]]]), 4, 100.0)[0]
+  np.testing.assert_allclose(
+    angles_TF, [[2, 0.2, 0, 0], [0, 0, 3, 0.3]], rtol=1e-6
+  )
+
+
+def test_angles_of_one_coordinate_are_those_of_positions():
+  positions_BT = np.array([[0, 3, 17]])
+  plain = embedding.rotary_angles(
+    positions_BT, embedding.rotary_frequencies(H, 100.0)
+  )
+  placed = embedding.rotation(
+    embedding.place_angles(positions_BT[..., None], H // 2, 100.0)
+  )
+  for one, other in zip(plain, placed, strict=True):
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize('width', [16, 18, 7])
+def test_sinusoids_tell_places_apart(width):
+  places = np.stack(np.meshgrid(np.arange(9), np.arange(9)), axis=-1)
+  waves_BTD = embedding.sinusoids(places.reshape(1, -1, 2), width, 100.0)
+  assert waves_BTD.shape == (1, 81, width)
+  waves_TD = np.asarray(waves_BTD)[0]
+  gaps = np.linalg.norm(waves_TD[:, None] - waves_TD[None], axis=-1)
+  assert np.min(gaps + 9 * np.eye(81)) > 0.05
+  if width % 2 == 0:
+    np.testing.assert_allclose(np.mean(waves_TD**2, axis=-1), 0.5, rtol=1e-5)

@@ -1,0 +1,109 @@
+"""What media say, on its way into a sequence of tokens.
+
+B media, N soft tokens, K tokens of a resampler, D width.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gemini_jax import batch as batch_lib
+from gemini_jax import config as config_lib
+from gemini_jax.kernels import masking
+from gemini_jax.layers import linear
+from gemini_jax.models import transformer
+
+
+def soft_scale(config: config_lib.Model) -> float:
+  """Root mean square of what the trunk reads of a token, before training.
+
+  Soft tokens begin as large, so that neither drowns the other.
+  """
+  size = config.init_scale or config.width**-0.5
+  return size * config.width**0.5 if config.scale_embeddings else size
+
+
+def dense(config: config_lib.Model, **fields: Any) -> config_lib.Model:
+  """The trunk's layers without experts, windows, latent and media."""
+  plain = {
+    'architecture': 'decoder',
+    'num_experts': 0,
+    'expert_dim': None,
+    'shared_expert_dim': 0,
+    'attention_pattern': ('global',),
+    'latent': config_lib.Latent(),
+    'image': config_lib.Image(),
+    'audio': config_lib.Audio(),
+    'video': config_lib.Video(),
+  }
+  return dataclasses.replace(config, **plain | fields)
+
+
+def plain_sequence(real_BT: jax.Array) -> batch_lib.Sequence:
+  """One segment a row of what is real, in order; without tokens."""
+  positions_BT = jnp.broadcast_to(jnp.arange(real_BT.shape[1]), real_BT.shape)
+  return batch_lib.Sequence(
+    positions_BT, positions_BT, real_BT.astype(jnp.int32)
+  )
+
+
+class Resampler(nn.Module):
+  """A fixed number of tokens that have read all tokens of a medium.
+
+  Learned queries attend to each other and to the tokens (Perceiver, Jaegle
+  et al. 2021; Flamingo, Alayrac et al. 2022; the layers are those of Q-Former,
+  Li et al. 2023). The order of the tokens is not seen: places must have been
+  added to them.
+
+  Attributes:
+    config: of the layers, which are dense.
+    num_tokens: K.
+    num_layers: of self-attention, cross-attention and feed-forward.
+  """
+
+  config: config_lib.Model
+  num_tokens: int
+  num_layers: int = 2
+
+  @nn.compact
+  def __call__(
+    self, x_BND: jax.Array, real_BN: jax.Array, deterministic: bool = True
+  ) -> jax.Array:
+    """The queries' last words, normed: [B, K, D].
+
+    Args:
+      x_BND: tokens of the media.
+      real_BN: bool, those that are read.
+      deterministic: no dropout.
+    """
+    config = dense(self.config, architecture='encoder_decoder')
+    types: dict[str, Any] = {
+      'dtype': jnp.dtype(config.dtype),
+      'param_dtype': jnp.dtype(config.param_dtype),
+    }
+    queries: Any = self.param(
+      'queries',
+      nn.with_logical_partitioning(
+        nn.initializers.normal(config.init_scale or config.width**-0.5),
+        (None, 'embed'),
+      ),
+      (self.num_tokens, config.width),
+      types['param_dtype'],
+    )
+    shape = (x_BND.shape[0], *queries.shape)
+    x_BKD = jnp.broadcast_to(queries.astype(types['dtype']), shape)
+    reader = plain_sequence(jnp.ones(shape[:2], bool))
+    view = transformer.View(masking.visible(reader, reader), None)
+    context = transformer.Context(
+      views={'global': view},
+      positions_BT=reader.positions,
+      cross_mask=masking.visible(reader, plain_sequence(real_BN)),
+      memory_BSD=x_BND,
+    )
+    for i in range(self.num_layers):
+      block = transformer.Block(config, decodes=True, name=f'layer_{i}')
+      x_BKD, _, _ = block(x_BKD, view, context, None, deterministic)
+    return linear.RMSNorm(config.norm_eps, **types, name='norm')(x_BKD)
