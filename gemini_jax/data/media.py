@@ -1,0 +1,465 @@
+"""What a field of a record holds, to a picture, a sound or a video.
+
+A field holds an array, the bytes of a file, or the path of one; a video may
+also be a folder of frames. A path that is not absolute is looked for in
+`folder`, the one of the list that names it; a list may name any file that its
+user may read, since nothing but pictures and sounds is made of them.
+
+H, W canvas; C channels; F frames; N samples.
+"""
+
+import contextlib
+import io
+import math
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from gemini_jax import architecture
+from gemini_jax import config as config_lib
+from gemini_jax.data import readers
+
+# Larger ones are refused before they are decoded: a small file can hold
+# pixels or samples enough to fill the memory.
+_MAX_PIXELS = 64_000_000
+_MAX_FRAMES = 100_000
+_MAX_CHANNELS = 64
+_RATES = (100, 1_000_000)
+# Samples that are decoded at once.
+_BLOCK = 1 << 16
+# Of the slower rate: a resampler sees no farther ahead.
+_REACH = 400
+# Floats are nominally in [-1, 1] and clipped; beyond this they are no samples.
+_LOUDEST = 2.0
+# Pillow reads more, and starts other programs for some.
+_PICTURES = ('PNG', 'JPEG', 'GIF', 'WEBP', 'BMP', 'TIFF', 'PPM', 'JPEG2000')
+_SUFFIXES = ('png', 'jpg', 'jpeg', 'gif', 'webp', 'bmp', 'tif', 'tiff', 'ppm')
+_SUFFIXES += ('pgm', 'jp2')
+# How containers begin: FFmpeg would also follow playlists to other files.
+_CONTAINERS = {
+  'mov': re.compile(rb'....(ftyp|moov|mdat|wide|free|skip)', re.DOTALL),
+  'matroska': re.compile(rb'\x1a\x45\xdf\xa3'),
+  'avi': re.compile(rb'RIFF....AVI ', re.DOTALL),
+}
+
+
+class Medium(NamedTuple):
+  """A picture, sound or video on the canvas of a model.
+
+  Attributes:
+    values: uint8[H, W, C], int16[N] or uint8[F, H, W, C]; 0 beyond `size`.
+    size: int32[R], its extent: (height, width), (samples,) or
+      (frames, height, width).
+  """
+
+  values: np.ndarray
+  size: np.ndarray
+
+
+def read(
+  kind: str, value: Any, config: architecture.Model, folder: str = ''
+) -> Medium:
+  """The picture, sound or video that a field holds; see `KINDS`."""
+  if kind == 'image':
+    return image(value, config.image, folder)
+  if kind == 'audio':
+    return audio(value, config.audio, folder=folder)
+  return video(value, config, folder)
+
+
+def image(value: Any, config: architecture.Image, folder: str = '') -> Medium:
+  """The picture that a field holds, in the top left corner of the canvas.
+
+  What is larger than the canvas is shrunk to fit, what is less than half as
+  large in both dims is enlarged to fit, all else stays as large as it is; then
+  both dims become whole patches. The proportions stay, up to that. Alpha goes
+  over white, 16 bits become 8, a photo's orientation is applied.
+
+  Args:
+    value: bytes, a path, or an array [h, w] or [h, w, 1 to 4] of uint8, uint16
+      or floats in [0, 1].
+    config: the canvas.
+    folder: where relative paths begin.
+
+  Raises:
+    UnusableError: it is no picture, with one of a few reasons.
+    ConfigError: Pillow is missing.
+  """
+  if isinstance(value, np.ndarray):
+    picture = _of_array(value, config.channels)
+  else:
+    with _open(value, folder) as file, _picture(file) as opened:
+      # A photo with a small one beside it (MPO) is none.
+      _check(
+        opened.format == 'MPO' or not getattr(opened, 'is_animated', False),
+        'an animated picture',
+      )
+      picture = _flat(opened, config.channels)
+  fitted = _fitted(picture, _extent(picture, config))
+  return _on_canvas(fitted, (config.height, config.width, config.channels))
+
+
+def audio(
+  value: Any,
+  config: architecture.Audio,
+  rate: int | None = None,
+  folder: str = '',
+) -> Medium:
+  """The beginning of the sound that a field holds, at the model's rate.
+
+  Channels are averaged. Floats beyond [-1, 1] are clipped.
+
+  Args:
+    value: bytes, a path, or an array [n] or [n, channels] of floats in [-1, 1]
+      or of any integers that int16 can hold.
+    config: the rate and the longest.
+    rate: samples a second of an array; None: the model's.
+    folder: where relative paths begin.
+
+  Raises:
+    UnusableError: it is no sound, with one of a few reasons.
+    ConfigError: soundfile or soxr is missing.
+  """
+  if isinstance(value, np.ndarray):
+    source = config.rate if rate is None else rate
+    _check(_RATES[0] <= source <= _RATES[1], 'a sound of an unlikely rate')
+    samples = _mono(value)[: _needed(config, source)]
+  else:
+    with _open(value, folder) as file:
+      samples, source = _decoded(file, config)
+  _check(len(samples) > 0, 'an empty sound')
+  _check(np.isfinite(samples).all(), 'a sound of numbers that are not finite')
+  _check(np.abs(samples).max() <= _LOUDEST, 'a sound far beyond [-1, 1]')
+  if source != config.rate:
+    samples = _module('soxr').resample(samples, source, config.rate)
+    _check(len(samples) > 0, 'an empty sound')
+  samples = samples[: config.num_samples]
+  samples = np.clip(np.round(samples * 32768), -32768, 32767)
+  return _on_canvas(samples.astype(np.int16), (config.num_samples,))
+
+
+def video(value: Any, config: architecture.Model, folder: str = '') -> Medium:
+  """Frames at even distances of the video that a field holds.
+
+  Of fewer frames than the model has all are there. Each is a picture as
+  `image` makes it. Time is counted in frames, however long each is shown.
+
+  Args:
+    value: bytes or a path of a GIF or another moving picture, of MP4 or MOV,
+      WebM or MKV, or AVI; a folder of frames, in the order of the numbers in
+      their names; or an array [f, h, w] or [f, h, w, 1 to 4].
+    config: of the model, for the canvas and the number of frames.
+    folder: where relative paths begin.
+
+  Raises:
+    UnusableError: it is no video, with one of a few reasons.
+    ConfigError: Pillow is missing, or av for what is no moving picture.
+  """
+  channels, count = config.image.channels, config.video.num_frames
+  if isinstance(value, np.ndarray):
+    _check(value.ndim in (3, 4), 'not an array [f, h, w] or [f, h, w, c]')
+    chosen = value[_even(len(value), count)]
+    pictures = (_of_array(frame, channels) for frame in chosen)
+  elif isinstance(value, str | os.PathLike) and os.path.isdir(
+    os.path.join(folder, value)
+  ):
+    pictures = _of_folder(os.path.join(folder, value), channels, count)
+  else:
+    pictures = _of_file(value, folder, channels, count)
+  frames, first, extent = [], None, None
+  for picture in pictures:
+    if extent is None:
+      first, extent = picture.size, _extent(picture, config.image)
+    _check(picture.size == first, 'a video of frames of several sizes')
+    frames.append(_fitted(picture, extent))
+  _check(len(frames) > 0, 'a video without frames')
+  canvas = config.image.height, config.image.width, channels
+  return _on_canvas(np.stack(frames), (count, *canvas))
+
+
+# What all of them do.
+
+
+def _check(condition: Any, reason: str):
+  if not condition:
+    raise readers.UnusableError(reason)
+
+
+@contextlib.contextmanager
+def _decoding(reason: str) -> Iterator[None]:
+  """UnusableError(reason) for whatever a decoder raises on hostile bytes."""
+  try:
+    yield
+  except (readers.UnusableError, config_lib.ConfigError, MemoryError):
+    raise
+  except Exception as error:  # Each format has its own.
+    raise readers.UnusableError(reason) from error
+
+
+def _module(name: str) -> Any:
+  """An optional library, or a ConfigError that says how to get it."""
+  try:
+    if name == 'PIL':
+      import PIL.Image
+      import PIL.ImageOps
+
+      return PIL
+    if name == 'soundfile':
+      import soundfile
+
+      return soundfile
+    if name == 'soxr':
+      import soxr
+
+      return soxr
+    import av
+
+    return av
+  except (ImportError, OSError) as error:  # OSError: soundfile's C library.
+    extra = 'video' if name == 'av' else 'media'
+    what = {'PIL': 'pictures need Pillow', 'av': 'videos need av'}
+    raise config_lib.ConfigError(
+      f'{what.get(name, f"sounds need {name}")}; install it with: pip install '
+      f"'gemini_jax[{extra}]'"
+    ) from error
+
+
+@contextlib.contextmanager
+def _open(value: Any, folder: str) -> Iterator[BinaryIO]:
+  """The file that a field holds or names."""
+  if isinstance(value, bytes):
+    _check(len(value) > 0, 'an empty file')
+    yield io.BytesIO(value)
+    return
+  _check(
+    isinstance(value, str | os.PathLike), 'neither an array, bytes nor a path'
+  )
+  path = os.path.join(folder, value)
+  _check(os.path.isfile(path), 'a missing file')
+  with contextlib.ExitStack() as stack:
+    with _decoding('a file that may not be read'):
+      file = stack.enter_context(open(path, 'rb'))
+    _check(os.fstat(file.fileno()).st_size > 0, 'an empty file')
+    yield file
+
+
+def _on_canvas(values: np.ndarray, shape: tuple[int, ...]) -> Medium:
+  canvas = np.zeros(shape, values.dtype)
+  canvas[tuple(map(slice, values.shape))] = values
+  # The channels are no part of an extent.
+  size = values.shape if values.ndim == 1 else values.shape[:-1]
+  return Medium(canvas, np.array(size, np.int32))
+
+
+# Pictures.
+
+
+@contextlib.contextmanager
+def _picture(file: BinaryIO, otherwise: str = 'not a picture') -> Iterator[Any]:
+  """Pillow's picture of a file, not yet decoded and not too large."""
+  pillow = _module('PIL').Image
+  bombs = pillow.DecompressionBombError, pillow.DecompressionBombWarning
+  with contextlib.ExitStack() as stack:
+    with _decoding(otherwise):
+      try:
+        opened = stack.enter_context(pillow.open(file, formats=_PICTURES))
+      except bombs as error:
+        raise readers.UnusableError('a picture of too many pixels') from error
+    _check(
+      math.prod(opened.size) <= _MAX_PIXELS, 'a picture of too many pixels'
+    )
+    with _decoding('a damaged picture'):
+      yield opened
+
+
+def _flat(opened: Any, channels: int) -> Any:
+  """A picture as Pillow's L or RGB, upright, decoded, without alpha."""
+  pil = _module('PIL')
+  upright = pil.ImageOps.exif_transpose(opened)
+  if upright.mode.startswith('I'):  # Pillow would clip what exceeds 255.
+    return _of_array(np.asarray(upright), channels)
+  _check(upright.mode != 'F', 'a picture of floats')
+  if upright.has_transparency_data:
+    upright = upright.convert('RGBA')
+    white = pil.Image.new('RGBA', upright.size, 'white')
+    upright = pil.Image.alpha_composite(white, upright)
+  if upright.mode not in ('L', 'RGB'):
+    upright = upright.convert('RGB')
+  return upright.convert('L' if channels == 1 else 'RGB')
+
+
+def _of_array(values: np.ndarray, channels: int) -> Any:
+  """Pillow's L or RGB of an array."""
+  values = values[..., None] if values.ndim == 2 else values
+  _check(
+    values.ndim == 3 and 1 <= values.shape[-1] <= 4,
+    'not an array [h, w] or [h, w, 1 to 4]',
+  )
+  _check(values.size > 0, 'an empty picture')
+  if values.dtype.kind == 'f':
+    _check(
+      np.isfinite(values).all(), 'a picture of numbers that are not finite'
+    )
+    _check(values.min() >= 0 and values.max() <= 1, 'a picture beyond [0, 1]')
+    values = np.round(values * 255.0).astype(np.uint8)
+  elif values.dtype == np.int32:  # Some of Pillow's pictures of 16 bits.
+    _check(
+      values.min() >= 0 and values.max() <= 65535, 'a picture beyond 16 bits'
+    )
+    values = values.astype(np.uint16)
+  if values.dtype.kind == 'u' and values.dtype.itemsize == 2:
+    values = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+  _check(values.dtype == np.uint8, f'a picture of dtype {values.dtype}')
+  values = values[..., 0] if values.shape[-1] == 1 else values
+  picture = _module('PIL').Image.fromarray(np.ascontiguousarray(values))
+  return _flat(picture, channels)
+
+
+def _extent(picture: Any, config: architecture.Image) -> tuple[int, int]:
+  """Height and width of a picture on the canvas: whole patches."""
+  width, height = picture.size
+  scale = min(config.height / height, config.width / width)
+  if 1 < scale <= 2:
+    scale = 1.0
+  rows, columns = (
+    min(max(round(pixels * scale / config.patch), 1), most)
+    for pixels, most in zip((height, width), config.grid, strict=True)
+  )
+  return rows * config.patch, columns * config.patch
+
+
+def _fitted(picture: Any, extent: tuple[int, int]) -> np.ndarray:
+  """uint8[height, width, C] of a picture resized to an extent."""
+  height, width = extent
+  if picture.size != (width, height):
+    bicubic = _module('PIL').Image.Resampling.BICUBIC
+    picture = picture.resize((width, height), bicubic)
+  return np.asarray(picture).reshape(height, width, -1)
+
+
+# Sounds.
+
+
+def _needed(config: architecture.Audio, source: int) -> int:
+  """Samples at the rate `source` that the longest sound is made of."""
+  reach = _REACH / min(source, config.rate)
+  return math.ceil((config.num_samples / config.rate + reach) * source)
+
+
+def _mono(values: np.ndarray) -> np.ndarray:
+  """float32[n], in [-1, 1] where the array is, the channels averaged."""
+  values = values[:, None] if values.ndim == 1 else values
+  _check(values.ndim == 2, 'not an array [n] or [n, channels]')
+  _check(values.size > 0, 'an empty sound')
+  _check(values.shape[1] <= _MAX_CHANNELS, 'a sound of too many channels')
+  if values.dtype.kind == 'i':
+    _check(
+      values.min() >= -32768 and values.max() <= 32767,
+      'a sound beyond 16 bits',
+    )
+    values = values / np.float32(32768)
+  _check(values.dtype.kind == 'f', f'a sound of dtype {values.dtype}')
+  return values.mean(1, dtype=np.float64).astype(np.float32)
+
+
+def _decoded(
+  file: BinaryIO, config: architecture.Audio
+) -> tuple[np.ndarray, int]:
+  """float32[n], as much of a file as is needed, and its rate."""
+  with contextlib.ExitStack() as stack:
+    soundfile = _module('soundfile')
+    with _decoding('not a sound'):
+      opened = stack.enter_context(soundfile.SoundFile(file))
+    _check(opened.channels <= _MAX_CHANNELS, 'a sound of too many channels')
+    rate = opened.samplerate
+    _check(_RATES[0] <= rate <= _RATES[1], 'a sound of an unlikely rate')
+    left, blocks = _needed(config, rate), [np.zeros(0, np.float32)]
+    with _decoding('a damaged sound'):
+      while left > 0:
+        block = opened.read(min(left, _BLOCK), 'float32', always_2d=True)
+        if not len(block):
+          break
+        blocks.append(_mono(block))
+        left -= len(block)
+    return np.concatenate(blocks), rate
+
+
+# Videos.
+
+
+def _even(count: int, num: int) -> list[int]:
+  """Which of `count` frames are taken: the middles of `num` equal parts."""
+  num = min(count, num)
+  return [(2 * i + 1) * count // (2 * num) for i in range(num)]
+
+
+def _of_folder(folder: str, channels: int, num: int) -> Iterator[Any]:
+  files = (
+    path
+    for path in pathlib.Path(folder).iterdir()
+    if path.suffix[1:].lower() in _SUFFIXES and not path.name.startswith('.')
+  )
+  with _decoding('a folder that may not be read'):
+    paths = sorted(files, key=_numbered)
+  for index in _even(len(paths), num):
+    with _open(paths[index], '') as file, _picture(file) as opened:
+      yield _flat(opened, channels)
+
+
+def _numbered(path: pathlib.Path) -> list[tuple[int, str]]:
+  """A key that has frame2 before frame10."""
+  parts = re.split(r'(\d+)', path.name)
+  return [(int(p), '') if p.isdecimal() else (-1, p) for p in parts]
+
+
+def _of_file(value: Any, folder: str, channels: int, num: int) -> Iterator[Any]:
+  with _open(value, folder) as file:
+    head = file.read(12)
+    file.seek(0)
+    for name, begins in _CONTAINERS.items():
+      if begins.match(head):
+        yield from _of_container(file, name, channels, num)
+        return
+    with _picture(file, 'not a video') as opened:
+      frames = getattr(opened, 'n_frames', 1)
+      _check(frames <= _MAX_FRAMES, 'a video of too many frames')
+      for index in _even(frames, num):
+        opened.seek(index)
+        yield _flat(opened, channels)
+
+
+def _of_container(
+  file: BinaryIO, name: str, channels: int, num: int
+) -> Iterator[Any]:
+  """Of MP4 and others: read once to count the frames, then to decode them."""
+  av, pillow = _module('av'), _module('PIL').Image
+  with _decoding('a damaged video'):
+    count = 0
+    with av.open(file, format=name) as opened:
+      for stream in opened.streams.video[:1]:
+        context = stream.codec_context
+        _check_frame(context.width, context.height)
+        for packet in opened.demux(stream):
+          count += packet.size > 0
+          _check(count <= _MAX_FRAMES, 'a video of too many frames')
+    _check(count > 0, 'a video without frames')
+    chosen = _even(count, num)
+    file.seek(0)
+    with av.open(file, format=name) as opened:
+      for index, frame in enumerate(opened.decode(video=0)):
+        if index not in chosen:
+          continue
+        _check_frame(frame.width, frame.height)
+        pixels = frame.to_ndarray(format='rgb24')
+        pixels = np.rot90(pixels, frame.rotation // 90)
+        yield _flat(pillow.fromarray(np.ascontiguousarray(pixels)), channels)
+        if index == chosen[-1]:
+          return
+
+
+def _check_frame(width: int, height: int):
+  _check(width * height <= _MAX_PIXELS, 'a picture of too many pixels')
