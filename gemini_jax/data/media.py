@@ -60,15 +60,41 @@ class Medium(NamedTuple):
   size: np.ndarray
 
 
+# What the values of a kind are.
+DTYPES = {'image': np.uint8, 'audio': np.int16, 'video': np.uint8}
+
+
 def read(
-  kind: str, value: Any, config: architecture.Model, folder: str = ''
+  kind: str,
+  value: Any,
+  config: architecture.Model,
+  rate: int | None = None,
+  folder: str = '',
 ) -> Medium:
-  """The picture, sound or video that a field holds; see `KINDS`."""
+  """The picture, sound or video that a field holds, by its kind.
+
+  Args:
+    kind: of KINDS.
+    value: of the field.
+    config: of the model.
+    rate: samples a second of sounds that do not tell; None: the model's.
+    folder: where relative paths begin.
+  """
   if kind == 'image':
     return image(value, config.image, folder)
   if kind == 'audio':
-    return audio(value, config.audio, folder=folder)
+    return audio(value, config.audio, rate, folder)
   return video(value, config, folder)
+
+
+def blank(kind: str, config: architecture.Model) -> tuple[tuple[int, ...], int]:
+  """The shape of the values of a kind, and dims of its extents."""
+  canvas = config.image.height, config.image.width, config.image.channels
+  return {
+    'image': (canvas, 2),
+    'audio': ((config.audio.num_samples,), 1),
+    'video': ((config.video.num_frames, *canvas), 3),
+  }[kind]
 
 
 def image(value: Any, config: architecture.Image, folder: str = '') -> Medium:

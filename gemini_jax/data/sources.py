@@ -224,9 +224,9 @@ def examples(
   def part(record, piece):
     if piece.kind not in config_lib.KINDS:
       return _text(record, piece, source.names)
-    _, sizes = medium(source, record, piece, config, model)
+    _, size = medium(source, record, piece, config, model)
     return transforms.Slots(
-      piece.kind, media.num_tokens(piece.kind, sizes, model)
+      piece.kind, model.tokens_of(piece.kind, size.tolist())
     )
 
   def read(record, task):
@@ -242,7 +242,7 @@ def medium(
   piece: task_lib.Piece,
   config: config_lib.Data,
   model: config_lib.Model,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> media.Medium:
   """A picture, sound or video of a record, as the model takes it; its extent.
 
   Raises:

@@ -1,0 +1,53 @@
+r"""Pictures of clothes to words and words to pictures, by one model.
+
+  python -m gemini_jax.main --config=experiments/fashion_any_to_any.py \
+      --workdir=runs/fashion --config.data.data_dir=DIR
+  python -m gemini_jax.main --config=experiments/fashion_any_to_any.py \
+      --workdir=runs/fashion --config.data.data_dir=DIR --mode=generate \
+      --config.generate.output=image --config.generate.prompt=sandal \
+      --config.generate.count=16
+"""
+
+from experiments import base
+
+
+def get_config(arg=''):
+  del arg
+  config = base.get_config()
+  config.data.tasks = (
+    'image_to_text = {image:image} -> {label}',
+    'text_to_image = {label} -> {image:image}',
+  )
+  config.data.train = ('tfds:fashion_mnist#train[:98%]',)
+  config.data.validation = ('tfds:fashion_mnist#train[98%:]',)
+  config.data.test = ('tfds:fashion_mnist#test',)
+  config.data.label_names = (
+    *('t-shirt', 'trouser', 'pullover', 'dress', 'coat'),
+    *('sandal', 'shirt', 'sneaker', 'bag', 'boot'),
+  )
+  config.data.objective = 'prefix'
+  config.data.batch_size = 128
+  config.data.sequence_length = 32
+  config.data.pack = False
+  config.data.inputs_dropout = 0.1
+  config.model.max_length = 32
+  config.model.width = 128
+  config.model.num_layers = 4
+  config.model.num_heads = 4
+  config.model.mlp_dim = 256
+  config.model.scan_layers = False
+  config.model.image.height = 28
+  config.model.image.width = 28
+  config.model.image.channels = 1
+  config.model.image.patch = 7
+  config.model.image.autoencoder.dim = 8
+  config.optimizer.learning_rate = 1e-3
+  config.optimizer.warmup_steps = 200
+  config.train.num_steps = 6000
+  config.train.eval_every = 1000
+  config.train.save_every = 1000
+  config.train.log_every = 50
+  config.eval.batch_size = 200
+  config.eval.judged = 2000
+  config.generate.temperature = 1.0
+  return config

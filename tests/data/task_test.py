@@ -1,0 +1,67 @@
+"""A task says what is read and written; what is not one is refused."""
+
+import pytest
+
+from gemini_jax import config as config_lib
+from gemini_jax.data import task
+
+
+def kinds_and_values(side):
+  return [(piece.kind, piece.value) for piece in side]
+
+
+def test_a_task_is_read():
+  found = task.parse('caption = {image:photo} in {language}: -> {text}.')
+  assert found.name == 'caption'
+  inputs, targets = map(kinds_and_values, found.sides)
+  assert inputs == [
+    ('image', 'photo'),
+    ('literal', ' in '),
+    ('text', 'language'),
+    ('literal', ':'),
+  ]
+  assert targets == [('text', 'text'), ('literal', '.')]
+  assert found.fields == ('photo', 'language', 'text')
+  assert found.kinds(0) == ('image',) and found.kinds(1) == ()
+
+
+def test_equals_signs_of_literals_are_no_names():
+  assert task.parse('{a} = {b} -> {c}').name == ''
+  assert task.parse('x={a} -> {c}').name == 'x'
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('{a}', 'must be INPUTS -> TARGETS'),
+    ('{a} -> b', 'must be INPUTS -> TARGETS'),
+    ('-> {a}', 'must be INPUTS -> TARGETS'),
+    ('{a} -> {b} -> {c}', 'must be INPUTS -> TARGETS'),
+    ('{imge:a} -> {b}', "'imge' is not a kind of field; did you mean image?"),
+  ],
+)
+def test_what_is_no_task_is_refused(text, message):
+  with pytest.raises(config_lib.ConfigError) as caught:
+    task.parse(text)
+  assert message in str(caught.value) and repr(text) in str(caught.value)
+
+
+def test_tasks_of_a_config():
+  (plain,) = task.of(config_lib.Data(text_field='body'))
+  assert kinds_and_values(plain.sides[-1]) == [('text', 'body')]
+  (pair,) = task.of(config_lib.Data(inputs_field='a', targets_field='b'))
+  assert pair.fields == ('a', 'b') and len(pair.sides) == 2
+  two = task.of(config_lib.Data(tasks=('x = {a} -> {b}', '{b} -> {audio:c}')))
+  assert [own.name for own in two] == ['x', '']
+  with pytest.raises(config_lib.ConfigError, match='different names'):
+    task.of(config_lib.Data(tasks=('x = {a} -> {b}', 'x = {b} -> {a}')))
+
+
+def test_the_most_media_of_a_kind():
+  tasks = [
+    task.parse('{image:a}{image:b}{audio:c} -> {d}'),
+    task.parse('{image:a} -> {image:b}'),
+  ]
+  assert task.most(tasks, (0,)) == {'image': 2, 'audio': 1}
+  assert task.most(tasks, (1,)) == {'image': 1}
+  assert task.most(tasks, (0, 1)) == {'image': 2, 'audio': 1}
