@@ -150,12 +150,12 @@ def mutual_information(posterior: latent_lib.Normal, z_NZ: Any) -> float:
 def _measure(model, num_samples, params, batch, key) -> tuple[Any, Any]:
   """Nats of each row; posterior, a draw and the rate of each."""
   apply = functools.partial(model.apply, {'params': params})
-  if not model.config.latent.dim:
-    return -apply(batch, method='log_likelihood'), ()
   memory_BSD = None
   source = apply(batch, method='source')
   if model.config.cross:
     memory_BSD, _ = apply(source, method='encode')
+  if not model.config.latent.dim:
+    return -apply(batch, None, memory_BSD, method='log_likelihood'), ()
   posterior = apply(source, method='posterior')
   prior = apply(method='prior')
 

@@ -18,10 +18,14 @@ def measured(model, params, batches, num_samples=4, most=100):
   )
 
 
-def test_without_a_latent_it_is_exact_and_stops_at_most():
-  model = toy.model()
+@pytest.mark.parametrize('architecture', ['decoder', 'encoder_decoder'])
+def test_without_a_latent_it_is_exact_and_stops_at_most(architecture):
+  model = toy.model(architecture=architecture)
   params = toy.model_params(model)
-  batches = [toy.batch(rows=2, seed=seed) for seed in range(3)]
+  inputs = None
+  if architecture == 'encoder_decoder':
+    inputs = toy.sequence(2, toy.S, seed=9)
+  batches = [toy.batch(rows=2, seed=seed, encoder=inputs) for seed in range(3)]
   batches[0] = batches[0].replace(
     weights=np.where([[0], [1]], batches[0].weights, 0).astype(np.float32)
   )
