@@ -91,6 +91,7 @@ class Loader:
     """
     self.config, self.tokenizer, self.split = config, tokenizer, split
     model = model or config_lib.Model()
+    self._only = only
     self.of_task = lambda number: Loader(
       config, tokenizer, split, seed, batch_size, rows, model, number
     )
@@ -131,6 +132,13 @@ class Loader:
     if self.config.tasks or not self.num_bytes:
       return None
     return self.num_bytes / self.num_targets
+
+  @property
+  def writes_media(self) -> bool:
+    """Whether targets hold media."""
+    tasks = task_lib.of(self.config)
+    own = tasks if self._only is None else tasks[self._only : self._only + 1]
+    return any(t.kinds(len(t.sides) - 1) for t in own)
 
   @property
   def task_names(self) -> dict[str, int]:

@@ -51,9 +51,15 @@ def tfds(where: str, split: str, config: config_lib.Data) -> Rows:
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.WARNING)  # TFDS tells of every file it opens.
   try:
-    builder: Any = tensorflow_datasets.builder(
-      where, data_dir=folder, file_format='array_record'
-    )
+    # What was prepared is read without the code that prepared it.
+    prepared = _newest(folder, where) if folder else None
+    builder: Any
+    if prepared:
+      builder = tensorflow_datasets.builder_from_directory(prepared)
+    else:
+      builder = tensorflow_datasets.builder(
+        where, data_dir=folder, file_format='array_record'
+      )
     if not builder.info.splits and not folder:
       builder.download_and_prepare()
     splits = builder.info.splits
@@ -96,6 +102,20 @@ def tfds(where: str, split: str, config: config_lib.Data) -> Rows:
     and feature.names
   }
   return Rows(records, identity, tuple(sorted(fields)), names)
+
+
+def _newest(folder: str, where: str) -> str | None:
+  """The folder of a prepared data set `NAME[/CONFIG][:VERSION]`, if any."""
+  name, _, version = where.partition(':')
+  found = [
+    path.parent
+    for path in pathlib.Path(folder, name).glob('*/dataset_info.json')
+    if version in ('', path.parent.name)
+  ]
+  number = lambda path: [
+    int(part) if part.isdecimal() else -1 for part in path.name.split('.')
+  ]
+  return str(max(found, key=number)) if found else None
 
 
 def _prepared(folder: str | None) -> str:

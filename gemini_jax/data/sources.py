@@ -221,13 +221,22 @@ def examples(
   """
   tasks = task_lib.of(config)
 
+  # Several tasks may read the same field, one after the other.
+  slots: dict[Any, transforms.Slots] = {}
+  last: Any = None
+
   def part(record, piece):
+    nonlocal last
     if piece.kind not in config_lib.KINDS:
       return _text(record, piece, source.names)
-    _, size = medium(source, record, piece, config, model)
-    return transforms.Slots(
-      piece.kind, model.tokens_of(piece.kind, size.tolist())
-    )
+    if record is not last:
+      slots.clear()
+      last = record
+    if piece not in slots:
+      _, size = medium(source, record, piece, config, model)
+      count = model.tokens_of(piece.kind, size.tolist())
+      slots[piece] = transforms.Slots(piece.kind, count)
+    return slots[piece]
 
   def read(record, task):
     return tuple(tuple(part(record, p) for p in side) for side in task.sides)

@@ -8,7 +8,8 @@ import numpy as np
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
-from gemini_jax.data import media, readers, transforms
+from gemini_jax.data import media as media_lib
+from gemini_jax.data import readers, transforms
 from gemini_jax.data import task as task_lib
 
 
@@ -32,7 +33,7 @@ class Request:
 
   text: str
   tokens: np.ndarray
-  media: Mapping[str, Sequence[media.Medium]] = dataclasses.field(
+  media: Mapping[str, Sequence[media_lib.Medium]] = dataclasses.field(
     default_factory=dict
   )
 
@@ -140,13 +141,13 @@ def of_record(
     UnusableError: the same without.
   """
   parts: list[str | transforms.Slots] = []
-  found: dict[str, list[media.Medium]] = {}
+  found: dict[str, list[media_lib.Medium]] = {}
   shown = []
   for piece in task.sides[0]:
     if piece.kind in config_lib.KINDS:
       value = record.get(piece.value)
       try:
-        medium = media.read(
+        medium = media_lib.read(
           piece.kind, value, config.model, config.data.audio_rate, folder
         )
       except readers.UnusableError as error:
@@ -162,9 +163,9 @@ def of_record(
     else:
       text = piece.value
       if piece.kind == task_lib.TEXT:
-        text = record[piece.value]
-        if not isinstance(text, str):
-          text = (names or {})[piece.value][text]
+        value = record[piece.value]
+        known = (names or {}).get(piece.value, ())
+        text = value if isinstance(value, str) else known[value]
       parts.append(text)
       shown.append(text)
   tokens = transforms.side(

@@ -224,9 +224,8 @@ class Gemini(nn.Module):
     if written is not None:
       media = self.perception.written_sums(batch, x_BTD, written)
       # A latent reads what is written once more.
-      for seen in (
-        (written, inputs) if batch.encoder is not None else (written,)
-      ):
+      read_too = inputs if batch.encoder is not None else None
+      for seen in filter(None, (written, read_too)):
         for name, total in seen.sums.items():
           media[name] = media.get(name, 0) + total
     return Read(x_BTD, jax.tree.map(mean, aux, *stacks), said, media)

@@ -226,8 +226,10 @@ def evaluate_splits(
   """The state (a plateau moves on) and `split/name` numbers."""
   results = {}
   params = state.evaluation_params()
-  # Each row is a sequence there.
-  measures = 0 if run.config.data.pack else run.config.eval.latent_examples
+  # Each row is a sequence of text there.
+  measures = run.config.eval.latent_examples
+  if run.config.data.pack or run.config.data.tasks:
+    measures = 0
   for split, loader in loaders.items():
     limit = run.config.eval.max_batches
     batches = loader_lib.iterate(loader)
@@ -244,6 +246,9 @@ def evaluate_splits(
       values = evaluation.evaluate(
         eval_step, params, device_batches(run, own, batches), None
       )
+      if own.writes_media:
+        # What was written is judged as a whole; see appraisals.
+        values.pop('accuracy', None)
       results |= {f'{split}/{name}_{key}': values[key] for key in values}
     if split == 'test' and measures:
       values = likelihood.measure(
@@ -465,7 +470,7 @@ def _results(values: dict[str, float]) -> str:
   shown = [
     f'{name} {value:.4f}'
     for name, value in values.items()
-    if name.split('/')[-1].split('_')[-1] in _SHOWN
-    or name.split('/')[-1] in _SHOWN
+    if name.split('/')[-1] in _SHOWN
+    or (name.endswith('_accuracy') and not name.endswith('token_accuracy'))
   ]
   return ''.join(f'  {item}' for item in shown)
