@@ -59,6 +59,11 @@ class Medium(NamedTuple):
   values: np.ndarray
   size: np.ndarray
 
+  @property
+  def content(self) -> np.ndarray:
+    """The values within the extent."""
+    return self.values[tuple(map(slice, self.size))]
+
 
 def read(
   kind: str, value: Any, config: architecture.Model, folder: str = ''
