@@ -48,6 +48,57 @@ KINDS = architecture.KINDS
 
 
 @dataclasses.dataclass(frozen=True)
+class Augment:
+  """How training examples are varied, on the host: data/augmentation.py."""
+
+  # Pictures, and all frames of a video alike. Moved by so many pixels at most
+  # in each direction.
+  crop_padding: int = 0
+  # Every other one is mirrored, left to right.
+  flip: bool = False
+  # So many random operations of RandAugment; 0: off; and how strong they are,
+  # from 0 to 10.
+  randaugment_ops: int = 0
+  randaugment_magnitude: float = 5.0
+  # Pictures and sounds of two rows are mixed, by a share of the distribution
+  # Beta(alpha, alpha); 0: off.
+  mixup_alpha: float = 0.0
+  # Sounds. So many spans of silence, each of up to so many seconds.
+  time_masks: int = 0
+  time_mask_seconds: float = 0.1
+  # So many bands taken out, each of up to this share of the mel scale.
+  frequency_masks: int = 0
+  frequency_mask_share: float = 0.15
+  # White noise this far below the sound, in dB from the first number to the
+  # second; (): off.
+  noise_db: tuple[float, ...] = ()
+  # Louder or softer by so many dB at most.
+  gain_db: float = 0.0
+  # Earlier or later by so many seconds at most.
+  time_shift_seconds: float = 0.0
+
+  def __post_init__(self):
+    path = 'data.augment'
+    at_least(self, path, 0, 'crop_padding', 'randaugment_ops')
+    at_least(self, path, 0, 'mixup_alpha', 'time_masks', 'time_mask_seconds')
+    at_least(self, path, 0, 'frequency_masks', 'gain_db', 'time_shift_seconds')
+    for name, most in (
+      ('randaugment_magnitude', 10),
+      ('frequency_mask_share', 1),
+    ):
+      value = getattr(self, name)
+      check(
+        0 <= value <= most,
+        f'{path}.{name}={value} must be at least 0 and at most {most}',
+      )
+    check(
+      not self.noise_db
+      or (len(self.noise_db) == 2 and self.noise_db[0] <= self.noise_db[1]),
+      f'{path}.noise_db={self.noise_db} must be empty or (low, high)',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Data:
   """Where examples come from and how they become batches.
 
@@ -100,6 +151,8 @@ class Data:
   # Drop repeated paragraphs of all sources, then cut what is left into
   # passages of about 2,000 characters, which slices then count.
   deduplicate: bool = False
+  # How training examples are varied.
+  augment: Augment = dataclasses.field(default_factory=Augment)
   # Where tokenized sources are kept; None: ~/.cache/gemini_jax/tokens.
   cache_dir: str | None = None
   # Batches prepared ahead in the background.

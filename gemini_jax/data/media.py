@@ -59,6 +59,11 @@ class Medium(NamedTuple):
   values: np.ndarray
   size: np.ndarray
 
+  @property
+  def content(self) -> np.ndarray:
+    """The values within the extent."""
+    return self.values[tuple(map(slice, self.size))]
+
 
 # What the values of a kind are.
 DTYPES = {'image': np.uint8, 'audio': np.int16, 'video': np.uint8}

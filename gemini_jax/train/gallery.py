@@ -1,0 +1,147 @@
+"""A page of pictures, sounds and videos as a PNG, to be looked at."""
+
+import pathlib
+import textwrap
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+# Cells in a row of pictures, and in one of sounds.
+_COLUMNS, _SOUND_COLUMNS = 8, 4
+_MAX_FRAMES = 12
+_CAPTION_LINES = 3
+# Beside matplotlib's own, which has no Chinese; what is here is used.
+_FONTS = (
+  'Noto Sans CJK SC',
+  'Noto Sans CJK JP',
+  'WenQuanYi Zen Hei',
+  'Droid Sans Fallback',
+  'Microsoft YaHei',
+  'PingFang SC',
+)
+
+
+def write(
+  path: pathlib.Path,
+  items: Sequence[np.ndarray],
+  captions: Sequence[str],
+  rate: int = 0,
+) -> bool:
+  """Writes a page; False, and one line in the log, without matplotlib.
+
+  Args:
+    path: of the PNG; its folder is made.
+    items: uint8[H, W, 1 or 3] is a picture, uint8[F, H, W, 1 or 3] a video,
+      shown as a filmstrip, and [N] a sound, shown as a spectrogram; each cut
+      to its extent.
+    captions: one for each.
+    rate: samples a second of the sounds.
+  """
+  assert len(items) == len(captions) > 0, (len(items), len(captions))
+  try:
+    import matplotlib.figure
+    import matplotlib.font_manager
+  except ImportError:
+    logging.info(
+      "%s is not drawn: pip install 'gemini_jax[plot]' for matplotlib",
+      path.name,
+    )
+    return False
+  known = {font.name for font in matplotlib.font_manager.fontManager.ttflist}
+  fonts = ['DejaVu Sans', *(name for name in _FONTS if name in known)]
+  sounds = any(item.ndim == 1 for item in items)
+  cells, num_rows, num_columns = _places(items, sounds)
+  figure = matplotlib.figure.Figure(
+    figsize=(
+      (3.0 if sounds else 1.5) * num_columns + 0.5,
+      2.0 * num_rows + 0.3,
+    ),
+    layout='constrained',
+  )
+  grid = figure.add_gridspec(num_rows, num_columns)
+  for item, caption, (row, columns) in zip(items, captions, cells, strict=True):
+    axes = figure.add_subplot(grid[row, columns])
+    if item.ndim == 1:
+      _draw_sound(axes, item, rate)
+    else:
+      _draw_pixels(axes, filmstrip(item) if item.ndim == 4 else item)
+    width = 60 if item.ndim == 4 else 36 if item.ndim == 1 else 20
+    lines = textwrap.wrap(
+      caption, width, max_lines=_CAPTION_LINES, placeholder='…'
+    )
+    # A text may hold what is mathematics to matplotlib.
+    axes.set_title(
+      '\n'.join(lines), fontsize=7, fontfamily=fonts, parse_math=False
+    )
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with warnings.catch_warnings():
+    # A box stands for a character that no font has.
+    warnings.filterwarnings('ignore', 'Glyph .* missing')
+    figure.savefig(path, dpi=100)
+  return True
+
+
+def _places(
+  items: Sequence[np.ndarray], sounds: bool
+) -> tuple[list[tuple[int, Any]], int, int]:
+  """Row and columns of each, and how many there are; a video fills a row."""
+  single = sum(item.ndim != 4 for item in items)
+  num_columns = min(max(single, 1), _SOUND_COLUMNS if sounds else _COLUMNS)
+  if single < len(items):  # Room for the frames.
+    num_columns = max(num_columns, _SOUND_COLUMNS)
+  cells, row, column = [], 0, 0
+  for item in items:
+    if column and (item.ndim == 4 or column == num_columns):
+      row, column = row + 1, 0
+    if item.ndim == 4:
+      cells.append((row, slice(None)))
+      row += 1
+    else:
+      cells.append((row, column))
+      column += 1
+  return cells, row + bool(column), num_columns
+
+
+def filmstrip(frames: np.ndarray) -> np.ndarray:
+  """uint8[H, F (W + gap), C] of uint8[F, H, W, C]; of many frames some."""
+  if len(frames) > _MAX_FRAMES:
+    chosen = np.linspace(0, len(frames) - 1, _MAX_FRAMES).round().astype(int)
+    frames = frames[chosen]
+  gap = max(frames.shape[2] // 16, 1)
+  padded = np.pad(
+    frames, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255
+  )
+  return np.concatenate(list(padded), axis=1)[:, :-gap]
+
+
+def spectrogram(samples: np.ndarray, rate: int) -> tuple[np.ndarray, float]:
+  """float32[bins, frames] in dB below its peak, and Hz from bin to bin."""
+  window = int(min(max(2 ** round(np.log2(rate * 0.03)), 16), 4096))
+  hop = window // 4
+  padded = np.pad(np.asarray(samples, np.float64), window // 2)
+  framed = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop]
+  power = np.abs(np.fft.rfft(framed * np.hanning(window))) ** 2
+  peak = power.max() or 1.0
+  return 10 * np.log10(power / peak + 1e-8).T.astype(np.float32), rate / window
+
+
+def _draw_sound(axes: Any, samples: np.ndarray, rate: int):
+  assert rate > 0, 'a spectrogram has seconds and Hz'
+  values, _ = spectrogram(samples, rate)
+  extent = (0, len(samples) / rate, 0, rate / 2)
+  axes.imshow(
+    values, origin='lower', aspect='auto', extent=extent, vmin=-80, vmax=0
+  )
+  axes.tick_params(labelsize=6)
+  axes.set_xlabel('s', fontsize=6, labelpad=0)
+  axes.set_ylabel('Hz', fontsize=6, labelpad=0)
+
+
+def _draw_pixels(axes: Any, values: np.ndarray):
+  if values.shape[-1] == 1:
+    values = np.repeat(values, 3, -1)
+  axes.imshow(values, interpolation='nearest')
+  axes.axis('off')
