@@ -53,13 +53,15 @@ class Autoencoder:
   dim: int = 0
   # Channels of the widest convolution.
   width: int = 64
+  # Residual convolutions between two strides, of the encoder and the decoder.
+  num_blocks: int = 1
   # Normals in the mixture that the Transformer writes z from.
   num_components: int = 8
 
   def __post_init__(self):
     path = 'autoencoder'
     schema.at_least(self, path, 0, 'dim')
-    schema.at_least(self, path, 1, 'width', 'num_components')
+    schema.at_least(self, path, 1, 'width', 'num_blocks', 'num_components')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,19 +48,19 @@ class Normal:
 
 @flax.struct.dataclass
 class Mixture:
-  """A mixture of normals, the prior; one standard normal is the plain prior.
+  """A mixture of normals, or several; one standard normal is the plain prior.
 
   Attributes:
-    logits: [C], unnormalised log-weights.
-    normals: of [C, Z].
+    logits: [..., C], unnormalised log-weights.
+    normals: of [..., C, Z].
   """
 
   logits: jax.Array
   normals: Normal
 
   def log_prob(self, z: jax.Array) -> jax.Array:
-    """Log-density of z, nats[...]."""
-    lead = (1,) * (z.ndim - 1)
+    """Log-density of z [..., Z], nats[...]; z may have more leading dims."""
+    lead = (1,) * (z.ndim - self.logits.ndim)
     normals, logits = jax.tree.map(
       lambda leaf: leaf.reshape(*lead, *leaf.shape), (self.normals, self.logits)
     )
@@ -68,7 +68,7 @@ class Mixture:
     return jax.nn.logsumexp(each + jax.nn.log_softmax(logits), axis=-1)
 
   def moments(self) -> tuple[jax.Array, jax.Array]:
-    """Mean and deviation of each dim, float32[Z] both."""
+    """Mean and deviation of each dim, float32[Z] both, of one mixture."""
     weight_C1 = jax.nn.softmax(self.logits)[:, None]
     normals = self.normals
     mean_Z = jnp.sum(weight_C1 * normals.mean, axis=0)
@@ -80,7 +80,7 @@ class Mixture:
   def sample(
     self, key: jax.Array, count: int, temperature: Any = 1.0
   ) -> jax.Array:
-    """Draws, float32[count, Z]; temperature 0 gives means of components."""
+    """Draws of one mixture, float32[count, Z]; 0 gives components' means."""
     which_key, noise_key = jax.random.split(key)
     which = jax.random.categorical(which_key, self.logits, shape=(count,))
     chosen = jax.tree.map(lambda leaf: leaf[which], self.normals)

@@ -1,0 +1,132 @@
+"""Residual convolutions of pictures, and strides that lose nothing.
+
+B batch, H height, W width, C channels in, D channels out, P cells that one
+cell is made of or sees, F hidden channels.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gemini_jax.layers import feedforward, linear
+
+
+class Block(nn.Module):
+  """What a cell and its eight neighbours say, added to the cell.
+
+  Each channel is mixed over space, then each cell over channels, as in
+  ConvNeXt (Liu et al. 2022), but with RMSNorm, which like all else here reads
+  no cell beyond the neighbours. A 3x3 convolution of all channels costs 9 C^2
+  a cell, this one 2 expansion C^2.
+
+  Attributes:
+    expansion: hidden channels F over C.
+    dtype: of the computation.
+    param_dtype: of the parameters.
+  """
+
+  expansion: int = 2
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_BHWC: jax.Array, real_BHW1: jax.Array) -> jax.Array:
+    """The sum; cells that are not real are seen as zeros.
+
+    Args:
+      x_BHWC: the cells.
+      real_BHW1: 1 or 0.
+    """
+    C = x_BHWC.shape[-1]
+    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+    kernel_PC: Any = self.param(
+      'neighbours',
+      nn.with_logical_partitioning(nn.initializers.normal(1 / 3), (None, None)),
+      (9, C),
+      self.param_dtype,
+    )
+    seen_BHWC = (x_BHWC * real_BHW1).astype(self.dtype)
+    mixed_BHWC = sum(
+      near_BHWC * kernel_C.astype(self.dtype).reshape(1, 1, 1, C)
+      for near_BHWC, kernel_C in zip(
+        neighbours(seen_BHWC), kernel_PC, strict=True
+      )
+    )
+    mixed_BHWC = linear.RMSNorm(name='norm', **types)(mixed_BHWC)
+    return x_BHWC + feedforward.FeedForward(
+      self.expansion * C, gated=False, use_bias=True, name='mlp', **types
+    )(mixed_BHWC)
+
+
+def neighbours(x_BHWC: jax.Array) -> list[jax.Array]:
+  """The picture moved by at most a cell, nine times; zeros come in."""
+  _, H, W, _ = x_BHWC.shape
+  x_BHWC = jnp.pad(x_BHWC, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  return [
+    x_BHWC[:, row : row + H, column : column + W]
+    for row in range(3)
+    for column in range(3)
+  ]
+
+
+def gather(x_BHWC: jax.Array, stride: tuple[int, int]) -> jax.Array:
+  """Cells of each rectangle side by side, [B, H / rows, W / columns, P, C]."""
+  B, H, W, C = x_BHWC.shape
+  rows, columns = stride
+  x = x_BHWC.reshape(B, H // rows, rows, W // columns, columns, C)
+  x = x.transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(B, H // rows, W // columns, rows * columns, C)
+
+
+def spread(x_BHWPC: jax.Array, stride: tuple[int, int]) -> jax.Array:
+  """What `gather` is undone by, [B, H * rows, W * columns, C]."""
+  B, H, W, _, C = x_BHWPC.shape
+  rows, columns = stride
+  x = x_BHWPC.reshape(B, H, W, rows, columns, C).transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(B, H * rows, W * columns, C)
+
+
+@dataclasses.dataclass(frozen=True)
+class Extent:
+  """Which cells of a canvas are real: those of the top left corner.
+
+  Attributes:
+    shape: (B, H, W).
+    sizes_B2: real rows and columns; None: all.
+  """
+
+  shape: tuple[int, int, int]
+  sizes_B2: jax.Array | None
+
+  @property
+  def mask(self) -> jax.Array:
+    """1 where real, else 0: float32[B, H, W, 1], or what broadcasts to it."""
+    B, H, W = self.shape
+    if self.sizes_B2 is None:
+      return jnp.ones((1, 1, 1, 1))
+    rows_B1, columns_B1 = jnp.split(self.sizes_B2, 2, axis=-1)
+    real_BH = jnp.arange(H).reshape(1, H) < rows_B1
+    real_BW = jnp.arange(W).reshape(1, W) < columns_B1
+    both_BHW = real_BH.reshape(B, H, 1) & real_BW.reshape(B, 1, W)
+    return both_BHW[..., None].astype(jnp.float32)
+
+  def after(self, stride: tuple[int, int]) -> 'Extent':
+    """Of the cells that `gather` makes: real with one real cell in them."""
+    B, H, W = self.shape
+    rows, columns = stride
+    sizes_B2 = self.sizes_B2
+    if sizes_B2 is not None:
+      sizes_B2 = -(-sizes_B2 // jnp.array([stride]))
+    return Extent((B, H // rows, W // columns), sizes_B2)
+
+  def before(self, stride: tuple[int, int]) -> 'Extent':
+    """Of the cells that `spread` makes."""
+    B, H, W = self.shape
+    rows, columns = stride
+    sizes_B2 = self.sizes_B2
+    if sizes_B2 is not None:
+      sizes_B2 = sizes_B2 * jnp.array([stride])
+    return Extent((B, H * rows, W * columns), sizes_B2)

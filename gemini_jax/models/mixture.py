@@ -1,0 +1,135 @@
+"""A mixture of normals at each position of a sequence, and draws from it.
+
+GIVT (Tschannen et al. 2023): the Transformer writes vectors z without a
+vocabulary. Its loss is `-log_prob / Z`, nats a number, beside the softmax's.
+
+B batch, T length, D width, Z numbers in z, C components, N candidates.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gemini_jax.layers import linear
+from gemini_jax.models import latent
+
+# Of the log of a deviation. A dim of z that is always the same would else make
+# the density, and its gradient, infinite.
+_LOG_STD = (-4.0, 2.0)
+
+
+class MixtureHead(nn.Module):
+  """From a vector, C normals of z and their weights; all in float32.
+
+  Attributes:
+    num_components: C.
+    dim: Z.
+    param_dtype: of the parameters.
+    init_scale: of the initial kernel; None: 1 / sqrt(D).
+  """
+
+  num_components: int
+  dim: int
+  param_dtype: jnp.dtype = jnp.float32
+  init_scale: float | None = None
+
+  @nn.compact
+  def __call__(self, x_BTD: jax.Array) -> latent.Mixture:
+    """The density of z at each position, of [B, T, C, Z]."""
+    C, Z = self.num_components, self.dim
+    said = linear.Einsum(
+      (x_BTD.shape[-1], C, 1 + 2 * Z),
+      ('embed', None, None),
+      use_bias=True,
+      param_dtype=self.param_dtype,
+      init_scale=self.init_scale,
+      name='mixture',
+    )('BTD,DCP->BTCP', x_BTD)
+    log_std = soft_clamp(said[..., 1 + Z :], *_LOG_STD)
+    normals = latent.Normal(said[..., 1 : 1 + Z], 2 * log_std)
+    return latent.Mixture(said[..., 0], normals)
+
+
+def soft_clamp(x: jax.Array, low: float, high: float) -> jax.Array:
+  """Between two numbers; `x` itself near the middle, where its slope is 1."""
+  middle, half = (low + high) / 2, (high - low) / 2
+  return middle + half * jnp.tanh((x - middle) / half)
+
+
+def sample(
+  mixture: latent.Mixture, key: jax.Array, temperature: Any = 1.0
+) -> jax.Array:
+  """A draw of each position, float32[..., Z].
+
+  Args:
+    mixture: of any leading dims.
+    key: of the draw.
+    temperature: deviations are multiplied by it; components keep their
+      weights. 0: the mean of the likeliest component.
+  """
+  return guided(mixture, mixture, key, temperature, weight=0.0, candidates=1)
+
+
+def guided(
+  mixture: latent.Mixture,
+  plain: latent.Mixture,
+  key: jax.Array,
+  temperature: Any = 1.0,
+  *,
+  weight: Any,
+  candidates: int = 32,
+) -> jax.Array:
+  """A draw of each position about p^(1 + w) / q^w, float32[..., Z].
+
+  Classifier-free guidance of densities (GIVT, section 3.4.2), which has no
+  normalised form. Of some draws of p, one is chosen with chances in proportion
+  to (p / q)^w: sampling by importance resampling (Rubin 1987), exact as the
+  candidates grow in number. It cannot leave what p holds likely, even where q
+  is the narrower and the target has no integral. The densities of the ratio
+  are those at temperature 1.
+
+  Args:
+    mixture: p, which sees the condition.
+    plain: q, which does not.
+    key: of the draw.
+    temperature: of the candidates' deviations. At 0 the candidates are the
+      components' means, and the likeliest by both is taken.
+    weight: w; 0: a draw of p.
+    candidates: N.
+  """
+  which_key, noise_key, choice_key = jax.random.split(key, 3)
+  # Candidates come first, so that they broadcast against the mixtures.
+  which = jax.random.categorical(
+    which_key, mixture.logits, shape=(candidates, *mixture.logits.shape[:-1])
+  )
+  drawn = _of_component(mixture.normals, which).sample(noise_key, temperature)
+  means = jnp.moveaxis(mixture.normals.mean, -2, 0)
+
+  def log_ratio(z):
+    return weight * (mixture.log_prob(z) - plain.log_prob(z))
+
+  choice = jax.random.categorical(choice_key, log_ratio(drawn), axis=0)
+  best = jnp.argmax(
+    jnp.moveaxis(mixture.logits, -1, 0) + log_ratio(means), axis=0
+  )
+  return jnp.where(
+    jnp.asarray(temperature) > 0, _take(drawn, choice), _take(means, best)
+  )
+
+
+def _of_component(normals: latent.Normal, which: jax.Array) -> latent.Normal:
+  """The normals [N, ..., Z] of the components `which`, [N, ...]."""
+
+  def pick(leaf):
+    leaf = jnp.broadcast_to(leaf, (which.shape[0], *leaf.shape))
+    index = which[..., None, None]
+    return jnp.take_along_axis(leaf, index, axis=-2)[..., 0, :]
+
+  return jax.tree.map(pick, normals)
+
+
+def _take(z: jax.Array, index: jax.Array) -> jax.Array:
+  """z[index[...], ..., :] of [N, ..., Z]."""
+  return jnp.take_along_axis(z, index[None, ..., None], axis=0)[0]

@@ -1,0 +1,72 @@
+"""Residual convolutions and strides against plain definitions.
+
+B pictures, H height, W width, C channels.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import toy
+from gemini_jax.layers import convolution, linear
+
+B, H, W, C = 2, 6, 5, 4
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(module, params, *args):
+  return module.apply({'params': params}, *args)
+
+
+def test_a_block_is_a_convolution_of_each_channel_and_a_residual_mlp():
+  block, x = convolution.Block(), toy.normal((B, H, W, C), 1)
+  real = convolution.Extent((B, H, W), jnp.array([[6, 5], [3, 4]])).mask
+  params = toy.random_params(block, x, real)
+  mixed = jax.lax.conv_general_dilated(
+    x * real,
+    params['neighbours'].reshape(3, 3, 1, C),
+    (1, 1),
+    'SAME',
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    feature_group_count=C,
+  )
+  mixed = linear.rms_norm(mixed, params['norm']['scale'], 1e-6)
+  up, down = params['mlp']['up'], params['mlp']['down']
+  hidden = jax.nn.gelu(
+    jnp.einsum('BHWC,CF->BHWF', mixed, up['kernel']) + bias(up)
+  )
+  update = jnp.einsum('BHWF,FC->BHWC', hidden, down['kernel']) + bias(down)
+  np.testing.assert_allclose(
+    apply(block, params, x, real), x + update, rtol=1e-4, atol=1e-5
+  )
+
+
+def bias(params):
+  return params['bias'].reshape(1, 1, 1, -1)
+
+
+@pytest.mark.parametrize('stride', [(2, 3), (1, 5), (6, 1)])
+def test_spread_undoes_gather(stride):
+  x = toy.normal((B, 6, 15, C))
+  rows, columns = stride
+  gathered = convolution.gather(x, stride)
+  corner = x[1, rows : 2 * rows, :columns] if rows < 6 else x[1, :, :columns]
+  np.testing.assert_array_equal(
+    gathered[1, 1 if rows < 6 else 0, 0].reshape(rows, columns, C), corner
+  )
+  np.testing.assert_array_equal(convolution.spread(gathered, stride), x)
+
+
+def test_a_cell_is_real_if_something_in_it_is():
+  sizes = jnp.array([[6, 5], [4, 0], [3, 2]])
+  extent = convolution.Extent((3, 6, 6), sizes)
+  after = extent.after((3, 2))
+  np.testing.assert_array_equal(after.sizes_B2, [[2, 3], [2, 0], [1, 1]])
+  want = convolution.gather(extent.mask, (3, 2)).max(axis=(-2, -1))
+  np.testing.assert_array_equal(after.mask[..., 0], want)
+  before = after.before((3, 2))
+  np.testing.assert_array_equal(before.sizes_B2, [[6, 6], [6, 0], [3, 2]])
+  assert before.shape == extent.shape
