@@ -60,8 +60,8 @@ class Augment:
   # from 0 to 10.
   randaugment_ops: int = 0
   randaugment_magnitude: float = 5.0
-  # Pictures and sounds of two rows are mixed, by a share of the distribution
-  # Beta(alpha, alpha); 0: off.
+  # Pictures and sounds that an encoder reads are mixed with those of another
+  # row, by a share below a half of Beta(alpha, alpha); 0: off.
   mixup_alpha: float = 0.0
   # Sounds. So many spans of silence, each of up to so many seconds.
   time_masks: int = 0

@@ -43,6 +43,11 @@ _FIELDS = (
   'pack',
   'shuffle',
 )
+# And where there are tasks.
+_TASK_FIELDS = (
+  *('tasks', 'label_names', 'audio_rate', 'augment'),
+  *('media_dropout', 'inputs_dropout', 'without'),
+)
 
 
 class Loader:
@@ -184,6 +189,11 @@ class Loader:
       'train.seed': self._seed,
       'tokenizer': self.tokenizer.fingerprint,
     }
+    if self.config.tasks:
+      values |= {
+        f'data.{name}': repr(getattr(self.config, name))
+        for name in _TASK_FIELDS
+      }
     for part in self._parts:
       values[part.name] = part.corpus.digest
     return {'next_batch': next_batch, 'fingerprint': values}

@@ -8,7 +8,15 @@ import numpy as np
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
-from gemini_jax.data import cache, media, packing, readers, sources, transforms
+from gemini_jax.data import (
+  augmentation,
+  cache,
+  media,
+  packing,
+  readers,
+  sources,
+  transforms,
+)
 from gemini_jax.data import task as task_lib
 from gemini_jax.data import tokenizer as tokenizer_lib
 
@@ -176,9 +184,21 @@ class Scenes:
           found[kind].values[row, counts[kind]] = value
           found[kind].sizes[row, counts[kind]] = size
           counts[kind] += 1
+    if (
+      self.training and self.config.augment.mixup_alpha and sides == (_INPUTS,)
+    ):
+      for kind in found:
+        self._mix(found[kind], randoms, rows)
     return found
 
-  def _read(self, record, piece, side, random):
+  def _read(
+    self,
+    record: dict[str, Any],
+    piece: task_lib.Piece,
+    side: int,
+    random: np.random.Generator,
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """A medium and its extent; what is read in training is varied."""
     try:
       value, size = sources.medium(
         self.source, record, piece, self.config, self.model
@@ -188,4 +208,36 @@ class Scenes:
       raise config_lib.ConfigError(
         f'{self.source.name} has changed: {error}'
       ) from error
+    if self.training and side == _INPUTS:
+      value = augmentation.apply(
+        piece.kind,
+        value,
+        size,
+        self.config.augment,
+        random,
+        self.model.audio.rate,
+      )
     return value, size
+
+  def _mix(
+    self, own: batch_lib.Media, randoms: Sequence[Any], rows: np.ndarray
+  ):
+    """Mixes the first medium of each row with that of the next, in place.
+
+    A row keeps its targets, and so the larger share (MixUp, Zhang et al. 2018,
+    as far as texts allow).
+    """
+    alpha = self.config.augment.mixup_alpha
+    before = own.values[rows, 0].copy()
+    for i, (row, random) in enumerate(zip(rows.tolist(), randoms, strict=True)):
+      other = (i + 1) % len(rows)
+      mixed, weight = augmentation.mixup(
+        before[i],
+        own.sizes[row, 0],
+        before[other],
+        own.sizes[rows[other], 0],
+        random,
+        alpha,
+      )
+      if weight >= 0.5:
+        own.values[row, 0] = mixed

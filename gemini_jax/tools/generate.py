@@ -11,7 +11,7 @@ from gemini_jax import config as config_lib
 from gemini_jax.infer import generation, painting, request, waveform
 from gemini_jax.infer import guide as guide_lib
 from gemini_jax.parallel import cluster, sharding
-from gemini_jax.train import gallery, loop
+from gemini_jax.train import appraisal, gallery, loop
 from gemini_jax.train import run as run_lib
 
 
@@ -99,22 +99,38 @@ def _paint(run: run_lib.Run, step: int, params: Any, asked: request.Request):
     run.config, run.model, params, run.tokenizer, options.output, [asked]
   )
   folder = run.workdir / 'samples'
-  lines, shown = [], []
+  folder.mkdir(exist_ok=True)
+  lines, audio = [], run.config.model.audio
   for i, own in enumerate(found):
-    stem = f'{step:08d}-generate-{i + 1:03d}'
+    path = folder / f'{step:08d}-generate-{i + 1:03d}'
     if options.output == 'image':
-      file = folder / f'{stem}.png'
-      gallery.write_picture(file, own.values)
-    else:
-      file = folder / f'{stem}.wav'
-      waveform.write(file, own.values, run.config.model.audio)
-    lines.append({'prompt': own.prompt, 'file': file.name, 'z': own.z.tolist()})
-    shown.append(own.values)
+      path = path.with_suffix('.png')
+      if cluster.is_first():
+        gallery.write_picture(path, own.values)
+    elif cluster.is_first():
+      scale = {'rate': audio.rate, 'hop_samples': audio.hop_samples}
+      scale |= {'low': audio.low, 'high': audio.top}
+      waveform.write_spectrogram(
+        path.with_suffix('.png'), own.values, **scale, title=own.prompt
+      )
+      samples = waveform.from_log_mel(
+        own.values,
+        **scale,
+        window_samples=audio.window_samples,
+        num_mels=audio.num_mels,
+      )
+      path = path.with_suffix('.wav')
+      waveform.write_wav(path, samples, audio.rate)
+    lines.append({'prompt': own.prompt, 'file': path.name, 'z': own.z.tolist()})
   path = folder / f'{step:08d}-generate.jsonl'
+  page = path.with_suffix('.png')
   if cluster.is_first():
     path.write_text(''.join(f'{json.dumps(line)}\n' for line in lines))
-  page = folder / f'{step:08d}-generate.png'
-  gallery.write(page, options.output, shown, [asked.text] * len(shown))
+    gallery.write(
+      page,
+      [appraisal.drawn(own.values) for own in found],
+      [asked.text] * len(found),
+    )
   print(
     f'{asked.text}: {len(found)} written to {path} in '
     f'{time.monotonic() - begin:.0f} s; {page.name} shows all'

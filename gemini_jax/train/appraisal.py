@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.data import loader
 from gemini_jax.data import task as task_lib
@@ -96,8 +97,7 @@ def appraise(
       chosen = sorted(order[:_SHOWN], key=lambda i: wished[i])
       gallery.write(
         run.workdir / 'samples' / f'{step:08d}-{split}-{task.name}.png',
-        task.kinds(1)[0],
-        [written[i] for i in chosen],
+        [drawn(written[i]) for i in chosen],
         [wished[i] for i in chosen],
       )
     logging.info(
@@ -107,6 +107,36 @@ def appraise(
       time.monotonic() - begin,
     )
   return results
+
+
+def show_batch(run: run_lib.Run, batch: batch_lib.Batch):
+  """A page of what some rows of a batch hold, as they are trained on."""
+  items, captions = [], []
+  for row in range(min(_SHOWN, len(batch.targets))):
+    ids = batch.targets[row][batch.weights[row] > 0]
+    ids = ids[ids < run.tokenizer.vocab_size]
+    text = run.tokenizer.decode(ids[ids != run.tokenizer.eos_id].tolist())
+    for sequence in filter(None, (batch.encoder, batch.decoder)):
+      for own in sequence.media.values():
+        for values, size in zip(own.values[row], own.sizes[row], strict=True):
+          if size.all():
+            items.append(values[tuple(map(slice, size))])
+            captions.append(text)
+  if items:
+    gallery.write(
+      run.workdir / 'samples' / '00000000-train.png',
+      items[:_SHOWN],
+      captions[:_SHOWN],
+      run.config.model.audio.rate,
+    )
+
+
+def drawn(values: np.ndarray) -> np.ndarray:
+  """A picture as it is, a log-mel spectrogram as one: low sounds below."""
+  if values.dtype == np.uint8:
+    return values
+  shade = np.clip((values.T[::-1] + 2) / 4, 0, 1)
+  return np.round(255 * shade).astype(np.uint8)[..., None]
 
 
 def _request(run: run_lib.Run, text: str) -> request.Request:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from gemini_jax import config as config_lib
+
 # Cells in a row of pictures, and in one of sounds.
 _COLUMNS, _SOUND_COLUMNS = 8, 4
 _MAX_FRAMES = 12
@@ -82,6 +84,23 @@ def write(
     warnings.filterwarnings('ignore', 'Glyph .* missing')
     figure.savefig(path, dpi=100)
   return True
+
+
+def write_picture(path: pathlib.Path, values: np.ndarray):
+  """Writes uint8[H, W, 1 or 3] as a PNG of as many pixels.
+
+  Raises:
+    ConfigError: Pillow is missing.
+  """
+  try:
+    import PIL.Image
+  except ImportError as error:
+    raise config_lib.ConfigError(
+      "pictures need Pillow; install it with: pip install 'gemini_jax[media]'"
+    ) from error
+  path.parent.mkdir(parents=True, exist_ok=True)
+  values = values[..., 0] if values.shape[-1] == 1 else values
+  PIL.Image.fromarray(values).save(path)
 
 
 def _places(

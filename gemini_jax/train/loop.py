@@ -23,7 +23,7 @@ from gemini_jax import config as config_lib
 from gemini_jax.data import loader as loader_lib
 from gemini_jax.infer import generation
 from gemini_jax.models import gemini
-from gemini_jax.parallel import sharding
+from gemini_jax.parallel import cluster, sharding
 from gemini_jax.train import (
   appraisal,
   diagnosis,
@@ -110,6 +110,8 @@ def _train(run: run_lib.Run):
     f'{metrics.devices_line()}; {sharding.describe(state)}'
   )
   print(f'{"resuming" if step else "starting"} at step {step:,}', flush=True)
+  if config.model.kinds and not step and cluster.is_first():
+    appraisal.show_batch(run, data[0])
 
   # One compilation each, before the first batch.
   first = next(device_batches(run, data, loader_lib.iterate(data, step, 0)))
