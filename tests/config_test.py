@@ -298,6 +298,50 @@ RANGES = {
   ),
   'generate.min_p': (1.5, 'generate.min_p=1.5 must be in [0, 1]'),
   'generate.top_k': (-1, 'generate.top_k=-1 must be at least 0'),
+  'data.augment.crop_padding': (
+    -1,
+    'data.augment.crop_padding=-1 must be at least 0',
+  ),
+  'data.augment.randaugment_ops': (
+    -1,
+    'data.augment.randaugment_ops=-1 must be at least 0',
+  ),
+  'data.augment.mixup_alpha': (
+    -0.5,
+    'data.augment.mixup_alpha=-0.5 must be at least 0',
+  ),
+  'data.augment.time_masks': (
+    -1,
+    'data.augment.time_masks=-1 must be at least 0',
+  ),
+  'data.augment.time_mask_seconds': (
+    -0.5,
+    'data.augment.time_mask_seconds=-0.5 must be at least 0',
+  ),
+  'data.augment.frequency_masks': (
+    -1,
+    'data.augment.frequency_masks=-1 must be at least 0',
+  ),
+  'data.augment.gain_db': (
+    -0.5,
+    'data.augment.gain_db=-0.5 must be at least 0',
+  ),
+  'data.augment.time_shift_seconds': (
+    -0.5,
+    'data.augment.time_shift_seconds=-0.5 must be at least 0',
+  ),
+  'data.augment.randaugment_magnitude': (
+    11.0,
+    'data.augment.randaugment_magnitude=11.0 must be at least 0 and at most 10',
+  ),
+  'data.augment.frequency_mask_share': (
+    1.5,
+    'data.augment.frequency_mask_share=1.5 must be at least 0 and at most 1',
+  ),
+  'data.augment.noise_db': (
+    (9.0, 5.0),
+    'data.augment.noise_db=(9.0, 5.0) must be empty or (low, high)',
+  ),
 }
 
 
