@@ -83,7 +83,7 @@ def guided(
 ) -> jax.Array:
   """A draw of each position about p^(1 + w) / q^w, float32[..., Z].
 
-  Classifier-free guidance of densities (GIVT, section 3.4.2), which has no
+  Classifier-free guidance of densities (DB-CFG of GIVT); the target has no
   normalised form. Of some draws of p, one is chosen with chances in proportion
   to (p / q)^w: sampling by importance resampling (Rubin 1987), exact as the
   candidates grow in number. It cannot leave what p holds likely, even where q
