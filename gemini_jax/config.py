@@ -44,6 +44,7 @@ Latent = architecture.Latent
 Image = architecture.Image
 Audio = architecture.Audio
 Video = architecture.Video
+Autoencoder = architecture.Autoencoder
 KINDS = architecture.KINDS
 
 

@@ -343,7 +343,7 @@ def _text(
   if field in names and isinstance(value, int | np.integer):
     if not 0 <= value < len(names[field]):
       raise readers.UnusableError(f'{field!r} is a number without a name')
-    value = names[field][value]
+    value = names[field][int(value)]
   try:
     if isinstance(value, bytes):
       value = value.decode('utf-8')

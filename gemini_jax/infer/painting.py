@@ -78,7 +78,9 @@ class Painter(decoding.Decoder):
   ) -> tuple[jax.Array, decoding.State]:
     """Scores of each row's next token, float32[B, V]; its z is in the state."""
     assert state.written is not None
-    apply = functools.partial(self.model.apply, {'params': params.model})
+    apply: Any = functools.partial(
+      self.model.apply, {'params': params.model}
+    )
     rows_B = jnp.arange(self.batch_size)
     last = self.last(state)
     z_B1Z = state.written[rows_B, last.positions[:, 0]][:, None]
@@ -149,7 +151,7 @@ class Painter(decoding.Decoder):
       sizes_B2 = jnp.stack(
         [count_B * rows, jnp.where(count_B > 0, columns, 0)], axis=-1
       )
-    values = self.model.apply(
+    values: Any = self.model.apply(
       {'params': params.model}, self.kind, z_BNZ, sizes_B2, method=_render
     )
     return values, z_BNZ, count_B

@@ -163,9 +163,9 @@ def of_record(
     else:
       text = piece.value
       if piece.kind == task_lib.TEXT:
-        value = record[piece.value]
-        known = (names or {}).get(piece.value, ())
-        text = value if isinstance(value, str) else known[value]
+        text = record[piece.value]
+        if not isinstance(text, str):
+          text = (names or {})[piece.value][int(text)]
       parts.append(text)
       shown.append(text)
   tokens = transforms.side(
