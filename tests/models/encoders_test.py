@@ -349,7 +349,7 @@ def test_half_precision_is_near():
 @pytest.mark.parametrize('kind', ['audio', 'video'])
 def test_a_mesh_changes_nothing(kind):
   """Also where it splits lengths: the resampler's five tokens stay whole."""
-  config = config_of('both' if kind == 'audio' else 'layers')
+  config = config_of('both' if kind == 'audio' else 'layers', num_kv_heads=2)
   module, params = module_of(kind, config), params_of(kind, config)
   values, sizes = values_of(kind), sizes_of(kind)
   mesh = sharding.make_mesh(config_lib.Parallel(fsdp=2, tensor=2, sequence=2))
