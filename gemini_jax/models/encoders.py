@@ -255,7 +255,7 @@ class Encoder(nn.Module):
         name='stem',
       )
     x_BND, places = stem(values, sizes_BR)
-    x_BND = spmd.with_logical_constraint(x_BND, ('batch', 'length', None))
+    x_BND = spmd.with_logical_constraint(x_BND, ('batch', None, None))
 
     def located(x_BND):
       waves_BND = embedding.sinusoids(
@@ -315,9 +315,11 @@ class Encoder(nn.Module):
       positions_BT=sequence.positions,
       real_BT=places.real,
     )
-    x_BND, _, _ = transformer.Stack(
+    stack = transformer.Stack(
       config, part.num_layers, schedule=self.schedule, name='layers'
-    )(x_BND, context, deterministic=deterministic)
+    )
+    with fusion.whole_length():
+      x_BND, _, _ = stack(x_BND, context, deterministic=deterministic)
     return x_BND
 
 
@@ -350,6 +352,11 @@ class Video(nn.Module):
       'param_dtype': jnp.dtype(config.param_dtype),
     }
     B, F, H, W = values.shape[:4]
+    config_lib.check(
+      config.video.num_frames >= F,
+      f'model.video.num_frames={config.video.num_frames} is less than the {F} '
+      'frames of a video',
+    )
     frames_F = jnp.arange(F)
     there_BF = frames_F[None] < sizes_B3[:, :1]
     sizes_BF2 = jnp.where(there_BF[..., None], sizes_B3[:, None, 1:], 0)

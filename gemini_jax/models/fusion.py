@@ -50,6 +50,15 @@ def plain_sequence(real_BT: jax.Array) -> batch_lib.Sequence:
   )
 
 
+def whole_length() -> Any:
+  """Inside, no tensor is split along its length, as that of media may be odd.
+
+  Attention, which splits what it can, may still do so.
+  """
+  rules = [rule for rule in nn.get_logical_axis_rules() if rule[0] != 'length']
+  return nn.logical_axis_rules(rules)
+
+
 class Resampler(nn.Module):
   """A fixed number of tokens that have read all tokens of a medium.
 
@@ -103,7 +112,8 @@ class Resampler(nn.Module):
       cross_mask=masking.visible(reader, plain_sequence(real_BN)),
       memory_BSD=x_BND,
     )
-    for i in range(self.num_layers):
-      block = transformer.Block(config, decodes=True, name=f'layer_{i}')
-      x_BKD, _, _ = block(x_BKD, view, context, None, deterministic)
+    with whole_length():
+      for i in range(self.num_layers):
+        block = transformer.Block(config, decodes=True, name=f'layer_{i}')
+        x_BKD, _, _ = block(x_BKD, view, context, None, deterministic)
     return linear.RMSNorm(config.norm_eps, **types, name='norm')(x_BKD)

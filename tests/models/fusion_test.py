@@ -77,21 +77,25 @@ def test_layers_are_dense_and_see_no_latent():
   module = fusion.Resampler(toy.model(**fields).config, K)
   x_BND = toy.normal((B, N, D), 1)
   np.testing.assert_array_equal(
-    plain.apply({'params': params}, x_BND, REAL),
-    module.apply({'params': params}, x_BND, REAL),
+    jax.jit(plain.apply)({'params': params}, x_BND, REAL),
+    jax.jit(module.apply)({'params': params}, x_BND, REAL),
   )
 
 
 def test_dropout_is_asked_for():
   module, params = built(dropout=0.5)
   x_BND = toy.normal((B, N, D), 1)
-  draw = lambda seed, deterministic: module.apply(
-    {'params': params},
-    x_BND,
-    REAL,
-    deterministic,
-    rngs={'dropout': jax.random.key(seed)},
-  )
+
+  @functools.partial(jax.jit, static_argnums=1)
+  def draw(seed, deterministic):
+    return module.apply(
+      {'params': params},
+      x_BND,
+      REAL,
+      deterministic,
+      rngs={'dropout': jax.random.key(seed)},
+    )
+
   np.testing.assert_array_equal(draw(0, True), draw(1, True))
   assert np.abs(draw(0, False) - draw(1, False)).max() > 0.1
 

@@ -535,6 +535,16 @@ def test_what_does_not_split(changes, message):
   pipeline.check(config, make_mesh())
 
 
+@pytest.mark.parametrize('kind', ['image', 'audio'])
+def test_layers_that_read_media_split_as_well(kind):
+  section = {'image': config_lib.Image, 'audio': config_lib.Audio}[kind]
+  config = configure('stages_2', **{kind: section(num_layers=3)})
+  with pytest.raises(
+    config_lib.ConfigError, match=rf'model.{kind}.num_layers=3 must be'
+  ):
+    pipeline.check(config, make_mesh(pipeline=2))
+
+
 def test_layers_of_an_encoder_split_as_well():
   config = configure(
     'stages_2',
