@@ -14,6 +14,8 @@ from gemini_jax.layers import spectrogram
 
 # Rounds of Griffin-Lim, after which more change little.
 ITERATIONS = 60
+# Rounds that fit powers of frequencies to those of bands.
+_ROUNDS = 100
 # Frequencies that are written at a spectrogram, Hz.
 _TICKS = (50, 100, 200, 500, 1000, 2000, 4000, 8000, 16_000)
 
@@ -32,9 +34,8 @@ def from_log_mel(
 ) -> np.ndarray:
   """Samples whose spectrogram is near a given one, float32[F * hop] in [-1, 1].
 
-  Powers of the frequencies are the least squares of the bands that are not
-  negative; their phases come from Griffin-Lim with momentum (Perraudin et al.
-  2013), from random ones. The arguments are those of layers/spectrogram.
+  Powers of the frequencies are fitted to those of the bands; their phases come
+  from Griffin-Lim with momentum (Perraudin et al. 2013), from random ones.
 
   Args:
     log_mel_FM: normalised, as `spectrogram.log_mel` gives it.
@@ -67,7 +68,7 @@ def from_log_mel(
   power_MF = spectrogram.to_power(log_mel_FM).T
   # What a window adds to powers, which `mel_power` takes off.
   power_MF = power_MF * np.sum(spectrogram.hann_window(window_samples) ** 2)
-  power_KF = librosa.util.nnls(filters_KM.T.astype(np.float64), power_MF)
+  power_KF = _frequencies(filters_KM.astype(np.float64), power_MF)
   # The first and the last frame go on beyond the ends, and are cut off again.
   size = spectrogram.fft_size(window_samples)
   around = -(-size // hop_samples)
@@ -153,6 +154,19 @@ def write_spectrogram(
   axes.set_title(title)
   figure.colorbar(drawn, label='dB (0: noise at full scale)')
   figure.savefig(path, dpi=100)
+
+
+def _frequencies(filters_KM: np.ndarray, power_MF: np.ndarray) -> np.ndarray:
+  """Powers of frequencies, not negative, that add up to those of the bands.
+
+  Begins with the bands spread over their triangles; each round multiplies by
+  what least squares are short of (Lee and Seung 2001, section 3).
+  """
+  power_KF = filters_KM @ power_MF
+  for _ in range(_ROUNDS):
+    made_KF = filters_KM @ (filters_KM.T @ power_KF)
+    power_KF = power_KF * ((filters_KM @ power_MF) / np.maximum(made_KF, 1e-30))
+  return power_KF
 
 
 def _librosa() -> Any:
