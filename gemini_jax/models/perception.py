@@ -116,7 +116,7 @@ class Perception(nn.Module):
         for name, value in losses.items():
           sums[name] = sums.get(name, 0) + value
       else:
-        values = self.spectra(values) if kind == 'audio' else values
+        values = self.spectra(values, sizes) if kind == 'audio' else values
         read = self.video if kind == 'video' else self.encoders[kind]
         x, counts = read(values, sizes, deterministic)
       there_BT = sequence.tokens == config.placeholder(kind)
@@ -138,11 +138,12 @@ class Perception(nn.Module):
     """Which z comes after each position."""
     return self.heads[kind](x_BTD)
 
-  def spectra(self, values: jax.Array) -> jax.Array:
-    """Log-mel spectrograms [X, F, mels] of sounds int16[X, N]."""
+  def spectra(self, values: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Log-mel spectrograms [X, F, mels] of sounds int16[X, N] of [X, 1]."""
     audio = self.config.audio
     return spectrogram.log_mel(
       values,
+      sizes[:, 0],
       rate=audio.rate,
       window_samples=audio.window_samples,
       hop_samples=audio.hop_samples,
@@ -167,7 +168,7 @@ class Perception(nn.Module):
       x_XHWC = values.astype(jnp.float32) / 127.5 - 1
       extents_X2 = sizes
     else:
-      x_XHWC = self.spectra(values)[..., None]
+      x_XHWC = self.spectra(values, sizes)[..., None]
       frames_X = -(-sizes[:, 0] // config.audio.hop_samples)
       bands_X = jnp.where(frames_X > 0, config.audio.num_mels, 0)
       extents_X2 = jnp.stack([frames_X, bands_X], axis=-1)

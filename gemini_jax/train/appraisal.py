@@ -147,26 +147,26 @@ def _real(
   run: run_lib.Run, split: loader.Split, task: task_lib.Task, most: int
 ) -> tuple[list[str], np.ndarray]:
   """Inputs, and the pictures or log-mel spectrograms, of real examples."""
-  texts, values = [], []
+  texts, values, sizes = [], [], []
   for text, medium in loader.written(
     run.config.data, run.config.model, split, task, most
   ):
     texts.append(text)
     values.append(medium.values)
+    sizes.append(medium.size)
   stacked = np.stack(values)
   if task.kinds(1)[0] == 'audio':
-    spectra = jax.jit(lambda x: run.model.apply({}, x, method=_spectra))
+    spectra = jax.jit(lambda *own: run.model.apply({}, *own, method=_spectra))
+    parts = [slice(i, i + 64) for i in range(0, len(stacked), 64)]
+    size = np.stack(sizes)
     stacked = np.concatenate(
-      [
-        np.asarray(spectra(stacked[i : i + 64]))
-        for i in range(0, len(stacked), 64)
-      ]
+      [np.asarray(spectra(stacked[part], size[part])) for part in parts]
     )
   return texts, stacked
 
 
-def _spectra(model: Any, values_BN: jax.Array) -> jax.Array:
-  return model.perception.spectra(values_BN)
+def _spectra(model: Any, values_BN: Any, sizes_B1: Any) -> Any:
+  return model.perception.spectra(values_BN, sizes_B1)
 
 
 def _same_size(written: Sequence[np.ndarray], real: np.ndarray) -> np.ndarray:
