@@ -7,7 +7,6 @@ import collections
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -54,13 +53,12 @@ def bleu(
 
   _paired(hypotheses, references)
   most = max(map(len, references))
-  # The k-th references of all; None where a caption has less.
+  # As many for each: one that stands there twice changes nothing.
   streams = [
-    [_apart(each[k]) if k < len(each) else None for each in references]
+    [_apart(each[min(k, len(each) - 1)]) for each in references]
     for k in range(most)
   ]
-  # Its types do not know of None.
-  metric: Any = sacrebleu.BLEU(effective_order=True)
+  metric = sacrebleu.BLEU(effective_order=True)
   return metric.corpus_score([*map(_apart, hypotheses)], streams).score
 
 
