@@ -86,13 +86,12 @@ def fit(texts: Sequence[str], values: Sequence[str]) -> Classifier:
     f'all {len(values)} labelled texts have the value {values[0]!r}; a second '
     'one is needed to tell them apart',
   )
-  pipeline = sklearn.pipeline.make_pipeline(
+  pipeline: Any = sklearn.pipeline.make_pipeline(
     sklearn.feature_extraction.text.TfidfVectorizer(
       token_pattern=r'\w+',
       ngram_range=(1, 2),
       min_df=2,
       sublinear_tf=True,
-      dtype=np.float32,
     ),
     sklearn.linear_model.LogisticRegression(
       C=_INVERSE_STRENGTH, max_iter=_MAX_STEPS

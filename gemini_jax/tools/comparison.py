@@ -89,9 +89,11 @@ class Flags:
       )
     return parts
 
-  def _read(self, name, parts, kind, accepted, accepts):
+  def _read(self, name, parts, kind, accepted, accepts) -> tuple[Any, ...]:
     try:
-      found = tuple(dict.fromkeys(kind(part) for part in parts))
+      found: tuple[Any, ...] = tuple(
+        dict.fromkeys(kind(part) for part in parts)
+      )
     except ValueError:
       found = ()
     config_lib.check(

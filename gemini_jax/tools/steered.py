@@ -144,7 +144,8 @@ def compare(options: Options) -> dict[str, Any]:
     options.out, 'held_out', [{'text': text} for text in real['written']]
   )
   learned = classifier.fit(*taught)
-  measured = learned.measure(*held_out) | {'taught': len(taught[0])}
+  measured = learned.measure(*held_out)
+  measured['taught'] = len(taught[0])
   logging.info(
     'classifier: %.1f %% of %s held-out texts right',
     100 * measured['accuracy'],
