@@ -207,7 +207,7 @@ def relabelled(runs, folder, change):
     ),
     (
       lambda line: line['label'].update(tone='negative'),
-      'none has tone=positive; accepted: negative',
+      'none has tone=positive; did you mean negative?',
     ),
   ],
 )
@@ -234,7 +234,8 @@ def test_texts_that_a_run_knows_teach_no_classifier(runs, tmp_path, caplog):
     comparison.open_judge(options.judge), opened, held_out, options
   )
   # The validation texts are neither trained on nor tested on.
-  wanted = {json.loads(o)['text'] for o in (runs / 'others.jsonl').open()}
+  others = (runs / 'others.jsonl').read_text().splitlines()
+  wanted = {json.loads(line)['text'] for line in others}
   assert set(taught) == wanted | set(texts[3::8])
   assert len(values) == len(taught)
   assert '175 of 600 labelled texts' in caplog.text
