@@ -464,7 +464,8 @@ class Generate:
   ] = 'ode'
   # Strength of it.
   steer_weight: float = 1.0
-  # Labelled texts that an attribute is learned from.
+  # Labelled texts that an attribute is learned from: half of them with the
+  # wished value, if there are so many.
   num_labels: int = 400
   # Files that are read beside the prompt; '': none.
   image: str = ''
@@ -493,7 +494,7 @@ class Generate:
   beam_size: int = 1
   # Length normalisation of beams, ((5 + n) / 6) ** length_penalty.
   length_penalty: float = 0.6
-  # Of the samples.
+  # Of the samples, and of the choice of labelled texts.
   seed: int = 0
   # Which checkpoint: the newest, or the best by validation loss.
   checkpoint: Literal['latest', 'best'] = 'latest'
@@ -501,8 +502,9 @@ class Generate:
   prefill_chunk: int = 64
 
   def __post_init__(self):
-    names = ('count', 'max_tokens', 'beam_size', 'prefill_chunk', 'num_labels')
+    names = ('count', 'max_tokens', 'beam_size', 'prefill_chunk')
     at_least(self, 'generate', 1, *names)
+    at_least(self, 'generate', 2, 'num_labels')
     names = ('temperature', 'latent_temperature', 'top_k', 'steer_weight')
     at_least(self, 'generate', 0, *names, 'guidance')
     check(

@@ -256,7 +256,7 @@ RANGES = {
     0,
     'eval.importance_samples=0 must be at least 1',
   ),
-  'generate.num_labels': (0, 'generate.num_labels=0 must be at least 1'),
+  'generate.num_labels': (1, 'generate.num_labels=1 must be at least 2'),
   'generate.latent_temperature': (
     -0.5,
     'generate.latent_temperature=-0.5 must be at least 0',

@@ -276,9 +276,24 @@ def written(
 
 
 def labelled(
-  config: config_lib.Data, split: Split, most: int
+  config: config_lib.Data, split: Split, most: int, seed: int = 0
 ) -> list[tuple[str, dict[str, str]]]:
-  """The first `most` texts of a split that have labels, with those.
+  """`most` texts of a split that have labels, with those, chosen at random.
+
+  Raises:
+    ConfigError: see `each_labelled`.
+  """
+  return list(itertools.islice(each_labelled(config, split, seed), most))
+
+
+def each_labelled(
+  config: config_lib.Data, split: Split, seed: int = 0
+) -> Iterator[tuple[str, dict[str, str]]]:
+  """The texts of a split that have labels, with those, in a random order.
+
+  Where records are sorted, the first of them are like the rest. The order is a
+  function of `seed` and of the numbers of records; no record is read before it
+  is asked for.
 
   Raises:
     ConfigError: a source cannot be read, holds pairs, or none has labels.
@@ -288,19 +303,23 @@ def labelled(
     f'labels are of plain text; data.inputs_field={config.inputs_field!r} '
     'makes pairs',
   )
-  found: list[tuple[str, dict[str, str]]] = []
-  unusable = collections.Counter()
-  for spec in getattr(config, split):
-    records = sources.labelled(sources.records(spec, config), config, unusable)
-    found += itertools.islice(records, most - len(found))
-  reasons = cache.reasons(unusable)
+  found = [sources.records(spec, config) for spec in getattr(config, split)]
+  source = sources.Shuffled.of(f'labels of data.{split}', found, seed)
+  unusable, count = collections.Counter(), 0
+  try:
+    for example in sources.labelled(source, config, unusable):
+      count += 1
+      yield example
+  finally:
+    reasons = cache.reasons(unusable)
+    logging.info(
+      'data.%s: %s texts with labels read%s', split, f'{count:,}', reasons
+    )
   config_lib.check(
-    len(found) > 0,
+    count > 0,
     f'data.{split} has no text with labels, such as {{"text": ..., '
     f'"{sources.LABEL_FIELD}": {{"attribute": "value"}}}}{reasons}',
   )
-  logging.info('data.%s: %d texts with labels%s', split, len(found), reasons)
-  return found
 
 
 def iterate(

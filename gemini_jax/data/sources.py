@@ -83,6 +83,39 @@ class Source:
     return f'{self.name}: {len(self):,}{of_all} records'
 
 
+@dataclasses.dataclass(frozen=True)
+class Shuffled:
+  """The records of several sources as one, in a random order.
+
+  Attributes:
+    name: of all of them, in a log.
+    sources: where the records are.
+    order: int64[n], their places, counted through all sources.
+  """
+
+  name: str
+  sources: tuple[Source, ...]
+  order: np.ndarray
+
+  @classmethod
+  def of(cls, name: str, found: Sequence[Source], seed: int) -> 'Shuffled':
+    """In an order that `seed` and the numbers of records decide."""
+    total = sum(map(len, found))
+    order = np.random.default_rng(seed % 2**32).permutation(total)
+    return cls(name, tuple(found), order)
+
+  def __len__(self) -> int:
+    return len(self.order)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    place = int(self.order[index])
+    for source in self.sources:
+      if place < len(source):
+        return source[place]
+      place -= len(source)
+    raise IndexError(index)
+
+
 def split_spec(spec: str) -> tuple[str, str]:
   """What a source reads as one, and the slice of it ('': all).
 
@@ -269,7 +302,7 @@ def medium(
 
 
 def labelled(
-  source: Source, config: config_lib.Data, unusable: collections.Counter
+  source: Shuffled, config: config_lib.Data, unusable: collections.Counter
 ) -> Iterator[tuple[str, dict[str, str]]]:
   """The text of each record and the values of its attributes.
 
@@ -277,7 +310,7 @@ def labelled(
   """
   tasks = task_lib.of(config)
   read = lambda record, task: (
-    _text(record, task.pieces[0], source.names),
+    _text(record, task.pieces[0], {}),
     _label(record),
   )
   for _, found in _usable(source, tasks, unusable, read):
@@ -285,7 +318,7 @@ def labelled(
 
 
 def _usable(
-  source: Source,
+  source: Source | Shuffled,
   tasks: Sequence[task_lib.Task],
   unusable: collections.Counter,
   read: Callable[[dict[str, Any], task_lib.Task], T],

@@ -137,6 +137,7 @@ def fit(
   names: Sequence[str],
   moments: tuple[Any, Any],
   seed: int = 0,
+  shares: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict[str, Attribute]:
   """A model of each named attribute, all learned together.
 
@@ -145,12 +146,16 @@ def fit(
   predicts held-out values no better than their frequencies do, by two standard
   errors, the frequencies are the model, and nothing can be steered.
 
+  Where texts were chosen by their values, what is learned is corrected to the
+  values' shares of all texts: each log-odds by the change of its prior.
+
   Args:
     features: of the texts.
     labels: the values of each text.
     names: attributes, each with two values or more.
     moments: mean and deviation, [F] each, that standardise the features.
     seed: of what is held out, of the draws and of the initial weights.
+    shares: of each attribute's values among all texts; None: as in `labels`.
   """
   N = len(labels)
   mean_F, scale_F = (np.asarray(part, np.float32) for part in moments)
@@ -191,7 +196,10 @@ def fit(
   for i, (name, own) in enumerate(zip(names, values, strict=True)):
     first, target_N, C = 2 * D * i, targets_AN[i], len(own)
     judged_N = held_N & (target_N >= 0)
-    known_N = np.bincount(target_N[target_N >= 0], minlength=C)
+    known_C = np.bincount(target_N[target_N >= 0], minlength=C)
+    share_C = known_C / known_C.sum()
+    if shares is not None:
+      share_C = np.array([shares[name][value] for value in own])
     taught_C = 1.0 + np.bincount(
       target_N[~held_N & (target_N >= 0)], minlength=C
     )
@@ -208,13 +216,16 @@ def fit(
     if not tells:
       accuracy = float(np.mean(target_N[judged_N] == taught_C.argmax()))
       params['out'] = np.zeros_like(params['out'])
-      params['out_bias'] = np.log(known_N).astype(np.float32)
+      params['out_bias'] = np.log(share_C).astype(np.float32)
       logging.warning('attribute %s: nothing here tells its values apart', name)
+    else:
+      odds_C = np.log(share_C * known_C.sum() / known_C)
+      params['out_bias'] = params['out_bias'] + odds_C.astype(np.float32)
     found[name] = Attribute(params, mean_F, scale_F, own, accuracy)
     logging.info(
       'attribute %s: %s; %.1f %% right of %d held-out texts, decay %g',
       name,
-      ', '.join(f'{v} {n}' for v, n in zip(own, known_N, strict=True)),
+      ', '.join(f'{v} {n}' for v, n in zip(own, known_C, strict=True)),
       100 * accuracy,
       judged_N.sum(),
       _DECAYS[best - first],

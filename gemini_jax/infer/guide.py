@@ -13,13 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemini_jax import config as config_lib
-from gemini_jax.data import loader
 from gemini_jax.infer import attribute, decoding, guidance, origin, steering
+from gemini_jax.infer import example as example_lib
 from gemini_jax.models import gemini
 from gemini_jax.models import latent as latent_lib
 from gemini_jax.parallel import sharding
-
-Examples = Sequence[tuple[str, dict[str, str]]]
 
 
 class Tokenizer(origin.Tokenizer, Protocol):
@@ -95,7 +93,23 @@ class Guide:
     return steering.Cost(**{name: num * num_tokens for name, num in each})
 
 
-def examples(config: config_lib.Config) -> Examples:
+def check(options: config_lib.Generate, model: config_lib.Model):
+  """Raises ConfigError unless the model has what the method needs."""
+  asked = f'generate.steer_method={options.steer_method!r}'
+  if options.steer_method in guidance.METHODS:
+    config_lib.check(
+      not model.cross,
+      f"{asked} needs model.architecture='decoder', not 'encoder_decoder'",
+    )
+  else:
+    config_lib.check(
+      model.latent.dim > 0,
+      f'{asked} needs a model with a latent; model.latent.dim is 0; use '
+      f'{" or ".join(guidance.METHODS)}',
+    )
+
+
+def examples(config: config_lib.Config) -> example_lib.Examples:
   """The labelled texts that the wish is learned from, before any of it is.
 
   Raises:
@@ -103,22 +117,11 @@ def examples(config: config_lib.Config) -> Examples:
       method needs, or the labels do not hold what is wished for.
   """
   options = config.generate
-  wishes = attribute.parse(options.steer)
-  asked = f'generate.steer_method={options.steer_method!r}'
-  if options.steer_method in guidance.METHODS:
-    config_lib.check(
-      not config.model.cross,
-      f"{asked} needs model.architecture='decoder', not 'encoder_decoder'",
-    )
-  else:
-    config_lib.check(
-      config.model.latent.dim > 0,
-      f'{asked} needs a model with a latent; model.latent.dim is 0; use '
-      f'{" or ".join(guidance.METHODS)}',
-    )
-  found = loader.labelled(config.data, 'train', options.num_labels)
-  attribute.check(options.steer, wishes, [labels for _, labels in found])
-  return found
+  attribute.parse(options.steer)
+  check(options, config.model)
+  return example_lib.choose(
+    config.data, options.steer, options.num_labels, options.seed
+  )
 
 
 def learn(
@@ -126,9 +129,12 @@ def learn(
   model: gemini.Gemini,
   params: Any,
   tokenizer: Tokenizer,
-  labelled: Examples,
+  labelled: example_lib.Examples,
 ) -> Guide:
   """The guide to what `generate.steer` asks for.
+
+  What is learned does not depend on the method, but that some read z and the
+  others the decoder: `options` may be replaced by those of another like it.
 
   Args:
     config: its sections `generate` and `data`.
@@ -143,8 +149,8 @@ def learn(
   options = config.generate
   wishes = attribute.parse(options.steer)
   names = tuple(wishes)
-  rows = [np.asarray(tokenizer.encode(text), np.int32) for text, _ in labelled]
-  labels = [labels for _, labels in labelled]
+  rows = [np.asarray(tokenizer.encode(t), np.int32) for t in labelled.texts]
+  labels = list(labelled.labels)
   direction_Z = prior = None
   if options.steer_method in guidance.METHODS:
     read = [_framed(tokenizer, row) for row in rows]
@@ -184,7 +190,9 @@ def learn(
     prior = dataclasses.replace(
       prior, normals=dataclasses.replace(prior.normals, log_var=log_var_CZ)
     )
-  models = attribute.fit(features, labels, names, moments)
+  models = attribute.fit(
+    features, labels, names, moments, shares=labelled.shares
+  )
   wanted = tuple(models[name].values.index(wishes[name]) for name in names)
   weights_A = np.full(len(names), options.steer_weight, np.float32)
   return Guide(

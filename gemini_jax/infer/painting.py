@@ -78,9 +78,7 @@ class Painter(decoding.Decoder):
   ) -> tuple[jax.Array, decoding.State]:
     """Scores of each row's next token, float32[B, V]; its z is in the state."""
     assert state.written is not None
-    apply: Any = functools.partial(
-      self.model.apply, {'params': params.model}
-    )
+    apply: Any = functools.partial(self.model.apply, {'params': params.model})
     rows_B = jnp.arange(self.batch_size)
     last = self.last(state)
     z_B1Z = state.written[rows_B, last.positions[:, 0]][:, None]

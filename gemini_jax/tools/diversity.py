@@ -15,25 +15,22 @@ diversity.png and the texts.
 import dataclasses
 import json
 import logging
-import math
-import os
 import pathlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import absl.logging
 import numpy as np
 
-from gemini_jax import checkpoint, command, host
+from gemini_jax import checkpoint, command
 from gemini_jax import config as config_lib
 from gemini_jax.data import loader
 from gemini_jax.infer import generation, origin
 from gemini_jax.models import gemini
 from gemini_jax.parallel import sharding
-from gemini_jax.tools import ngram, tradeoff
-from gemini_jax.train import likelihood, loop, metrics
+from gemini_jax.tools import comparison, ngram, tradeoff
+from gemini_jax.train import metrics
 from gemini_jax.train import run as run_lib
 
 FLAGS: dict[str, str | None] = {
@@ -68,53 +65,21 @@ class Options:
     Raises:
       ConfigError: a value is not of its kind.
     """
-    split = lambda name: [part for part in values[name].split(',') if part]
-
-    def read(name, kind, parts, accepted, accepts):
-      try:
-        found = [kind(part) for part in parts]
-      except ValueError:
-        found = []
-      config_lib.check(
-        bool(found) and all(map(accepts, found)),
-        f'--{name}={values[name]} must be {accepted}',
-      )
-      return found
-
-    temperatures = read(
+    flags = comparison.Flags(values)
+    temperatures = flags.all(
       'temperatures',
       float,
-      split('temperatures'),
       'numbers of at least 0 with commas between them',
-      lambda value: 0 <= value < math.inf,
+      comparison.is_temperature,
     )
-    (count,) = read(
-      'count',
-      int,
-      [values['count']],
-      'an integer of at least 2',
-      lambda value: value >= 2,
-    )
-    (seed,) = read(
-      'seed', int, [values['seed']], 'an integer', lambda value: True
-    )
-    read(
-      'checkpoint',
-      str,
-      [values['checkpoint']],
-      'latest or best',
-      lambda value: value in ('latest', 'best'),
-    )
-    workdirs = tuple(dict.fromkeys(split('workdirs')))
-    config_lib.check(bool(workdirs), '--workdirs=... is missing')
     return cls(
-      workdirs,
+      flags.parts('workdirs'),
       values['judge'],
       pathlib.Path(values['out']),
-      count,
-      tuple(sorted(set(temperatures))),
-      values['checkpoint'],
-      seed,
+      flags.count(),
+      tuple(sorted(temperatures)),
+      flags.checkpoint(),
+      flags.seed(),
     )
 
 
@@ -126,22 +91,10 @@ def compare(options: Options) -> dict[str, Any]:
       held-out texts, or matplotlib is not there.
   """
   tradeoff.check()
-  runs = {
-    name: open_run(path)
-    for name, path in zip(
-      _names(options.workdirs), options.workdirs, strict=True
-    )
-  }
-  judge = open_run(options.judge)
-  config_lib.check(
-    not judge.config.model.latent.dim
-    and judge.config.data.objective == 'causal',
-    f'--judge={options.judge} must be a language model: model.latent.dim=0, '
-    f"not {judge.config.model.latent.dim}, and data.objective='causal', not "
-    f'{judge.config.data.objective!r}',
-  )
+  runs = comparison.open_runs(options.workdirs)
+  judge = comparison.open_judge(options.judge)
   real = held_out(next(iter(runs.values())).config.data, options)
-  _write(options.out, 'held_out', [{'text': text} for text in real])
+  comparison.write(options.out, 'held_out', [{'text': text} for text in real])
   models = [_generate(name, run, real, options) for name, run in runs.items()]
   rows = [row for model in models for row in model['curve']]
   real_row: dict[str, Any] = {'written': real}
@@ -149,16 +102,13 @@ def compare(options: Options) -> dict[str, Any]:
     beside = [] if i else [real_row]
     _mark_copies(run.config.data, [*model['curve'], *beside], 'copies')
   _mark_copies(judge.config.data, [real_row, *rows], 'judge_copies')
-  with sharding.use(judge.mesh):
-    restored = judge.restore(options.checkpoint)
-    params = restored.state.evaluation_params()
-    for row in (real_row, *rows):
-      nats, tokens = likelihood.of_texts(
-        judge.model, params, judge.tokenizer, row['written']
-      )
-      row['judge_perplexity'] = math.exp(float(nats.sum()) / tokens.sum())
+  perplexities, step = comparison.judge_perplexities(
+    judge, options.checkpoint, [row['written'] for row in (real_row, *rows)]
+  )
+  for row, perplexity in zip((real_row, *rows), perplexities, strict=True):
+    row['judge_perplexity'] = perplexity
   for row in (real_row, *rows):
-    row |= variety(row.pop('written'))
+    row |= comparison.variety(row.pop('written'))
   if real_row['judge_copies']:
     logging.warning(
       'the judge was trained on %.1f %% of the held-out texts',
@@ -172,44 +122,10 @@ def compare(options: Options) -> dict[str, Any]:
   return {
     'count': options.count,
     'seed': options.seed,
-    'judge': {'workdir': options.judge, 'step': restored.step},
+    'judge': {'workdir': options.judge, 'step': step},
     'real': real_row,
     'models': models,
   }
-
-
-def open_run(workdir: str) -> run_lib.Run:
-  """A trained decoder-only run, by the config that its folder holds.
-
-  Raises:
-    ConfigError: there is none.
-  """
-  path = pathlib.Path(workdir) / run_lib.CONFIG_FILE
-  try:
-    config = config_lib.from_json(path.read_text())
-  except OSError as error:
-    raise config_lib.ConfigError(
-      f'{workdir} holds no trained run: {path} cannot be read: {error.strerror}'
-    ) from error
-  except ValueError as error:  # Also a ConfigError.
-    raise config_lib.ConfigError(f'{path}: {error}') from error
-  config_lib.check(
-    not config.model.cross and not config.data.inputs_field,
-    f'{workdir} answers inputs; only a model that writes from nothing can be '
-    "compared: model.architecture='decoder' and data.inputs_field=''",
-  )
-  try:
-    sharding.make_mesh(config.parallel)
-  except config_lib.ConfigError:
-    # It was trained on other devices than there are here.
-    config = dataclasses.replace(config, parallel=config_lib.Parallel())
-  run = run_lib.open_run(config, workdir, create=False)
-  config_lib.check(
-    bool(run.checkpoints.steps()),
-    f'{workdir} holds no checkpoint; train it first',
-  )
-  loop.enable_compilation_cache(run.config)
-  return run
 
 
 def held_out(config: config_lib.Data, options: Options) -> list[str]:
@@ -218,7 +134,7 @@ def held_out(config: config_lib.Data, options: Options) -> list[str]:
   Raises:
     ConfigError: there are fewer.
   """
-  split: loader.Split = 'test' if config.test else 'validation'
+  split = comparison.held_out_split(config)
   texts = list(loader.texts(config, split))
   config_lib.check(
     len(texts) >= options.count,
@@ -227,24 +143,6 @@ def held_out(config: config_lib.Data, options: Options) -> list[str]:
   )
   order = np.random.default_rng(options.seed % 2**32).permutation(len(texts))
   return [texts[i] for i in order[: options.count]]
-
-
-def variety(texts: Sequence[str]) -> dict[str, float]:
-  """Numbers of a set of texts, which depend on how many they are.
-
-  mean_length counts words; duplicates is the share of texts that stand there
-  before, empty of those without a word.
-  """
-  return {
-    'texts': len(texts),
-    'self_bleu_4': ngram.self_bleu(texts),
-    'distinct_1': ngram.distinct(texts, 1),
-    'distinct_2': ngram.distinct(texts, 2),
-    'distinct_4': ngram.distinct(texts, 4),
-    'mean_length': float(np.mean([len(ngram.words(text)) for text in texts])),
-    'duplicates': 1 - len(set(texts)) / len(texts),
-    'empty': float(np.mean([not ngram.words(text) for text in texts])),
-  }
 
 
 def swap(
@@ -276,7 +174,7 @@ def swap(
   if not fitting:
     return {'pairs': 0, 'share': None, 'own': None, 'other': None}
   posterior = origin.encode(run.model, params, run.tokenizer, fitting, limit)
-  config = _sampling(run.config, 0.0, len(fitting), 0)
+  config = comparison.sampling(run.config, 0.0, len(fitting), 0)
   samples = write(
     config, run.model, params, run.tokenizer, [''], latents=posterior.mean
   )
@@ -297,26 +195,6 @@ def swap(
   }
 
 
-def _sampling(
-  config: config_lib.Config, temperature: float, count: int, seed: int
-) -> config_lib.Config:
-  """The config to write `count` texts from nothing, or from the prior."""
-  options = config_lib.Generate(
-    source='prior' if config.model.latent.dim else 'prompt',
-    temperature=temperature,
-    count=count,
-    max_tokens=max(1, config.model.max_length - 1),
-    seed=seed,
-  )
-  return dataclasses.replace(config, generate=options)
-
-
-def _names(workdirs: Sequence[str]) -> list[str]:
-  """Names of folders, or their paths where names are the same."""
-  names = [pathlib.Path(workdir).resolve().name for workdir in workdirs]
-  return names if len(set(names)) == len(names) else list(workdirs)
-
-
 def _generate(
   name: str, run: run_lib.Run, real: Sequence[str], options: Options
 ) -> dict[str, Any]:
@@ -328,7 +206,9 @@ def _generate(
     for temperature in options.temperatures:
       begin = time.perf_counter()
       samples = generation.generate(
-        _sampling(run.config, temperature, options.count, options.seed),
+        comparison.sampling(
+          run.config, temperature, options.count, options.seed
+        ),
         run.model,
         params,
         run.tokenizer,
@@ -341,8 +221,8 @@ def _generate(
         f'{len(samples):,}',
         time.perf_counter() - begin,
       )
-      file = f'{name.replace(os.sep, "_")}-{temperature:g}'
-      _write(
+      file = f'{name}-{temperature:g}'
+      comparison.write(
         options.out,
         file,
         [{'text': s.text, 'logprob': s.logprob} for s in samples],
@@ -370,12 +250,8 @@ def _mark_copies(
   config: config_lib.Data, rows: Sequence[dict[str, Any]], name: str
 ):
   """Sets the share of texts that are texts of the training data."""
-  wanted = {text.strip() for row in rows for text in row['written']}
-  known = {
-    text.strip()
-    for text in loader.texts(config, 'train')
-    if text.strip() in wanted
-  }
+  wanted = [text for row in rows for text in row['written']]
+  known = comparison.known(config, wanted)
   for row in rows:
     row[name] = float(np.mean([t.strip() in known for t in row['written']]))
 
@@ -397,19 +273,6 @@ def _last_test(workdir: pathlib.Path) -> dict[str, float]:
   return {}
 
 
-def _write(folder: pathlib.Path, name: str, records: Sequence[dict[str, Any]]):
-  path = folder / 'texts' / f'{name}.jsonl'
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open('w', encoding='utf-8') as file:
-      for record in records:
-        file.write(json.dumps(record, ensure_ascii=False) + '\n')
-  except OSError as error:
-    raise config_lib.ConfigError(
-      f'--out={folder} cannot be written: {error.strerror}'
-    ) from error
-
-
 def main(argv: Sequence[str]) -> int:
   """Compares the runs; returns the exit code."""
   try:
@@ -427,11 +290,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == '__main__':
-  host.keep_freed_memory()
-  # Imports have set up handlers of their own.
-  logging.basicConfig(
-    level=logging.INFO, format='%(levelname)s %(message)s', force=True
-  )
-  absl.logging.set_verbosity(absl.logging.WARNING)
-  logging.getLogger('jax').setLevel(logging.WARNING)
+  comparison.start()
   sys.exit(main(sys.argv))

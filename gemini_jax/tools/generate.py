@@ -31,7 +31,7 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
   if config.data.tasks:
     asked = request.fill(run.config, run.tokenizer)
   # What is wrong with a wish is told before anything is computed.
-  examples = guide_lib.examples(config) if config.generate.steer else ()
+  examples = guide_lib.examples(config) if config.generate.steer else None
   loop.enable_compilation_cache(run.config)
   with sharding.use(run.mesh):
     restored = run.restore(config.generate.checkpoint)

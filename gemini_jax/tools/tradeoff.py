@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from gemini_jax import config as config_lib
+from gemini_jax.tools import comparison
 
 _COLUMNS = {
   'self_bleu_4': ('self-BLEU-4', '.3f'),
@@ -83,7 +84,7 @@ def table(result: Mapping[str, Any]) -> str:
         f'{swapped["own"]:.3f}/{swapped["other"]:.3f}',
       ]
     more.append([model['name'], *cells])
-  parts = [_align(lines), _align(more)]
+  parts = [comparison.align(lines), comparison.align(more)]
   for model in result['models'][1:]:
     equal = [['at a judge perplexity of', 'self-BLEU-4', model['name']]]
     equal[0][1] += f' of {result["models"][0]["name"]}'
@@ -96,24 +97,8 @@ def table(result: Mapping[str, Any]) -> str:
       for row in model['at_equal_perplexity']
     ]
     if len(equal) > 1:
-      parts.append(_align(equal))
+      parts.append(comparison.align(equal))
   return '\n\n'.join(parts)
-
-
-def _align(lines: Sequence[Sequence[str]]) -> str:
-  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  return '\n'.join(
-    '  '.join(
-      [
-        line[0].ljust(widths[0]),
-        *(
-          cell.rjust(width)
-          for cell, width in zip(line[1:], widths[1:], strict=True)
-        ),
-      ]
-    ).rstrip()
-    for line in lines
-  )
 
 
 def check():

@@ -325,7 +325,7 @@ def write_labelled(path, *records):
   return config.Data(train=(f'jsonl:{path}',))
 
 
-def test_labels_are_read_in_order_and_others_counted(tmp_path, caplog):
+def test_labels_are_read_and_others_counted(tmp_path, caplog):
   """Strings, numbers and booleans as text; null is not known."""
   data = write_labelled(
     tmp_path / 'labelled.jsonl',
@@ -337,17 +337,42 @@ def test_labels_are_read_in_order_and_others_counted(tmp_path, caplog):
     {'text': 'e', 'label': {'tone': 'negative', 'stars': None}},
     {'text': 'f', 'label': {'tone': 'negative'}},
   )
-  found = [
+  expected = [
     ('a', {'tone': 'positive', 'stars': '3', 'new': 'true'}),
     ('e', {'tone': 'negative'}),
     ('f', {'tone': 'negative'}),
   ]
   with caplog.at_level('INFO'):
-    assert loader.labelled(data, 'train', 9) == found
-  assert "3 texts with labels, 4 unusable: 1 'label' of 'tone'" in caplog.text
+    found = loader.labelled(data, 'train', 9)
+  assert sorted(found, key=str) == expected
+  told = "3 texts with labels read, 4 unusable: 1 'label' of 'tone'"
+  assert told in caplog.text
   assert loader.labelled(data, 'train', 2) == found[:2]
   twice = config.Data(train=data.train * 2)
-  assert loader.labelled(twice, 'train', 5) == [*found, *found[:2]]
+  found = loader.labelled(twice, 'train', 9)
+  assert sorted(found, key=str) == sorted(expected * 2, key=str)
+
+
+def test_labels_of_sorted_records_are_mixed(tmp_path):
+  """A choice has every part of every source, and is the seed's alone."""
+  lines = [{'text': f'{i}', 'label': {'half': i // 500}} for i in range(1000)]
+  write_labelled(tmp_path / 'a.jsonl', *lines[:800])
+  write_labelled(tmp_path / 'b.jsonl', *lines[800:])
+  train = (f'jsonl:{tmp_path}/a.jsonl', f'jsonl:{tmp_path}/b.jsonl#[:100]')
+  data = config.Data(train=train)
+  found = loader.labelled(data, 'train', 400)
+  numbers = [int(text) for text, _ in found]
+  assert len(set(numbers)) == 400 and max(numbers) < 900
+  assert all(
+    label == {'half': str(i // 500)}
+    for (_, label), i in zip(found, numbers, strict=True)
+  )
+  # Of 900 records 500, 100 are of the first half, of the second source.
+  assert 190 < sum(i < 500 for i in numbers) < 255
+  assert 30 < sum(i >= 800 for i in numbers) < 60
+  assert loader.labelled(data, 'train', 400) == found
+  other = loader.labelled(data, 'train', 400, seed=-1)
+  assert len({text for text, _ in other} - {text for text, _ in found}) > 100
 
 
 def test_texts_without_labels_are_refused(tmp_path):

@@ -62,6 +62,26 @@ def test_probabilities_are_those_of_draws_not_of_means():
   np.testing.assert_allclose(probs, 1 / (1 + np.exp(-points[:, 0])), atol=0.08)
 
 
+def test_what_was_chosen_by_its_value_is_corrected():
+  """Log-odds are those among all texts, of which a twentieth is of b."""
+  rng = np.random.default_rng(1)
+  which_N = np.arange(800) % 2
+  mean_NF = np.zeros((800, F))
+  mean_NF[:, 0] = rng.normal(2 * which_N - 1, 1)
+  labels = [{'side': 'ab'[which]} for which in which_N]
+  shares = {'side': {'a': 0.95, 'b': 0.05}}
+  found = features(mean_NF, 0.0)
+  model = attribute.fit(found, labels, ['side'], STANDARD, shares=shares)
+  points = np.zeros((5, F))
+  points[:, 0] = [-1, 0, 1, 2, 3]
+  probs = probabilities(model['side'], points)[:, 1]
+  # Two normals of variance 1 at -1 and 1: log-odds are 2 x and the prior's.
+  expected = 1 / (1 + 19 * np.exp(-2 * points[:, 0]))
+  np.testing.assert_allclose(probs, expected, atol=0.1)
+  plain = attribute.fit(found, labels, ['side'], STANDARD)
+  assert probabilities(plain['side'], points)[2, 1] > 0.75
+
+
 def test_attributes_are_learned_together_and_a_missing_label_is_no_value():
   """Each equals what it is alone; texts without a label have no say."""
   found, labels, _ = separable(3, count=300)
@@ -94,6 +114,12 @@ def test_features_that_tell_nothing_leave_the_frequencies(caplog):
   share = np.mean([label['kind'] == 'b' for label in labels])
   probs = probabilities(fitted['kind'], mean_NF)
   np.testing.assert_allclose(probs[:, 1], share, rtol=1e-5)
+  known = {'kind': {'a': 0.9, 'b': 0.1}}
+  fitted = attribute.fit(
+    features(mean_NF, 0.5), labels, ['kind'], STANDARD, shares=known
+  )
+  probs = probabilities(fitted['kind'], mean_NF)
+  np.testing.assert_allclose(probs[:, 1], 0.1, rtol=1e-5)
 
 
 def test_places_of_a_text_are_drawn_where_they_are():

@@ -10,56 +10,10 @@ import numpy as np
 import pytest
 
 import grammar
-import tiny
-from gemini_jax import command
 from gemini_jax import config as config_lib
 from gemini_jax.infer import generation, origin
 from gemini_jax.models import latent
-from gemini_jax.tools import diversity, tradeoff
-from gemini_jax.train import run as run_lib
-from gemini_jax.train import step as step_lib
-
-
-def lines(folder, *more):
-  source = f'jsonl:{folder}/texts.jsonl'
-  return (
-    f"data.train = ('{source}#[!3::4]',)",
-    f"data.validation = ('{source}#[3::8]',)",
-    f"data.test = ('{source}#[7::8]',)",
-    'data.pack = False',
-    "tokenizer.kind = 'sentencepiece'",
-    'tokenizer.vocab_size = 400',
-    'model.num_layers = 1',
-    'model.max_length = 40',
-    'data.sequence_length = 40',
-    *more,
-  )
-
-
-@pytest.fixture(scope='module')
-def runs(tmp_path_factory):
-  """A folder with a language model, a copy to judge, and one of z.
-
-  They are not trained.
-  """
-  folder = tmp_path_factory.mktemp('runs')
-  grammar.write(folder / 'texts.jsonl', 200)
-  latent_dim = 'model.latent.dim = 4'
-  for name, more in (
-    ('lm', ()),
-    ('vae', (latent_dim, 'model.num_encoder_layers = 1')),
-  ):
-    file = tiny.experiment(folder, *lines(folder, *more), name=f'{name}.py')
-    config = command.parse(['', f'--config={file}'], {}).config
-    run = run_lib.open_run(config, folder / name, create=True)
-    state = step_lib.init_state(
-      run.config, run.model, run.optimizer, run.abstract
-    )
-    run.checkpoints.save(1, state, {})
-    run.checkpoints.wait()
-  (folder / 'vae/metrics.jsonl').write_text('{"step": 1, "test/rate": 2.5}\n')
-  shutil.copytree(folder / 'lm', folder / 'judge')
-  return folder
+from gemini_jax.tools import comparison, diversity, tradeoff
 
 
 def flags(runs, *more):
@@ -87,7 +41,7 @@ def test_runs_are_compared(runs, capsys):
       file = f'{model["name"]}-{row["temperature"]:g}.jsonl'
       written = (runs / 'out/texts' / file).read_text().splitlines()
       texts = [json.loads(line)['text'] for line in written]
-      assert diversity.variety(texts)['self_bleu_4'] == row['self_bleu_4']
+      assert comparison.variety(texts)['self_bleu_4'] == row['self_bleu_4']
   lm, vae = result['models']
   assert lm['swap'] is None and vae['swap']['pairs'] == 6
   assert lm['test'] == {} and vae['test'] == {'rate': 2.5}
@@ -139,15 +93,6 @@ def test_without_matplotlib_the_remedy_is_told(runs, capsys, monkeypatch):
   monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
   message = refused(capsys, *flags(runs))
   assert message.endswith("pip install 'gemini_jax[plot]'")
-
-
-def test_a_run_of_other_devices_is_opened_on_those_here(runs, tmp_path):
-  shutil.copytree(runs / 'lm', tmp_path / 'lm')
-  file = tmp_path / 'lm/config.json'
-  config = json.loads(file.read_text())
-  config['parallel']['data'] = 64
-  file.write_text(json.dumps(config))
-  assert diversity.open_run(str(tmp_path / 'lm')).mesh.size == 8
 
 
 def test_a_config_that_cannot_be_read_is_named(runs, tmp_path, capsys):
@@ -226,11 +171,6 @@ def test_curves_are_compared_where_the_judge_finds_them_equal():
   assert [row['judge_perplexity'] for row in found] == [1, 10]
   np.testing.assert_allclose([row['own'] for row in found], [0.6, 0.4])
   assert [row['first'] for row in found] == [0.9, 0.7]
-
-
-def test_folders_of_one_name_are_called_by_their_paths():
-  assert diversity._names(['a/x', 'b/y']) == ['x', 'y']
-  assert diversity._names(['a/x', 'b/x']) == ['a/x', 'b/x']
 
 
 def test_the_last_numbers_of_the_test_split(tmp_path):
