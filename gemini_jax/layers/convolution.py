@@ -41,7 +41,10 @@ class Block(nn.Module):
       real_BHW1: 1 or 0.
     """
     C = x_BHWC.shape[-1]
-    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+    types: dict[str, Any] = {
+      'dtype': self.dtype,
+      'param_dtype': self.param_dtype,
+    }
     kernel_PC: Any = self.param(
       'neighbours',
       nn.with_logical_partitioning(nn.initializers.normal(1 / 3), (None, None)),
@@ -49,12 +52,12 @@ class Block(nn.Module):
       self.param_dtype,
     )
     seen_BHWC = (x_BHWC * real_BHW1).astype(self.dtype)
-    mixed_BHWC = sum(
-      near_BHWC * kernel_C.astype(self.dtype).reshape(1, 1, 1, C)
-      for near_BHWC, kernel_C in zip(
-        neighbours(seen_BHWC), kernel_PC, strict=True
-      )
-    )
+    mixed_BHWC = jnp.zeros_like(seen_BHWC)
+    for near_BHWC, kernel_C in zip(
+      neighbours(seen_BHWC), kernel_PC, strict=True
+    ):
+      kernel_C = kernel_C.astype(self.dtype).reshape(1, 1, 1, C)
+      mixed_BHWC += near_BHWC * kernel_C
     mixed_BHWC = linear.RMSNorm(name='norm', **types)(mixed_BHWC)
     return x_BHWC + feedforward.FeedForward(
       self.expansion * C, gated=False, use_bias=True, name='mlp', **types
@@ -98,7 +101,7 @@ class Extent:
     sizes_B2: real rows and columns; None: all.
   """
 
-  shape: tuple[int, int, int]
+  shape: tuple[int, ...]
   sizes_B2: jax.Array | None
 
   @property

@@ -9,6 +9,7 @@ P cells that are made one, D and E channels of convolutions.
 
 import itertools
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -78,7 +79,7 @@ class Autoencoder(nn.Module):
     self.write = dense(widths[0], self.channels)
 
   @property
-  def _types(self):
+  def _types(self) -> dict[str, Any]:
     return {'dtype': self.dtype, 'param_dtype': self.param_dtype}
 
   def __call__(
@@ -218,6 +219,12 @@ def losses(
   real_BN1 = jnp.broadcast_to(
     extent.after(patch).mask, (*extent.after(patch).shape, 1)
   ).reshape(B, -1, 1)
+
+  def edge(axis):
+    # The later of two neighbours is real only if both are.
+    later = jax.lax.slice_in_dim(real_BHWC, 1, None, axis=axis)
+    return _mean(jnp.abs(jnp.diff(gap_BHWC, axis=axis)), later)
+
   divergence_BNZ = posterior.divergence()
   count = jnp.sum(real_BN1)
   rate_Z = jnp.sum(divergence_BNZ * real_BN1, axis=(0, 1)) / jnp.maximum(
@@ -228,15 +235,7 @@ def losses(
     'mse': _mean(jnp.square(gap_BHWC), real_BHWC),
     'rate': jnp.sum(rate_Z),
     'kl': jnp.sum(jnp.maximum(rate_Z, free_bits * (count > 0))),
-    'edge': 0.5
-    * sum(
-      _mean(
-        jnp.abs(jnp.diff(gap_BHWC, axis=axis)),
-        # The later of two neighbours is real only if both are.
-        jax.lax.slice_in_dim(real_BHWC, 1, None, axis=axis),
-      )
-      for axis in (1, 2)
-    ),
+    'edge': (edge(1) + edge(2)) / 2,
     'spectral': _spectral_convergence(x_BHWC, decoded_BHWC, real_BHWC),
   }
 

@@ -160,7 +160,7 @@ def posterior_of(seed, *shape):
 def test_losses_are_their_formulas():
   """In numpy; one picture of 8x4 of a canvas of 8x8, and none."""
   x, decoded = toy.normal((2, 8, 8, 2), 1), toy.normal((2, 8, 8, 2), 2)
-  posterior = posterior_of(3, 2, 4, Z)
+  posterior = posterior_of(5, 2, 4, Z)
   sizes = jnp.array([[8, 4], [0, 0]])
   terms = autoencoder.losses(
     x, decoded, posterior, (4, 4), sizes, free_bits=0.9
