@@ -146,11 +146,12 @@ def test_a_larger_canvas_changes_nothing(kind, case):
   assert encode._cache_size() == 2
 
 
-@BY_CASE
+# Where in a sound a stem's token is, the sequence tells.
+@pytest.mark.parametrize(
+  ('kind', 'case'), [each for each in EVERY if each != ('audio', 'stem')]
+)
 def test_places_are_seen(kind, case):
-  """Exchanged parts of a medium are not exchanged tokens."""
-  if (kind, case) == ('audio', 'stem'):
-    pytest.skip('the sequence tells where in a sound a token is')
+  """Parts of a medium that move are not tokens that move."""
   encode, sizes = encode_fn(kind, config_of(case)), sizes_of(kind)
   values = values_of(kind)
   other = values.copy()
@@ -158,6 +159,8 @@ def test_places_are_seen(kind, case):
     # The patches of the first row move one to the right.
     other[:, :SIDE] = np.roll(values[:, :SIDE], SIDE, axis=2)
   else:
+    # A short sound in silence comes later.
+    values[:, :8] = values[:, 12:] = 0
     other = np.roll(values, 4, axis=1)
   x_ND, y_ND = (real_tokens(encode(v, sizes), 0) for v in (values, other))
   gaps = np.abs(x_ND[:, None] - y_ND[None]).max(axis=-1)
