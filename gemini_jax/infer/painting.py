@@ -136,8 +136,8 @@ class Painter(decoding.Decoder):
     """What was written, [B, H, W, C] or [B, F, M, 1]; z [B, N, Z]; counts."""
     assert state.written is not None
     config = self.model.config
-    slots_N = jnp.arange(config.soft_tokens(self.kind))
-    at_BN = jnp.minimum(state.starts[:, None] + slots_N, self.length - 1)
+    slots_1N = jnp.arange(config.soft_tokens(self.kind))[None]
+    at_BN = jnp.minimum(state.starts[:, None] + slots_1N, self.length - 1)
     tokens_BN = jnp.take_along_axis(state.tokens, at_BN, axis=1)
     real_BN = tokens_BN == config.placeholder(self.kind)
     count_B = jnp.sum(real_BN, axis=1)
