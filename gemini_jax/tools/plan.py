@@ -8,13 +8,14 @@ B rows, T decoder length, S encoder length.
 import json
 import os
 import pathlib
+import sys
 from typing import Any
 
 import jax
 
 from gemini_jax import config as config_lib
 from gemini_jax.data import tokenizer
-from gemini_jax.tools import program, remedy, report, topology
+from gemini_jax.tools import program, refusal, remedy, report, topology
 from gemini_jax.train import run as run_lib
 
 FILE = 'plan.json'
@@ -24,6 +25,8 @@ _CHARACTERS = 256
 
 def plan(config: config_lib.Config, workdir: str | os.PathLike) -> int:
   """Prints the plan and writes `plan.json`; 1 where a train step does not fit.
+
+  Also 1, and nothing is written, where the compiler refuses for its own reason.
 
   Raises:
     ConfigError: the config does not go with the devices, or these are not
@@ -36,7 +39,11 @@ def plan(config: config_lib.Config, workdir: str | os.PathLike) -> int:
     # No accelerator of this machine is touched for a topology's sake.
     jax.config.update('jax_platforms', 'cpu')
   devices = find_devices(config)
-  measured = program.measure(config, devices)
+  try:
+    measured = program.measure(config, devices)
+  except refusal.RefusedError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 1
   result = report.build(measured, assumptions)
   print(report.spell(result), flush=True)
   if not result['fits']:

@@ -22,9 +22,12 @@ from gemini_jax import config as config_lib
 from gemini_jax.infer import decoding
 from gemini_jax.models import gemini
 from gemini_jax.parallel import chip, pipeline, sharding
-from gemini_jax.tools import hlo, roofline, topology
+from gemini_jax.tools import hlo, refusal, roofline, topology
 from gemini_jax.train import run as run_lib
 from gemini_jax.train import step as step_lib
+
+# Tells libtpu to compile also what does not fit.
+_GO_ON = 'xla_tpu_no_crash_on_oom'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +37,15 @@ class Compiled:
   Attributes:
     seconds: to compile it.
     peak: bytes at most at one time, arguments and results included; None
-      where one array alone is too large for the device.
+      where the compiler refuses it and does not say how many.
     arguments: bytes of its arguments by name.
     temporaries: bytes of all else at the peak.
     flops: of the matrix products.
     traffic: bytes read and written.
     collectives: the slowest first.
     largest: arrays that it makes.
-    problem: what the compiler says where it refuses.
+    problem: what the compiler says where it refuses for want of memory; all
+      but `peak` and `arguments` is unknown then.
     host: bytes in the host's memory, for each device.
   """
 
@@ -56,9 +60,11 @@ class Compiled:
   host: int = 0
 
   @property
-  def temporaries(self) -> int:
+  def temporaries(self) -> int | None:
     """Bytes of what is neither argument nor the state that takes its place."""
-    return max(0, (self.peak or 0) - sum(self.arguments.values()))
+    if self.peak is None:
+      return None
+    return max(0, self.peak - sum(self.arguments.values()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +95,7 @@ class Measured:
 
   def fits(self, part: Compiled) -> bool:
     """Whether one of the steps fits into the memory of a device."""
-    if part.peak is None:
+    if part.peak is None or part.problem:
       return False
     return self.memory is None or part.peak <= self.memory
 
@@ -119,6 +125,7 @@ def measure(config: config_lib.Config, devices: Sequence[Any]) -> Measured:
   Raises:
     ConfigError: the config does not go with the devices, or a library that
       it names is not installed.
+    RefusedError: the compiler refuses, and not for want of memory.
   """
   mesh, parts = layout(config, devices)
   model, optimizer, state = parts
@@ -126,6 +133,7 @@ def measure(config: config_lib.Config, devices: Sequence[Any]) -> Measured:
   with sharding.use(mesh):
     batch = abstract_batch(config, mesh)
     train = _compile(
+      'train step',
       step_lib.jitted(config, model, optimizer, state),
       (state, batch, np.int32(0)),
       {
@@ -142,6 +150,7 @@ def measure(config: config_lib.Config, devices: Sequence[Any]) -> Measured:
     if rows:
       decoder, rows = abstract_rows(config, model, mesh, rows)
       decode = _compile(
+        'decode step',
         jax.jit(decoder.decode_step, donate_argnums=1),
         (state.params, rows),
         {'parameters': state.params, 'cache': rows.cache},
@@ -256,14 +265,15 @@ def _options(
   """Compiler options of the target."""
   if devices[0].platform != 'tpu':
     return {}
-  # What does not fit is compiled as well: then its size is known.
-  options: dict[str, Any] = {'xla_tpu_no_crash_on_oom': True}
+  # What does not fit is compiled as well: then all of it is known.
+  options: dict[str, Any] = {_GO_ON: True}
   if config.plan.fast:
     options['exec_time_optimization_effort'] = -1.0
   return options
 
 
 def _compile(
+  name: str,
   function: Any,
   args: tuple[Any, ...],
   named: dict[str, Any],
@@ -274,16 +284,7 @@ def _compile(
   arguments = {name: local_bytes(tree) for name, tree in named.items()}
   with tempfile.TemporaryDirectory(prefix='gemini_jax_plan_') as folder:
     try:
-      compiled = function.lower(*args).compile(
-        compiler_options=options
-        | {'xla_dump_to': folder, 'xla_dump_hlo_pass_re': 'spmd-partitioning'}
-      )
-    except jax.errors.JaxRuntimeError as error:
-      message = str(error)
-      if 'RESOURCE_EXHAUSTED' not in message:
-        raise
-      seconds = time.monotonic() - begin
-      return Compiled(seconds, None, arguments, problem=message[:500])
+      lowered = function.lower(*args)
     except RuntimeError as error:
       if 'cuDNN not found' not in str(error):
         raise
@@ -291,6 +292,24 @@ def _compile(
         "model.attention_kernel='cudnn' needs cuDNN (no GPU), which is not "
         "installed: pip install nvidia-cudnn-cu12; or set 'chunked'"
       ) from error
+    try:
+      compiled = _compile_or_ask(
+        lowered,
+        options
+        | {'xla_dump_to': folder, 'xla_dump_hlo_pass_re': 'spmd-partitioning'},
+      )
+    except jax.errors.JaxRuntimeError as error:
+      message = str(error)
+      if not refusal.is_for_memory(message):
+        raise refusal.RefusedError(
+          f'the compiler refuses the {name}: {refusal.reason(message)}'
+        ) from error
+      return Compiled(
+        time.monotonic() - begin,
+        refusal.needed(message),
+        arguments,
+        problem=refusal.reason(message),
+      )
     seconds = time.monotonic() - begin
     partitioned = hlo.parse(_partitioned(pathlib.Path(folder)))
   optimised = hlo.parse(compiled.as_text())
@@ -307,6 +326,24 @@ def _compile(
     roofline.largest(optimised),
     host=memory.host_temp_size_in_bytes,
   )
+
+
+def _compile_or_ask(lowered: Any, options: dict[str, Any]) -> Any:
+  """The program; what is far too large is refused with the bytes it needs.
+
+  Raises:
+    JaxRuntimeError: the compiler refuses.
+  """
+  try:
+    return lowered.compile(compiler_options=options)
+  except jax.errors.JaxRuntimeError as error:
+    if _GO_ON not in options or refusal.needed(str(error)):
+      raise
+  # Told to go on whatever the size, libtpu ends with one array that is too
+  # large, or with `Invalid TPU program`. Told nothing, it stops at once and
+  # says how much all of it needs.
+  options = {name: on for name, on in options.items() if name != _GO_ON}
+  return lowered.compile(compiler_options=options)
 
 
 def _peak(memory: Any, platform: str) -> int:

@@ -3,14 +3,15 @@
 import dataclasses
 import itertools
 import math
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
 from gemini_jax import config as config_lib
-from gemini_jax.tools import program, topology
+from gemini_jax.tools import program, refusal, topology
 
 # Suggestions to stop at, and programs to compile at most.
-_ENOUGH, _MOST = 2, 8
+_ENOUGH, _MOST = 2, 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +31,9 @@ class Remedy:
 
 
 def flags(changes: dict[str, Any]) -> str:
-  """The changes as they are typed."""
+  """The changes as they are typed in a shell."""
   return ' '.join(
-    f'--config.{field}={"()" if value == () else value}'
+    f'--config.{field}=' + shlex.quote(str(value).replace("'", '"'))
     for field, value in changes.items()
   )
 
@@ -41,9 +42,13 @@ def search(measured: program.Measured) -> list[Remedy]:
   """Changes that fit, at most two; prints what it tries."""
   found: list[Remedy] = []
   tried = 0
-  for changes in candidates(measured.config, dict(measured.mesh.shape)):
+  offloads = measured.devices[0].platform == 'tpu'
+  mesh = dict(measured.mesh.shape)
+  for changes in candidates(measured.config, mesh, offloads):
     if tried >= _MOST or len(found) >= _ENOUGH:
       break
+    if is_too_little(changes, measured):
+      continue
     try:
       config = apply(measured.config, changes)
       devices = measured.devices
@@ -61,6 +66,9 @@ def search(measured: program.Measured) -> list[Remedy]:
     except config_lib.ConfigError:
       # The change does not go with the rest.
       continue
+    except refusal.RefusedError as error:
+      print(f'-> {error}', flush=True)
+      continue
     peak = remedy.measured.train.peak
     spelled = 'too large' if peak is None else f'{peak / 2**30:,.2f} GiB'
     fits = remedy.measured.fits(remedy.measured.train)
@@ -70,15 +78,41 @@ def search(measured: program.Measured) -> list[Remedy]:
   return found
 
 
+def is_too_little(changes: dict[str, Any], measured: program.Measured) -> bool:
+  """Whether a change is not enough even if it saves all that it can."""
+  train, memory = measured.train, measured.memory
+  if train.peak is None or train.temporaries is None or memory is None:
+    return False
+  if all(field.startswith('parallel.') for field in changes):
+    # Of the state and of gradients, which are no larger; activations stay.
+    state = train.arguments['parameters'] + train.arguments['optimizer']
+    return train.peak - 2 * state > memory
+  if set(changes) == {'optimizer.accumulation_steps'}:
+    steps = measured.config.optimizer.accumulation_steps
+    share = steps / changes['optimizer.accumulation_steps']
+    return train.peak - (1 - share) * train.temporaries > memory
+  return False
+
+
 def candidates(
-  config: config_lib.Config, mesh: dict[str, int]
+  config: config_lib.Config, mesh: dict[str, int], offloads: bool = False
 ) -> Iterator[dict[str, Any]]:
-  """Changes to try, the cheapest for the run first, then several together."""
+  """Changes to try, the cheapest for the run first, then several together.
+
+  Args:
+    config: does not fit.
+    mesh: sizes of its axes.
+    offloads: whether the devices can keep tensors in the host's memory.
+  """
   remat: dict[str, Any] = {}
   if not config.model.remat:
     remat = {'model.remat': True}
   elif config.model.remat_save:
     remat = {'model.remat_save': ()}
+  offload: dict[str, Any] = {}
+  if offloads and config.model.remat and config.model.remat_save:
+    kept = config.model.remat_offload + config.model.remat_save
+    offload = {'model.remat_save': (), 'model.remat_offload': kept}
   fsdp: dict[str, Any] = {}
   if mesh['data'] > 1:
     fsdp = {'parallel.data': 1, 'parallel.fsdp': mesh['data'] * mesh['fsdp']}
@@ -101,7 +135,7 @@ def candidates(
         'parallel.tensor': mesh['tensor'] * 2,
       }
       break
-  alone = [remat, fsdp, *parts[:1], tensor]
+  alone = [offload, remat, fsdp, *parts, tensor]
   yield from (changes for changes in alone if changes)
   together: dict[str, Any] = {}
   for changes in (remat, fsdp, parts[-1] if parts else {}):

@@ -47,8 +47,10 @@ def build(measured: program.Measured, assumptions: list[str]) -> dict[str, Any]:
     ],
     'tokens_per_step': tokens,
     'flops_per_step': model_flops,
-    'executed_flops_per_step': executed * num_devices,
-    'memory_traffic_per_device': train.traffic,
+    'executed_flops_per_step': None
+    if train.problem
+    else executed * num_devices,
+    'memory_traffic_per_device': None if train.problem else train.traffic,
     'collectives': [dataclasses.asdict(c) for c in train.collectives],
     'step_seconds_bound': bound,
     'step_seconds': times,
@@ -68,7 +70,7 @@ def seconds(
   part: program.Compiled, known: chip.Chip | None
 ) -> dict[str, float] | None:
   """The least time of each resource, if a program kept it busy throughout."""
-  if known is None or part.peak is None:
+  if known is None or part.problem:
     return None
   return {
     'compute': part.flops / known.flops,
@@ -189,8 +191,6 @@ def spell(result: dict[str, Any]) -> str:
   ]
   if result['host_bytes_per_device']:
     lines.append(f'  {_gib(result["host_bytes_per_device"])}  on the host')
-  if result['problem']:
-    lines.append(f'  the compiler says: {result["problem"]}')
   lines += ['', 'largest tensors on a device']
   lines += [
     f'  {_gib(tensor["bytes"])}  {tensor["shape"]:34} {tensor["source"][-70:]}'
@@ -198,14 +198,17 @@ def spell(result: dict[str, Any]) -> str:
       result['largest_tensors'], key=lambda tensor: -tensor['bytes']
     )
   ]
-  share = result['executed_flops_per_step'] / result['flops_per_step']
-  lines += [
-    '',
-    f'FLOPs of a step: {result["flops_per_step"]:.3e} of the model, '
-    f'{share:.2f} times as many executed',
-    'collectives of a step',
-    *_collectives(result['collectives']),
-  ]
+  flops = f'FLOPs of a step: {result["flops_per_step"]:.3e} of the model'
+  if result['problem']:
+    lines += ['', flops]
+  else:
+    share = result['executed_flops_per_step'] / result['flops_per_step']
+    lines += [
+      '',
+      f'{flops}, {share:.2f} times as many executed',
+      'collectives of a step',
+      *_collectives(result['collectives']),
+    ]
   if result['step_seconds']:
     lines += [
       '',
@@ -248,15 +251,20 @@ def _memory(result: dict[str, Any], name: str) -> list[str]:
   lines += [
     f'  {_gib(size)}  {part.replace("_", " ")}'
     for part, size in result['breakdown'].items()
+    if size is not None
   ]
   of = f' of {memory / _GIB:,.2f} GiB' if memory else ''
   if peak is None:
-    return [*lines, f'  more than the device has{of}']
-  spare = ''
-  if memory:
-    left = 1 - peak / memory
-    spare = f' ({left:.0%} to spare)' if left >= 0 else ' (DOES NOT FIT)'
-  return [*lines, f'  {_gib(peak)}  at the peak{of}{spare}']
+    lines.append(f'  more than the device has{of}')
+  else:
+    spare = ''
+    if memory:
+      left = 1 - peak / memory
+      spare = f' ({left:.0%} to spare)' if left >= 0 else ' (DOES NOT FIT)'
+    lines.append(f'  {_gib(peak)}  at the peak{of}{spare}')
+  if result['problem']:
+    lines.append(f'  the compiler says: {result["problem"]}')
+  return lines
 
 
 def _collectives(collectives: list[dict[str, Any]]) -> list[str]:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import shlex
 import types
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import tiny
+from gemini_jax import command
 from gemini_jax import config as config_lib
 from gemini_jax.parallel import sharding
 from gemini_jax.tools import plan, program, remedy, report, topology
@@ -109,7 +111,7 @@ def test_collectives_are_named_by_their_axes(measured):
 def test_the_decode_step_is_planned():
   config = tiny.replace(CONFIG, 'plan.decode_batch_size', 8)
   decode = program.measure(config, jax.devices()).decode
-  assert decode is not None
+  assert decode is not None and decode.peak is not None
   model = config.model
   cache = 2 * model.num_layers * 8 * 32 * model.kv_heads * model.head_width * 4
   assert decode.arguments['cache'] == cache / 8
@@ -159,7 +161,7 @@ def test_what_does_not_fit_is_refused_with_changes_that_fit(tmp_path, capsys):
   flags = result['suggestions'][0]['flags']
   assert flags in shown
   # Typed as it was suggested, it fits.
-  changes = [flag.removeprefix('--config.') for flag in flags.split()]
+  changes = [flag.removeprefix('--config.') for flag in shlex.split(flags)]
   assert tiny.run(file, tmp_path / 'c', too_small, *changes, mode='plan') == 0
   assert (
     read(tmp_path / 'c')['bytes_per_device']
@@ -174,6 +176,58 @@ def test_suggestions_keep_the_batch_and_the_mesh_whole():
     assert config != CONFIG
     assert remedy.flags(changes).startswith('--config.')
   assert len(list(remedy.candidates(CONFIG, mesh))) >= 5
+
+
+def test_what_remat_keeps_may_go_to_the_host_of_a_tpu():
+  mesh = {'data': 4, 'fsdp': 2, 'tensor': 1, 'expert': 1}
+  config = tiny.replace(CONFIG, 'model.remat', True)
+  config = tiny.replace(config, 'model.remat_save', ('attended', 'residual'))
+  config = tiny.replace(config, 'model.remat_offload', ('query',))
+  changes = next(remedy.candidates(config, mesh, offloads=True))
+  model = remedy.apply(config, changes).model
+  assert model.remat_save == ()
+  assert sorted(model.remat_offload) == ['attended', 'query', 'residual']
+  assert all(
+    'model.remat_offload' not in changes
+    for changes in remedy.candidates(config, mesh)
+  )
+
+
+def test_what_cannot_be_enough_is_not_compiled(measured):
+  state = {'parameters': 10, 'optimizer': 20}
+  train = program.Compiled(0.0, 1000, state)
+  spread = {'parallel.data': 1, 'parallel.fsdp': 8}
+  steps = measured.config.optimizer.accumulation_steps
+  halves = {'optimizer.accumulation_steps': 2 * steps}
+  for limit, changes, expected in (
+    (940, spread, False),
+    (939, spread, True),
+    (515, halves, False),
+    (514, halves, True),
+    (1, {'model.remat': True}, False),
+    (1, spread | {'model.remat': True}, False),
+  ):
+    config = tiny.replace(CONFIG, 'plan.device_memory_bytes', limit)
+    large = dataclasses.replace(measured, config=config, train=train)
+    assert remedy.is_too_little(changes, large) == expected
+    # Where nothing is known, nothing is left out.
+    unknown = dataclasses.replace(train, peak=None)
+    large = dataclasses.replace(large, train=unknown)
+    assert not remedy.is_too_little(changes, large)
+
+
+def test_suggestions_can_be_typed(tmp_path):
+  """Through a shell, tuples too."""
+  file = tiny.experiment(tmp_path, 'model.remat = True')
+  changes = {
+    'model.remat_save': (),
+    'model.remat_offload': ('attended', 'residual'),
+    'optimizer.accumulation_steps': 2,
+    'plan.topology': 'v5e:2x4',
+  }
+  typed = shlex.split(remedy.flags(changes))
+  config = command.parse(['main', f'--config={file}', *typed], {}).config
+  assert remedy.apply(config, changes) == config
 
 
 def test_a_mistake_costs_exit_code_2(tmp_path, capsys):
