@@ -9,7 +9,7 @@ import re
 import ml_collections
 import pytest
 
-from gemini_jax import command
+from gemini_jax import architecture, command
 from gemini_jax import config as config_lib
 
 SECTIONS = {
@@ -41,7 +41,8 @@ def test_unknown_fields_are_told_with_the_nearest_name():
   )
   assert refused('loss_weights.qqq', 3) == (
     'loss_weights.qqq is not a field of loss_weights; accepted: '
-    'kl, min_rate, router_balance, router_z, z_loss'
+    'detail, kl, media_nll, media_rate, min_rate, reconstruction, '
+    'router_balance, router_z, z_loss'
   )
 
 
@@ -338,6 +339,70 @@ RANGES = {
     1.5,
     'data.augment.frequency_mask_share=1.5 must be at least 0 and at most 1',
   ),
+  'model.image.height': (-1, 'model.image.height=-1 must be at least 0'),
+  'model.image.width': (-1, 'model.image.width=-1 must be at least 0'),
+  'model.image.num_layers': (
+    -1,
+    'model.image.num_layers=-1 must be at least 0',
+  ),
+  'model.image.num_tokens': (
+    -1,
+    'model.image.num_tokens=-1 must be at least 0',
+  ),
+  'model.image.patch': (0, 'model.image.patch=0 must be at least 1'),
+  'model.audio.rate': (-1, 'model.audio.rate=-1 must be at least 0'),
+  'model.audio.low': (-1.0, 'model.audio.low=-1.0 must be at least 0'),
+  'model.audio.num_layers': (
+    -1,
+    'model.audio.num_layers=-1 must be at least 0',
+  ),
+  'model.audio.num_tokens': (
+    -1,
+    'model.audio.num_tokens=-1 must be at least 0',
+  ),
+  'model.audio.num_mels': (0, 'model.audio.num_mels=0 must be at least 1'),
+  'model.audio.patch': (0, 'model.audio.patch=0 must be at least 1'),
+  'model.video.num_frames': (
+    -1,
+    'model.video.num_frames=-1 must be at least 0',
+  ),
+  'model.video.frame_tokens': (
+    -1,
+    'model.video.frame_tokens=-1 must be at least 0',
+  ),
+  'model.image.autoencoder.dim': (
+    -1,
+    'autoencoder.dim=-1 must be at least 0',
+  ),
+  'model.image.autoencoder.width': (
+    0,
+    'autoencoder.width=0 must be at least 1',
+  ),
+  'model.image.autoencoder.num_blocks': (
+    0,
+    'autoencoder.num_blocks=0 must be at least 1',
+  ),
+  'model.image.autoencoder.num_components': (
+    0,
+    'autoencoder.num_components=0 must be at least 1',
+  ),
+  'model.audio.seconds': (0.0, 'model.audio.seconds=0.0 must be above 0'),
+  'model.audio.window': (0.0, 'model.audio.window=0.0 must be above 0'),
+  'model.audio.hop': (0.0, 'model.audio.hop=0.0 must be above 0'),
+  'data.media_dropout': (
+    1.0,
+    'data.media_dropout=1.0 must be at least 0 and below 1',
+  ),
+  'data.inputs_dropout': (
+    1.0,
+    'data.inputs_dropout=1.0 must be at least 0 and below 1',
+  ),
+  'data.audio_rate': (0, 'data.audio_rate=0 must be at least 1'),
+  'eval.judged': (-1, 'eval.judged=-1 must be at least 0'),
+  'generate.guidance': (
+    -1.0,
+    'generate.guidance=-1.0 must be at least 0',
+  ),
   'data.augment.noise_db': (
     (9.0, 5.0),
     'data.augment.noise_db=(9.0, 5.0) must be empty or (low, high)',
@@ -393,7 +458,60 @@ CONFLICTS = [
       'data.targets_field': 'y',
     },
     'data.deduplicate=True is for plain text; data.inputs_field='
-    "'x' makes pairs",
+    "'x' and data.tasks=() make pairs",
+  ),
+  (
+    {
+      'data.tasks': ('{a} -> {b}',),
+      'data.inputs_field': 'x',
+      'data.targets_field': 'y',
+    },
+    "data.tasks=('{a} -> {b}',) and data.inputs_field='x' must not both be set",
+  ),
+  (
+    {'model.image': {'height': 16, 'width': 12, 'patch': 8}},
+    'model.image.patch=8 must divide model.image.height=16 and '
+    'model.image.width=12',
+  ),
+  (
+    {'model.image': {'height': 16}},
+    'model.image.height=16 and model.image.width=0 must be set together',
+  ),
+  (
+    {'model.audio': {'rate': 8000, 'high': 5000.0}},
+    'model.audio.high=5000.0 must be above model.audio.low=20.0 and at most '
+    'half of model.audio.rate=8000',
+  ),
+  (
+    {'model.audio': {'rate': 10, 'low': 1.0}},
+    'model.audio.hop=0.01 is less than a sample',
+  ),
+  (
+    {'model.video': {'num_frames': 4}},
+    'model.video.num_frames=4 needs model.image.height and '
+    'model.image.width, of the frames',
+  ),
+  (
+    {
+      'model.image': {'height': 8, 'width': 8, 'num_tokens': 3},
+      'model.video': {'num_frames': 4, 'frame_tokens': 2},
+    },
+    'model.video.frame_tokens=2 are rectangles of patches: of the tokens that '
+    'model.image.num_tokens=3 leaves, use 0 or 1',
+  ),
+  (
+    {'model.head_dim': 6, 'model.image': {'num_layers': 1}},
+    'model.head_dim=6 must be a multiple of 4 for '
+    "model.image.position='rotary' in model.image.num_layers=1",
+  ),
+  (
+    {
+      'model.position': 'none',
+      'model.head_dim': 7,
+      'model.audio': {'num_layers': 1},
+    },
+    'model.head_dim=7 must be even for the rotary positions of '
+    'model.audio.num_layers=1',
   ),
   (
     {'data.train': ('a:b',), 'data.weights': (0.0,)},
@@ -459,14 +577,15 @@ def test_values_that_do_not_go_together_are_refused(values, message):
 
 
 def test_every_check_is_tested_here():
-  """A new `check` in config.py needs its message in a table above."""
-  tree = ast.parse(inspect.getsource(config_lib))
+  """A new `check` of a field needs its message in a table above."""
   checks = [
     node
-    for item in tree.body
+    for module in (config_lib, architecture)
+    for item in ast.parse(inspect.getsource(module)).body
     if isinstance(item, ast.ClassDef)
     for node in ast.walk(item)
-    if isinstance(node, ast.Call) and ast.unparse(node.func) == 'check'
+    if isinstance(node, ast.Call)
+    and ast.unparse(node.func) in ('check', 'schema.check')
   ]
   messages = [message for _, message in RANGES.values()]
   messages += [message for _, message in CONFLICTS]
@@ -485,9 +604,9 @@ def test_every_least_value_is_tested_here():
   """So do the fields that at_least and is_share look at."""
   calls = re.findall(
     r"(?:at_least|is_share)\(self, ('[\w.]+'|path), (?:\d, )?([^)]*)\)",
-    inspect.getsource(config_lib),
+    inspect.getsource(config_lib) + inspect.getsource(architecture),
   )
-  assert len(calls) > 10
+  assert len(calls) > 20
   tested = {path.split('.')[-1] for path in RANGES}
   for _, names in calls:
     assert set(re.findall(r"'(\w+)'", names)) <= tested, names

@@ -87,7 +87,8 @@ class Perception(nn.Module):
     self.encoders = {
       kind: encoders.Encoder(config, kind, self.schedule)
       for kind in ('image', 'audio')
-      if kind in config.kinds and kind not in self.autoencoders
+      if kind in config.kinds
+      and (kind not in self.autoencoders or reads_frames(config, kind))
     }
     if 'video' in config.kinds:
       self.video = encoders.Video(config, self.encoders['image'])
@@ -220,6 +221,11 @@ _LOSSES = {
 def written(config: config_lib.Model) -> tuple[str, ...]:
   """The kinds that are read and written as z."""
   return tuple(kind for kind in config.kinds if config.writes(kind))
+
+
+def reads_frames(config: config_lib.Model, kind: str) -> bool:
+  """Whether the encoder of a kind reads the frames of videos."""
+  return kind == 'image' and 'video' in config.kinds
 
 
 def part(config: config_lib.Model, kind: str) -> Any:

@@ -23,7 +23,9 @@ def model():
 def test_batches_of_a_split_equal_one_big_batch(model):
   """The last one is half padding, whose content must not matter."""
   network, params = model
-  step = jax.jit(functools.partial(evaluation.eval_step, model=network))
+  step = jax.jit(
+    functools.partial(evaluation.eval_step, model=network, whole=False)
+  )
   whole = toy.batch(rows=5)
   padded = jax.tree.map(lambda leaf: np.concatenate([leaf, leaf[:1]]), whole)
   weights_BT = np.array(padded.weights)
@@ -32,8 +34,8 @@ def test_batches_of_a_split_equal_one_big_batch(model):
   batches = [
     jax.tree.map(lambda leaf, i=i: leaf[i : i + 2], padded) for i in (0, 2, 4)
   ]
-  values = evaluation.evaluate(step, params, batches, 0.25)
-  expected = evaluation.evaluate(step, params, [whole], 0.25)
+  values = evaluation.evaluate(step, params, batches, 4.0)
+  expected = evaluation.evaluate(step, params, [whole], 4.0)
   assert values == pytest.approx(expected, rel=1e-5)
   # A mean of the batches' means is something else.
   means = [
@@ -45,10 +47,10 @@ def test_batches_of_a_split_equal_one_big_batch(model):
 
 def test_evaluation_has_no_dropout_and_no_smoothing(model):
   network, params = model
-  sums = evaluation.eval_step(params, toy.batch(), model=network)
+  sums = evaluation.eval_step(params, toy.batch(), model=network, whole=False)
   assert float(sums.objective) == float(sums.loss)
   dropped = gemini.Gemini(tiny.config(model={'dropout': 0.5}).model)
-  again = evaluation.eval_step(params, toy.batch(), model=dropped)
+  again = evaluation.eval_step(params, toy.batch(), model=dropped, whole=False)
   assert float(again.loss) == float(sums.loss)
 
 
@@ -59,8 +61,8 @@ def test_numbers_of_a_split():
     correct=np.float64(30),
     weight=np.float64(40),
   )
-  # A quarter of the targets is one byte: 10 targets for 40 bytes.
-  values = evaluation.summarize(total, 0.25)
+  # Four bytes for each of 40 targets.
+  values = evaluation.summarize(total, 4.0)
   assert values == pytest.approx(
     {
       'loss': 1.5,
@@ -85,3 +87,22 @@ def test_sums_of_many_batches_lose_no_token():
     lambda params, batch: batch, None, [sums, one, one, one], None
   )
   assert values['loss'] * (2**24 + 3) == pytest.approx(8, rel=1e-12)
+
+
+def test_whole_examples_are_counted(model):
+  """Those whose every weighted target is the likeliest token."""
+  network, params = model
+  batch = toy.batch(rows=5)
+  logits, _ = network.apply({'params': params}, batch)
+  targets = np.argmax(logits, axis=-1).astype(np.int32)
+  weights = np.array(batch.weights)
+  # One is wrong at a place that counts, one at a place that does not; the
+  # last is padding.
+  targets[[1, 2], 3] = (targets[[1, 2], 3] + 1) % toy.VOCAB_SIZE
+  weights[2, 3] = 0
+  weights[4] = 0
+  batch = batch.replace(targets=targets, weights=weights)
+  step = functools.partial(evaluation.eval_step, model=network, whole=True)
+  values = evaluation.evaluate(step, params, [batch], None)
+  assert values['accuracy'] == 0.75
+  assert 0.95 < values['token_accuracy'] < 1
