@@ -119,6 +119,7 @@ class Peer:
       'block_size': config.data.sequence_length,
       'vocab_size': model.vocab_size,
       'batch_size': config.data.batch_size,
+      'dtype': model.dtype,
       'threads': 2,
     }
     self._process = subprocess.Popen(
@@ -212,12 +213,16 @@ def bench_step(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
       peer.close()
   overall = {name: statistics.median(v) for name, v in medians.items()}
   tokens = config.data.batch_size * config.data.sequence_length
+  peak = metrics.peak_flops(jax.devices()[0], config.model.dtype)
+  flops = metrics.step_flops(config) / overall['ours'] / jax.device_count()
   result: dict[str, Any] = {
     'what': 'step',
     'device': jax.devices()[0].device_kind,
     'num_params': ours.num_params,
     'ours_seconds': overall['ours'],
     'tokens_per_second': tokens / overall['ours'],
+    # None where the device's peak is not known.
+    'mfu': flops / peak if peak else None,
     'matmul_seconds': matmul_seconds(config),
   }
   for name, values in medians.items():

@@ -18,17 +18,22 @@ def main():
   from model import GPT, GPTConfig  # type: ignore[import-not-found]
 
   torch.set_num_threads(sizes.pop('threads'))
-  batch_size = sizes.pop('batch_size')
+  batch_size, dtype = sizes.pop('batch_size'), sizes.pop('dtype')
+  # On a GPU with what nanoGPT's own train.py sets there.
+  device = 'cuda' if torch.cuda.is_available() else 'cpu'
+  torch.backends.cuda.matmul.allow_tf32 = True
   torch.manual_seed(0)
-  model = GPT(GPTConfig(dropout=0.0, bias=False, **sizes))
-  optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), 'cpu')
+  model = GPT(GPTConfig(dropout=0.0, bias=False, **sizes)).to(device)
+  optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), device)
   if compiled == 'compile':
     model = torch.compile(model)
   shape = (batch_size, sizes['block_size'] + 1)
-  tokens = torch.randint(sizes['vocab_size'], shape)
+  tokens = torch.randint(sizes['vocab_size'], shape, device=device)
+  halves = dtype == 'bfloat16'
 
   def step():
-    _, loss = model(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+    with torch.autocast(device, torch.bfloat16, enabled=halves):
+      _, loss = model(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
