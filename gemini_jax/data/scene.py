@@ -1,7 +1,7 @@
 """Pictures, sounds and videos of a batch: read for each row when it is due."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,37 @@ def layout(
     model.vocab_size if kinds else None,
     parts,
   )
+
+
+def sides(config: config_lib.Data) -> dict[str, tuple[int, ...]]:
+  """The sides of a task that each sequence of a batch reads."""
+  if config.objective == 'seq2seq':
+    return {'encoder': (_INPUTS,), 'decoder': (_TARGETS,)}
+  return {'decoder': (_INPUTS, _TARGETS)}
+
+
+def blank(
+  config: config_lib.Data, model: config_lib.Model, num_rows: int
+) -> dict[str, dict[str, batch_lib.Media]]:
+  """Media of the sequences of a batch, by kind, of nothing."""
+  if not config.tasks:
+    return {}
+  tasks = task_lib.of(config)
+
+  def media_of(kind, most):
+    shape, num_dims = media.blank(kind, model)
+    return batch_lib.Media(
+      np.zeros((num_rows, most, *shape), media.DTYPES[kind]),
+      np.zeros((num_rows, most, num_dims), np.int32),
+    )
+
+  return {
+    name: {
+      kind: media_of(kind, most)
+      for kind, most in task_lib.most(tasks, own).items()
+    }
+    for name, own in sides(config).items()
+  }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,14 +152,9 @@ class Scenes:
     batch = transforms.assemble(
       tokens, pieces, len(rows), self.config, tokenizer
     )
-    seq2seq = self.config.objective == 'seq2seq'
-    sides = {'encoder': (_INPUTS,), 'decoder': (_TARGETS,)}
-    if not seq2seq:
-      sides = {'decoder': (_INPUTS, _TARGETS)}
-    found = {
-      name: self._media(own, len(rows), pieces.rows, examples, absent, randoms)
-      for name, own in sides.items()
-    }
+    found = blank(self.config, self.model, len(rows))
+    for name, own in sides(self.config).items():
+      self._fill(found[name], own, pieces.rows, examples, absent, randoms)
     return dataclasses.replace(
       batch,
       **{
@@ -157,23 +183,14 @@ class Scenes:
       return (*config.without, kinds[int(which * len(kinds))])
     return config.without
 
-  def _media(
-    self, sides, num_rows, rows, examples, absent, randoms
-  ) -> Mapping[str, batch_lib.Media]:
-    """Of the given sides of each row's example, in their order."""
-    found = {}
-    for kind, most in task_lib.most(self.tasks, sides).items():
-      blank, size = media.blank(kind, self.model)
-      found[kind] = batch_lib.Media(
-        np.zeros((num_rows, most, *blank), media.DTYPES[kind]),
-        np.zeros((num_rows, most, size), np.int32),
-      )
+  def _fill(self, found, own_sides, rows, examples, absent, randoms) -> None:
+    """Puts what the given sides of each row's example hold in its place."""
     for row, (task, index), out, random in zip(
       rows.tolist(), examples, absent, randoms, strict=True
     ):
       record = None
       counts = dict.fromkeys(found, 0)
-      for side in sides:
+      for side in own_sides:
         for piece in task.sides[side]:
           kind = piece.kind
           left_out = side == _INPUTS and (out is None or kind in out)
@@ -184,12 +201,10 @@ class Scenes:
           found[kind].values[row, counts[kind]] = value
           found[kind].sizes[row, counts[kind]] = size
           counts[kind] += 1
-    if (
-      self.training and self.config.augment.mixup_alpha and sides == (_INPUTS,)
-    ):
+    mixes = self.training and self.config.augment.mixup_alpha > 0
+    if mixes and own_sides == (_INPUTS,):
       for kind in found:
         self._mix(found[kind], randoms, rows)
-    return found
 
   def _read(
     self,

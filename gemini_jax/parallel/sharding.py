@@ -259,10 +259,11 @@ def like_params(mesh: Mesh, tree: Any, params: Any, shardings: Any) -> Any:
   return jax.tree_util.tree_map_with_path(one, tree)
 
 
-def of_batch(mesh: Mesh) -> NamedSharding:
-  """Sharding of every [B, T] tensor of a batch."""
+def of_batch(mesh: Mesh, num_dims: int = 2) -> NamedSharding:
+  """Sharding of every [B, T] tensor of a batch, and of media of more dims."""
   rules = dict(RULES)
-  return NamedSharding(mesh, PartitionSpec(rules['batch'], rules['length']))
+  names = ('batch', 'length') if num_dims == 2 else ('batch',)
+  return NamedSharding(mesh, PartitionSpec(*(rules[name] for name in names)))
 
 
 def check_batch(mesh: Mesh, batch_size: int, field: str):
@@ -298,16 +299,16 @@ def local_rows(
 
 
 def put_batch(mesh: Mesh, batch: Any, rows: np.ndarray, batch_size: int) -> Any:
-  """Global [B, T] arrays from the `rows` of them that this process has."""
-  where = of_batch(mesh)
+  """Global [B, ...] arrays from the `rows` of them that this process has."""
 
   def put(leaf):
     def part(index):
       first, last, _ = index[0].indices(batch_size)
       begin = np.searchsorted(rows, first)
-      return leaf[begin : begin + last - first, index[1]]
+      return leaf[(slice(begin, begin + last - first), *index[1:])]
 
     shape = (batch_size, *leaf.shape[1:])
+    where = of_batch(mesh, leaf.ndim)
     return jax.make_array_from_callback(shape, where, part)
 
   return jax.tree.map(put, batch)

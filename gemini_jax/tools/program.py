@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
+from gemini_jax.data import scene
 from gemini_jax.infer import decoding
 from gemini_jax.models import gemini
 from gemini_jax.parallel import chip, pipeline, sharding
@@ -175,15 +176,22 @@ def layout(config: config_lib.Config, devices: Sequence[Any]) -> Any:
 def abstract_batch(config: config_lib.Config, mesh: Mesh) -> batch_lib.Batch:
   """Shapes and shardings of a batch of `data`."""
   data = config.data
-  where = sharding.of_batch(mesh)
+  media = scene.blank(data, config.model, data.batch_size)
+
+  def place(shape, dtype):
+    where = sharding.of_batch(mesh, len(shape))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
   def array(length, dtype=jnp.int32):
-    return jax.ShapeDtypeStruct(
-      (data.batch_size, length), dtype, sharding=where
-    )
+    return place((data.batch_size, length), dtype)
 
-  def sequence(length):
-    return batch_lib.Sequence(array(length), array(length), array(length))
+  def sequence(length, name='decoder'):
+    return batch_lib.Sequence(
+      array(length),
+      array(length),
+      array(length),
+      jax.tree.map(lambda x: place(x.shape, x.dtype), media.get(name, {})),
+    )
 
   length = data.sequence_length
   return batch_lib.Batch(
@@ -191,7 +199,7 @@ def abstract_batch(config: config_lib.Config, mesh: Mesh) -> batch_lib.Batch:
     targets=array(length),
     weights=array(length, jnp.float32),
     prefix=array(length, jnp.bool_) if data.objective == 'prefix' else None,
-    encoder=sequence(data.inputs_length)
+    encoder=sequence(data.inputs_length, 'encoder')
     if config.model.encoder_layers
     else None,
   )

@@ -81,7 +81,7 @@ def appraise(
       params,
       run.tokenizer,
       task.kinds(1)[0],
-      [_request(run, text) for text in wished],
+      [_request(run, str(text)) for text in wished],
     )
     written = _same_size([own.values for own in found], real)
     report = judge.report(stranger, written, wished, real, wished)
@@ -98,7 +98,7 @@ def appraise(
       gallery.write(
         run.workdir / 'samples' / f'{step:08d}-{split}-{task.name}.png',
         [drawn(written[i]) for i in chosen],
-        [wished[i] for i in chosen],
+        [str(wished[i]) for i in chosen],
       )
     logging.info(
       '%s: %d written and judged in %.0f s',
@@ -145,7 +145,7 @@ def _request(run: run_lib.Run, text: str) -> request.Request:
 
 def _real(
   run: run_lib.Run, split: loader.Split, task: task_lib.Task, most: int
-) -> tuple[list[str], np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray]:
   """Inputs, and the pictures or log-mel spectrograms, of real examples."""
   texts, values, sizes = [], [], []
   for text, medium in loader.written(
@@ -162,7 +162,7 @@ def _real(
     stacked = np.concatenate(
       [np.asarray(spectra(stacked[part], size[part])) for part in parts]
     )
-  return texts, stacked
+  return np.array(texts), stacked
 
 
 def _spectra(model: Any, values_BN: Any, sizes_B1: Any) -> Any:
