@@ -17,7 +17,7 @@ ITERATIONS = 60
 # Rounds that fit powers of frequencies to those of bands.
 _ROUNDS = 100
 # Frequencies that are written at a spectrogram, Hz.
-_TICKS = (50, 100, 200, 500, 1000, 2000, 4000, 8000, 16_000)
+_TICKS = (200, 500, 1000, 2000, 3000, 5000, 8000, 12_000, 20_000)
 
 
 def from_log_mel(
