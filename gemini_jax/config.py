@@ -464,8 +464,8 @@ class Generate:
   ] = 'ode'
   # Strength of it.
   steer_weight: float = 1.0
-  # Labelled texts that an attribute is learned from: half of them with the
-  # wished value, if there are so many.
+  # Labelled texts that each attribute is learned from; a quarter of them have
+  # the wished value at least, if there are so many.
   num_labels: int = 400
   # Files that are read beside the prompt; '': none.
   image: str = ''

@@ -115,6 +115,15 @@ class Group:
       time.sleep(0.01)
     raise TimeoutError(f'step {step}: {self.output()}')
 
+  def saved(self, workdir, step):
+    """Waits until the checkpoint of `step` counts."""
+    manifest = workdir / 'checkpoints' / f'{step:08d}' / 'manifest.json'
+    end = time.monotonic() + TIMEOUT
+    while not manifest.exists():
+      assert all(p.poll() is None for p in self.processes), self.output()
+      assert time.monotonic() < end, f'{manifest}: {self.output()}'
+      time.sleep(0.01)
+
   def kill(self):
     for process in self.processes:
       if process.poll() is None:
@@ -261,6 +270,8 @@ def test_one_is_killed_and_both_start_again(whole, launch, folder, file):
   for index, step in ((1, 6), (0, 11)):
     group = launch(2, file, workdir, digests=digests)
     group.at_step(step)
+    # Written beside the steps, which do not wait for it.
+    group.saved(workdir, step - 1)
     group.processes[index].kill()
     codes = group.wait()
     assert codes[index] == -signal.SIGKILL

@@ -121,7 +121,7 @@ class Decoder:
     return self.model.config.cross
 
   @property
-  def forbidden_V(self) -> np.ndarray:  # noqa: N802
+  def forbidden_V(self) -> np.ndarray:
     """bool[V], tokens that are never generated."""
     vocab_size = self.model.config.vocab_size
     assert vocab_size, 'the tokenizer sets model.vocab_size'

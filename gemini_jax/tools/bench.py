@@ -213,16 +213,13 @@ def bench_step(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
       peer.close()
   overall = {name: statistics.median(v) for name, v in medians.items()}
   tokens = config.data.batch_size * config.data.sequence_length
-  peak = metrics.peak_flops(jax.devices()[0], config.model.dtype)
-  flops = metrics.step_flops(config) / overall['ours'] / jax.device_count()
   result: dict[str, Any] = {
     'what': 'step',
     'device': jax.devices()[0].device_kind,
     'num_params': ours.num_params,
     'ours_seconds': overall['ours'],
     'tokens_per_second': tokens / overall['ours'],
-    # None where the device's peak is not known.
-    'mfu': flops / peak if peak else None,
+    'mfu': metrics.mfu(config, overall['ours']),
     'matmul_seconds': matmul_seconds(config),
   }
   for name, values in medians.items():

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gemini_jax import config as config_lib
-from gemini_jax.tools import ngram
+from gemini_jax.tools import comparison, ngram
 
 # Inverse strength of the regularisation, and steps at most.
 _INVERSE_STRENGTH, _MAX_STEPS = 10.0, 200
@@ -21,13 +21,9 @@ _INVERSE_STRENGTH, _MAX_STEPS = 10.0, 200
 
 def check():
   """ConfigError, with the remedy, unless scikit-learn is there."""
-  try:
-    import sklearn  # noqa: F401
-  except ImportError as error:
-    raise config_lib.ConfigError(
-      'the classifier needs scikit-learn; install it with: pip install '
-      "'gemini_jax[judge]'"
-    ) from error
+  comparison.check_installed(
+    'sklearn', 'the classifier needs scikit-learn', 'judge'
+  )
 
 
 @dataclasses.dataclass(frozen=True)

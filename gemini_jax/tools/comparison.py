@@ -1,6 +1,7 @@
 """What the commands that compare trained runs have in common."""
 
 import dataclasses
+import importlib.util
 import json
 import logging
 import math
@@ -115,6 +116,43 @@ class Flags:
   def seed(self) -> int:
     """Of what is random."""
     return self.one('seed', int, 'an integer')
+
+  def common(self) -> dict[str, Any]:
+    """The fields of `Options`."""
+    return {
+      'workdirs': self.parts('workdirs'),
+      'judge': self.values['judge'],
+      'out': pathlib.Path(self.values['out']),
+      'count': self.count(),
+      'checkpoint': self.checkpoint(),
+      'seed': self.seed(),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What all of the commands are asked for; see the head of each."""
+
+  workdirs: tuple[str, ...]
+  judge: str
+  out: pathlib.Path
+  count: int
+  checkpoint: str
+  seed: int
+
+
+def check_installed(module: str, needed: str, extra: str):
+  """ConfigError, with the remedy, unless an optional library is there.
+
+  Args:
+    module: its name for an import.
+    needed: who needs what, such as 'the curves need matplotlib'.
+    extra: of this package, that brings it.
+  """
+  config_lib.check(
+    importlib.util.find_spec(module) is not None,
+    f"{needed}; install it with: pip install 'gemini_jax[{extra}]'",
+  )
 
 
 def start():
@@ -291,6 +329,16 @@ def write(folder: pathlib.Path, name: str, records: Sequence[Mapping]):
     raise config_lib.ConfigError(
       f'--out={folder} cannot be written: {error.strerror}'
     ) from error
+
+
+def cells(
+  row: Mapping[str, Any], columns: Mapping[str, tuple[str, str]]
+) -> list[str]:
+  """What a row has of each column, by head and format; '-' where nothing."""
+  return [
+    '-' if row.get(key) is None else format(row[key], form)
+    for key, (_, form) in columns.items()
+  ]
 
 
 def align(lines: Sequence[Sequence[str]], left: int = 1) -> str:

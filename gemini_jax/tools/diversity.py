@@ -47,16 +47,10 @@ _SWAPPED = 500
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(comparison.Options):
   """What the command line asks for; see the head of this file."""
 
-  workdirs: tuple[str, ...]
-  judge: str
-  out: pathlib.Path
-  count: int
   temperatures: tuple[float, ...]
-  checkpoint: str
-  seed: int
 
   @classmethod
   def from_flags(cls, values: Mapping[str, str]) -> 'Options':
@@ -72,15 +66,7 @@ class Options:
       'numbers of at least 0 with commas between them',
       comparison.is_temperature,
     )
-    return cls(
-      flags.parts('workdirs'),
-      values['judge'],
-      pathlib.Path(values['out']),
-      flags.count(),
-      tuple(sorted(temperatures)),
-      flags.checkpoint(),
-      flags.seed(),
-    )
+    return cls(**flags.common(), temperatures=tuple(sorted(temperatures)))
 
 
 def compare(options: Options) -> dict[str, Any]:

@@ -20,7 +20,6 @@ import dataclasses
 import json
 import logging
 import math
-import pathlib
 import sys
 import time
 import typing
@@ -65,21 +64,15 @@ _AVERAGED = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(comparison.Options):
   """What the command line asks for; see the head of this file."""
 
-  workdirs: tuple[str, ...]
-  judge: str
-  out: pathlib.Path
   attribute: str
   values: tuple[str, ...]
   methods: tuple[str, ...]
-  count: int
   temperature: float
   num_labels: int
   weight: float
-  checkpoint: str
-  seed: int
 
   @classmethod
   def from_flags(cls, values: Mapping[str, str]) -> 'Options':
@@ -90,19 +83,17 @@ class Options:
     """
     flags = comparison.Flags(values)
     number = 'a number of at least 0'
+    labels = 'an integer of at least 2'
     return cls(
-      flags.parts('workdirs'),
-      values['judge'],
-      pathlib.Path(values['out']),
-      flags.one('attribute', str, 'the name of one', bool),
-      flags.parts('values'),
-      flags.choice('methods', METHODS),
-      flags.count(),
-      flags.one('temperature', float, number, comparison.is_temperature),
-      flags.one('num_labels', int, 'an integer of at least 2', lambda n: n > 1),
-      flags.one('weight', float, number, comparison.is_temperature),
-      flags.checkpoint(),
-      flags.seed(),
+      **flags.common(),
+      attribute=flags.one('attribute', str, 'the name of one', bool),
+      values=flags.parts('values'),
+      methods=flags.choice('methods', METHODS),
+      temperature=flags.one(
+        'temperature', float, number, comparison.is_temperature
+      ),
+      num_labels=flags.one('num_labels', int, labels, lambda n: n > 1),
+      weight=flags.one('weight', float, number, comparison.is_temperature),
     )
 
   def sampling(
@@ -397,6 +388,11 @@ def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   }
 
 
+_MEASURED = {
+  'texts': ('held-out texts', 'd'),
+  'precision': ('precision', '.1%'),
+  'recall': ('recall', '.1%'),
+}
 _SHARES = {
   'share': ('share', '.1%'),
   'unsteered': ('unsteered', '.1%'),
@@ -416,32 +412,23 @@ _COSTS = {'attribute': 'attribute passes', 'decoder': 'decoder passes'}
 def table(result: Mapping[str, Any]) -> str:
   """What a person reads of `compare`'s result."""
   measured = result['classifier']
-  lines = [['classifier', 'held-out texts', 'precision', 'recall']]
+  lines = [['classifier', *(head for head, _ in _MEASURED.values())]]
   for value in result['values']:
     found = measured['values'].get(value, {})
-    cells = [
-      '-' if found.get(key) is None else format(found[key], form)
-      for key, form in (('texts', 'd'), ('precision', '.1%'), ('recall', '.1%'))
-    ]
-    lines.append([value, *cells])
+    lines.append([value, *comparison.cells(found, _MEASURED)])
   accuracy = f'right: {measured["accuracy"]:.1%} of {measured["texts"]:,} texts'
   parts = [f'{comparison.align(lines)}\n{accuracy}']
   columns = _SHARES | _COLUMNS
 
   def line(first, method, row):
-    cells = [
-      format(row[key], form) if key in row else '-'
-      for key, (_, form) in columns.items()
-    ]
-    cost = row.get('cost')
-    for kind in _COSTS:
-      passes = (
-        [cost[f'{kind}_{way}'] for way in ('forward', 'backward')]
-        if (cost)
-        else []
-      )
-      cells.append(' / '.join(f'{n:.0f}' for n in passes) or '-')
-    return [first, method, *cells]
+    costs = ['-'] * len(_COSTS)
+    if 'cost' in row:
+      costs = [
+        f'{row["cost"][f"{kind}_forward"]:.0f} / '
+        f'{row["cost"][f"{kind}_backward"]:.0f}'
+        for kind in _COSTS
+      ]
+    return [first, method, *comparison.cells(row, columns), *costs]
 
   heads = [head for head, _ in columns.values()]
   for model in result['models']:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from gemini_jax import config as config_lib
 from gemini_jax.tools import comparison
 
 _COLUMNS = {
@@ -60,11 +59,7 @@ def table(result: Mapping[str, Any]) -> str:
   lines = [['', 'temperature', *(head for head, _ in _COLUMNS.values())]]
 
   def add(name, temperature, row):
-    cells = [
-      format(row[key], form) if key in row else '-'
-      for key, (_, form) in _COLUMNS.items()
-    ]
-    lines.append([name, temperature, *cells])
+    lines.append([name, temperature, *comparison.cells(row, _COLUMNS)])
 
   for model in result['models']:
     for row in model['curve']:
@@ -73,10 +68,7 @@ def table(result: Mapping[str, Any]) -> str:
   more = [['', *(head for head, _ in _TEST.values()), 'swap', 'F1 own/other']]
   for model in result['models']:
     test, swapped = model['test'], model['swap']
-    cells = [
-      format(test[key], form) if test.get(key) is not None else '-'
-      for key, (_, form) in _TEST.items()
-    ]
+    cells = comparison.cells(test, _TEST)
     cells += ['-', '-']
     if swapped and swapped['pairs']:
       cells[-2:] = [
@@ -103,13 +95,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 def check():
   """ConfigError, with the remedy, unless curves can be drawn."""
-  try:
-    import matplotlib.figure  # noqa: F401
-  except ImportError as error:
-    raise config_lib.ConfigError(
-      'the curves need matplotlib; install it with: pip install '
-      "'gemini_jax[plot]'"
-    ) from error
+  comparison.check_installed('matplotlib', 'the curves need matplotlib', 'plot')
 
 
 def plot(result: Mapping[str, Any], path: pathlib.Path):

@@ -125,8 +125,6 @@ def _train(run: run_lib.Run):
   writer = metrics.Writer(run.workdir, config, step, size)
   progress = metrics.Progress(step, num_steps)
   stopper = Stopper(run.mesh)
-  flops = metrics.step_flops(config)
-  peak = metrics.peak_flops(jax.devices()[0], config.model.dtype)
   clock = time.monotonic()
   pending: tuple[int, dict[str, jax.Array]] | None = None
   stops = False
@@ -149,9 +147,7 @@ def _train(run: run_lib.Run):
     }
     line['train/step_seconds'] = seconds
     line['train/tokens_per_second'] = values['tokens'] / seconds
-    line['train/mfu'] = (
-      flops / seconds / peak / jax.device_count() if peak else None
-    )
+    line['train/mfu'] = metrics.mfu(config, seconds)
     writer.write(done, line)
     progress.update(done, line)
 

@@ -84,6 +84,14 @@ def step_flops(config: config_lib.Config) -> float:
   return 3 * config.data.batch_size * sequence
 
 
+def mfu(config: config_lib.Config, seconds: float) -> float | None:
+  """Share of the devices' peak that a step reaches; None where unknown."""
+  peak = peak_flops(jax.devices()[0], config.model.dtype)
+  if peak is None:
+    return None
+  return step_flops(config) / seconds / peak / jax.device_count()
+
+
 class Writer:
   """Writes metrics of a step to every sink; resumes where a run stopped.
 

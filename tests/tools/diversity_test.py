@@ -90,7 +90,7 @@ def test_what_is_missing_is_named(capsys):
 
 
 def test_without_matplotlib_the_remedy_is_told(runs, capsys, monkeypatch):
-  monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
+  monkeypatch.setitem(sys.modules, 'matplotlib', None)
   message = refused(capsys, *flags(runs))
   assert message.endswith("pip install 'gemini_jax[plot]'")
 
