@@ -6,12 +6,16 @@ r"""Pictures of clothes to words and words to pictures, by one model.
       --workdir=runs/fashion --config.data.data_dir=DIR --mode=generate \
       --config.generate.output=image --config.generate.prompt=sandal \
       --config.generate.count=16
+
+DIR is where TFDS keeps its data sets.
 """
+
+import ml_collections
 
 from experiments import base
 
 
-def get_config(arg=''):
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
   del arg
   config = base.get_config()
   config.data.tasks = (

@@ -2,12 +2,16 @@ r"""Spoken digits to words, from raw samples.
 
   python -m gemini_jax.main --config=experiments/spoken_digit.py \
       --workdir=runs/spoken_digit --config.data.data_dir=DIR
+
+DIR is where TFDS keeps its data sets.
 """
+
+import ml_collections
 
 from experiments import base
 
 
-def get_config(arg=''):
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
   del arg
   config = base.get_config()
   config.data.tasks = ('{audio:audio} -> {label}',)

@@ -108,7 +108,10 @@ def _paint(run: run_lib.Run, step: int, params: Any, asked: request.Request):
       if cluster.is_first():
         gallery.write_picture(path, own.values)
     elif cluster.is_first():
-      scale = {'rate': audio.rate, 'hop_samples': audio.hop_samples}
+      scale: dict[str, Any] = {
+        'rate': audio.rate,
+        'hop_samples': audio.hop_samples,
+      }
       scale |= {'low': audio.low, 'high': audio.top}
       waveform.write_spectrogram(
         path.with_suffix('.png'), own.values, **scale, title=own.prompt
