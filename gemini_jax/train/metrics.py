@@ -1,5 +1,6 @@
 """Where numbers go: a file, TensorBoard, W&B, the terminal; and MFU."""
 
+import contextlib
 import json
 import math
 import os
@@ -92,6 +93,20 @@ def mfu(config: config_lib.Config, seconds: float) -> float | None:
   return step_flops(config) / seconds / peak / jax.device_count()
 
 
+@contextlib.contextmanager
+def _missing(module: str):
+  """What imports `module` for the first time meanwhile is told: not found."""
+  if module in sys.modules:
+    yield
+    return
+  # Python's own way to say so.
+  sys.modules[module] = None  # pyright: ignore
+  try:
+    yield
+  finally:
+    del sys.modules[module]
+
+
 class Writer:
   """Writes metrics of a step to every sink; resumes where a run stopped.
 
@@ -113,8 +128,10 @@ class Writer:
     self._writes = cluster.is_first()
     if not self._writes:
       return
-    # Imported here: it is slow, and generation does without.
-    import tensorboardX
+    # Imported here: it is slow, and generation does without. It tries torch,
+    # which it has no need of here: seconds, where that is installed.
+    with _missing('torch'):
+      import tensorboardX
 
     self._wandb = (
       _wandb(workdir, config) if config.train.wandb_project else None

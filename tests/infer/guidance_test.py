@@ -97,11 +97,11 @@ def plain():
   )
 
 
-def write(decoder, params, prompts=None, temperature=1.0):
+def write(decoder, params, prompts=None, temperature=1.0, seed=3):
   """Ids that each row got."""
   prompts = prompts or [np.array([BOS], np.int32)] * NUM_ROWS
   state = decoder.start(
-    params, prompts, max_tokens=10, seed=3, samples=range(len(prompts))
+    params, prompts, max_tokens=10, seed=seed, samples=range(len(prompts))
   )
   state = decoder.decode(params, state, sampling.Sampler(temperature), 10)
   return [
@@ -131,11 +131,15 @@ def test_the_model_writes_texts_of_both_tones():
   assert learned().accuracy > 0.7
 
 
+# PPLM over ten models, five of each of two releases of jax, 256 texts of each:
+# the wish is granted in 52 to 56 % (without it in 23 to 27 %), one tone alone
+# is named in 69 to 86 %, and the length is kept in 64 to 82 %.
 @pytest.mark.parametrize(
-  ('method', 'least', 'whole'), [('fudge', 0.9, 0.9), ('pplm', 0.5, 0.7)]
+  ('method', 'least', 'whole'), [('fudge', 0.9, 0.9), ('pplm', 0.5, 0.6)]
 )
 def test_a_wish_is_granted_and_the_text_stays_whole(method, least, whole):
-  rows = write(*guided(method))
+  guide = guided(method)
+  rows = [row for seed in range(4) for row in write(*guide, seed=seed)]
   assert share(rows) > least
   assert np.mean([tone_of(row) is not None for row in rows]) > whole
   assert np.mean([len(row) == 7 for row in rows]) > whole

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 import types
 
 import jax
@@ -193,8 +196,28 @@ def test_a_writer_goes_on_where_the_checkpoint_was(tmp_path):
   assert list((tmp_path / 'tensorboard').iterdir())
 
 
+def test_a_run_does_not_wait_for_torch(tmp_path):
+  """TensorBoard's writer would import it; ours has no need of it."""
+  (tmp_path / 'torch.py').write_text("raise RuntimeError('was imported')")
+  program = (
+    'import importlib, pathlib, sys, tiny\n'
+    'from gemini_jax.train import metrics\n'
+    'path = pathlib.Path(sys.argv[1])\n'
+    'metrics.Writer(path, tiny.config(), 0, 0).close()\n'
+    "assert 'torch' not in sys.modules\n"
+    "assert importlib.util.find_spec('torch').origin.startswith(sys.argv[1])\n"
+  )
+  folders = tmp_path, tiny.ROOT, tiny.ROOT / 'tests'
+  path = os.pathsep.join(map(str, folders))
+  subprocess.run(
+    [sys.executable, '-c', program, str(tmp_path)],
+    env=os.environ | {'PYTHONPATH': path},
+    check=True,
+  )
+
+
 def test_weights_and_biases_are_an_extra(tmp_path, monkeypatch):
-  monkeypatch.setitem(__import__('sys').modules, 'wandb', None)
+  monkeypatch.setitem(sys.modules, 'wandb', None)
   config = tiny.config(train={'wandb_project': 'p'})
   with pytest.raises(
     config_lib.ConfigError, match=r"pip install 'gemini_jax\[wandb\]'"
