@@ -1,7 +1,8 @@
 """Pictures, sounds and videos of a batch: read for each row when it is due."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from gemini_jax.data import task as task_lib
 from gemini_jax.data import tokenizer as tokenizer_lib
 
 _INPUTS, _TARGETS = 0, 1
+# Bytes of the media of a source that stay in memory, for each kind.
+_MOST_KEPT = 1 << 28
 
 
 def layout(
@@ -103,6 +106,7 @@ class Scenes:
     config: of the data.
     model: what reads and writes media.
     training: whether kinds are dropped and media augmented.
+    kept: media that were read, by the number of the record and the piece.
   """
 
   source: sources.Source
@@ -110,6 +114,9 @@ class Scenes:
   config: config_lib.Data
   model: config_lib.Model
   training: bool
+  kept: dict[tuple[int, task_lib.Piece], media.Medium] = dataclasses.field(
+    default_factory=dict, repr=False
+  )
 
   def batch(
     self,
@@ -188,7 +195,9 @@ class Scenes:
     for row, (task, index), out, random in zip(
       rows.tolist(), examples, absent, randoms, strict=True
     ):
-      record = None
+      record = functools.cache(
+        functools.partial(self.source.__getitem__, index)
+      )
       counts = dict.fromkeys(found, 0)
       for side in own_sides:
         for piece in task.sides[side]:
@@ -196,8 +205,16 @@ class Scenes:
           left_out = side == _INPUTS and (out is None or kind in out)
           if kind not in found or left_out:
             continue
-          record = self.source[index] if record is None else record
-          value, size = self._read(record, piece, side, random)
+          value, size = self._read(index, record, piece)
+          if self.training and side == _INPUTS:
+            value = augmentation.apply(
+              kind,
+              value,
+              size,
+              self.config.augment,
+              random,
+              self.model.audio.rate,
+            )
           found[kind].values[row, counts[kind]] = value
           found[kind].sizes[row, counts[kind]] = size
           counts[kind] += 1
@@ -208,31 +225,26 @@ class Scenes:
 
   def _read(
     self,
-    record: dict[str, Any],
+    index: int,
+    record: Callable[[], dict[str, Any]],
     piece: task_lib.Piece,
-    side: int,
-    random: np.random.Generator,
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """A medium and its extent; what is read in training is varied."""
+  ) -> media.Medium:
+    """A medium of a record, which is read if it is not in memory."""
+    key = index, piece
+    if key in self.kept:
+      return self.kept[key]
     try:
-      value, size = sources.medium(
-        self.source, record, piece, self.config, self.model
+      found = sources.medium(
+        self.source, record(), piece, self.config, self.model
       )
     except readers.UnusableError as error:
       # It could be read when the source was tokenized.
       raise config_lib.ConfigError(
         f'{self.source.name} has changed: {error}'
       ) from error
-    if self.training and side == _INPUTS:
-      value = augmentation.apply(
-        piece.kind,
-        value,
-        size,
-        self.config.augment,
-        random,
-        self.model.audio.rate,
-      )
-    return value, size
+    if found.values.nbytes * (len(self.kept) + 1) <= _MOST_KEPT:
+      self.kept[key] = found
+    return found
 
   def _mix(
     self, own: batch_lib.Media, randoms: Sequence[Any], rows: np.ndarray

@@ -20,7 +20,7 @@ import numpy as np
 import tqdm
 
 from gemini_jax import config as config_lib
-from gemini_jax.data import media, readers, transforms, wordnet
+from gemini_jax.data import composed, media, readers, transforms, wordnet
 from gemini_jax.data import task as task_lib
 
 READERS = {
@@ -30,7 +30,9 @@ READERS = {
   'reverse': readers.reverse,
   'wordnet': wordnet.read,
 }
-KINDS = ('tfds', *READERS)
+# Of prepared data sets, which `data.data_dir` says the place of.
+_PREPARED = {'digits': composed.digits, 'moving': composed.moving}
+KINDS = ('tfds', *_PREPARED, *READERS)
 # Kinds that know a place of their own.
 _PLACED = ('wordnet',)
 # Where a record says its attributes, {attribute: value}.
@@ -156,6 +158,8 @@ def records(spec: str, config: config_lib.Data) -> Source:
     if kind == 'tfds':
       name, _, split = where.partition('#')
       rows = readers.tfds(name, split, config)
+    elif kind in _PREPARED:
+      rows = _PREPARED[kind](where, config)
     else:
       rows = READERS[kind](where)
     tasks = task_lib.of(config)

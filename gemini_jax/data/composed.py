@@ -1,0 +1,171 @@
+"""Records that are made of others, as they are asked for, each from its number.
+
+H, W canvas; F frames; n samples.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gemini_jax import architecture
+from gemini_jax import config as config_lib
+from gemini_jax.data import media, readers
+
+# Random numbers of a record of one split are not those of another's.
+_SPLITS = {'train': 0, 'test': 1}
+# Pictures for each sound. Of five pictures the last is of the test split.
+_PAIRS = {'train': 8, 'test': 4}
+_FOLDS = 5
+# So noisy that either alone is told in about three of four cases: deviation of
+# a pixel, of the range of the ink; decibels from the noise up to the sound.
+_PICTURE_NOISE = 0.5
+_SOUND_TO_NOISE = -9.0
+# Rows and columns that a moving picture goes in a frame, by direction.
+DIRECTIONS = {'up': (-1, 0), 'down': (1, 0), 'left': (0, -1), 'right': (0, 1)}
+_NUM_FRAMES, _PIXELS_A_FRAME = 6, 2
+_CANVAS = 40
+# As Fashion-MNIST's are.
+_PICTURE = architecture.Image(height=28, width=28, channels=1, patch=1)
+
+
+def digits(where: str, config: config_lib.Data) -> readers.Rows:
+  """`image`, `audio` and `label` of one digit, picture and sound both noisy.
+
+  Pictures are scikit-learn's, uint8[8, 8] (Alpaydin and Kaynak 1998), sounds
+  those of spoken_digit, which is read where `data.data_dir` says, int16[n] at
+  8 kHz. Every sound comes with several pictures of the same digit. No picture
+  and no sound is of both splits.
+
+  Args:
+    where: train or test.
+    config: for `data_dir`.
+
+  Raises:
+    ConfigError: another split; scikit-learn or spoken_digit is not there.
+  """
+  _check_split(where)
+  try:
+    import sklearn.datasets
+  except ImportError as error:
+    raise config_lib.ConfigError(
+      'the pictures of digits are of scikit-learn; install it with: pip '
+      "install 'gemini_jax[judge]'"
+    ) from error
+  sounds = readers.tfds('spoken_digit', where, config)
+  known: Any = sklearn.datasets.load_digits()
+  images, labels = np.asarray(known['images']), np.asarray(known['target'])
+  own = (np.arange(len(images)) % _FOLDS == _FOLDS - 1) == (where == 'test')
+  pictures = [images[own & (labels == digit)] for digit in range(10)]
+  records = _Digits(_SPLITS[where], sounds.records, pictures, _PAIRS[where])
+  identity = (
+    f'{sounds.identity} {_PAIRS} {_FOLDS} {_PICTURE_NOISE} {_SOUND_TO_NOISE}'
+  )
+  return readers.Rows(records, identity, ('audio', 'image', 'label'))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Digits(Sequence):
+  """Record i is sound i modulo their number, with a random picture of it."""
+
+  split: int
+  sounds: Sequence[dict[str, Any]]
+  pictures: Sequence[np.ndarray]
+  num_pairs: int
+
+  def __len__(self) -> int:
+    return len(self.sounds) * self.num_pairs
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    random = np.random.default_rng([self.split, index])
+    sound = self.sounds[index % len(self.sounds)]
+    digit = int(sound['label'])
+    # Ink is 0 to 16.
+    picture_HW = random.choice(self.pictures[digit]) / 16
+    picture_HW = picture_HW + _PICTURE_NOISE * random.normal(
+      size=picture_HW.shape
+    )
+    samples_n = np.asarray(sound['audio'], np.float64)
+    power = np.mean(np.square(samples_n)) * 10 ** (-_SOUND_TO_NOISE / 10)
+    samples_n = samples_n + power**0.5 * random.normal(size=samples_n.shape)
+    loudest = max(np.abs(samples_n).max(), 1.0)
+    return {
+      # From one unit below to one above.
+      'image': _bytes((picture_HW + 1) / 3),
+      'audio': np.round(samples_n / loudest * 32767).astype(np.int16),
+      'label': digit,
+    }
+
+
+def moving(where: str, config: config_lib.Data) -> readers.Rows:
+  """`video`, `direction` and `label` of clothes that move, in Fashion-MNIST.
+
+  Each picture of the split goes straight on, uint8[F, H, W], in a direction
+  and from a place that only its number decides. `NAME,shuffled` has the same
+  frames in a random order. The data set is read where `data.data_dir` says.
+
+  Args:
+    where: train or test, or either with `,shuffled`.
+    config: for `data_dir`.
+
+  Raises:
+    ConfigError: another split; Pillow or Fashion-MNIST is not there.
+  """
+  split, _, option = where.partition(',')
+  _check_split(split)
+  config_lib.check(
+    option in ('', 'shuffled'),
+    f'write moving:{split} or moving:{split},shuffled',
+  )
+  clothes = readers.tfds('fashion_mnist', split, config)
+  records = _Moving(_SPLITS[split], clothes.records, bool(option))
+  identity = (
+    f'{clothes.identity} {_NUM_FRAMES} {_PIXELS_A_FRAME} {_CANVAS} {option}'
+  )
+  fields = ('direction', 'label', 'video')
+  return readers.Rows(records, identity, fields, clothes.names)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Moving(Sequence):
+  """Record i is picture i, on its way."""
+
+  split: int
+  clothes: Sequence[dict[str, Any]]
+  shuffled: bool
+
+  def __len__(self) -> int:
+    return len(self.clothes)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    random = np.random.default_rng([self.split, index])
+    item = self.clothes[index]
+    picture_HW = media.image(item['image'], _PICTURE).content[..., 0]
+    direction = random.choice(list(DIRECTIONS))
+    step_2 = np.array(DIRECTIONS[direction]) * _PIXELS_A_FRAME
+    way_2 = step_2 * (_NUM_FRAMES - 1)
+    # All of it is seen in all frames.
+    free_2 = _CANVAS - np.array(picture_HW.shape)
+    start_2 = random.integers(
+      np.maximum(-way_2, 0), free_2 - np.maximum(way_2, 0), endpoint=True
+    )
+    video_FHW = np.zeros((_NUM_FRAMES, _CANVAS, _CANVAS), np.uint8)
+    for i, frame_HW in enumerate(video_FHW):
+      row, column = start_2 + i * step_2
+      height, width = picture_HW.shape
+      frame_HW[row : row + height, column : column + width] = picture_HW
+    if self.shuffled:
+      video_FHW = random.permutation(video_FHW)
+    return {'video': video_FHW, 'direction': direction, 'label': item['label']}
+
+
+def _bytes(values: np.ndarray) -> np.ndarray:
+  """0 to 1 as bytes; what is beyond is cut."""
+  return np.clip(np.round(255 * values), 0, 255).astype(np.uint8)
+
+
+def _check_split(name: str):
+  config_lib.check(
+    name in _SPLITS, f'{name!r} is not a split; write train or test'
+  )
