@@ -67,7 +67,7 @@ def digits(where: str, config: config_lib.Data) -> readers.Rows:
 
 @dataclasses.dataclass(frozen=True)
 class _Digits(Sequence):
-  """Record i is sound i modulo their number, with a random picture of it."""
+  """Each sound `num_pairs` times, one after the other; pictures are random."""
 
   split: int
   sounds: Sequence[dict[str, Any]]
@@ -79,7 +79,7 @@ class _Digits(Sequence):
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     random = np.random.default_rng([self.split, index])
-    sound = self.sounds[index % len(self.sounds)]
+    sound = self.sounds[index // self.num_pairs]
     digit = int(sound['label'])
     # Ink is 0 to 16.
     picture_HW = random.choice(self.pictures[digit]) / 16

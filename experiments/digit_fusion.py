@@ -1,0 +1,52 @@
+r"""A digit from a noisy picture and a noisy sound of it, together or alone.
+
+  for seed in 0 1 2; do
+    for inputs in both both,dropout=0.4 image audio; do
+      python -m gemini_jax.main --workdir=runs/digit_fusion/$inputs-$seed \
+          --config=experiments/digit_fusion.py:inputs=$inputs \
+          --config.data.data_dir=DIR --config.train.seed=$seed
+    done
+  done
+
+DIR is where TFDS keeps its data sets. A model of both is tested without one
+of them by `--mode=eval --config.data.without="('audio',)"`.
+"""
+
+import ml_collections
+
+from experiments import spoken_digit
+
+_WITHOUT = {'both': (), 'image': ('audio',), 'audio': ('image',)}
+
+
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  """The config, of `inputs=both|image|audio,dropout=SHARE`."""
+  options = dict(part.partition('=')[::2] for part in arg.split(',') if part)
+  inputs, dropout = options.pop('inputs', 'both'), options.pop('dropout', '0')
+  if inputs not in _WITHOUT or options:
+    raise ValueError(
+      f'--config=...:{arg} must be inputs=NAME or inputs=NAME,dropout=SHARE '
+      f'with NAME one of {", ".join(_WITHOUT)}'
+    )
+  config = spoken_digit.get_config()
+  config.data.tasks = ('{image:image} {audio:audio} -> {label}',)
+  config.data.train = ('digits:train#[:95%]',)
+  config.data.validation = ('digits:train#[95%:]',)
+  config.data.test = ('digits:test',)
+  config.data.without = _WITHOUT[inputs]
+  config.data.media_dropout = float(dropout)
+  config.data.inputs_length = 48
+  config.model.max_length = 48
+  config.model.width = 96
+  config.model.mlp_dim = 192
+  config.model.num_encoder_layers = 2
+  config.model.image.height = 8
+  config.model.image.width = 8
+  config.model.image.channels = 1
+  config.model.image.patch = 2
+  config.optimizer.name = 'muon'
+  config.optimizer.learning_rate = 0.006
+  config.train.num_steps = 800
+  config.train.eval_every = 400
+  config.train.save_every = 400
+  return config
