@@ -82,6 +82,8 @@ def test_records_are_functions_of_their_number_and_split(prepared):
   assert len(test) == 4 * len(prepared['spoken_digit'])
   pictures = [record['image'].tobytes() for record in (*train, *test)]
   assert len(set(pictures)) == len(pictures)
+  # The same sound here, of other noise.
+  assert not np.array_equal(train[0]['audio'], test[0]['audio'])
   assert train.fingerprint != test.fingerprint
 
 
