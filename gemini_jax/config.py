@@ -427,13 +427,19 @@ class Eval:
   # Held-out texts whose pictures or sounds are written after training and
   # judged by a classifier that learns from real ones alone; 0: none.
   judged: int = 0
+  # Held-out examples of each task that writes text alone, which are written
+  # greedily after training and compared by BLEU and CIDEr-D; 0: none.
+  captions: int = 0
   # Test sequences, a row each (data.pack=False), whose nll is measured at the
   # end, and of a latent mi and active_units, by so many draws of z for each.
   latent_examples: int = 1000
   importance_samples: int = 500
 
   def __post_init__(self):
-    at_least(self, 'eval', 0, 'exact_match', 'judged', 'latent_examples')
+    at_least(
+      self,
+      *('eval', 0, 'exact_match', 'judged', 'captions', 'latent_examples'),
+    )
     at_least(self, 'eval', 1, 'importance_samples')
 
 

@@ -90,6 +90,7 @@ def trained(tmp_path_factory):
     'train.log_every = 1',
     'train.eval_every = 2',
     'train.save_every = 2',
+    'eval.captions = 4',
   )
   records = []
   handler = logging.Handler()
@@ -136,6 +137,8 @@ def test_each_task_has_its_metrics_and_a_page_shows_what_is_read(trained):
   last = tiny.metrics(workdir)[-1]
   for name in ('name', 'hear'):
     assert 0 <= last[f'validation/{name}_accuracy'] <= 1
+    assert 0 <= last[f'validation/{name}_bleu'] <= 100
+    assert 0 <= last[f'validation/{name}_cider'] <= 10
   for name in ('paint', 'speak'):
     assert np.isfinite(last[f'validation/{name}_media_nll'])
   with PIL.open(workdir / 'samples/00000000-train.png') as page:

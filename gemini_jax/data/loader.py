@@ -250,6 +250,21 @@ def pairs(
   return found
 
 
+def some(
+  config: config_lib.Data, split: Split, most: int
+) -> Iterator[tuple[sources.Source, dict[str, Any]]]:
+  """`most` records of a split, at even distances, each with its source."""
+  found = [sources.records(spec, config) for spec in getattr(config, split)]
+  ends = np.cumsum([len(source) for source in found])
+  for place in np.unique(np.linspace(0, ends[-1] - 1, most).astype(int)):
+    number = int(np.searchsorted(ends, place, 'right'))
+    source = found[number]
+    try:
+      yield source, source[int(place - ends[number] + len(source))]
+    except readers.UnusableError:
+      continue
+
+
 def written(
   config: config_lib.Data,
   model: config_lib.Model,
@@ -259,16 +274,11 @@ def written(
 ) -> Iterator[tuple[str, media.Medium]]:
   """Texts that a task reads and the medium that it should write of them.
 
-  Of `most` records at even distances; unusable ones are left out.
+  Of `some` records; unusable ones are left out.
   """
-  found = [sources.records(spec, config) for spec in getattr(config, split)]
-  ends = np.cumsum([len(source) for source in found])
   (piece,) = task.sides[1]
-  for place in np.unique(np.linspace(0, ends[-1] - 1, most).astype(int)):
-    number = int(np.searchsorted(ends, place, 'right'))
-    source = found[number]
+  for source, record in some(config, split, most):
     try:
-      record = source[int(place - ends[number] + len(source))]
       texts = sources.texts_of(source, record, task)
       yield texts[0], sources.medium(source, record, piece, config, model)
     except readers.UnusableError:

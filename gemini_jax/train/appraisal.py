@@ -1,4 +1,4 @@
-"""Pictures and sounds that a run writes of texts, judged by a stranger.
+"""What a run writes, judged: media by a stranger, captions by people's.
 
 N examples, H x W pixels of C channels, F frames of M bands.
 """
@@ -14,11 +14,11 @@ import numpy as np
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
-from gemini_jax.data import loader
+from gemini_jax.data import loader, readers, sources
 from gemini_jax.data import task as task_lib
-from gemini_jax.infer import painting, request
+from gemini_jax.infer import generation, painting, request
 from gemini_jax.parallel import cluster
-from gemini_jax.train import gallery, judge
+from gemini_jax.train import captioning, gallery, judge
 from gemini_jax.train import run as run_lib
 
 # Real examples that the judge learns from at most; classes it can tell apart;
@@ -27,15 +27,76 @@ _TAUGHT, _CLASSES, _SHOWN = 60_000, 100, 40
 
 
 def check(config: config_lib.Config):
-  """ConfigError where `eval.judged` cannot be done."""
-  if not config.eval.judged:
-    return
+  """ConfigError where `eval.judged` or `eval.captions` cannot be done."""
+  judged, captioned = config.eval.judged, config.eval.captions
   config_lib.check(
-    bool(judged_tasks(config)),
-    f'eval.judged={config.eval.judged} needs a task of data.tasks that reads '
-    'text and writes a picture or a sound',
+    not judged or bool(judged_tasks(config)),
+    f'eval.judged={judged} needs a task of data.tasks that reads text and '
+    'writes a picture or a sound',
   )
-  judge.check()
+  config_lib.check(
+    not captioned or bool(captioned_tasks(config)),
+    f'eval.captions={captioned} needs a task of data.tasks that writes text '
+    'alone',
+  )
+  if judged:
+    judge.check()
+  if captioned:
+    captioning.check()
+
+
+def captioned_tasks(config: config_lib.Config) -> list[task_lib.Task]:
+  """Those that write text alone."""
+  if not config.data.tasks:
+    return []
+  return [task for task in task_lib.of(config.data) if not task.kinds(1)]
+
+
+def captions(
+  run: run_lib.Run, params: Any, split: loader.Split
+) -> dict[str, float]:
+  """`split/TASK_bleu` and `split/TASK_cider` of what is written greedily.
+
+  Of `eval.captions` records at most, each beside the one text that it has.
+  """
+  config, results = run.config, {}
+  greedy = dataclasses.replace(
+    config,
+    generate=dataclasses.replace(
+      config.generate,
+      count=1,
+      beam_size=1,
+      temperature=0.0,
+      guidance=0.0,
+      max_tokens=config.data.sequence_length,
+    ),
+  )
+  for task in captioned_tasks(config):
+    requests, references = [], []
+    for source, record in loader.some(config.data, split, config.eval.captions):
+      try:
+        asked = request.of_record(
+          config,
+          run.tokenizer,
+          task,
+          record,
+          names=source.names,
+          folder=source.rows.folder,
+        )
+        texts = sources.texts_of(source, record, task)
+      except readers.UnusableError:
+        continue
+      requests.append(asked)
+      references.append([texts[-1]])
+    if not requests:
+      continue
+    samples = generation.generate(
+      greedy, run.model, params, run.tokenizer, requests
+    )
+    values = captioning.report([own.text for own in samples], references)
+    prefix = f'{split}/{task.name}_' if task.name else f'{split}/'
+    results |= {prefix + name: value for name, value in values.items()}
+  return results
 
 
 def judged_tasks(config: config_lib.Config) -> list[task_lib.Task]:

@@ -297,11 +297,14 @@ def appraisals(
   splits: Iterable[loader_lib.Split],
   step: int,
 ) -> dict[str, float]:
-  """What a judge says of written media, of the last held-out split."""
-  if not run.config.eval.judged:
-    return {}
-  split = list(splits)[-1]
-  return appraisal.appraise(run, state.evaluation_params(), split, step)
+  """How good what is written is, of the last held-out split."""
+  split, results = list(splits)[-1], {}
+  params = state.evaluation_params()
+  if run.config.eval.captions:
+    results |= appraisal.captions(run, params, split)
+  if run.config.eval.judged:
+    results |= appraisal.appraise(run, params, split, step)
+  return results
 
 
 def compile_step(

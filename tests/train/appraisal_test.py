@@ -1,0 +1,130 @@
+"""What is written is compared with what is right, and only that counts."""
+
+import types
+
+import numpy as np
+import pytest
+
+import photo
+from gemini_jax import config as config_lib
+from gemini_jax.data import loader, tokenizer
+from gemini_jax.infer import generation, painting
+from gemini_jax.models import gemini
+from gemini_jax.train import appraisal
+
+pytest.importorskip('sacrebleu', reason='needs gemini_jax[captions]')
+pytest.importorskip('sklearn', reason='needs gemini_jax[judge]')
+
+READS = 'read = {image:picture} is {word}, {word} -> {word} it is, {word}'
+PAINTS = 'paint = {word} -> {image:picture}'
+SPEAKS = 'speak = {word} -> {audio:sound}'
+
+
+@pytest.fixture(scope='module')
+def path(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('photos')
+  return photo.write(folder, 60)
+
+
+def run(path, workdir, *tasks, **evaluated):
+  config = config_lib.Config(
+    model=photo.model(),
+    data=photo.data(path, *tasks),
+    eval=config_lib.Eval(**evaluated),
+  )
+  (workdir / 'samples').mkdir()
+  return types.SimpleNamespace(
+    config=config,
+    model=gemini.Gemini(config.model),
+    tokenizer=tokenizer.Bytes(),
+    workdir=workdir,
+  )
+
+
+def test_captions_are_those_of_their_records(path, tmp_path, monkeypatch):
+  own = run(path, tmp_path, READS, PAINTS, captions=7)
+  seen = []
+
+  def answer(config, model, params, tokenizer, prompts):
+    assert config.generate.temperature == 0
+    assert params == 'params'
+    seen.extend(prompts)
+    word = lambda prompt: prompt.text.split(', ')[1]
+    texts = [f'{word(prompt)} it is, {word(prompt)}' for prompt in prompts]
+    texts = [right(text) for text in texts]
+    return [generation.Sample('', text, (), ()) for text in texts]
+
+  monkeypatch.setattr(generation, 'generate', answer)
+  right = lambda text: text
+  found = appraisal.captions(own, 'params', 'validation')
+  assert set(found) == {'validation/read_bleu', 'validation/read_cider'}
+  assert found['validation/read_bleu'] == pytest.approx(100)
+  assert len(seen) == 7 and all('image' in prompt.media for prompt in seen)
+  best = found['validation/read_cider']
+  # Of other records.
+  right = lambda text: text.replace(
+    text.split()[0], {'dark': 'light'}.get(text.split()[0], 'dark')
+  )
+  found = appraisal.captions(own, 'params', 'validation')
+  assert found['validation/read_bleu'] < 60
+  assert found['validation/read_cider'] < best / 2
+
+
+def paint_as(records, shift, monkeypatch):
+  """Pictures of the word that is `shift` words on."""
+
+  def paint(config, model, params, tokenizer, kind, requests):
+    assert config.generate.count == 1 and kind == config.generate.output
+    found = []
+    for i, own in enumerate(requests):
+      index = (photo.WORDS.index(own.text) + shift) % len(photo.WORDS)
+      same = [values for word, values in records if word == photo.WORDS[index]]
+      found.append(
+        painting.Painting(own.text, same[i % len(same)], np.zeros((4, 3)))
+      )
+    return found
+
+  monkeypatch.setattr(painting, 'paint', paint)
+
+
+@pytest.mark.parametrize('task', [PAINTS, SPEAKS])
+def test_media_are_judged_by_what_they_show(task, path, tmp_path, monkeypatch):
+  own = run(path, tmp_path, READS, task, judged=30)
+  (judged,) = appraisal.judged_tasks(own.config)
+  texts, values = appraisal._real(own, 'validation', judged, 60)
+  records = list(zip(texts, values, strict=True))
+  results = []
+  for shift in (0, 1):
+    paint_as(records, shift, monkeypatch)
+    results.append(appraisal.appraise(own, None, 'validation', 7))
+  right, wrong = (
+    each[f'validation/{judged.name}_accuracy'] for each in results
+  )
+  assert right > 0.9
+  assert wrong < 0.1
+  page = tmp_path / f'samples/00000007-validation-{judged.name}.png'
+  assert page.stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+  ('tasks', 'evaluated', 'message'),
+  [
+    ((READS,), {'judged': 3}, r'eval\.judged=3 needs a task'),
+    ((PAINTS,), {'captions': 3}, r'eval\.captions=3 needs a task'),
+    ((), {'captions': 3}, r'eval\.captions=3 needs a task'),
+  ],
+)
+def test_what_cannot_be_judged_is_refused(tasks, evaluated, message):
+  config = config_lib.Config(
+    model=photo.model(),
+    data=config_lib.Data(tasks=tasks, pack=False, sequence_length=24),
+    eval=config_lib.Eval(**evaluated),
+  )
+  with pytest.raises(config_lib.ConfigError, match=message):
+    appraisal.check(config)
+
+
+def test_some_records_are_at_even_distances(path):
+  config = photo.data(path, PAINTS)
+  numbers = [record['picture'] for _, record in loader.some(config, 'train', 4)]
+  assert numbers == ['0.png', '19.png', '39.png', '59.png']
