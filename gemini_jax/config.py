@@ -137,6 +137,9 @@ class Data:
   inputs_dropout: float = 0.0
   # Kinds of media that are left out of all inputs, to see what is lost.
   without: tuple[Literal['image', 'audio', 'video'], ...] = ()
+  # Fields of training records of tasks that take the values of other records,
+  # at random: a negative control, from which nothing is to be learned.
+  permuted: tuple[str, ...] = ()
   # causal: predict every token. prefix: inputs are seen in both directions.
   # seq2seq: the encoder reads the inputs, the decoder writes the targets.
   objective: Literal['causal', 'prefix', 'seq2seq'] = 'causal'

@@ -6,6 +6,7 @@ sees what it would have seen.
 """
 
 import collections
+import dataclasses
 import functools
 import itertools
 import logging
@@ -46,7 +47,7 @@ _FIELDS = (
 # And where there are tasks.
 _TASK_FIELDS = (
   *('tasks', 'label_names', 'audio_rate', 'augment'),
-  *('media_dropout', 'inputs_dropout', 'without'),
+  *('media_dropout', 'inputs_dropout', 'without', 'permuted'),
 )
 
 
@@ -373,10 +374,21 @@ def _corpora(
   unique = functools.cache(lambda: passages.sources_without_repeats(config))
 
   tasks = task_lib.of(config)
+  fields = {field for task in tasks for field in task.fields}
+  for field in config.permuted:
+    config_lib.check(
+      field in fields,
+      f'data.permuted={config.permuted}: {field!r} is no field of '
+      f'data.tasks={config.tasks}',
+    )
   placeholders, layout = scene.layout(tasks, config, model)
 
+  def open_source(spec):
+    permuted = config.permuted if split == 'train' else ()
+    return dataclasses.replace(sources.records(spec, config), permuted=permuted)
+
   def plain(spec, unusable):
-    source = sources.records(spec, config)
+    source = open_source(spec)
     return sources.examples(source, config, model, unusable), ''
 
   def deduplicated(spec, unusable):
@@ -386,7 +398,7 @@ def _corpora(
     return examples, report.describe()
 
   for i, spec in enumerate(specs):
-    source = sources.records(spec, config)
+    source = open_source(spec)
     if config.deduplicate:
       read, identity = deduplicated, passages.fingerprint(config)
     else:

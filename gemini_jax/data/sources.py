@@ -53,28 +53,44 @@ class Source:
     rows: every record, before the slice.
     indices: int64[n], the records that the slice selects.
     names: words for the values of fields that are numbers.
+    permuted: fields whose values are those of another record of the slice,
+      each record's of one.
   """
 
   name: str
   rows: readers.Rows
   indices: np.ndarray
   names: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+  permuted: tuple[str, ...] = ()
 
   def __len__(self) -> int:
     return len(self.indices)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
+    records = self.rows.records
     try:
-      return self.rows.records[int(self.indices[index])]
+      record = records[int(self.indices[index])]
+      if self.permuted:
+        other = records[int(self._others[index])]
+        record = record | {
+          field: other[field] for field in self.permuted if field in other
+        }
+      return record
     except config_lib.ConfigError as error:
       raise config_lib.ConfigError(f'{self.name}: {error}') from error
 
+  @functools.cached_property
+  def _others(self) -> np.ndarray:
+    return np.random.default_rng(0).permutation(self.indices)
+
   @property
   def fingerprint(self) -> str:
-    """Hex digest of the identity of the rows, of the slice and of names."""
+    """Hex digest of all that decides what the records are."""
     digest = hashlib.sha256(self.rows.identity.encode())
     if self.names:
       digest.update(repr(sorted(self.names.items())).encode())
+    if self.permuted:
+      digest.update(repr(self.permuted).encode())
     digest.update(self.indices.tobytes())
     return digest.hexdigest()[:32]
 

@@ -176,10 +176,12 @@ def paint(
   tokenizer: Any,
   kind: str,
   requests: Sequence[request.Request],
+  numbers: Sequence[int] | None = None,
 ) -> list[Painting]:
   """`generate.count` media for each request, those of a request together.
 
-  The same seed gives a request the same media, whatever the others are.
+  The same seed gives a request the same media, whatever the others are; equal
+  requests get the same ones, unless `numbers` differ.
 
   Args:
     config: its sections `generate` and `data`.
@@ -188,6 +190,8 @@ def paint(
     tokenizer: of the model.
     kind: of what is written.
     requests: inputs of tasks that write that kind.
+    numbers: of the one medium that each request gets instead, among all that
+      it could get.
 
   Raises:
     ConfigError: the inputs and what is written do not fit the model.
@@ -195,6 +199,8 @@ def paint(
   options = config.generate
   guided = options.guidance > 0
   rows = [(own, i) for own in requests for i in range(options.count)]
+  if numbers is not None:
+    rows = list(zip(requests, numbers, strict=True))
   size = min(_MOST_ROWS, 1 << max(len(rows) - 1, 0).bit_length())
   cross = model.config.cross
   painter = Painter(
@@ -232,16 +238,16 @@ def paint(
       f'the inputs have {longest} tokens and a written {kind} {num}: together '
       f'more than model.max_length={painter.length}',
     )
-    numbers = [number for _, number in part]
-    numbers += [0] * (size - len(part)) + numbers if guided else []
-    numbers += [0] * (len(read) - len(numbers))
+    own_numbers = [number for _, number in part]
+    own_numbers += [0] * (size - len(part)) + own_numbers if guided else []
+    own_numbers += [0] * (len(read) - len(own_numbers))
     state = painter.start(
       own_params,
       [bos] * len(read) if cross else prompts,
       max_tokens=num + 1,
       inputs=inputs if cross else None,
       seed=options.seed,
-      samples=numbers,
+      samples=own_numbers,
       media=request.stack(model.config, read, painter.batch_size),
     )
     state = painter.decode(

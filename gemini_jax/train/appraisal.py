@@ -3,6 +3,7 @@
 N examples, H x W pixels of C channels, F frames of M bands.
 """
 
+import collections
 import dataclasses
 import logging
 import time
@@ -143,6 +144,7 @@ def appraise(
       run.tokenizer,
       task.kinds(1)[0],
       [_request(run, str(text)) for text in wished],
+      _occurrences(wished),
     )
     written = _same_size([own.values for own in found], real)
     report = judge.report(stranger, written, wished, real, wished)
@@ -198,6 +200,16 @@ def drawn(values: np.ndarray) -> np.ndarray:
     return values
   shade = np.clip((values.T[::-1] + 2) / 4, 0, 1)
   return np.round(255 * shade).astype(np.uint8)[..., None]
+
+
+def _occurrences(texts: np.ndarray) -> list[int]:
+  """How often each text stood before: equal ones do not get equal media."""
+  before = collections.Counter()
+  numbers = []
+  for text in texts.tolist():
+    numbers.append(before[text])
+    before[text] += 1
+  return numbers
 
 
 def _request(run: run_lib.Run, text: str) -> request.Request:

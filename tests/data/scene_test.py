@@ -201,9 +201,46 @@ def test_numbers_are_named(records):
     make(records, '{image:picture} -> {level}')
 
 
+def test_permuted_fields_are_of_other_records_in_training_alone(records):
+  """Each value as often as before, beside any picture; no pixel is changed."""
+
+  def found(split, *permuted):
+    made = make(
+      *(records, '{image:picture} -> {word}'),
+      split=split,
+      permuted=permuted,
+      seed=1,
+      objective='seq2seq',
+    )
+    batches = [made[t] for t in range(3)]
+    return sorted(
+      (picture.sum(dtype=int), text_of(tokens[weights > 0]))
+      for batch in batches
+      for picture, tokens, weights in zip(
+        batch.encoder.media['image'].values,
+        batch.targets,
+        batch.weights,
+        strict=True,
+      )
+    )
+
+  true, permuted = found('train'), found('train', 'word')
+  assert [light for light, _ in true] == [light for light, _ in permuted]
+  assert sorted(word for _, word in true) == sorted(w for _, w in permuted)
+  others = sum(a != b for a, b in zip(true, permuted, strict=True))
+  assert len(true) == 12 and others >= 5
+  assert found('validation') == found('validation', 'word')
+
+
 @pytest.mark.parametrize(
   ('tasks', 'model', 'fields', 'message'),
   [
+    (
+      (READS,),
+      MODEL,
+      {'permuted': ('words',)},
+      "'words' is no field of data.tasks",
+    ),
     ((READS,), photo.model(audio=config_lib.Audio()), {}, 'reads no audio'),
     (
       (PAINTS,),

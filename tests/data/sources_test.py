@@ -46,7 +46,7 @@ def test_slices(selection, expected):
   ('spec', 'message'),
   [
     ('txt:a', "'txt' is not a kind of source; did you mean text?"),
-    ('nothing', "'nothing' is not a kind of source; accepted: jsonl"),
+    ('zzz', "'zzz' is not a kind of source; accepted: digits"),
     ('text:', 'write text:WHERE'),
     ('text:no/such/file.txt', "no file matches 'no/such/file.txt'"),
     ('python:os', 'os has no literal topics'),

@@ -48,11 +48,13 @@ def requests(words=WORDS):
   ]
 
 
-def paint(drawn, kind='image', words=WORDS, **fields):
+def paint(drawn, kind='image', words=WORDS, numbers=None, **fields):
   config, model, params = drawn
   options = dataclasses.replace(config.generate, **fields)
   own = dataclasses.replace(config, generate=options)
-  return painting.paint(own, model, params, BYTES, kind, requests(words))
+  return painting.paint(
+    own, model, params, BYTES, kind, requests(words), numbers
+  )
 
 
 def whole(config, word, kind, z):
@@ -109,6 +111,9 @@ def test_rows_do_not_see_each_other(drawn):
   for one, other in zip(alone, beside[:2], strict=True):
     np.testing.assert_allclose(one.z, other.z, atol=1e-4)
   assert np.abs(alone[0].z - alone[1].z).max() > 1e-3
+  twice = paint(drawn, words=[WORDS[0]] * 2, temperature=1.0, numbers=[1, 0])
+  for one, other in zip(alone[::-1], twice, strict=True):
+    np.testing.assert_allclose(one.z, other.z, atol=1e-4)
   again = paint(drawn, words=WORDS[:1], temperature=1.0, count=2, seed=1)
   assert np.abs(alone[0].z - again[0].z).max() > 1e-3
 

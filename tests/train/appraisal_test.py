@@ -73,7 +73,10 @@ def test_captions_are_those_of_their_records(path, tmp_path, monkeypatch):
 def paint_as(records, shift, monkeypatch):
   """Pictures of the word that is `shift` words on."""
 
-  def paint(config, model, params, tokenizer, kind, requests):
+  def paint(config, model, params, tokenizer, kind, requests, numbers):
+    # Equal texts ask for different media.
+    asked = {(own.text, i) for own, i in zip(requests, numbers, strict=True)}
+    assert len(asked) == len(requests)
     assert config.generate.count == 1 and kind == config.generate.output
     found = []
     for i, own in enumerate(requests):
