@@ -189,6 +189,9 @@ OPTIONS = {
       'optimizer.accumulation_steps=2',
       'data.batch_size=16',
       'model.dropout=0.2',
+      'optimizer.name=muon',
+      'parallel.data=2',
+      'parallel.fsdp=4',
     ),
     'ema/',
   ),
@@ -201,10 +204,6 @@ OPTIONS = {
     'opt_state/2/scale',
   ),
   'schedule_free': (('optimizer.name=schedule_free',), 'opt_state/1/z/'),
-  'fsdp': (
-    ('parallel.data=2', 'parallel.fsdp=4', 'optimizer.name=muon'),
-    'params/',
-  ),
 }
 
 
