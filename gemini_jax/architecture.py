@@ -289,6 +289,9 @@ class Model:
   tie_embeddings: bool = True
   # Multiply embeddings by sqrt(width), as Gemma does.
   scale_embeddings: bool = False
+  # Numbers in the vectors by which the two sides of an example find each
+  # other, for retrieval (see loss_weights.contrastive); 0: none.
+  contrast_dim: int = 0
   # Dropout rate on embeddings and on what each block adds.
   dropout: float = 0.0
   # Standard deviation of the initial weights; None: 1/sqrt(fan in).
@@ -323,7 +326,13 @@ class Model:
     schema.at_least(self, 'model', 1, 'max_length', 'width', 'num_layers')
     schema.at_least(self, 'model', 1, 'num_heads', 'window')
     schema.at_least(self, 'model', 0, 'num_experts', 'shared_expert_dim')
+    schema.at_least(self, 'model', 0, 'contrast_dim')
     schema.is_share(self, 'model', 'dropout')
+    schema.check(
+      not self.contrast_dim or self.cross,
+      f'model.contrast_dim={self.contrast_dim} needs '
+      "model.architecture='encoder_decoder': the encoder reads both sides",
+    )
     schema.check(
       self.num_heads % self.kv_heads == 0,
       f'model.num_kv_heads={self.num_kv_heads} must divide '

@@ -433,6 +433,9 @@ class Eval:
   # Held-out examples of each task that writes text alone, which are written
   # greedily after training and compared by BLEU and CIDEr-D; 0: none.
   captions: int = 0
+  # Held-out examples of each task whose sides are to find each other, by
+  # model.contrast_dim: recall at 1, 5 and 10; 0: none.
+  retrieval: int = 0
   # Test sequences, a row each (data.pack=False), whose nll is measured at the
   # end, and of a latent mi and active_units, by so many draws of z for each.
   latent_examples: int = 1000
@@ -441,7 +444,8 @@ class Eval:
   def __post_init__(self):
     at_least(
       self,
-      *('eval', 0, 'exact_match', 'judged', 'captions', 'latent_examples'),
+      *('eval', 0, 'exact_match', 'judged', 'captions', 'retrieval'),
+      'latent_examples',
     )
     at_least(self, 'eval', 1, 'importance_samples')
 
@@ -576,6 +580,8 @@ class LossWeights:
   reconstruction: float = 1.0
   media_rate: float = 0.003
   detail: float = 0.0
+  # Nats of finding the other side of an example among those of the batch.
+  contrastive: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -610,6 +616,16 @@ class Config:
       not (self.model.latent.dim and self.data.pack),
       f'model.latent.dim={self.model.latent.dim} is one z for each row; set '
       'data.pack=False',
+    )
+    check(
+      not (self.model.contrast_dim and self.data.pack),
+      f'model.contrast_dim={self.model.contrast_dim} compares the examples of '
+      'rows; set data.pack=False',
+    )
+    check(
+      not self.eval.retrieval or bool(self.model.contrast_dim),
+      f'eval.retrieval={self.eval.retrieval} needs vectors of both sides; set '
+      'model.contrast_dim',
     )
     check(
       self.data.sequence_length <= self.model.max_length,

@@ -16,8 +16,8 @@ from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.kernels import cross_entropy, masking
 from gemini_jax.layers import attention, embedding, linear
+from gemini_jax.models import contrast, perception, transformer
 from gemini_jax.models import latent as latent_lib
-from gemini_jax.models import perception, transformer
 from gemini_jax.parallel import pipeline, sharding
 
 
@@ -30,12 +30,15 @@ class Read:
     aux: losses of layers, by name.
     said: what z told, where there is a latent.
     media: losses of what stands beside text, by name: [sum, what it is over].
+    sides: of the two sides of each example a vector [B, C], where those are
+      compared.
   """
 
   x_BTD: jax.Array
   aux: dict[str, jax.Array]
   said: latent_lib.Said | None
   media: dict[str, jax.Array]
+  sides: tuple[jax.Array, jax.Array] | None = None
 
 
 class Gemini(nn.Module):
@@ -90,6 +93,10 @@ class Gemini(nn.Module):
           init_scale=size * config.latent.dim**-0.5,
           **types,
         )
+    if config.contrast_dim:
+      self.contrast = contrast.Contrast(
+        config.contrast_dim, config.width, types
+      )
     if config.kinds:
       self.perception = perception.Perception(config, self.schedule)
     self.decoder = transformer.Stack(
@@ -170,6 +177,14 @@ class Gemini(nn.Module):
     for name, total in read.media.items():
       terms[name] = total
       aux |= {name: total[0] / weight}
+    if read.sides is not None:
+      found = self.contrast.loss(*read.sides, self.equal(batch), num_B)
+      aux |= {'contrastive': found.loss}
+      total = jnp.sum(num_B)
+      for name in ('loss', 'accuracy'):
+        mean = getattr(found, name)
+        key = 'contrastive' if name == 'loss' else 'contrastive_accuracy'
+        terms[key] = jnp.stack([mean * total, total])
     if said is not None:
       rate, losses = said.terms(num_B, self.config.latent.dim, bottleneck)
       terms['rate'] = rate
@@ -208,7 +223,7 @@ class Gemini(nn.Module):
       hidden_BT = jax.random.bernoulli(
         self.make_rng('dropout'), word_dropout, batch.targets.shape
       ) & (batch.decoder.positions > 0)
-    x_BTD, _, aux = self.decode_hidden(
+    x_BTD, _, layers = self.decode_hidden(
       batch.decoder,
       memory_BSD=memory_BSD if self.config.cross else None,
       memory=batch.encoder,
@@ -218,6 +233,17 @@ class Gemini(nn.Module):
       soft_BTD=soft(written),
       deterministic=deterministic,
     )
+    sides = None
+    if self.config.contrast_dim:
+      assert memory_BSD is not None and source is not None
+      written_too = dataclasses.replace(batch.decoder, tokens=batch.targets)
+      seen = self.perceive(written_too, deterministic)
+      other_BTD, aux = self.encode(written_too, deterministic, soft(seen))
+      stacks.append(aux)
+      sides = (
+        self.contrast(memory_BSD, source),
+        self.contrast(other_BTD, written_too),
+      )
     # The mean over all layers.
     mean = lambda *parts: jnp.mean(jnp.concatenate(parts))
     media = {}
@@ -228,7 +254,23 @@ class Gemini(nn.Module):
       for seen in filter(None, (written, read_too)):
         for name, total in seen.sums.items():
           media[name] = media.get(name, 0) + total
-    return Read(x_BTD, jax.tree.map(mean, aux, *stacks), said, media)
+    aux = jax.tree.map(mean, layers, *stacks)
+    return Read(x_BTD, aux, said, media, sides)
+
+  def sides(self, batch: batch_lib.Batch) -> tuple[jax.Array, jax.Array]:
+    """Vectors of what is read and of what is written, [B, C] each."""
+    found = self.read(batch, deterministic=True).sides
+    assert found is not None, 'model.contrast_dim is 0'
+    return found
+
+  def equal(self, batch: batch_lib.Batch) -> jax.Array:
+    """Which examples read or write the same text, bool[B, B]."""
+    assert batch.encoder is not None
+    ids = tuple(self.config.placeholder(kind) for kind in self.config.kinds)
+    written_BT = jnp.where(batch.weights > 0, batch.targets, 0)
+    return contrast.equal(batch.encoder.tokens, ids) | contrast.equal(
+      written_BT, ids
+    )
 
   def perceive(
     self, sequence: batch_lib.Sequence, deterministic: bool = True

@@ -30,6 +30,7 @@ from gemini_jax.train import (
   evaluation,
   likelihood,
   metrics,
+  retrieval,
 )
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import run as run_lib
@@ -294,16 +295,44 @@ def exact_matches(
 def appraisals(
   run: run_lib.Run,
   state: step_lib.TrainState,
-  splits: Iterable[loader_lib.Split],
+  loaders: dict[loader_lib.Split, loader_lib.Loader],
   step: int,
 ) -> dict[str, float]:
-  """How good what is written is, of the last held-out split."""
-  split, results = list(splits)[-1], {}
+  """How good what is written or found is, of the last held-out split."""
+  split, results = list(loaders)[-1], {}
   params = state.evaluation_params()
+  if run.config.eval.retrieval:
+    results |= retrievals(run, params, split, loaders[split])
   if run.config.eval.captions:
     results |= appraisal.captions(run, params, split)
   if run.config.eval.judged:
     results |= appraisal.appraise(run, params, split, step)
+  return results
+
+
+def retrievals(
+  run: run_lib.Run,
+  params: Any,
+  split: loader_lib.Split,
+  loader: loader_lib.Loader,
+) -> dict[str, float]:
+  """`split/TASK_read_to_written_recall_at_1` and so on; see retrieval.py."""
+  model = run.config.model
+  vectors = functools.partial(run.model.apply, method='sides')
+  step = jax.jit(lambda params, batch: vectors({'params': params}, batch))
+  results = {}
+  tasks = loader.task_names or {'': None}
+  for name, number in tasks.items():
+    own = loader if number is None else loader.of_task(number)
+    values = retrieval.measure(
+      step,
+      params,
+      device_batches(run, own, loader_lib.iterate(own)),
+      [model.placeholder(kind) for kind in model.kinds],
+      run.config.eval.retrieval,
+    )
+    prefix = f'{split}/{name}_' if name else f'{split}/'
+    results |= {prefix + key: value for key, value in values.items()}
   return results
 
 

@@ -3,12 +3,61 @@
 N examples of one kind, M of the other, D width of the vectors, Q some of N.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
+from gemini_jax import batch as batch_lib
+from gemini_jax.parallel import cluster
+
 # Scores that are held at one time.
 _SCORES = 2**24
+
+
+def measure(
+  step: Any,
+  params: Any,
+  batches: Iterable[batch_lib.Batch],
+  placeholders: Sequence[int],
+  most: int,
+) -> dict[str, float]:
+  """How well what is read finds what is written, and the reverse.
+
+  Examples that read or write the same text belong together. See `report`.
+
+  Args:
+    step: compiled, vectors [B, C] of both sides of (params, batch).
+    params: of the model.
+    batches: device batches of held-out examples.
+    placeholders: tokens that stand for media.
+    most: examples at most.
+  """
+  vectors, texts = ([], []), ([], [])
+  for batch in batches:
+    assert batch.encoder is not None
+    found = cluster.fetch(step(params, batch))
+    read_BS, targets_BT, weights_BT = cluster.fetch(
+      (batch.encoder.tokens, batch.targets, batch.weights)
+    )
+    there_B = (weights_BT > 0).any(axis=1)
+    written_BT = np.where(weights_BT > 0, targets_BT, 0)
+    for side, own, tokens in zip(
+      (0, 1), found, (read_BS, written_BT), strict=True
+    ):
+      vectors[side].extend(own[there_B])
+      texts[side].extend(tokens[there_B])
+    if len(vectors[0]) >= most:
+      break
+  one_ND, other_ND = (np.array(side[:most]) for side in vectors)
+  positives_NN = np.eye(len(one_ND), dtype=bool)
+  for side in texts:
+    tokens_NT = np.array(side[:most])
+    _, group_N = np.unique(tokens_NT, axis=0, return_inverse=True)
+    text_N = ~np.isin(tokens_NT, placeholders).any(axis=1)
+    same_NN = group_N.reshape(-1, 1) == group_N.reshape(1, -1)
+    positives_NN |= same_NN & text_N[:, None] & text_N[None]
+  return report(one_ND, other_ND, positives_NN, names=('read', 'written'))
 
 
 def report(

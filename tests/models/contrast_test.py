@@ -1,0 +1,140 @@
+"""Both sides of an example become vectors, of what is really there."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import photo
+import toy
+from gemini_jax import config as config_lib
+from gemini_jax.data import loader, tokenizer
+from gemini_jax.models import contrast, gemini
+from gemini_jax.train import losses, retrieval
+
+READS = 'see = {image:picture} -> {word}'
+HEARS = 'hear = {audio:sound} -> {word}'
+PAINTS = 'paint = {word} -> {image:picture}'
+MODEL = photo.model(
+  architecture='encoder_decoder', num_encoder_layers=1, contrast_dim=6
+)
+IDS = tuple(MODEL.placeholder(kind) for kind in MODEL.kinds)
+
+
+@pytest.fixture(scope='module')
+def path(tmp_path_factory):
+  return photo.write(tmp_path_factory.mktemp('photos'))
+
+
+@pytest.fixture(scope='module')
+def drawn():
+  model = gemini.Gemini(MODEL)
+  return model, toy.model_params(model)
+
+
+def batches(path, *tasks, size=6):
+  data = photo.data(path, *tasks, objective='seq2seq', batch_size=size)
+  made = loader.Loader(
+    data, tokenizer.Bytes(), 'validation', batch_size=size, model=MODEL
+  )
+  return [made[t] for t in range(len(made))]
+
+
+def test_texts_are_equal_media_are_not():
+  picture = IDS[0]
+  rows = [[3, 4, 0], [3, 4, 0], [3, 5, 0], [picture, 4, 0], [picture, 4, 0]]
+  found = contrast.equal(np.array(rows), IDS)
+  expected = np.zeros((5, 5), bool)
+  expected[:2, :2] = expected[2, 2] = True
+  np.testing.assert_array_equal(found, expected)
+
+
+def test_padding_has_no_say(path, drawn):
+  model, params = drawn
+  batch = batches(path, READS, HEARS, PAINTS)[0]
+  sides = lambda batch: model.apply({'params': params}, batch, method='sides')
+  found = sides(batch)
+  assert batch.encoder is not None
+  other = lambda tokens, real: np.where(real, tokens, 7)
+  changed = dataclasses.replace(
+    batch,
+    targets=other(batch.targets, batch.weights > 0),
+    encoder=dataclasses.replace(
+      batch.encoder,
+      tokens=other(batch.encoder.tokens, batch.encoder.segments > 0),
+    ),
+  )
+  assert not np.array_equal(changed.encoder.tokens, batch.encoder.tokens)
+  for one, again in zip(found, sides(changed), strict=True):
+    assert one.shape == (6, 6)
+    np.testing.assert_allclose(one, again, atol=1e-5)
+    # Different examples, different vectors.
+    assert np.std(one, axis=0).min() > 1e-4
+
+
+def test_the_loss_draws_sides_together(path, drawn):
+  """Of the whole batch: the gradient reaches the encoder and the scale."""
+  model, params = drawn
+  batch = batches(path, READS)[0]
+  nothing = dict.fromkeys(vars(config_lib.LossWeights()), 0.0)
+
+  def objective(params, weight):
+    sums = losses.model_sums(
+      model,
+      params,
+      batch,
+      config=config_lib.Train(),
+      loss_weights=nothing | {'contrastive': weight},
+    )
+    return sums.objective / sums.weight, sums.terms
+
+  both = jax.jit(jax.value_and_grad(objective, has_aux=True))
+  (with_it, terms), grads = both(params, 1.0)
+  without = both(params, 0.0)[0][0]
+  loss, count = terms['contrastive']
+  assert count == 6
+  np.testing.assert_allclose(with_it - without, loss / count, rtol=1e-4)
+  # Two others of six have the same word, and are no negatives.
+  assert 0 < loss / count < 3 * np.log(5)
+  reached = jax.tree.map(lambda grad: np.abs(grad).max(), grads)
+  assert reached['contrast']['scale'] > 0
+  assert reached['contrast']['project']['kernel'] > 0
+  nearer = jax.tree.map(lambda p, g: p - 0.02 * g, params, grads)
+  assert both(nearer, 1.0)[0][0] < with_it
+
+
+def test_retrieval_counts_what_says_the_same(path):
+  """Twelve pictures of three words; vectors of the word, or of nothing."""
+  found = {}
+  for name, of_word in (('right', True), ('wrong', False)):
+
+    def step(params, batch, of_word=of_word):
+      del params
+      words_B = batch.targets[:, :3].sum(axis=1)
+      angles = words_B.astype(float) if of_word else 0.0 * words_B
+      vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+      return vectors, vectors
+
+    values = retrieval.measure(step, None, batches(path, READS), IDS, 100)
+    found[name] = values
+  assert found['right']['read_to_written_recall_at_1'] == pytest.approx(1)
+  assert found['right']['written_to_read_recall_at_1'] == pytest.approx(1)
+  chance = found['right']['read_to_written_recall_at_1_chance']
+  assert chance == pytest.approx(1 / 3)
+  assert found['wrong']['read_to_written_recall_at_1'] == pytest.approx(chance)
+  few = retrieval.measure(step, None, batches(path, READS), IDS, 4)
+  # Of dark, middle, light, dark.
+  assert few['read_to_written_recall_at_1_chance'] == pytest.approx(3 / 8)
+
+
+def test_retrieval_needs_vectors():
+  with pytest.raises(
+    config_lib.ConfigError, match=r'eval\.retrieval=3 needs vectors'
+  ):
+    config_lib.Config(eval=config_lib.Eval(retrieval=3))
+
+
+def test_only_an_encoder_reads_both_sides():
+  with pytest.raises(config_lib.ConfigError, match='the encoder reads both'):
+    config_lib.Model(contrast_dim=4)
