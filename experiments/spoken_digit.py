@@ -4,6 +4,9 @@ r"""Spoken digits to words, from raw samples.
       --workdir=runs/spoken_digit --config.data.data_dir=DIR
 
 DIR is where TFDS keeps its data sets.
+
+Measured: test/accuracy 0.997 (300 recordings) after 1,500 steps; 10 min on 2
+cores of which another training had a part.
 """
 
 import ml_collections

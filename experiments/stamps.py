@@ -1,4 +1,4 @@
-r"""Stamps: speech to captions, pictures to captions in five languages, and back.
+r"""Stamps: speech or a picture to captions in five languages, and back.
 
   python -m gemini_jax.main --config=experiments/stamps.py \
       --workdir=runs/stamps --config.data.data_dir=DIR
