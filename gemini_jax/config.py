@@ -106,7 +106,8 @@ class Data:
   A source is `KIND:WHERE#SLICE`: `tfds:tiny_shakespeare#validation+test`,
   `text:book.txt`, `text:corpus/*.txt#[:90%]`, `jsonl:pairs.jsonl`,
   `python:pydoc_data.topics#[9::10]` and its complement `#[!9::10]`,
-  `reverse:20000`, `wordnet:` (see data/sources.py).
+  `reverse:20000`, `wordnet:`, `digits:train`, `moving:test` (see
+  data/sources.py).
   """
 
   # Sources of each split; several training sources make a mixture.
