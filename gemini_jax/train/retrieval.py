@@ -54,7 +54,8 @@ def measure(
   for side in texts:
     tokens_NT = np.array(side[:most])
     _, group_N = np.unique(tokens_NT, axis=0, return_inverse=True)
-    text_N = ~np.isin(tokens_NT, placeholders).any(axis=1)
+    media_NT = np.isin(tokens_NT, placeholders)
+    text_N = np.logical_not(media_NT.any(axis=1))
     same_NN = group_N.reshape(-1, 1) == group_N.reshape(1, -1)
     positives_NN |= same_NN & text_N[:, None] & text_N[None]
   return report(one_ND, other_ND, positives_NN, names=('read', 'written'))
