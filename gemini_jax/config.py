@@ -443,11 +443,8 @@ class Eval:
   importance_samples: int = 500
 
   def __post_init__(self):
-    at_least(
-      self,
-      *('eval', 0, 'exact_match', 'judged', 'captions', 'retrieval'),
-      'latent_examples',
-    )
+    at_least(self, 'eval', 0, 'exact_match', 'judged', 'captions')
+    at_least(self, 'eval', 0, 'retrieval', 'latent_examples')
     at_least(self, 'eval', 1, 'importance_samples')
 
 

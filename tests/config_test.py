@@ -41,8 +41,8 @@ def test_unknown_fields_are_told_with_the_nearest_name():
   )
   assert refused('loss_weights.qqq', 3) == (
     'loss_weights.qqq is not a field of loss_weights; accepted: '
-    'detail, kl, media_nll, media_rate, min_rate, reconstruction, '
-    'router_balance, router_z, z_loss'
+    'contrastive, detail, kl, media_nll, media_rate, min_rate, '
+    'reconstruction, router_balance, router_z, z_loss'
   )
 
 
@@ -399,6 +399,9 @@ RANGES = {
   ),
   'data.audio_rate': (0, 'data.audio_rate=0 must be at least 1'),
   'eval.judged': (-1, 'eval.judged=-1 must be at least 0'),
+  'eval.captions': (-1, 'eval.captions=-1 must be at least 0'),
+  'eval.retrieval': (-1, 'eval.retrieval=-1 must be at least 0'),
+  'model.contrast_dim': (-1, 'model.contrast_dim=-1 must be at least 0'),
   'generate.guidance': (
     -1.0,
     'generate.guidance=-1.0 must be at least 0',
@@ -418,6 +421,23 @@ def test_a_value_out_of_range_is_refused(path):
 
 # Values that are wrong together, as one dict of section.field.
 CONFLICTS = [
+  (
+    {'model.contrast_dim': 8},
+    "model.contrast_dim=8 needs model.architecture='encoder_decoder': the "
+    'encoder reads both sides',
+  ),
+  (
+    {
+      'model.architecture': 'encoder_decoder',
+      'data.objective': 'seq2seq',
+      'model.contrast_dim': 8,
+    },
+    'model.contrast_dim=8 compares the examples of rows; set data.pack=False',
+  ),
+  (
+    {'eval.retrieval': 8},
+    'eval.retrieval=8 needs vectors of both sides; set model.contrast_dim',
+  ),
   (
     {'model.latent': {'dim': 3, 'memory': 0, 'embedding': False}},
     'model.latent.memory=0 needs model.latent.embedding=True: the decoder '

@@ -59,8 +59,8 @@ OVERRIDES = {
   'parallel.data = 8',
   'eval.batch_size=3': 'eval.batch_size=3 must be a multiple of '
   'parallel.data = 8',
-  'model.vocab_size=100': 'model.vocab_size=100 must be at least 259, the '
-  "tokenizer's",
+  'model.vocab_size=100': 'model.vocab_size=100 must be at least 259: 259 of '
+  'the tokenizer and a placeholder for each kind of media',
 }
 
 

@@ -94,7 +94,7 @@ def test_whole_examples_are_counted(model):
   network, params = model
   batch = toy.batch(rows=5)
   logits, _ = network.apply({'params': params}, batch)
-  targets = np.argmax(logits, axis=-1).astype(np.int32)
+  targets = np.argmax(np.asarray(logits), axis=-1).astype(np.int32)
   weights = np.array(batch.weights)
   # One is wrong at a place that counts, one at a place that does not; the
   # last is padding.
