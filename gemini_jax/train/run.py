@@ -204,6 +204,15 @@ def _make_writable(path: pathlib.Path):
   )
 
 
+def _filled(values: Any, defaults: Any) -> Any:
+  """A nested dict, with the defaults of what it has not."""
+  if not (isinstance(values, dict) and isinstance(defaults, dict)):
+    return values
+  return defaults | {
+    name: _filled(value, defaults.get(name)) for name, value in values.items()
+  }
+
+
 def _check_same_model(path: pathlib.Path, config: config_lib.Config):
   """Refuses a folder of another model; says what else has changed."""
   try:
@@ -213,6 +222,8 @@ def _check_same_model(path: pathlib.Path, config: config_lib.Config):
       f'--workdir={path} has checkpoints but no readable {CONFIG_FILE}: {error}'
     ) from error
   now = json.loads(config_lib.to_json(config))
+  # What an earlier version did not know yet is off by default.
+  then = _filled(then, json.loads(config_lib.to_json(config_lib.Config())))
   # These change how a run computes, not what it computes.
   free = {
     'scan_layers',
@@ -226,7 +237,7 @@ def _check_same_model(path: pathlib.Path, config: config_lib.Config):
   }
   for section, values in now.items():
     for name, value in values.items():
-      before = then.get(section, {}).get(name)
+      before = then[section][name]
       derived = name == 'vocab_size' and value is None
       if before == value or derived:
         continue

@@ -95,6 +95,21 @@ def test_what_may_change_and_what_may_not(config, tmp_path, caplog):
       )
 
 
+def test_a_folder_of_an_earlier_version_has_the_defaults(config, tmp_path):
+  run = run_lib.open_run(config, tmp_path / 'run', create=True)
+  save(run, 1)
+  path = tmp_path / 'run' / 'config.json'
+  then = json.loads(path.read_text())
+  del then['model']['contrast_dim'], then['model']['image']['patch']
+  del then['plan']
+  path.write_text(json.dumps(then))
+  run_lib.open_run(config, tmp_path / 'run', create=True)
+  path.write_text(json.dumps(then))
+  other = tiny.replace(config, 'model.image', config_lib.Image(patch=7))
+  with pytest.raises(config_lib.ConfigError, match='holds another model'):
+    run_lib.open_run(other, tmp_path / 'run', create=True)
+
+
 def test_checkpoints_without_a_config_are_refused(config, tmp_path):
   run = run_lib.open_run(config, tmp_path / 'run', create=True)
   save(run, 1)
