@@ -59,7 +59,7 @@ def write(
   figure = matplotlib.figure.Figure(
     figsize=(
       (3.0 if sounds else 1.5) * num_columns + 0.5,
-      2.0 * num_rows + 0.3,
+      _row_height(items) * num_rows + 0.3,
     ),
     layout='constrained',
   )
@@ -101,6 +101,13 @@ def write_picture(path: pathlib.Path, values: np.ndarray):
   path.parent.mkdir(parents=True, exist_ok=True)
   values = values[..., 0] if values.shape[-1] == 1 else values
   PIL.Image.fromarray(values).save(path)
+
+
+def _row_height(items: Sequence[np.ndarray]) -> float:
+  """Inches: of pictures alone, as the tallest needs beside its caption."""
+  if any(item.ndim != 3 for item in items):
+    return 2.0
+  return 0.5 + 1.5 * min(max(len(item) / item.shape[1] for item in items), 2)
 
 
 def _places(

@@ -33,6 +33,17 @@ def test_pictures_are_a_grid(tmp_path):
   np.testing.assert_allclose(columns[8:], columns[:3], atol=2)
 
 
+def test_a_page_of_flat_pictures_is_no_higher_than_they_need(tmp_path):
+  path, heights = tmp_path / 'page.png', []
+  for height in (4, 16, 32):
+    assert gallery.write(
+      path, [plain((250, 0, 0), height, 16)] * 16, ['a'] * 16
+    )
+    heights.append(PIL.Image.open(path).height)
+    assert shows(path, (250, 0, 0))[0] > 16 * 1000
+  assert heights[0] < 0.6 * heights[1] < 0.6 * heights[2]
+
+
 def test_a_video_is_a_filmstrip(tmp_path):
   path = tmp_path / 'page.png'
   colours = [(10, 200, 60 * i) for i in range(4)]
