@@ -39,7 +39,8 @@ def test_a_page_of_flat_pictures_is_no_higher_than_they_need(tmp_path):
     assert gallery.write(
       path, [plain((250, 0, 0), height, 16)] * 16, ['a'] * 16
     )
-    heights.append(PIL.Image.open(path).height)
+    with PIL.Image.open(path) as page:
+      heights.append(page.height)
     assert shows(path, (250, 0, 0))[0] > 16 * 1000
   assert heights[0] < 0.6 * heights[1] < 0.6 * heights[2]
 
