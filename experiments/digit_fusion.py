@@ -43,7 +43,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.model.image.patch = 2
   config.optimizer.name = 'muon'
   config.optimizer.learning_rate = 0.006
-  config.train.num_steps = 800
-  config.train.eval_every = 400
-  config.train.save_every = 400
+  config.train.num_steps = 2000
+  config.train.eval_every = 500
+  config.train.save_every = 500
   return config
