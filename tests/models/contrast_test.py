@@ -53,7 +53,9 @@ def test_texts_are_equal_media_are_not():
 def test_padding_has_no_say(path, drawn):
   model, params = drawn
   batch = batches(path, READS, HEARS, PAINTS)[0]
-  sides = lambda batch: model.apply({'params': params}, batch, method='sides')
+  sides = jax.jit(
+    lambda batch: model.apply({'params': params}, batch, method='sides')
+  )
   found = sides(batch)
   assert batch.encoder is not None
   other = lambda tokens, real: np.where(real, tokens, 7)
