@@ -34,6 +34,7 @@ AXES = ('data', 'fsdp', 'tensor', 'sequence', 'expert', 'pipeline')
 # What every module of ours says of a user's mistake.
 ConfigError = schema.ConfigError
 check = schema.check
+optional = schema.optional
 nearest = schema.nearest
 at_least = schema.at_least
 is_share = schema.is_share

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import importlib
 import types
 import typing
 from typing import Any, Literal
@@ -18,6 +19,25 @@ def check(condition: bool, message: str):
   """Raises ConfigError with `message` unless `condition` holds."""
   if not condition:
     raise ConfigError(message)
+
+
+def optional(module: str, needed: str, extra: str) -> Any:
+  """A module that an extra brings, imported.
+
+  Args:
+    module: its name for an import.
+    needed: who needs what, such as 'the curves need matplotlib'.
+    extra: of this package.
+
+  Raises:
+    ConfigError: it is not there, or a library of C that it needs is not.
+  """
+  try:
+    return importlib.import_module(module)
+  except (ImportError, OSError) as error:
+    raise ConfigError(
+      f"{needed}; install it with: pip install 'gemini_jax[{extra}]'"
+    ) from error
 
 
 def at_least(section: Any, path: str, least: float, *names: str):

@@ -46,15 +46,11 @@ def digits(where: str, config: config_lib.Data) -> readers.Rows:
     ConfigError: another split; scikit-learn or spoken_digit is not there.
   """
   _check_split(where)
-  try:
-    import sklearn.datasets
-  except ImportError as error:
-    raise config_lib.ConfigError(
-      'the pictures of digits are of scikit-learn; install it with: pip '
-      "install 'gemini_jax[judge]'"
-    ) from error
+  datasets = config_lib.optional(
+    'sklearn.datasets', 'pictures of digits are of scikit-learn', 'judge'
+  )
   sounds = readers.tfds('spoken_digit', where, config)
-  known: Any = sklearn.datasets.load_digits()
+  known = datasets.load_digits()
   images, labels = np.asarray(known['images']), np.asarray(known['target'])
   own = (np.arange(len(images)) % _FOLDS == _FOLDS - 1) == (where == 'test')
   pictures = [images[own & (labels == digit)] for digit in range(10)]

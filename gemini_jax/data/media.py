@@ -233,30 +233,13 @@ def _decoding(reason: str) -> Iterator[None]:
 
 def _module(name: str) -> Any:
   """An optional library, or a ConfigError that says how to get it."""
-  try:
-    if name == 'PIL':
-      import PIL.Image
-      import PIL.ImageOps
-
-      return PIL
-    if name == 'soundfile':
-      import soundfile
-
-      return soundfile
-    if name == 'soxr':
-      import soxr
-
-      return soxr
-    import av
-
-    return av
-  except (ImportError, OSError) as error:  # OSError: soundfile's C library.
-    extra = 'video' if name == 'av' else 'media'
-    what = {'PIL': 'pictures need Pillow', 'av': 'videos need av'}
-    raise config_lib.ConfigError(
-      f'{what.get(name, f"sounds need {name}")}; install it with: pip install '
-      f"'gemini_jax[{extra}]'"
-    ) from error
+  what = {'PIL': 'pictures need Pillow', 'av': 'videos need av'}
+  asked = what.get(name, f'sounds need {name}')
+  extra = 'video' if name == 'av' else 'media'
+  if name == 'PIL':
+    # With its parts that are used here.
+    config_lib.optional('PIL.ImageOps', asked, extra)
+  return config_lib.optional(name, asked, extra)
 
 
 @contextlib.contextmanager

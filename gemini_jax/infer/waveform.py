@@ -52,7 +52,7 @@ def from_log_mel(
     ConfigError: librosa is missing.
     ValueError: there are no frames, or not M bands of finite numbers.
   """
-  librosa = _librosa()
+  librosa = _optional('librosa', 'audio')
   log_mel_FM = np.asarray(log_mel_FM, np.float64)
   if log_mel_FM.ndim != 2 or log_mel_FM.shape[1] != num_mels:
     raise ValueError(f'{log_mel_FM.shape} is not [frames, num_mels={num_mels}]')
@@ -100,10 +100,7 @@ def write_wav(path: str | pathlib.Path, samples_N: np.ndarray, rate: int):
   Raises:
     ConfigError: soundfile is missing.
   """
-  try:
-    import soundfile
-  except ImportError as error:
-    raise _missing('soundfile', 'audio') from error
+  soundfile = _optional('soundfile', 'audio')
   soundfile.write(str(path), samples_N, rate, subtype='PCM_16', format='WAV')
 
 
@@ -122,11 +119,7 @@ def write_spectrogram(
   Raises:
     ConfigError: matplotlib is missing.
   """
-  try:
-    import matplotlib.figure
-  except ImportError as error:
-    raise _missing('matplotlib', 'plot') from error
-
+  drawing = _optional('matplotlib.figure', 'plot')
   num_frames, num_mels = log_mel_FM.shape
   seconds = np.arange(num_frames + 1) * hop_samples / rate
   # Bands overlap: one is drawn half way to the peaks of its neighbours.
@@ -134,7 +127,7 @@ def write_spectrogram(
   mels = np.linspace(low_mel, high_mel, num_mels + 2)
   edges = spectrogram.mel_to_hz((mels[1:] + mels[:-1]) / 2)
   decibels_FM = 10 * (log_mel_FM * spectrogram.SCALE + spectrogram.CENTER)
-  figure = matplotlib.figure.Figure(figsize=(7, 4), layout='constrained')
+  figure = drawing.Figure(figsize=(7, 4), layout='constrained')
   axes = figure.subplots()
   drawn = axes.pcolormesh(
     seconds,
@@ -169,16 +162,6 @@ def _frequencies(filters_KM: np.ndarray, power_MF: np.ndarray) -> np.ndarray:
   return power_KF
 
 
-def _librosa() -> Any:
-  try:
-    import librosa
-  except ImportError as error:
-    raise _missing('librosa', 'audio') from error
-  return librosa
-
-
-def _missing(library: str, extra: str) -> config_lib.ConfigError:
-  return config_lib.ConfigError(
-    f'writing sounds needs {library}; install it with: pip install '
-    f"'gemini_jax[{extra}]'"
-  )
+def _optional(module: str, extra: str) -> Any:
+  library = module.partition('.')[0]
+  return config_lib.optional(module, f'writing sounds needs {library}', extra)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gemini_jax import config as config_lib
-from gemini_jax.tools import comparison, ngram
+from gemini_jax.tools import ngram
 
 # Inverse strength of the regularisation, and steps at most.
 _INVERSE_STRENGTH, _MAX_STEPS = 10.0, 200
@@ -21,9 +21,7 @@ _INVERSE_STRENGTH, _MAX_STEPS = 10.0, 200
 
 def check():
   """ConfigError, with the remedy, unless scikit-learn is there."""
-  comparison.check_installed(
-    'sklearn', 'the classifier needs scikit-learn', 'judge'
-  )
+  config_lib.optional('sklearn', 'the classifier needs scikit-learn', 'judge')
 
 
 @dataclasses.dataclass(frozen=True)

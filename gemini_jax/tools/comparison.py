@@ -1,7 +1,6 @@
 """What the commands that compare trained runs have in common."""
 
 import dataclasses
-import importlib.util
 import json
 import logging
 import math
@@ -139,20 +138,6 @@ class Options:
   count: int
   checkpoint: str
   seed: int
-
-
-def check_installed(module: str, needed: str, extra: str):
-  """ConfigError, with the remedy, unless an optional library is there.
-
-  Args:
-    module: its name for an import.
-    needed: who needs what, such as 'the curves need matplotlib'.
-    extra: of this package, that brings it.
-  """
-  config_lib.check(
-    importlib.util.find_spec(module) is not None,
-    f"{needed}; install it with: pip install 'gemini_jax[{extra}]'",
-  )
 
 
 def start():

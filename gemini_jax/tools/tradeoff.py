@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gemini_jax import config as config_lib
 from gemini_jax.tools import comparison
 
 _COLUMNS = {
@@ -95,7 +96,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 def check():
   """ConfigError, with the remedy, unless curves can be drawn."""
-  comparison.check_installed('matplotlib', 'the curves need matplotlib', 'plot')
+  config_lib.optional('matplotlib', 'the curves need matplotlib', 'plot')
 
 
 def plot(result: Mapping[str, Any], path: pathlib.Path):

@@ -7,6 +7,7 @@ import collections
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,13 +23,13 @@ _WORD = re.compile(r'\w+')
 
 def check():
   """ConfigError, with the remedy, unless BLEU can be computed."""
-  try:
-    import sacrebleu  # noqa: F401
-  except ImportError as error:
-    raise config_lib.ConfigError(
-      'BLEU of captions needs sacrebleu; install it with: '
-      "pip install 'gemini_jax[captions]'"
-    ) from error
+  _sacrebleu()
+
+
+def _sacrebleu() -> Any:
+  return config_lib.optional(
+    'sacrebleu', 'BLEU of captions needs sacrebleu', 'captions'
+  )
 
 
 def report(
@@ -48,9 +49,6 @@ def bleu(
 
   Case counts. Where no caption has four words, of the orders that there are.
   """
-  check()
-  import sacrebleu
-
   _paired(hypotheses, references)
   most = max(map(len, references))
   # As many for each: one that stands there twice changes nothing.
@@ -58,7 +56,7 @@ def bleu(
     [_apart(each[min(k, len(each) - 1)]) for each in references]
     for k in range(most)
   ]
-  metric = sacrebleu.BLEU(effective_order=True)
+  metric = _sacrebleu().BLEU(effective_order=True)
   return metric.corpus_score([*map(_apart, hypotheses)], streams).score
 
 

@@ -92,15 +92,10 @@ def write_picture(path: pathlib.Path, values: np.ndarray):
   Raises:
     ConfigError: Pillow is missing.
   """
-  try:
-    import PIL.Image
-  except ImportError as error:
-    raise config_lib.ConfigError(
-      "pictures need Pillow; install it with: pip install 'gemini_jax[media]'"
-    ) from error
+  pillow = config_lib.optional('PIL.Image', 'pictures need Pillow', 'media')
   path.parent.mkdir(parents=True, exist_ok=True)
   values = values[..., 0] if values.shape[-1] == 1 else values
-  PIL.Image.fromarray(values).save(path)
+  pillow.fromarray(values).save(path)
 
 
 def _row_height(items: Sequence[np.ndarray]) -> float:

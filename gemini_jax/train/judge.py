@@ -61,13 +61,15 @@ class Judge:
 
 def check():
   """ConfigError, with the remedy, unless a judge can be fitted."""
-  try:
-    import sklearn.neural_network  # noqa: F401
-  except ImportError as error:
-    raise config_lib.ConfigError(
-      'the judge of pictures and sounds needs scikit-learn; install it with: '
-      "pip install 'gemini_jax[judge]'"
-    ) from error
+  _networks()
+
+
+def _networks() -> Any:
+  return config_lib.optional(
+    'sklearn.neural_network',
+    'the judge of pictures and sounds needs scikit-learn',
+    'judge',
+  )
 
 
 def fit(values_NF: np.ndarray, labels_N: np.ndarray, *, seed: int = 0) -> Judge:
@@ -78,17 +80,15 @@ def fit(values_NF: np.ndarray, labels_N: np.ndarray, *, seed: int = 0) -> Judge:
     labels_N: numbers or words.
     seed: of its initial weights and of the order of examples.
   """
-  check()
-  from sklearn import exceptions, neural_network
+  networks = _networks()
+  from sklearn import exceptions
 
   x_NF = _flat(values_NF)
   mean_F = x_NF.mean(axis=0, dtype=np.float64).astype(np.float32)
   x_NF = x_NF - mean_F[None]
   scale = float(np.sqrt(np.mean(np.square(x_NF), dtype=np.float64))) or 1.0
   rows = min(_ROWS, len(x_NF))
-  # Its types are guessed from its defaults.
-  classifier: Any = neural_network.MLPClassifier
-  network = classifier(
+  network = networks.MLPClassifier(
     _HIDDEN,
     batch_size=rows,
     max_iter=-(-_STEPS * rows // len(x_NF)),

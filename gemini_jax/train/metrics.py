@@ -180,13 +180,8 @@ class Writer:
 
 
 def _wandb(workdir: pathlib.Path, config: config_lib.Config) -> Any:
-  try:
-    import wandb
-  except ImportError as error:
-    raise config_lib.ConfigError(
-      f'train.wandb_project={config.train.wandb_project!r} needs wandb; '
-      "install it with: pip install 'gemini_jax[wandb]'"
-    ) from error
+  asked = f'train.wandb_project={config.train.wandb_project!r} needs wandb'
+  wandb = config_lib.optional('wandb', asked, 'wandb')
   return wandb.init(
     project=config.train.wandb_project,
     name=workdir.name,
