@@ -18,6 +18,11 @@ import ml_collections
 
 from experiments import base
 
+LABELS = (
+  *('t-shirt', 'trouser', 'pullover', 'dress', 'coat'),
+  *('sandal', 'shirt', 'sneaker', 'bag', 'boot'),
+)
+
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   del arg
@@ -29,10 +34,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.data.train = ('tfds:fashion_mnist#train[:98%]',)
   config.data.validation = ('tfds:fashion_mnist#train[98%:]',)
   config.data.test = ('tfds:fashion_mnist#test',)
-  config.data.label_names = (
-    *('t-shirt', 'trouser', 'pullover', 'dress', 'coat'),
-    *('sandal', 'shirt', 'sneaker', 'bag', 'boot'),
-  )
+  config.data.label_names = LABELS
   config.data.objective = 'prefix'
   config.data.batch_size = 128
   config.data.sequence_length = 28

@@ -12,11 +12,12 @@ frames in a random order.
 
 import ml_collections
 
-from experiments import fashion_any_to_any
+from experiments import base, fashion_any_to_any
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  config = fashion_any_to_any.get_config(arg)
+  del arg
+  config = base.get_config()
   config.data.tasks = (
     'direction = {video:video} direction -> {direction}',
     'class = {video:video} class -> {label}',
@@ -24,23 +25,34 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.data.train = ('moving:train#[:98%]',)
   config.data.validation = ('moving:train#[98%:]',)
   config.data.test = ('moving:test#[:2000]',)
+  config.data.label_names = fashion_any_to_any.LABELS
   config.data.objective = 'seq2seq'
   config.data.batch_size = 64
   config.data.inputs_length = 64
   config.data.sequence_length = 12
-  config.data.inputs_dropout = 0.0
+  config.data.pack = False
   config.model.architecture = 'encoder_decoder'
   config.model.max_length = 64
+  config.model.width = 96
   config.model.num_encoder_layers = 2
   config.model.num_layers = 1
+  config.model.num_heads = 4
+  config.model.mlp_dim = 192
+  config.model.scan_layers = False
   config.model.image.height = 40
   config.model.image.width = 40
+  config.model.image.channels = 1
   config.model.image.patch = 8
   config.model.image.num_layers = 1
-  config.model.image.autoencoder.dim = 0
   config.model.video.num_frames = 6
   config.model.video.frame_tokens = 6
-  config.loss_weights.media_nll = 1.0
-  config.eval.judged = 0
+  config.optimizer.name = 'muon'
+  config.optimizer.learning_rate = 0.006
+  config.optimizer.warmup_steps = 200
+  config.train.num_steps = 2500
+  config.train.eval_every = 500
+  config.train.save_every = 500
+  config.train.log_every = 50
+  config.eval.batch_size = 200
   config.generate.temperature = 0.0
   return config

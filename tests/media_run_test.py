@@ -122,9 +122,7 @@ def written(workdir):
 
 
 def test_what_is_unusable_is_counted_by_reason(trained):
-  (line,) = [line for line in trained[3] if line.startswith('data.train[0]')][
-    -1:
-  ]
+  line = [line for line in trained[3] if line.startswith('data.train[0]')][-1]
   for reason in BAD.values():
     # Bad pictures spoil three examples, bad sounds two.
     count = 3 if 'picture' in reason else 2

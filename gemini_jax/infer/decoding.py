@@ -238,10 +238,10 @@ class Decoder:
   @functools.partial(jax.jit, static_argnums=0)
   def perceive(self, params: Any, sequence: batch_lib.Sequence) -> jax.Array:
     """Soft tokens at the placeholders of prompts, [B, T, D]."""
-    seen: Any = self.model.apply(
-      {'params': params}, sequence, method='perceive'
+    soft_BTD: Any = self.model.apply(
+      {'params': params}, sequence, method='soft'
     )
-    return seen.soft_BTD
+    return soft_BTD
 
   @functools.partial(jax.jit, static_argnums=0)
   def prefill(

@@ -61,6 +61,17 @@ class Contrast(nn.Module):
     )
 
 
+def alike(
+  read_BS: jax.Array,
+  targets_BT: jax.Array,
+  weights_BT: jax.Array,
+  placeholders: tuple[int, ...],
+) -> jax.Array:
+  """Which examples read or write the same text, bool[B, B]."""
+  written_BT = jnp.where(weights_BT > 0, targets_BT, 0)
+  return equal(read_BS, placeholders) | equal(written_BT, placeholders)
+
+
 def equal(tokens_BT: jax.Array, placeholders: tuple[int, ...]) -> jax.Array:
   """Which rows hold the same text and nothing else, bool[B, B]."""
   media_BT = jnp.isin(tokens_BT, jnp.array(placeholders, jnp.int32))

@@ -4,6 +4,7 @@ B batch, T decoder length, S encoder length, D width, V vocabulary, L layers.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -178,7 +179,14 @@ class Gemini(nn.Module):
       terms[name] = total
       aux |= {name: total[0] / weight}
     if read.sides is not None:
-      found = self.contrast.loss(*read.sides, self.equal(batch), num_B)
+      assert batch.encoder is not None
+      alike_BB = contrast.alike(
+        batch.encoder.tokens,
+        batch.targets,
+        batch.weights,
+        tuple(self.config.placeholder(kind) for kind in self.config.kinds),
+      )
+      found = self.contrast.loss(*read.sides, alike_BB, num_B)
       aux |= {'contrastive': found.loss}
       total = jnp.sum(num_B)
       for name in ('loss', 'accuracy'):
@@ -203,13 +211,15 @@ class Gemini(nn.Module):
     Where there is a latent, z is a draw of its posterior, by the stream of
     randomness `latent`, or else its mean.
     """
-    soft = lambda seen: None if seen is None else seen.soft_BTD
     memory_BSD = said = z_BZ = None
     source, stacks = self.source(batch), []
-    inputs = written = self.perceive(batch.decoder, deterministic)
+    # A latent reads what is written.
+    inputs = written = self.perceive(batch.decoder.media, deterministic)
+    if batch.encoder is not None:
+      inputs = self.perceive(batch.encoder.media, deterministic)
     if source is not None:
-      inputs = self.perceive(source, deterministic)
-      memory_BSD, aux = self.encode(source, deterministic, soft(inputs))
+      soft_BSD = self.place(source, inputs)
+      memory_BSD, aux = self.encode(source, deterministic, soft_BSD)
       stacks.append(aux)
     if self.config.latent.dim:
       assert memory_BSD is not None and source is not None
@@ -230,15 +240,15 @@ class Gemini(nn.Module):
       prefix_BT=batch.prefix,
       latent_BZ=z_BZ,
       hidden_BT=hidden_BT,
-      soft_BTD=soft(written),
+      soft_BTD=self.place(batch.decoder, written),
       deterministic=deterministic,
     )
     sides = None
     if self.config.contrast_dim:
       assert memory_BSD is not None and source is not None
       written_too = dataclasses.replace(batch.decoder, tokens=batch.targets)
-      seen = self.perceive(written_too, deterministic)
-      other_BTD, aux = self.encode(written_too, deterministic, soft(seen))
+      soft_BTD = self.place(written_too, written)
+      other_BTD, aux = self.encode(written_too, deterministic, soft_BTD)
       stacks.append(aux)
       sides = (
         self.contrast(memory_BSD, source),
@@ -249,11 +259,11 @@ class Gemini(nn.Module):
     media = {}
     if written is not None:
       media = self.perception.written_sums(batch, x_BTD, written)
-      # A latent reads what is written once more.
-      read_too = inputs if batch.encoder is not None else None
-      for seen in filter(None, (written, read_too)):
-        for name, total in seen.sums.items():
-          media[name] = media.get(name, 0) + total
+      sums = [written.sums]
+      if inputs is not None and inputs is not written:
+        sums.append(inputs.sums)
+      for name, total in (item for own in sums for item in own.items()):
+        media[name] = media.get(name, 0) + total
     aux = jax.tree.map(mean, layers, *stacks)
     return Read(x_BTD, aux, said, media, sides)
 
@@ -263,22 +273,27 @@ class Gemini(nn.Module):
     assert found is not None, 'model.contrast_dim is 0'
     return found
 
-  def equal(self, batch: batch_lib.Batch) -> jax.Array:
-    """Which examples read or write the same text, bool[B, B]."""
-    assert batch.encoder is not None
-    ids = tuple(self.config.placeholder(kind) for kind in self.config.kinds)
-    written_BT = jnp.where(batch.weights > 0, batch.targets, 0)
-    return contrast.equal(batch.encoder.tokens, ids) | contrast.equal(
-      written_BT, ids
-    )
-
   def perceive(
-    self, sequence: batch_lib.Sequence, deterministic: bool = True
+    self, media: Mapping[str, batch_lib.Media], deterministic: bool = True
   ) -> perception.Seen | None:
-    """The media of a sequence; None of a model that reads none."""
+    """What media are; None of a model that reads none."""
     if not self.config.kinds:
       return None
-    return self.perception(sequence, deterministic)
+    return self.perception(media, deterministic)
+
+  def place(
+    self, sequence: batch_lib.Sequence, seen: perception.Seen | None
+  ) -> jax.Array | None:
+    """Soft tokens at placeholders, 0 elsewhere; None of a model of text."""
+    if seen is None:
+      return None
+    return self.perception.place(sequence.tokens, seen)
+
+  def soft(
+    self, sequence: batch_lib.Sequence, deterministic: bool = True
+  ) -> jax.Array | None:
+    """What its media are, at their placeholders."""
+    return self.place(sequence, self.perceive(sequence.media, deterministic))
 
   def source(self, batch: batch_lib.Batch) -> batch_lib.Sequence | None:
     """What the encoder reads, if there is one: for a latent, what is written.
@@ -427,7 +442,7 @@ class Gemini(nn.Module):
     if self.config.scale_embeddings:
       x_BTD = x_BTD * jnp.asarray(self.config.width**0.5, x_BTD.dtype)
     if soft_BTD is None and sequence.media:
-      soft_BTD = self.perception(sequence, deterministic).soft_BTD
+      soft_BTD = self.soft(sequence, deterministic)
     if soft_BTD is not None:
       x_BTD = x_BTD + soft_BTD
     if self.config.position == 'learned':

@@ -5,9 +5,10 @@ whose target is a placeholder a mixture says which z comes. Other kinds are
 read by an encoder.
 
 B batch, T length, M media of a row at most, N soft tokens of the largest, Z
-numbers in z, D width.
+numbers in z, D width. X media, one after the other.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -24,17 +25,18 @@ from gemini_jax.parallel import pipeline
 
 @flax.struct.dataclass
 class Seen:
-  """The media of a sequence.
+  """The media of sequences, each by its kind.
 
   Attributes:
-    soft_BTD: soft tokens at the placeholders, 0 elsewhere.
-    media: by kind that can be written, z of the media [B, M, N, Z] and how
-      many are real [B, M].
+    soft: their soft tokens, [B, M, N, D].
+    counts: how many of the N are real, int32[B, M].
+    z: of a kind that can be written, [B, M, N, Z].
     sums: by name, of the autoencoders' losses: [sum over media, media].
   """
 
-  soft_BTD: jax.Array
-  media: dict[str, tuple[jax.Array, jax.Array]]
+  soft: dict[str, jax.Array]
+  counts: dict[str, jax.Array]
+  z: dict[str, jax.Array]
   sums: dict[str, jax.Array]
 
 
@@ -94,36 +96,45 @@ class Perception(nn.Module):
       self.video = encoders.Video(config, self.encoders['image'])
 
   def __call__(
-    self, sequence: batch_lib.Sequence, deterministic: bool = True
+    self, media: Mapping[str, batch_lib.Media], deterministic: bool = True
   ) -> Seen:
-    """What stands at the placeholders of a sequence.
+    """What the media of a batch are.
 
     With a stream of randomness `latent` and not deterministic, z of media is a
     draw of its posterior; or else the mean.
     """
-    B, T = sequence.tokens.shape
-    config = self.config
-    soft_BTD = jnp.zeros((B, T, config.width), jnp.dtype(config.dtype))
-    media, sums = {}, {}
-    for kind, own in sequence.media.items():
-      M = own.sizes.shape[1]
-      fold = lambda x: x.reshape(-1, *x.shape[2:])
-      unfold = lambda x, M=M: x.reshape(B, M, *x.shape[1:])
-      values, sizes = fold(own.values), fold(own.sizes)
+    seen = Seen({}, {}, {}, {})
+    for kind, own in media.items():
+      shape = own.sizes.shape[:2]
+      values_X, sizes_XA = jax.tree.map(
+        lambda x: x.reshape(-1, *x.shape[2:]), (own.values, own.sizes)
+      )
+      unfold = lambda x, shape=shape: x.reshape(*shape, *x.shape[1:])
       if kind in self.autoencoders:
-        z, counts, losses = self.code(kind, values, sizes, deterministic)
-        x = self.projectors[kind]('XNZ,ZD->XND', z)
-        media[kind] = unfold(z), unfold(counts)
+        z, counts, losses = self.code(kind, values_X, sizes_XA, deterministic)
+        soft = self.projectors[kind]('XNZ,ZD->XND', z)
+        seen.z[kind] = unfold(z)
         for name, value in losses.items():
-          sums[name] = sums.get(name, 0) + value
+          seen.sums[name] = seen.sums.get(name, 0) + value
       else:
-        values = self.spectra(values, sizes) if kind == 'audio' else values
+        if kind == 'audio':
+          values_X = self.spectra(values_X, sizes_XA)
         read = self.video if kind == 'video' else self.encoders[kind]
-        x, counts = read(values, sizes, deterministic)
-      there_BT = sequence.tokens == config.placeholder(kind)
-      found_BTD = align(there_BT, unfold(x), unfold(counts))
+        soft, counts = read(values_X, sizes_XA, deterministic)
+      seen.soft[kind], seen.counts[kind] = unfold(soft), unfold(counts)
+    return seen
+
+  def place(self, tokens_BT: jax.Array, seen: Seen) -> jax.Array:
+    """Soft tokens at the placeholders of sequences, 0 elsewhere, [B, T, D]."""
+    config = self.config
+    soft_BTD = jnp.zeros(
+      (*tokens_BT.shape, config.width), jnp.dtype(config.dtype)
+    )
+    for kind, soft_BMND in seen.soft.items():
+      there_BT = tokens_BT == config.placeholder(kind)
+      found_BTD = align(there_BT, soft_BMND, seen.counts[kind])
       soft_BTD = jnp.where(there_BT[..., None], found_BTD, soft_BTD)
-    return Seen(soft_BTD, media, sums)
+    return soft_BTD
 
   def imagine(self, kind: str, z_BTZ: jax.Array) -> jax.Array:
     """Soft tokens of z that were written, [B, T, D]."""
@@ -200,15 +211,15 @@ class Perception(nn.Module):
   ) -> dict[str, jax.Array]:
     """Nats of z's numbers where a target is a placeholder: [sum, tokens]."""
     total = jnp.zeros(2)
-    for kind, (z, counts) in seen.media.items():
+    for kind, z_BMNZ in seen.z.items():
       there_BT = batch.targets == self.config.placeholder(kind)
-      z_BTZ = align(there_BT, z, counts)
-      nats_BT = -self.heads[kind](x_BTD).log_prob(z_BTZ) / z.shape[-1]
+      z_BTZ = align(there_BT, z_BMNZ, seen.counts[kind])
+      nats_BT = -self.heads[kind](x_BTD).log_prob(z_BTZ) / z_BTZ.shape[-1]
       weights_BT = batch.weights * there_BT
       total += jnp.stack(
         [jnp.sum(jnp.where(weights_BT > 0, nats_BT, 0)), jnp.sum(weights_BT)]
       )
-    return {'media_nll': total} if seen.media else {}
+    return {'media_nll': total} if seen.z else {}
 
 
 # Terms of the objective, by what an autoencoder calls them.

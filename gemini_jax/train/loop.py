@@ -328,7 +328,7 @@ def retrievals(
       step,
       params,
       device_batches(run, own, loader_lib.iterate(own)),
-      [model.placeholder(kind) for kind in model.kinds],
+      tuple(model.placeholder(kind) for kind in model.kinds),
       run.config.eval.retrieval,
     )
     prefix = f'{split}/{name}_' if name else f'{split}/'

@@ -6,9 +6,11 @@ N examples of one kind, M of the other, D width of the vectors, Q some of N.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from gemini_jax import batch as batch_lib
+from gemini_jax.models import contrast
 from gemini_jax.parallel import cluster
 
 # Scores that are held at one time.
@@ -19,7 +21,7 @@ def measure(
   step: Any,
   params: Any,
   batches: Iterable[batch_lib.Batch],
-  placeholders: Sequence[int],
+  placeholders: tuple[int, ...],
   most: int,
 ) -> dict[str, float]:
   """How well what is read finds what is written, and the reverse.
@@ -33,31 +35,20 @@ def measure(
     placeholders: tokens that stand for media.
     most: examples at most.
   """
-  vectors, texts = ([], []), ([], [])
+  examples, num = [], 0
   for batch in batches:
     assert batch.encoder is not None
-    found = cluster.fetch(step(params, batch))
-    read_BS, targets_BT, weights_BT = cluster.fetch(
-      (batch.encoder.tokens, batch.targets, batch.weights)
-    )
-    there_B = (weights_BT > 0).any(axis=1)
-    written_BT = np.where(weights_BT > 0, targets_BT, 0)
-    for side, own, tokens in zip(
-      (0, 1), found, (read_BS, written_BT), strict=True
-    ):
-      vectors[side].extend(own[there_B])
-      texts[side].extend(tokens[there_B])
-    if len(vectors[0]) >= most:
+    texts = batch.encoder.tokens, batch.targets, batch.weights
+    found = cluster.fetch((*step(params, batch), *texts))
+    there_B = (found[-1] > 0).any(axis=1)
+    examples.append([own[there_B] for own in found])
+    num += np.sum(there_B)
+    if num >= most:
       break
-  one_ND, other_ND = (np.array(side[:most]) for side in vectors)
-  positives_NN = np.eye(len(one_ND), dtype=bool)
-  for side in texts:
-    tokens_NT = np.array(side[:most])
-    _, group_N = np.unique(tokens_NT, axis=0, return_inverse=True)
-    media_NT = np.isin(tokens_NT, placeholders)
-    text_N = np.logical_not(media_NT.any(axis=1))
-    same_NN = group_N.reshape(-1, 1) == group_N.reshape(1, -1)
-    positives_NN |= same_NN & text_N[:, None] & text_N[None]
+  columns = (np.concatenate(own)[:most] for own in zip(*examples, strict=True))
+  one_ND, other_ND, *texts = columns
+  alike_NN = jax.jit(contrast.alike, static_argnums=3)(*texts, placeholders)
+  positives_NN = np.asarray(alike_NN) | np.eye(len(one_ND), dtype=bool)
   return report(one_ND, other_ND, positives_NN, names=('read', 'written'))
 
 

@@ -50,6 +50,16 @@ def test_texts_are_equal_media_are_not():
   np.testing.assert_array_equal(found, expected)
 
 
+def test_examples_are_alike_by_what_they_read_or_write():
+  """What a target of weight 0 is does not matter."""
+  read = np.array([[3], [IDS[0]], [3], [IDS[0]]])
+  targets = np.array([[5, 1], [6, 2], [8, 1], [6, 3]])
+  weights = np.array([[1, 0]] * 4)
+  found = contrast.alike(read, targets, weights, IDS)
+  expected = [[1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1]]
+  np.testing.assert_array_equal(found, np.array(expected, bool))
+
+
 def test_padding_has_no_say(path, drawn):
   model, params = drawn
   batch = batches(path, READS, HEARS, PAINTS)[0]

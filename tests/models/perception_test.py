@@ -138,10 +138,11 @@ def test_the_written_loss_is_that_of_the_mixture(model, params, sums):
   assert aux['media_nll'] == pytest.approx(float(total) / weight, rel=1e-5)
 
   def by_hand(module, batch):
-    seen = module.perceive(batch.decoder, deterministic=False)
-    x_BTD, _, _ = module.decode_hidden(batch.decoder, soft_BTD=seen.soft_BTD)
+    seen = module.perceive(batch.decoder.media, deterministic=False)
+    soft_BTD = module.place(batch.decoder, seen)
+    x_BTD, _, _ = module.decode_hidden(batch.decoder, soft_BTD=soft_BTD)
     density = module.perception.density('image', x_BTD[:, :4])
-    z, _ = seen.media['image']
+    z = seen.z['image']
     return -jnp.sum(density.log_prob(z[:, 0])) / z.shape[-1], z
 
   rngs = {'latent': jax.random.key(3), 'dropout': jax.random.key(4)}
