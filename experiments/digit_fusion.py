@@ -1,7 +1,7 @@
 r"""A digit from a noisy picture and a noisy sound of it, together or alone.
 
   python -m gemini_jax.main --workdir=runs/digit_fusion \
-      --config=experiments/digit_fusion.py:inputs=both,dropout=0.4 \
+      --config=experiments/digit_fusion.py:inputs=both,dropout=0.8 \
       --config.data.data_dir=DIR
 
 DIR is where TFDS keeps its data sets. A model of both is tested without one
@@ -43,7 +43,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.model.image.patch = 2
   config.optimizer.name = 'muon'
   config.optimizer.learning_rate = 0.006
-  config.train.num_steps = 2000
-  config.train.eval_every = 500
-  config.train.save_every = 500
+  config.train.num_steps = 1200
+  config.train.eval_every = 400
+  config.train.save_every = 400
   return config

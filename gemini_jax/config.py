@@ -429,11 +429,13 @@ class Eval:
   # Held-out pairs whose targets are generated greedily after training and
   # compared with the true ones; 0: none.
   exact_match: int = 0
-  # Held-out texts whose pictures or sounds are written after training and
-  # judged by a classifier that learns from real ones alone; 0: none.
+  # Held-out texts whose pictures or sounds are written after training, put on
+  # a page, and judged by a classifier that learns from real ones alone where
+  # there are at most 100 different texts; 0: none.
   judged: int = 0
   # Held-out examples of each task that writes text alone, which are written
-  # greedily after training and compared by BLEU and CIDEr-D; 0: none.
+  # greedily after training, put on a page and compared by BLEU and CIDEr-D;
+  # 0: none.
   captions: int = 0
   # Held-out examples of each task whose sides are to find each other, by
   # model.contrast_dim: recall at 1, 5 and 10; 0: none.

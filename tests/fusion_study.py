@@ -15,7 +15,7 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
-VARIANTS = ('image', 'audio', 'both', 'both,dropout=0.4')
+VARIANTS = ('image', 'audio', 'both', 'both,dropout=0.8')
 MISSING = ('', 'image', 'audio')
 
 

@@ -6,6 +6,7 @@ N examples, H x W pixels of C channels, F frames of M bands.
 import collections
 import dataclasses
 import logging
+import pathlib
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -54,11 +55,12 @@ def captioned_tasks(config: config_lib.Config) -> list[task_lib.Task]:
 
 
 def captions(
-  run: run_lib.Run, params: Any, split: loader.Split
+  run: run_lib.Run, params: Any, split: loader.Split, step: int
 ) -> dict[str, float]:
   """`split/TASK_bleu` and `split/TASK_cider` of what is written greedily.
 
-  Of `eval.captions` records at most, each beside the one text that it has.
+  Of `eval.captions` records at most, each beside the one text that it has. A
+  page of what is read, what is written and that text goes to the samples.
   """
   config, results = run.config, {}
   greedy = dataclasses.replace(
@@ -94,9 +96,21 @@ def captions(
     samples = generation.generate(
       greedy, run.model, params, run.tokenizer, requests
     )
-    values = captioning.report([own.text for own in samples], references)
+    texts = [own.text for own in samples]
+    values = captioning.report(texts, references)
     prefix = f'{split}/{task.name}_' if task.name else f'{split}/'
     results |= {prefix + name: value for name, value in values.items()}
+    if cluster.is_first() and task.kinds(0):
+      first = task.kinds(0)[0]
+      gallery.write(
+        _page(run, split, task, step),
+        [_cut(*asked.media[first][0]) for asked in requests[:_SHOWN]],
+        [
+          f'{text}\n({own[0]})'
+          for text, own in zip(texts[:_SHOWN], references, strict=False)
+        ],
+        config.model.audio.rate,
+      )
   return results
 
 
@@ -118,7 +132,8 @@ def appraise(
 
   A classifier of the texts that real media of the training split have, to
   which a text is a class, judges as many as `eval.judged` says; see
-  `judge.report`. A page of them goes to the samples.
+  `judge.report`. A page of them, real ones beside them, goes to the samples;
+  where there are more texts than it tells apart, nothing else.
   """
   config, results = run.config, {}
   for task in judged_tasks(config):
@@ -126,11 +141,10 @@ def appraise(
     texts, values = _real(run, 'train', task, _TAUGHT)
     classes = len(set(texts))
     config_lib.check(
-      1 < classes <= _CLASSES,
-      f'eval.judged={config.eval.judged}: the inputs of task {task.name!r} are '
-      f'{classes} different texts; a judge tells 2 to {_CLASSES} apart',
+      classes > 1,
+      f'eval.judged={config.eval.judged}: all inputs of task {task.name!r} are '
+      'the same text',
     )
-    stranger = judge.fit(values, texts)
     wished, real = _real(run, split, task, config.eval.judged)
     found = painting.paint(
       dataclasses.replace(
@@ -147,6 +161,32 @@ def appraise(
       _occurrences(wished),
     )
     written = _same_size([own.values for own in found], real)
+    if cluster.is_first():
+      # Some of each class.
+      pairs = _SHOWN // 2
+      order = np.argsort(np.arange(len(wished)) % max(len(wished) // pairs, 1))
+      chosen = sorted(order[:pairs], key=lambda i: wished[i])
+      gallery.write(
+        _page(run, split, task, step),
+        [drawn(own[i]) for i in chosen for own in (written, real)],
+        [f'{wished[i]}{end}' for i in chosen for end in ('', ' (real)')],
+      )
+    logging.info(
+      '%s: %d written in %.0f s',
+      task.name,
+      len(wished),
+      time.monotonic() - begin,
+    )
+    if classes > _CLASSES:
+      logging.info(
+        '%s is not judged: its inputs are %d different texts, and a judge '
+        'tells %d apart',
+        task.name,
+        classes,
+        _CLASSES,
+      )
+      continue
+    stranger = judge.fit(values, texts)
     report = judge.report(stranger, written, wished, real, wished)
     prefix = f'{split}/{task.name}_' if task.name else f'{split}/written_'
     results |= {
@@ -154,21 +194,6 @@ def appraise(
       for name, value in report.items()
       if isinstance(value, float)
     }
-    if cluster.is_first():
-      # Some of each class.
-      order = np.argsort(np.arange(len(wished)) % max(len(wished) // _SHOWN, 1))
-      chosen = sorted(order[:_SHOWN], key=lambda i: wished[i])
-      gallery.write(
-        run.workdir / 'samples' / f'{step:08d}-{split}-{task.name}.png',
-        [drawn(written[i]) for i in chosen],
-        [str(wished[i]) for i in chosen],
-      )
-    logging.info(
-      '%s: %d written and judged in %.0f s',
-      task.name,
-      len(wished),
-      time.monotonic() - begin,
-    )
   return results
 
 
@@ -183,7 +208,7 @@ def show_batch(run: run_lib.Run, batch: batch_lib.Batch):
       for own in sequence.media.values():
         for values, size in zip(own.values[row], own.sizes[row], strict=True):
           if size.all():
-            items.append(values[tuple(map(slice, size))])
+            items.append(_cut(values, size))
             captions.append(text)
   if items:
     gallery.write(
@@ -192,6 +217,19 @@ def show_batch(run: run_lib.Run, batch: batch_lib.Batch):
       captions[:_SHOWN],
       run.config.model.audio.rate,
     )
+
+
+def _page(
+  run: run_lib.Run, split: loader.Split, task: task_lib.Task, step: int
+) -> pathlib.Path:
+  """Where a page of a task goes."""
+  name = '-'.join(filter(None, (f'{step:08d}', split, task.name)))
+  return run.workdir / 'samples' / f'{name}.png'
+
+
+def _cut(values: np.ndarray, size: np.ndarray) -> np.ndarray:
+  """A medium without what lies beyond its extent."""
+  return values[tuple(map(slice, size))]
 
 
 def drawn(values: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """A page of pictures, sounds and videos as a PNG, to be looked at."""
 
+import functools
 import pathlib
 import textwrap
 import warnings
@@ -39,7 +40,7 @@ def write(
     items: uint8[H, W, 1 or 3] is a picture, uint8[F, H, W, 1 or 3] a video,
       shown as a filmstrip, and [N] a sound, shown as a spectrogram; each cut
       to its extent.
-    captions: one for each.
+    captions: one for each; its lines are kept apart.
     rate: samples a second of the sounds.
   """
   assert len(items) == len(captions) > 0, (len(items), len(captions))
@@ -56,28 +57,27 @@ def write(
   fonts = ['DejaVu Sans', *(name for name in _FONTS if name in known)]
   sounds = any(item.ndim == 1 for item in items)
   cells, num_rows, num_columns = _places(items, sounds)
+  titles = [_title(*own) for own in zip(items, captions, strict=True)]
+  # Inches.
+  title_height = 0.2 + 0.1 * max(
+    _CAPTION_LINES, *(title.count('\n') + 1 for title in titles)
+  )
   figure = matplotlib.figure.Figure(
     figsize=(
       (3.0 if sounds else 1.5) * num_columns + 0.5,
-      _row_height(items) * num_rows + 0.3,
+      (title_height + _row_height(items)) * num_rows + 0.3,
     ),
     layout='constrained',
   )
   grid = figure.add_gridspec(num_rows, num_columns)
-  for item, caption, (row, columns) in zip(items, captions, cells, strict=True):
+  for item, title, (row, columns) in zip(items, titles, cells, strict=True):
     axes = figure.add_subplot(grid[row, columns])
     if item.ndim == 1:
       _draw_sound(axes, item, rate)
     else:
       _draw_pixels(axes, filmstrip(item) if item.ndim == 4 else item)
-    width = 60 if item.ndim == 4 else 36 if item.ndim == 1 else 20
-    lines = textwrap.wrap(
-      caption, width, max_lines=_CAPTION_LINES, placeholder='…'
-    )
     # A text may hold what is mathematics to matplotlib.
-    axes.set_title(
-      '\n'.join(lines), fontsize=7, fontfamily=fonts, parse_math=False
-    )
+    axes.set_title(title, fontsize=7, fontfamily=fonts, parse_math=False)
   path.parent.mkdir(parents=True, exist_ok=True)
   with warnings.catch_warnings():
     # A box stands for a character that no font has.
@@ -98,11 +98,20 @@ def write_picture(path: pathlib.Path, values: np.ndarray):
   pillow.fromarray(values).save(path)
 
 
+def _title(item: np.ndarray, caption: str) -> str:
+  """A caption as wide as its item, each of its lines cut to three."""
+  width = 60 if item.ndim == 4 else 36 if item.ndim == 1 else 20
+  wrap = functools.partial(
+    textwrap.wrap, width=width, max_lines=_CAPTION_LINES, placeholder='…'
+  )
+  return '\n'.join(part for line in caption.splitlines() for part in wrap(line))
+
+
 def _row_height(items: Sequence[np.ndarray]) -> float:
-  """Inches: of pictures alone, as the tallest needs beside its caption."""
+  """Inches: of pictures alone, as the tallest needs."""
   if any(item.ndim != 3 for item in items):
-    return 2.0
-  return 0.5 + 1.5 * min(max(len(item) / item.shape[1] for item in items), 2)
+    return 1.5
+  return 1.5 * min(max(len(item) / item.shape[1] for item in items), 2)
 
 
 def _places(

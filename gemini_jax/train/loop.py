@@ -304,7 +304,7 @@ def appraisals(
   if run.config.eval.retrieval:
     results |= retrievals(run, params, split, loaders[split])
   if run.config.eval.captions:
-    results |= appraisal.captions(run, params, split)
+    results |= appraisal.captions(run, params, split, step)
   if run.config.eval.judged:
     results |= appraisal.appraise(run, params, split, step)
   return results

@@ -14,6 +14,7 @@ from gemini_jax.train import appraisal
 
 pytest.importorskip('sacrebleu', reason='needs gemini_jax[captions]')
 pytest.importorskip('sklearn', reason='needs gemini_jax[judge]')
+PIL = pytest.importorskip('PIL.Image', reason='needs gemini_jax[media]')
 
 READS = 'read = {image:picture} is {word}, {word} -> {word} it is, {word}'
 PAINTS = 'paint = {word} -> {image:picture}'
@@ -56,16 +57,19 @@ def test_captions_are_those_of_their_records(path, tmp_path, monkeypatch):
 
   monkeypatch.setattr(generation, 'generate', answer)
   right = lambda text: text
-  found = appraisal.captions(own, 'params', 'validation')
+  found = appraisal.captions(own, 'params', 'validation', 5)
   assert set(found) == {'validation/read_bleu', 'validation/read_cider'}
   assert found['validation/read_bleu'] == pytest.approx(100)
   assert len(seen) == 7 and all('image' in prompt.media for prompt in seen)
+  with PIL.open(tmp_path / 'samples/00000005-validation-read.png') as page:
+    # Seven pictures in a row.
+    assert page.width > 900
   best = found['validation/read_cider']
   # Of other records.
   right = lambda text: text.replace(
     text.split()[0], {'dark': 'light'}.get(text.split()[0], 'dark')
   )
-  found = appraisal.captions(own, 'params', 'validation')
+  found = appraisal.captions(own, 'params', 'validation', 5)
   assert found['validation/read_bleu'] < 60
   assert found['validation/read_cider'] < best / 2
 
@@ -106,6 +110,17 @@ def test_media_are_judged_by_what_they_show(task, path, tmp_path, monkeypatch):
   assert right > 0.9
   assert wrong < 0.1
   page = tmp_path / f'samples/00000007-validation-{judged.name}.png'
+  assert page.stat().st_size > 1000
+
+
+def test_many_texts_are_only_shown(path, tmp_path, monkeypatch):
+  own = run(path, tmp_path, PAINTS, judged=12)
+  (task,) = appraisal.judged_tasks(own.config)
+  texts, values = appraisal._real(own, 'validation', task, 60)
+  paint_as(list(zip(texts, values, strict=True)), 0, monkeypatch)
+  monkeypatch.setattr(appraisal, '_CLASSES', 2)
+  assert appraisal.appraise(own, None, 'validation', 7) == {}
+  page = tmp_path / f'samples/00000007-validation-{task.name}.png'
   assert page.stat().st_size > 1000
 
 

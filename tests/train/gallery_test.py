@@ -45,6 +45,18 @@ def test_a_page_of_flat_pictures_is_no_higher_than_they_need(tmp_path):
   assert heights[0] < 0.6 * heights[1] < 0.6 * heights[2]
 
 
+def test_the_lines_of_a_caption_are_kept_apart(tmp_path):
+  """Each is cut to three; a page is as high as the longest needs."""
+  heights = []
+  for caption in ('a', 'a\nb', 'word ' * 90, '\n'.join(['word ' * 90] * 2)):
+    path = tmp_path / 'page.png'
+    assert gallery.write(path, [plain((250, 0, 0), 8, 8)] * 2, ['a', caption])
+    with PIL.Image.open(path) as page:
+      heights.append(page.height)
+    assert shows(path, (250, 0, 0))[0] > 4000
+  assert heights[0] == heights[1] == heights[2] < heights[3]
+
+
 def test_a_video_is_a_filmstrip(tmp_path):
   path = tmp_path / 'page.png'
   colours = [(10, 200, 60 * i) for i in range(4)]
