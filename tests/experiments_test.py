@@ -28,7 +28,7 @@ SIZES = {
 }
 # What some are told, beside nothing.
 ARGUMENTS = {
-  'digit_fusion': ['inputs=both,dropout=0.4'],
+  'digit_fusion': ['inputs=both,dropout=0.8'],
   'text_vae': [f'jsonl=absent,latent={name}' for name in text_vae.LATENTS],
   'wordnet_vae': [
     '',
