@@ -57,13 +57,13 @@ def _accuracy(options, variant, seed, missing):
   ]
   with (options.out / f'{variant}-{seed}.log').open('a') as log:
     subprocess.run(line, stdout=log, stderr=log, check=True)
-    line.append('--mode=eval')
+    found = (workdir / 'metrics.jsonl').read_text()
     if missing:
-      line.append(f"--config.data.without=('{missing}',)")
-    output = subprocess.run(
-      line, stdout=subprocess.PIPE, stderr=log, check=True, text=True
-    ).stdout
-  result.write_text(output.splitlines()[-1])
+      line += ['--mode=eval', f"--config.data.without=('{missing}',)"]
+      found = subprocess.run(
+        line, stdout=subprocess.PIPE, stderr=log, check=True, text=True
+      ).stdout
+  result.write_text(found.splitlines()[-1])
   return json.loads(result.read_text())['test/accuracy']
 
 
