@@ -33,8 +33,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     ),
     'paint = {caption_en} -> {image:image}',
   )
-  config.data.train = ('tfds:stamps#train',)
-  config.data.validation = ('tfds:stamps#test',)
+  config.data.train = ('tfds:stamps#train[:95%]',)
+  config.data.validation = ('tfds:stamps#train[95%:]',)
   config.data.test = ('tfds:stamps#test',)
   config.data.objective = 'seq2seq'
   config.data.batch_size = 32
@@ -54,10 +54,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.model.dropout = 0.1
   config.model.scan_layers = False
   config.model.contrast_dim = 64
-  config.model.image.height = 64
-  config.model.image.width = 64
+  config.model.image.height = 48
+  config.model.image.width = 48
   config.model.image.channels = 3
-  config.model.image.patch = 8
+  config.model.image.patch = 6
   config.model.image.autoencoder.dim = 16
   config.model.audio.rate = 8000
   config.model.audio.seconds = 3.0
@@ -67,10 +67,11 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.optimizer.learning_rate = 0.004
   config.optimizer.warmup_steps = 100
   config.loss_weights.media_nll = 0.1
-  config.train.num_steps = 1500
+  config.train.num_steps = 1000
   config.train.eval_every = 500
   config.train.save_every = 500
   config.train.log_every = 50
   config.eval.captions = 95
+  config.eval.judged = 24
   config.eval.retrieval = 95
   return config
