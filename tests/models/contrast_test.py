@@ -1,6 +1,7 @@
 """Both sides of an example become vectors, of what is really there."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ import photo
 import toy
 from gemini_jax import config as config_lib
 from gemini_jax.data import loader, tokenizer
+from gemini_jax.kernels import contrastive
 from gemini_jax.models import contrast, gemini
 from gemini_jax.train import losses, retrieval
 
@@ -96,7 +98,6 @@ def test_the_loss_draws_sides_together(path, drawn):
       model,
       params,
       batch,
-      config=config_lib.Train(),
       loss_weights=nothing | {'contrastive': weight},
     )
     return sums.objective / sums.weight, sums.terms
@@ -107,8 +108,17 @@ def test_the_loss_draws_sides_together(path, drawn):
   loss, count = terms['contrastive']
   assert count == 6
   np.testing.assert_allclose(with_it - without, loss / count, rtol=1e-4)
-  # Two others of six have the same word, and are no negatives.
-  assert 0 < loss / count < 3 * np.log(5)
+  sides = jax.jit(functools.partial(model.apply, method='sides'))(
+    {'params': params}, batch
+  )
+  # Who has the same word is no negative.
+  same_BB = (batch.targets[:, None] == batch.targets[None]).all(axis=-1)
+  assert same_BB.sum() > 6
+  for same, equals in ((same_BB, True), (np.eye(6, dtype=bool), False)):
+    expected = contrastive.contrast(
+      *sides, params['contrast']['scale'], same_BB=same
+    ).loss
+    assert (abs(loss / count - expected) < 1e-4 * expected) == equals
   reached = jax.tree.map(lambda grad: np.abs(grad).max(), grads)
   assert reached['contrast']['scale'] > 0
   assert reached['contrast']['project']['kernel'] > 0
