@@ -4,7 +4,7 @@ r"""Which way clothes move and what they are, from three of six frames.
       --workdir=runs/moving --config.data.data_dir=DIR
   python -m gemini_jax.main --config=experiments/moving_fashion.py \
       --workdir=runs/moving --config.data.data_dir=DIR --mode=eval \
-      --config.data.test="('moving:test,shuffled',)"
+      --config.data.test="('moving:test,shuffled#[:2000]',)"
 
 DIR is where TFDS keeps its data sets. The second line tests with the same
 frames in a random order.

@@ -106,13 +106,18 @@ class Image:
     """Patches along height and width."""
     return self.height // self.patch, self.width // self.patch
 
-  def tokens_of(self, height: int, width: int) -> int:
-    """Soft tokens of a picture of so many pixels; of a resampler always all."""
+  def patches_of(self, height: int, width: int) -> int:
+    """Patches of a picture of so many pixels."""
     rows, columns = (
       min(-(-size // self.patch), most)
       for size, most in zip((height, width), self.grid, strict=True)
     )
-    return (self.num_tokens or rows * columns) if rows * columns else 0
+    return rows * columns
+
+  def tokens_of(self, height: int, width: int) -> int:
+    """Soft tokens of a picture of so many pixels; of a resampler always all."""
+    count = self.patches_of(height, width)
+    return (self.num_tokens or count) if count else 0
 
   @property
   def soft_tokens(self) -> int:
@@ -325,6 +330,8 @@ class Model:
   def __post_init__(self):
     schema.at_least(self, 'model', 1, 'max_length', 'width', 'num_layers')
     schema.at_least(self, 'model', 1, 'num_heads', 'window')
+    if self.num_encoder_layers is not None:
+      schema.at_least(self, 'model', 1, 'num_encoder_layers')
     schema.at_least(self, 'model', 0, 'num_experts', 'shared_expert_dim')
     schema.at_least(self, 'model', 0, 'contrast_dim')
     schema.is_share(self, 'model', 'dropout')
@@ -371,6 +378,15 @@ class Model:
       f'patches: of the tokens that model.image.num_tokens='
       f'{self.image.num_tokens} leaves, use 0 or 1',
     )
+    for kind, frames in (('image', self.video.num_frames), ('audio', 0)):
+      own = getattr(self, kind)
+      for name in ('num_layers', 'num_tokens'):
+        schema.check(
+          not (getattr(own, name) and own.autoencoder.dim) or frames > 0,
+          f'model.{kind}.{name}={getattr(own, name)} has no use beside '
+          f'model.{kind}.autoencoder.dim={own.autoencoder.dim}: the z of each '
+          'patch is read',
+        )
     schema.check(
       not self.image.num_layers
       or self.image.position != 'rotary'
@@ -445,6 +461,9 @@ class Model:
 
   def tokens_of(self, kind: str, size: Sequence[int]) -> int:
     """Soft tokens of a medium of the real extent `size`; 0 of none."""
+    if kind == 'image' and self.writes('image'):
+      # What is read as z has one for each patch; frames may be resampled.
+      return self.image.patches_of(*size)
     if kind == 'image':
       return self.image.tokens_of(*size)
     if kind == 'audio':

@@ -634,6 +634,13 @@ class Config:
       f'model.max_length={self.model.max_length}',
     )
     check(
+      not self.model.cross
+      or self.model.position != 'learned'
+      or self.data.inputs_length <= self.model.max_length,
+      f'data.inputs_length={self.data.inputs_length} must be at most '
+      f"model.max_length={self.model.max_length} for model.position='learned'",
+    )
+    check(
       self.data.batch_size % self.optimizer.accumulation_steps == 0,
       f'optimizer.accumulation_steps={self.optimizer.accumulation_steps} must '
       f'divide data.batch_size={self.data.batch_size}',

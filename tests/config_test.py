@@ -157,6 +157,10 @@ RANGES = {
   'model.width': (0, 'model.width=0 must be at least 1'),
   'model.num_layers': (0, 'model.num_layers=0 must be at least 1'),
   'model.num_heads': (0, 'model.num_heads=0 must be at least 1'),
+  'model.num_encoder_layers': (
+    0,
+    'model.num_encoder_layers=0 must be at least 1',
+  ),
   'model.window': (0, 'model.window=0 must be at least 1'),
   'model.num_kv_heads': (
     3,
@@ -518,6 +522,21 @@ CONFLICTS = [
     },
     'model.video.frame_tokens=2 are rectangles of patches: of the tokens that '
     'model.image.num_tokens=3 leaves, use 0 or 1',
+  ),
+  (
+    {'model.audio': {'num_tokens': 3, 'autoencoder': {'dim': 2}}},
+    'model.audio.num_tokens=3 has no use beside model.audio.autoencoder.dim=2: '
+    'the z of each patch is read',
+  ),
+  (
+    {
+      'model.architecture': 'encoder_decoder',
+      'model.position': 'learned',
+      'data.objective': 'seq2seq',
+      'data.inputs_length': 300,
+    },
+    'data.inputs_length=300 must be at most model.max_length=256 for '
+    "model.position='learned'",
   ),
   (
     {'model.head_dim': 6, 'model.image': {'num_layers': 1}},

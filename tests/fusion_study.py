@@ -48,7 +48,7 @@ def _accuracy(options, variant, seed, missing):
   workdir = options.out / f'{variant}-{seed}'
   result = options.out / f'{variant}-{seed}-{missing}.json'
   if result.exists():
-    return json.loads(result.read_text())['test/accuracy']
+    return json.loads(result.read_text())
   line = [
     *(sys.executable, '-m', 'gemini_jax.main', f'--workdir={workdir}'),
     f'--config={ROOT}/experiments/digit_fusion.py:inputs={variant}',
@@ -63,8 +63,9 @@ def _accuracy(options, variant, seed, missing):
       found = subprocess.run(
         line, stdout=subprocess.PIPE, stderr=log, check=True, text=True
       ).stdout
-  result.write_text(found.splitlines()[-1])
-  return json.loads(result.read_text())['test/accuracy']
+  accuracy = json.loads(found.splitlines()[-1])['test/accuracy']
+  result.write_text(json.dumps(accuracy))
+  return accuracy
 
 
 if __name__ == '__main__':

@@ -33,17 +33,15 @@ class Epochs:
     self._training = training
     self._shuffle = training and config.shuffle
     lengths = np.diff(corpus.offsets) - 1
-    fits = transforms.fits(lengths, corpus.firsts, config)
+    fits = usable(corpus, config)
     self.num_too_long = int(np.count_nonzero(~fits))
-    if only is not None:
-      fits &= corpus.origins % len(config.tasks) == only
     config_lib.check(
       bool(fits.any()),
       f'{name}: every record is too long for data.sequence_length='
       f'{config.sequence_length} and data.inputs_length='
-      f'{config.inputs_length}; the shortest has {lengths.min()} tokens'
-      + ('' if only is None else f' (those of {config.tasks[only]!r})'),
+      f'{config.inputs_length}; the shortest has {lengths.min()} tokens',
     )
+    fits = usable(corpus, config, only)
     self.starts, self.lengths = corpus.offsets[:-1][fits], lengths[fits]
     self.firsts = corpus.firsts[fits]
     self.num_bytes = int(corpus.sizes[fits].sum())
@@ -120,6 +118,17 @@ class Epochs:
       sizes = transforms.pair_sizes(*documents[1:], config)
       bounds = packing.next_fit(*zip(*sizes, strict=True))
     return packing.RowPlan(bounds, *documents)
+
+
+def usable(
+  corpus: cache.Corpus, config: config_lib.Data, only: int | None = None
+) -> np.ndarray:
+  """bool[N], the documents that fit; `only` those of the task of a number."""
+  lengths = np.diff(corpus.offsets) - 1
+  fits = transforms.fits(lengths, corpus.firsts, config)
+  if only is not None:
+    fits &= corpus.origins % len(config.tasks) == only
+  return fits
 
 
 def by_key(

@@ -119,6 +119,7 @@ class Loader:
       for i, (name, corpus, scenes) in enumerate(
         _corpora(config, tokenizer, split, model)
       )
+      if only is None or epochs.usable(corpus, config, only).any()
     ]
     if only is None:
       for part in self._parts:
@@ -148,10 +149,15 @@ class Loader:
 
   @property
   def task_names(self) -> dict[str, int]:
-    """Numbers of the tasks that have a name, if there are several."""
+    """Numbers of the tasks that have a name and examples, if not the only."""
     tasks = task_lib.of(self.config)
-    named = {t.name: i for i, t in enumerate(tasks) if t.name}
-    return named if len(tasks) > 1 else {}
+    if len(tasks) == 1:
+      return {}
+    has = lambda number: any(
+      epochs.usable(part.corpus, self.config, number).any()
+      for part in self._parts
+    )
+    return {t.name: i for i, t in enumerate(tasks) if t.name and has(i)}
 
   def __len__(self) -> int:
     """Batches of an evaluation split."""
@@ -310,9 +316,9 @@ def each_labelled(
     ConfigError: a source cannot be read, holds pairs, or none has labels.
   """
   config_lib.check(
-    not config.inputs_field,
-    f'labels are of plain text; data.inputs_field={config.inputs_field!r} '
-    'makes pairs',
+    not config.pairs,
+    f'labels are of plain text; data.inputs_field={config.inputs_field!r} and '
+    f'data.tasks={config.tasks} make pairs',
   )
   found = [sources.records(spec, config) for spec in getattr(config, split)]
   source = sources.Shuffled.of(f'labels of data.{split}', found, seed)

@@ -74,7 +74,7 @@ def read(
   value: Any,
   config: architecture.Model,
   rate: int | None = None,
-  folder: str = '',
+  folder: str | None = '',
 ) -> Medium:
   """The picture, sound or video that a field holds, by its kind.
 
@@ -83,7 +83,7 @@ def read(
     value: of the field.
     config: of the model.
     rate: samples a second of sounds that do not tell; None: the model's.
-    folder: where relative paths begin.
+    folder: where relative paths begin; None: nowhere.
   """
   if kind == 'image':
     return image(value, config.image, folder)
@@ -102,7 +102,9 @@ def blank(kind: str, config: architecture.Model) -> tuple[tuple[int, ...], int]:
   }[kind]
 
 
-def image(value: Any, config: architecture.Image, folder: str = '') -> Medium:
+def image(
+  value: Any, config: architecture.Image, folder: str | None = ''
+) -> Medium:
   """The picture that a field holds, in the top left corner of the canvas.
 
   What is larger than the canvas is shrunk to fit, what is less than half as
@@ -114,7 +116,7 @@ def image(value: Any, config: architecture.Image, folder: str = '') -> Medium:
     value: bytes, a path, or an array [h, w] or [h, w, 1 to 4] of uint8, uint16
       or floats in [0, 1].
     config: the canvas.
-    folder: where relative paths begin.
+    folder: where relative paths begin; None: nowhere.
 
   Raises:
     UnusableError: it is no picture, with one of a few reasons.
@@ -138,7 +140,7 @@ def audio(
   value: Any,
   config: architecture.Audio,
   rate: int | None = None,
-  folder: str = '',
+  folder: str | None = '',
 ) -> Medium:
   """The beginning of the sound that a field holds, at the model's rate.
 
@@ -146,10 +148,10 @@ def audio(
 
   Args:
     value: bytes, a path, or an array [n] or [n, channels] of floats in [-1, 1]
-      or of any integers that int16 can hold.
+      or of signed integers that int16 can hold.
     config: the rate and the longest.
     rate: samples a second of an array; None: the model's.
-    folder: where relative paths begin.
+    folder: where relative paths begin; None: nowhere.
 
   Raises:
     UnusableError: it is no sound, with one of a few reasons.
@@ -173,7 +175,9 @@ def audio(
   return _on_canvas(samples.astype(np.int16), (config.num_samples,))
 
 
-def video(value: Any, config: architecture.Model, folder: str = '') -> Medium:
+def video(
+  value: Any, config: architecture.Model, folder: str | None = ''
+) -> Medium:
   """Frames at even distances of the video that a field holds.
 
   Of fewer frames than the model has all are there. Each is a picture as
@@ -184,7 +188,7 @@ def video(value: Any, config: architecture.Model, folder: str = '') -> Medium:
       WebM or MKV, or AVI; a folder of frames, in the order of the numbers in
       their names; or an array [f, h, w] or [f, h, w, 1 to 4].
     config: of the model, for the canvas and the number of frames.
-    folder: where relative paths begin.
+    folder: where relative paths begin; None: nowhere.
 
   Raises:
     UnusableError: it is no video, with one of a few reasons.
@@ -196,9 +200,9 @@ def video(value: Any, config: architecture.Model, folder: str = '') -> Medium:
     chosen = value[_even(len(value), count)]
     pictures = (_of_array(frame, channels) for frame in chosen)
   elif isinstance(value, str | os.PathLike) and os.path.isdir(
-    os.path.join(folder, value)
+    _path(value, folder)
   ):
-    pictures = _of_folder(os.path.join(folder, value), channels, count)
+    pictures = _of_folder(_path(value, folder), channels, count)
   else:
     pictures = _of_file(value, folder, channels, count)
   frames, first, extent = [], None, None
@@ -243,7 +247,7 @@ def _module(name: str) -> Any:
 
 
 @contextlib.contextmanager
-def _open(value: Any, folder: str) -> Iterator[BinaryIO]:
+def _open(value: Any, folder: str | None) -> Iterator[BinaryIO]:
   """The file that a field holds or names."""
   if isinstance(value, bytes):
     _check(len(value) > 0, 'an empty file')
@@ -252,13 +256,23 @@ def _open(value: Any, folder: str) -> Iterator[BinaryIO]:
   _check(
     isinstance(value, str | os.PathLike), 'neither an array, bytes nor a path'
   )
-  path = os.path.join(folder, value)
+  path = _path(value, folder)
   _check(os.path.isfile(path), 'a missing file')
   with contextlib.ExitStack() as stack:
     with _decoding('a file that may not be read'):
       file = stack.enter_context(open(path, 'rb'))
     _check(os.fstat(file.fileno()).st_size > 0, 'an empty file')
     yield file
+
+
+def _path(value: str | os.PathLike, folder: str | None) -> str:
+  """Where a file or folder is that a list names."""
+  _check(bool(os.fspath(value)), 'a missing file')
+  _check(
+    folder is not None or os.path.isabs(value),
+    'a relative path, of lists in several folders',
+  )
+  return os.path.join(folder or '', value)
 
 
 def _on_canvas(values: np.ndarray, shape: tuple[int, ...]) -> Medium:
@@ -430,7 +444,9 @@ def _numbered(path: pathlib.Path) -> list[tuple[int, str]]:
   return [(int(p), '') if p.isdecimal() else (-1, p) for p in parts]
 
 
-def _of_file(value: Any, folder: str, channels: int, num: int) -> Iterator[Any]:
+def _of_file(
+  value: Any, folder: str | None, channels: int, num: int
+) -> Iterator[Any]:
   with _open(value, folder) as file:
     head = file.read(12)
     file.seek(0)
@@ -443,6 +459,8 @@ def _of_file(value: Any, folder: str, channels: int, num: int) -> Iterator[Any]:
       _check(frames <= _MAX_FRAMES, 'a video of too many frames')
       for index in _even(frames, num):
         opened.seek(index)
+        # Each page of a TIFF has its own.
+        _check_frame(*opened.size)
         yield _flat(opened, channels)
 
 

@@ -33,14 +33,14 @@ class Rows(NamedTuple):
     identity: tells this content from another without reading it.
     fields: of every record; None where records may differ.
     names: words for the values of fields that are numbers.
-    folder: that paths in records are relative to.
+    folder: that paths in records are relative to; None: there are several.
   """
 
   records: Sequence[dict[str, Any]]
   identity: str
   fields: tuple[str, ...] | None
   names: Mapping[str, Sequence[str]] = types.MappingProxyType({})
-  folder: str = ''
+  folder: str | None = ''
 
 
 def tfds(where: str, split: str, config: config_lib.Data) -> Rows:
@@ -198,7 +198,9 @@ def jsonl(where: str) -> Rows:
   paths, identity = _files(where)
   lines = _JsonLines(paths)
   config_lib.check(len(lines) > 0, 'holds no line')
-  return Rows(lines, identity, None, folder=os.path.dirname(paths[0]))
+  folders = {os.path.dirname(path) for path in paths}
+  folder = folders.pop() if len(folders) == 1 else None
+  return Rows(lines, identity, None, folder=folder)
 
 
 def _files(pattern: str) -> tuple[list[str], str]:

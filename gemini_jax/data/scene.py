@@ -51,6 +51,11 @@ def layout(
         f'data.tasks={config.tasks}: the model writes no {kind}'
         + ('' if kind == 'video' else f'; set model.{kind}.autoencoder.dim'),
       )
+      config_lib.check(
+        len(task.targets) == 1,
+        f'data.tasks={config.tasks}: what is written beside a medium ({kind}) '
+        'can be nothing else',
+      )
   config_lib.check(
     not (kinds and config.pack),
     f'data.tasks={config.tasks} holds media; set data.pack=False',
@@ -161,7 +166,9 @@ class Scenes:
     )
     found = blank(self.config, self.model, len(rows))
     for name, own in sides(self.config).items():
-      self._fill(found[name], own, pieces.rows, examples, absent, randoms)
+      self._fill(
+        found[name], own, pieces.rows, examples, absent, randoms, corpus.origins
+      )
     return dataclasses.replace(
       batch,
       **{
@@ -190,14 +197,14 @@ class Scenes:
       return (*config.without, kinds[int(which * len(kinds))])
     return config.without
 
-  def _fill(self, found, own_sides, rows, examples, absent, randoms) -> None:
+  def _fill(
+    self, found, own_sides, rows, examples, absent, randoms, origins
+  ) -> None:
     """Puts what the given sides of each row's example hold in its place."""
     for row, (task, index), out, random in zip(
       rows.tolist(), examples, absent, randoms, strict=True
     ):
-      record = functools.cache(
-        functools.partial(self.source.__getitem__, index)
-      )
+      record = self._record(index)
       counts = dict.fromkeys(found, 0)
       for side in own_sides:
         for piece in task.sides[side]:
@@ -207,21 +214,21 @@ class Scenes:
             continue
           value, size = self._read(index, record, piece)
           if self.training and side == _INPUTS:
-            value = augmentation.apply(
-              kind,
-              value,
-              size,
-              self.config.augment,
-              random,
-              self.model.audio.rate,
-            )
+            value = self._augmented(kind, value, size, random)
+            if self.config.augment.mixup_alpha and not counts[kind]:
+              value = self._mixed(task, piece, value, size, random, origins)
           found[kind].values[row, counts[kind]] = value
           found[kind].sizes[row, counts[kind]] = size
           counts[kind] += 1
-    mixes = self.training and self.config.augment.mixup_alpha > 0
-    if mixes and own_sides == (_INPUTS,):
-      for kind in found:
-        self._mix(found[kind], randoms, rows)
+
+  def _record(self, index: int) -> Callable[[], dict[str, Any]]:
+    """Reads a record once, when it is needed."""
+    return functools.cache(functools.partial(self.source.__getitem__, index))
+
+  def _augmented(self, kind, value, size, random) -> np.ndarray:
+    return augmentation.apply(
+      kind, value, size, self.config.augment, random, self.model.audio.rate
+    )
 
   def _read(
     self,
@@ -246,25 +253,23 @@ class Scenes:
       self.kept[key] = found
     return found
 
-  def _mix(
-    self, own: batch_lib.Media, randoms: Sequence[Any], rows: np.ndarray
-  ):
-    """Mixes the first medium of each row with that of the next, in place.
+  def _mixed(self, task, piece, value, size, random, origins) -> np.ndarray:
+    """A medium mixed with that of a random example of the same task.
 
     A row keeps its targets, and so the larger share (MixUp, Zhang et al. 2018,
-    as far as texts allow).
+    as far as texts allow). The other is not of the batch: rows are the same on
+    any number of processes.
     """
-    alpha = self.config.augment.mixup_alpha
-    before = own.values[rows, 0].copy()
-    for i, (row, random) in enumerate(zip(rows.tolist(), randoms, strict=True)):
-      other = (i + 1) % len(rows)
-      mixed, weight = augmentation.mixup(
-        before[i],
-        own.sizes[row, 0],
-        before[other],
-        own.sizes[rows[other], 0],
-        random,
-        alpha,
-      )
-      if weight >= 0.5:
-        own.values[row, 0] = mixed
+    number = self.tasks.index(task)
+    same = origins[origins % len(self.tasks) == number]
+    index = int(random.choice(same)) // len(self.tasks)
+    other, other_size = self._read(index, self._record(index), piece)
+    mixed, weight = augmentation.mixup(
+      value,
+      size,
+      self._augmented(piece.kind, other, other_size, random),
+      other_size,
+      random,
+      self.config.augment.mixup_alpha,
+    )
+    return mixed if weight >= 0.5 else value

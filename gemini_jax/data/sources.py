@@ -72,9 +72,10 @@ class Source:
       record = records[int(self.indices[index])]
       if self.permuted:
         other = records[int(self._others[index])]
-        record = record | {
-          field: other[field] for field in self.permuted if field in other
-        }
+        for field in self.permuted:
+          if field not in other:
+            raise readers.UnusableError(f'no field {field!r} in another record')
+          record = record | {field: other[field]}
       return record
     except config_lib.ConfigError as error:
       raise config_lib.ConfigError(f'{self.name}: {error}') from error
@@ -253,7 +254,7 @@ def texts_of(
   """
   return tuple(
     ''.join(
-      _text(record, piece, source.names)
+      text_of(record, piece, source.names)
       for piece in side
       if piece.kind not in config_lib.KINDS
     )
@@ -281,7 +282,7 @@ def examples(
   def part(record, piece):
     nonlocal last
     if piece.kind not in config_lib.KINDS:
-      return _text(record, piece, source.names)
+      return text_of(record, piece, source.names)
     if record is not last:
       slots.clear()
       last = record
@@ -330,7 +331,7 @@ def labelled(
   """
   tasks = task_lib.of(config)
   read = lambda record, task: (
-    _text(record, task.pieces[0], {}),
+    text_of(record, task.pieces[0], {}),
     _label(record),
   )
   for _, found in _usable(source, tasks, unusable, read):
@@ -382,11 +383,16 @@ def _label(record: dict[str, Any]) -> dict[str, str]:
   }
 
 
-def _text(
-  record: dict[str, Any],
+def text_of(
+  record: Mapping[str, Any],
   piece: task_lib.Piece,
   names: Mapping[str, Sequence[str]],
 ) -> str:
+  """What a literal says, or a field; `names` are words for its numbers.
+
+  Raises:
+    UnusableError: it is not there, empty or no text.
+  """
   if piece.kind == task_lib.LITERAL:
     return piece.value
   field = piece.value

@@ -54,6 +54,16 @@ class Task:
     """Names of the fields, in order."""
     return tuple(p.value for p in self.pieces if p.kind != LITERAL)
 
+  @property
+  def targets(self) -> tuple[Piece, ...]:
+    """What is written."""
+    return self.sides[-1]
+
+  def without(self, kinds: Iterable[str]) -> 'Task':
+    """The same task, whose inputs leave out media of some kinds."""
+    left = tuple(p for p in self.sides[0] if p.kind not in kinds)
+    return dataclasses.replace(self, sides=(left, *self.sides[1:]))
+
   def kinds(self, side: int) -> tuple[str, ...]:
     """Kinds of the media of a side, in order."""
     own = self.sides[side]
@@ -76,6 +86,11 @@ def parse(text: str) -> Task:
   )
   task = Task(name, tuple(tuple(_pieces(side)) for side in sides))
   for piece in task.pieces:
+    config_lib.check(
+      piece.kind != LITERAL or not set('{}') & set(piece.value),
+      f'data.tasks: {text!r}: {piece.value!r} is no field; write {{field}} or '
+      '{kind:field}, of letters, digits and _',
+    )
     known = (TEXT, *config_lib.KINDS)
     config_lib.check(
       piece.kind in (*known, LITERAL),

@@ -9,7 +9,7 @@ import numpy as np
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.data import media as media_lib
-from gemini_jax.data import readers, transforms
+from gemini_jax.data import readers, sources, transforms
 from gemini_jax.data import task as task_lib
 
 
@@ -45,20 +45,20 @@ def choose(config: config_lib.Config) -> task_lib.Task:
     ConfigError: there is none, or more than one; with those there are.
   """
   options = config.generate
-  tasks = task_lib.of(config.data)
+  tasks = [t.without(config.data.without) for t in task_lib.of(config.data)]
   given = {kind for kind in config_lib.KINDS if getattr(options, kind)}
   fitting = []
   for task in tasks:
     targets = task.kinds(1)
     writes = targets[0] if targets else 'text'
     if options.task:
-      if task.name == options.task:
+      if task.name == options.task and writes == options.output:
         fitting.append(task)
     elif set(task.kinds(0)) == given and writes == options.output:
       fitting.append(task)
   there = '; '.join(config.data.tasks)
   asked = (
-    f'generate.task={options.task!r}'
+    f'generate.task={options.task!r} with generate.output={options.output!r}'
     if options.task
     else (
       f'generate.output={options.output!r} of '
@@ -122,7 +122,7 @@ def of_record(
   record: Mapping[str, Any],
   *,
   names: Mapping[str, Sequence[str]] | None = None,
-  folder: str = '',
+  folder: str | None = '',
   check: bool = False,
 ) -> Request:
   """The inputs of a task, of the fields of a record.
@@ -138,7 +138,7 @@ def of_record(
 
   Raises:
     ConfigError: a medium cannot be read, with `check`.
-    UnusableError: the same without.
+    UnusableError: the same without; a text is not there.
   """
   parts: list[str | transforms.Slots] = []
   found: dict[str, list[media_lib.Medium]] = {}
@@ -161,11 +161,7 @@ def of_record(
       parts.append(transforms.Slots(piece.kind, count))
       shown.append(f'[{value if isinstance(value, str) else piece.kind}]')
     else:
-      text = piece.value
-      if piece.kind == task_lib.TEXT:
-        text = record[piece.value]
-        if not isinstance(text, str):
-          text = (names or {})[piece.value][int(text)]
+      text = sources.text_of(record, piece, names or {})
       parts.append(text)
       shown.append(text)
   tokens = transforms.side(

@@ -144,7 +144,8 @@ def write_spectrogram(
   axes.set_yticks(ticks, [f'{hz:,}' for hz in ticks])
   axes.set_xlabel('seconds')
   axes.set_ylabel('Hz, on the mel scale')
-  axes.set_title(title)
+  # A prompt may hold what is mathematics to matplotlib.
+  axes.set_title(title, parse_math=False)
   figure.colorbar(drawn, label='dB (0: noise at full scale)')
   figure.savefig(path, dpi=100)
 

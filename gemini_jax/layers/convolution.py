@@ -60,7 +60,12 @@ class Block(nn.Module):
       mixed_BHWC += near_BHWC * kernel_C
     mixed_BHWC = linear.RMSNorm(name='norm', **types)(mixed_BHWC)
     return x_BHWC + feedforward.FeedForward(
-      self.expansion * C, gated=False, use_bias=True, name='mlp', **types
+      self.expansion * C,
+      gated=False,
+      use_bias=True,
+      axes=(None, None),
+      name='mlp',
+      **types,
     )(mixed_BHWC)
 
 

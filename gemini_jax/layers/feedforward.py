@@ -33,6 +33,7 @@ class FeedForward(nn.Module):
     dtype: of the computation.
     param_dtype: of the parameters.
     init_scale: of the initial kernels; None: 1 / sqrt(fan in).
+    axes: names of D and F, by which parameters are sharded.
   """
 
   hidden_dim: int
@@ -42,6 +43,7 @@ class FeedForward(nn.Module):
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
   init_scale: float | None = None
+  axes: tuple[str | None, str | None] = ('embed', 'mlp')
 
   @nn.compact
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
@@ -54,9 +56,7 @@ class FeedForward(nn.Module):
       param_dtype=self.param_dtype,
       init_scale=self.init_scale,
     )
-    rising = functools.partial(
-      project, (width, self.hidden_dim), ('embed', 'mlp')
-    )
+    rising = functools.partial(project, (width, self.hidden_dim), self.axes)
     activate = ACTIVATIONS[self.activation]
     if self.gated:
       gate_BTF = rising(name='gate')('BTD,DF->BTF', x_BTD)
@@ -66,6 +66,6 @@ class FeedForward(nn.Module):
     else:
       up_BTF = rising(name='up')('BTD,DF->BTF', x_BTD)
       hidden_BTF = activate(checkpoint_name(up_BTF, 'up'))
-    return project((self.hidden_dim, width), ('mlp', 'embed'), name='down')(
+    return project((self.hidden_dim, width), self.axes[::-1], name='down')(
       'BTF,FD->BTD', hidden_BTF
     )

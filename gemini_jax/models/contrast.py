@@ -61,20 +61,33 @@ class Contrast(nn.Module):
     )
 
 
+def sides(batch: batch_lib.Batch) -> tuple[jax.Array, jax.Array]:
+  """Tokens of what is read and of what is written, [B, S] each; then 0."""
+  assert batch.encoder is not None
+  read_BS = jnp.where(batch.encoder.segments > 0, batch.encoder.tokens, 0)
+  written_BS = jnp.where(batch.weights > 0, batch.targets, 0)
+  length = max(read_BS.shape[1], written_BS.shape[1])
+  pad = lambda x: jnp.pad(x, ((0, 0), (0, length - x.shape[1])))
+  return pad(read_BS), pad(written_BS)
+
+
 def alike(
-  read_BS: jax.Array,
-  targets_BT: jax.Array,
-  weights_BT: jax.Array,
-  placeholders: tuple[int, ...],
+  read_BS: jax.Array, written_BS: jax.Array, placeholders: tuple[int, ...]
 ) -> jax.Array:
-  """Which examples read or write the same text, bool[B, B]."""
-  written_BT = jnp.where(weights_BT > 0, targets_BT, 0)
-  return equal(read_BS, placeholders) | equal(written_BT, placeholders)
+  """Which examples share a text, on whichever side it stands, bool[B, B]."""
+  across_BB = equal(read_BS, written_BS, placeholders)
+  return (
+    equal(read_BS, read_BS, placeholders)
+    | equal(written_BS, written_BS, placeholders)
+    | across_BB
+    | across_BB.T
+  )
 
 
-def equal(tokens_BT: jax.Array, placeholders: tuple[int, ...]) -> jax.Array:
+def equal(
+  one_BS: jax.Array, other_BS: jax.Array, placeholders: tuple[int, ...]
+) -> jax.Array:
   """Which rows hold the same text and nothing else, bool[B, B]."""
-  media_BT = jnp.isin(tokens_BT, jnp.array(placeholders, jnp.int32))
-  text_B = ~jnp.any(media_BT, axis=1)
-  same_BB = jnp.all(tokens_BT[:, None] == tokens_BT[None], axis=-1)
-  return same_BB & text_B[:, None] & text_B[None]
+  same_BB = jnp.all(one_BS[:, None] == other_BS[None], axis=-1)
+  media_BS = jnp.isin(one_BS, jnp.array(placeholders, jnp.int32))
+  return same_BB & ~jnp.any(media_BS, axis=1)[:, None]

@@ -27,13 +27,14 @@ def soft_scale(config: config_lib.Model) -> float:
 
 
 def dense(config: config_lib.Model, **fields: Any) -> config_lib.Model:
-  """The trunk's layers without experts, windows, latent and media."""
+  """The trunk's layers without experts, windows, latent, contrast and media."""
   plain = {
     'architecture': 'decoder',
     'num_experts': 0,
     'expert_dim': None,
     'shared_expert_dim': 0,
     'attention_pattern': ('global',),
+    'contrast_dim': 0,
     'latent': config_lib.Latent(),
     'image': config_lib.Image(),
     'audio': config_lib.Audio(),

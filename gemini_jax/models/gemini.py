@@ -179,16 +179,16 @@ class Gemini(nn.Module):
       terms[name] = total
       aux |= {name: total[0] / weight}
     if read.sides is not None:
-      assert batch.encoder is not None
+      sides = contrast.sides(batch)
       alike_BB = contrast.alike(
-        batch.encoder.tokens,
-        batch.targets,
-        batch.weights,
+        *sides,
         tuple(self.config.placeholder(kind) for kind in self.config.kinds),
       )
-      found = self.contrast.loss(*read.sides, alike_BB, num_B)
+      # Inputs that were left out end at once, and are near to nothing.
+      pairs_B = num_B * (jnp.sum(sides[0] > 0, axis=1) > 1)
+      found = self.contrast.loss(*read.sides, alike_BB, pairs_B)
       aux |= {'contrastive': found.loss}
-      total = jnp.sum(num_B)
+      total = jnp.sum(pairs_B)
       for name in ('loss', 'accuracy'):
         mean = getattr(found, name)
         key = 'contrastive' if name == 'loss' else 'contrastive_accuracy'
@@ -267,11 +267,14 @@ class Gemini(nn.Module):
     aux = jax.tree.map(mean, layers, *stacks)
     return Read(x_BTD, aux, said, media, sides)
 
-  def sides(self, batch: batch_lib.Batch) -> tuple[jax.Array, jax.Array]:
-    """Vectors of what is read and of what is written, [B, C] each."""
+  def sides(self, batch: batch_lib.Batch) -> tuple[jax.Array, ...]:
+    """Vectors of what is read and of what is written, [B, C] each.
+
+    After them the tokens of both, as of `contrast.sides`.
+    """
     found = self.read(batch, deterministic=True).sides
     assert found is not None, 'model.contrast_dim is 0'
-    return found
+    return *found, *contrast.sides(batch)
 
   def perceive(
     self, media: Mapping[str, batch_lib.Media], deterministic: bool = True

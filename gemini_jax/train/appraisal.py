@@ -19,8 +19,8 @@ from gemini_jax import config as config_lib
 from gemini_jax.data import loader, readers, sources
 from gemini_jax.data import task as task_lib
 from gemini_jax.infer import generation, painting, request
-from gemini_jax.parallel import cluster
-from gemini_jax.train import captioning, gallery, judge
+from gemini_jax.parallel import cluster, sharding
+from gemini_jax.train import captioning, evaluation, gallery, judge
 from gemini_jax.train import run as run_lib
 
 # Real examples that the judge learns from at most; classes it can tell apart;
@@ -76,12 +76,13 @@ def captions(
   )
   for task in captioned_tasks(config):
     requests, references = [], []
+    seen = task.without(config.data.without)
     for source, record in loader.some(config.data, split, config.eval.captions):
       try:
         asked = request.of_record(
           config,
           run.tokenizer,
-          task,
+          seen,
           record,
           names=source.names,
           folder=source.rows.folder,
@@ -89,22 +90,26 @@ def captions(
         texts = sources.texts_of(source, record, task)
       except readers.UnusableError:
         continue
-      requests.append(asked)
-      references.append([texts[-1]])
+      if _fits(run, asked):
+        requests.append(asked)
+        references.append([texts[-1]])
     if not requests:
+      logging.info('%s: no record of %s can be read', task.name, split)
       continue
     samples = generation.generate(
       greedy, run.model, params, run.tokenizer, requests
     )
     texts = [own.text for own in samples]
     values = captioning.report(texts, references)
-    prefix = f'{split}/{task.name}_' if task.name else f'{split}/'
-    results |= {prefix + name: value for name, value in values.items()}
-    if cluster.is_first() and task.kinds(0):
-      first = task.kinds(0)[0]
+    results |= {
+      _metric(config, split, task, name): value
+      for name, value in values.items()
+    }
+    if cluster.is_first() and seen.kinds(0):
+      first = seen.kinds(0)[0]
       gallery.write(
         _page(run, split, task, step),
-        [_cut(*asked.media[first][0]) for asked in requests[:_SHOWN]],
+        [asked.media[first][0].content for asked in requests[:_SHOWN]],
         [
           f'{text}\n({own[0]})'
           for text, own in zip(texts[:_SHOWN], references, strict=False)
@@ -140,12 +145,13 @@ def appraise(
     begin = time.monotonic()
     texts, values = _real(run, 'train', task, _TAUGHT)
     classes = len(set(texts))
-    config_lib.check(
-      classes > 1,
-      f'eval.judged={config.eval.judged}: all inputs of task {task.name!r} are '
-      'the same text',
-    )
     wished, real = _real(run, split, task, config.eval.judged)
+    room = config.model.soft_tokens(task.kinds(1)[0])
+    fitting = [_fits(run, _request(run, str(text)), room) for text in wished]
+    wished, real = wished[fitting], real[fitting]
+    if not len(wished):
+      logging.info('%s: no record of %s can be written', task.name, split)
+      continue
     found = painting.paint(
       dataclasses.replace(
         config,
@@ -177,10 +183,10 @@ def appraise(
       len(wished),
       time.monotonic() - begin,
     )
-    if classes > _CLASSES:
+    if not 1 < classes <= _CLASSES:
       logging.info(
         '%s is not judged: its inputs are %d different texts, and a judge '
-        'tells %d apart',
+        'tells 2 to %d apart',
         task.name,
         classes,
         _CLASSES,
@@ -188,9 +194,8 @@ def appraise(
       continue
     stranger = judge.fit(values, texts)
     report = judge.report(stranger, written, wished, real, wished)
-    prefix = f'{split}/{task.name}_' if task.name else f'{split}/written_'
     results |= {
-      prefix + name: value
+      _metric(config, split, task, name, 'written'): value
       for name, value in report.items()
       if isinstance(value, float)
     }
@@ -223,8 +228,31 @@ def _page(
   run: run_lib.Run, split: loader.Split, task: task_lib.Task, step: int
 ) -> pathlib.Path:
   """Where a page of a task goes."""
-  name = '-'.join(filter(None, (f'{step:08d}', split, task.name)))
-  return run.workdir / 'samples' / f'{name}.png'
+  parts = f'{step:08d}', split, _name(run.config, task)
+  return run.workdir / 'samples' / f'{"-".join(filter(None, parts))}.png'
+
+
+def _metric(
+  config: config_lib.Config,
+  split: str,
+  task: task_lib.Task,
+  name: str,
+  plain: str = '',
+) -> str:
+  """A metric's name; `plain` stands for a task that needs none."""
+  parts = _name(config, task) or plain, name
+  return f'{split}/{"_".join(filter(None, parts))}'
+
+
+def _name(config: config_lib.Config, task: task_lib.Task) -> str:
+  """A task's own, or its number among several."""
+  tasks = task_lib.of(config.data)
+  return task.name or (str(tasks.index(task)) if len(tasks) > 1 else '')
+
+
+def _fits(run: run_lib.Run, asked: request.Request, room: int = 1) -> bool:
+  prompt = generation.read_prompt(run.config, run.model, run.tokenizer, asked)
+  return evaluation.fits(prompt, run.config, room)
 
 
 def _cut(values: np.ndarray, size: np.ndarray) -> np.ndarray:
@@ -265,14 +293,15 @@ def _real(
     texts.append(text)
     values.append(medium.values)
     sizes.append(medium.size)
-  stacked = np.stack(values)
-  if task.kinds(1)[0] == 'audio':
+  stacked = np.stack(values) if values else np.zeros(0)
+  if values and task.kinds(1)[0] == 'audio':
     spectra = jax.jit(lambda *own: run.model.apply({}, *own, method=_spectra))
     parts = [slice(i, i + 64) for i in range(0, len(stacked), 64)]
     size = np.stack(sizes)
-    stacked = np.concatenate(
-      [np.asarray(spectra(stacked[part], size[part])) for part in parts]
-    )
+    with sharding.on_one_device():
+      stacked = np.concatenate(
+        [np.asarray(spectra(stacked[part], size[part])) for part in parts]
+      )
   return np.array(texts), stacked
 
 

@@ -120,7 +120,7 @@ def exact_match(
   fitting = [
     (inputs, targets)
     for inputs, targets in pairs
-    if _fits(generation.read_prompt(config, model, tokenizer, inputs), config)
+    if fits(generation.read_prompt(config, model, tokenizer, inputs), config)
   ]
   samples = generation.generate(
     dataclasses.replace(config, generate=greedy),
@@ -136,9 +136,12 @@ def exact_match(
   return right / len(pairs)
 
 
-def _fits(prompt: generation.Prompt, config: config_lib.Config) -> bool:
+def fits(
+  prompt: generation.Prompt, config: config_lib.Config, room: int = 1
+) -> bool:
+  """Whether the model can read a prompt and write `room` tokens."""
   inputs = () if prompt.inputs is None else prompt.inputs
   return (
-    len(prompt.tokens) < config.model.max_length
+    len(prompt.tokens) + room <= config.model.max_length
     and len(inputs) <= config.data.inputs_length
   )

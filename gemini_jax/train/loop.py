@@ -53,11 +53,13 @@ def train(config: config_lib.Config, workdir: str | os.PathLike):
 
 
 def evaluate(config: config_lib.Config, workdir: str | os.PathLike):
-  """Evaluates a checkpoint on the held-out splits; prints and records it.
+  """Evaluates a checkpoint on the held-out splits, and prints it.
 
   Raises:
-    ConfigError: there is no checkpoint or no held-out split.
+    ConfigError: there is no checkpoint or no held-out split, or what `eval`
+      asks for cannot be done.
   """
+  appraisal.check(config)
   run = run_lib.open_run(config, workdir, create=False)
   enable_compilation_cache(config)
   held_out = _held_out(run)

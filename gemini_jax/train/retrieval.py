@@ -11,7 +11,7 @@ import numpy as np
 
 from gemini_jax import batch as batch_lib
 from gemini_jax.models import contrast
-from gemini_jax.parallel import cluster
+from gemini_jax.parallel import cluster, sharding
 
 # Scores that are held at one time.
 _SCORES = 2**24
@@ -26,10 +26,11 @@ def measure(
 ) -> dict[str, float]:
   """How well what is read finds what is written, and the reverse.
 
-  Examples that read or write the same text belong together. See `report`.
+  Examples that share a text belong together. See `report`.
 
   Args:
-    step: compiled, vectors [B, C] of both sides of (params, batch).
+    step: compiled, of (params, batch) the vectors [B, C] of both sides and
+      their tokens [B, S].
     params: of the model.
     batches: device batches of held-out examples.
     placeholders: tokens that stand for media.
@@ -37,17 +38,18 @@ def measure(
   """
   examples, num = [], 0
   for batch in batches:
-    assert batch.encoder is not None
-    texts = batch.encoder.tokens, batch.targets, batch.weights
-    found = cluster.fetch((*step(params, batch), *texts))
-    there_B = (found[-1] > 0).any(axis=1)
+    found = cluster.fetch(step(params, batch))
+    there_B = found[-1].any(axis=1)
     examples.append([own[there_B] for own in found])
     num += np.sum(there_B)
     if num >= most:
       break
   columns = (np.concatenate(own)[:most] for own in zip(*examples, strict=True))
-  one_ND, other_ND, *texts = columns
-  alike_NN = jax.jit(contrast.alike, static_argnums=3)(*texts, placeholders)
+  one_ND, other_ND, read_NS, written_NS = columns
+  with sharding.on_one_device():
+    alike_NN = jax.jit(contrast.alike, static_argnums=2)(
+      read_NS, written_NS, placeholders
+    )
   positives_NN = np.asarray(alike_NN) | np.eye(len(one_ND), dtype=bool)
   return report(one_ND, other_ND, positives_NN, names=('read', 'written'))
 

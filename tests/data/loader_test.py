@@ -1,6 +1,7 @@
 """Batch t is a function of t, and every target is seen once an epoch."""
 
 import collections
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -385,8 +386,11 @@ def test_texts_without_labels_are_refused(tmp_path):
     'values'
   )
   pairs = config.Data(**WORDS)
-  with pytest.raises(config.ConfigError, match="inputs_field='inputs' makes"):
+  with pytest.raises(config.ConfigError, match="inputs_field='inputs' and"):
     loader.labelled(pairs, 'train', 9)
+  tasks = dataclasses.replace(data, tasks=('{text} -> {text}',))
+  with pytest.raises(config.ConfigError, match='make pairs'):
+    loader.labelled(tasks, 'train', 9)
 
 
 @pytest.mark.parametrize('num_prefetch', [0, 3])

@@ -213,6 +213,12 @@ def test_a_path_is_looked_for_beside_the_list(tmp_path, monkeypatch):
     np.testing.assert_array_equal(found, values)
   with pytest.raises(readers.UnusableError, match=r'^a missing file$'):
     media.image('x.png', GREY)
+  # Of several lists no folder is the right one.
+  np.testing.assert_array_equal(
+    media.image(str(file), GREY, None).values[..., 0], values
+  )
+  with pytest.raises(readers.UnusableError, match='lists in several folders'):
+    media.image('x.png', GREY, None)
 
 
 def large_png(width, height):
@@ -476,6 +482,20 @@ def test_a_video_in_grey():
   np.testing.assert_array_equal(found.values[..., 0], pixels(0, 2, 28, 28))
 
 
+def two_pages():
+  """A TIFF, small for what it says it holds."""
+  file = io.BytesIO()
+  pages = [PIL.Image.new('1', size) for size in ((8, 8), (9000, 9000))]
+  pages[0].save(
+    file,
+    'TIFF',
+    save_all=True,
+    append_images=pages[1:],
+    compression='group4',
+  )
+  return file.getvalue()
+
+
 MP4 = mp4(film(9))
 FRAGMENTS = mp4(film(9), movflags='frag_keyframe+empty_moov')
 BAD_VIDEOS = {
@@ -487,6 +507,11 @@ BAD_VIDEOS = {
   ),
   'no frames': (np.zeros((0, 5, 5, 3), np.uint8), 'a video without frames'),
   'a missing file': ('no/such/file.mp4', 'a missing file'),
+  'no name': ('', 'a missing file'),
+  'a TIFF whose second page is huge': (
+    two_pages(),
+    'a picture of too many pixels',
+  ),
   'frames of no channels': (np.zeros((2, 5), np.uint8), 'not an array [f, h'),
   'a cut GIF': (gif(pixels(0, 5, 30, 30, 3))[:-2000], 'a damaged picture'),
 }

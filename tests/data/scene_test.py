@@ -232,6 +232,54 @@ def test_permuted_fields_are_of_other_records_in_training_alone(records):
   assert found('validation') == found('validation', 'word')
 
 
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_what_is_mixed_is_the_same_on_any_number_of_processes(records, layout):
+  """Mixed with another of the source, not of the rows that are loaded."""
+  fields = {'split': 'train', 'seed': 3, **LAYOUTS[layout]}
+  mixes = config_lib.Augment(mixup_alpha=0.9)
+  plain = make(records, READS, **fields)
+  whole = make(records, READS, augment=mixes, **fields)
+  data = photo.data(records, READS, augment=mixes, **LAYOUTS[layout])
+  parts = [
+    loader.Loader(data, BYTES, 'train', 3, rows=np.array(own), model=MODEL)
+    for own in ([0, 1], [2], [3])
+  ]
+  changed = []
+  for t in range(4):
+    pieces = [part[t] for part in parts]
+    expected = jax.tree.map(lambda *xs: np.concatenate(xs), *pieces)
+    jax.tree.map(np.testing.assert_array_equal, whole[t], expected)
+    for kind in ('image', 'audio'):
+      mixed, own = (reading(batch[t]).media[kind] for batch in (whole, plain))
+      np.testing.assert_array_equal(mixed.sizes, own.sizes)
+      changed += (mixed.values != own.values).any(axis=(1, 2)).ravel().tolist()
+  assert 0.3 < np.mean(changed) < 1
+
+
+def test_sources_may_hold_examples_of_one_task_alone(records, tmp_path):
+  words = tmp_path / 'words.jsonl'
+  words.write_text('{"one": "dark", "other": "light"}\n' * 3)
+  made = make(
+    *(records, READS, 'swap = {one} -> {other}'),
+    validation=(f'jsonl:{records}', f'jsonl:{words}'),
+  )
+  assert made.task_names == {'read': 0, 'swap': 1}
+  numbers = [made.of_task(number).num_records for number in (0, 1)]
+  assert numbers == [12, 3]
+  alone = make(records, READS, 'swap = {one} -> {other}')
+  assert alone.task_names == {'read': 0}
+
+
+def test_lists_of_several_folders_need_whole_paths(tmp_path):
+  for name in ('a', 'b'):
+    (tmp_path / name).mkdir()
+    photo.write(tmp_path / name, 3)
+  made = make(tmp_path / 'a/records.jsonl', READS)
+  assert made.num_records == 3
+  with pytest.raises(config_lib.ConfigError, match='in several folders'):
+    make(tmp_path / '*/records.jsonl', READS, cache_dir=str(tmp_path / 'cache'))
+
+
 @pytest.mark.parametrize(
   ('tasks', 'model', 'fields', 'message'),
   [
@@ -253,6 +301,12 @@ def test_permuted_fields_are_of_other_records_in_training_alone(records):
       'writes no image; set model.image.autoencoder.dim',
     ),
     ((READS,), MODEL, {'pack': True}, 'holds media; set data.pack=False'),
+    (
+      ('{word} -> {word}: {image:picture}',),
+      MODEL,
+      {},
+      r'beside a medium \(image\) can be nothing',
+    ),
   ],
 )
 def test_what_the_model_cannot_do_is_refused(

@@ -37,6 +37,8 @@ def test_equals_signs_of_literals_are_no_names():
     ('{a} -> b', 'must be INPUTS -> TARGETS'),
     ('-> {a}', 'must be INPUTS -> TARGETS'),
     ('{a} -> {b} -> {c}', 'must be INPUTS -> TARGETS'),
+    ('{image: a} {c} -> {b}', "'{image: a} ' is no field"),
+    ('{c} -> {my-field}{b}', "'{my-field}' is no field"),
     ('{imge:a} -> {b}', "'imge' is not a kind of field; did you mean image?"),
   ],
 )
@@ -55,6 +57,16 @@ def test_tasks_of_a_config():
   assert [own.name for own in two] == ['x', '']
   with pytest.raises(config_lib.ConfigError, match='different names'):
     task.of(config_lib.Data(tasks=('x = {a} -> {b}', 'x = {b} -> {a}')))
+
+
+def test_inputs_without_a_kind():
+  own = task.parse('{image:a} and {audio:b} -> {image:c}')
+  left = own.without(['image'])
+  assert kinds_and_values(left.sides[0]) == [
+    ('literal', ' and '),
+    ('audio', 'b'),
+  ]
+  assert left.targets == own.targets and own.without(()) == own
 
 
 def test_the_most_media_of_a_kind():

@@ -66,7 +66,12 @@ def test_a_name_tells_tasks_apart(folder):
       'is none of the tasks of this model: {image',
     ),
     ((PAINTS,), {'prompt': 'x', 'output': 'audio'}, "'audio' of text is none"),
-    ((PAINTS,), {'task': 'pant'}, "generate.task='pant' is none of the tasks"),
+    ((PAINTS,), {'task': 'pant'}, "generate.task='pant' with"),
+    (
+      (f'paint = {PAINTS}',),
+      {'task': 'paint', 'prompt': 'dark'},
+      "generate.task='paint' with generate.output='text' is none",
+    ),
     ((NAMES, TRANSLATES), {'image': '0.png'}, 'fits several tasks; set gen'),
     ((PAINTS,), {'output': 'image'}, 'reads prompt; set generate.prompt'),
     (

@@ -5,6 +5,7 @@ B pictures, H height, W width, C channels, N tokens, Z numbers in z.
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,6 +48,19 @@ def test_any_patch_gives_a_normal_each_and_a_picture(
   assert posterior.mean.shape == posterior.log_var.shape == (2, tokens, Z)
   assert decoded.shape == x.shape
   assert decoded.dtype == posterior.mean.dtype == jnp.float32
+
+
+def test_parameters_are_the_same_on_all_devices():
+  """No mesh must divide its few channels."""
+  model = autoencoder.Autoencoder(architecture.Autoencoder(dim=2), (6, 6), 3)
+  variables = jax.eval_shape(
+    model.init, jax.random.key(0), np.zeros((1, 12, 12, 3)), jax.random.key(0)
+  )
+  names = jax.tree.leaves(
+    nn.get_partition_spec(variables), is_leaf=lambda x: isinstance(x, tuple)
+  )
+  assert len(names) > 20
+  assert not any(any(own) for own in names)
 
 
 def test_strides_multiply_to_the_patch_and_channels_to_the_width():

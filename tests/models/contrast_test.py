@@ -46,20 +46,73 @@ def batches(path, *tasks, size=6):
 def test_texts_are_equal_media_are_not():
   picture = IDS[0]
   rows = [[3, 4, 0], [3, 4, 0], [3, 5, 0], [picture, 4, 0], [picture, 4, 0]]
-  found = contrast.equal(np.array(rows), IDS)
+  found = contrast.equal(np.array(rows), np.array(rows), IDS)
   expected = np.zeros((5, 5), bool)
   expected[:2, :2] = expected[2, 2] = True
   np.testing.assert_array_equal(found, expected)
 
 
 def test_examples_are_alike_by_what_they_read_or_write():
-  """What a target of weight 0 is does not matter."""
-  read = np.array([[3], [IDS[0]], [3], [IDS[0]]])
-  targets = np.array([[5, 1], [6, 2], [8, 1], [6, 3]])
-  weights = np.array([[1, 0]] * 4)
-  found = contrast.alike(read, targets, weights, IDS)
-  expected = [[1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1]]
-  np.testing.assert_array_equal(found, np.array(expected, bool))
+  """The first reads what the last writes."""
+  read = np.array([[3], [IDS[0]], [3], [IDS[0]], [IDS[1]]])
+  written = np.array([[5], [6], [8], [6], [3]])
+  expected = np.zeros((5, 5), bool)
+  for row, column in ((0, 2), (1, 3), (0, 4), (2, 4)):
+    expected[row, column] = expected[column, row] = True
+  expected[np.diag_indices(5)] = True
+  np.testing.assert_array_equal(contrast.alike(read, written, IDS), expected)
+
+
+def test_sides_end_with_zeros(path):
+  """As long as each other, whatever stands in the padding."""
+  batch = batches(path, READS)[0]
+  read, written = contrast.sides(batch)
+  assert batch.encoder is not None
+  assert read.shape == written.shape
+  for tokens, own, real in (
+    (read, batch.encoder.tokens, batch.encoder.segments > 0),
+    (written, batch.targets, batch.weights > 0),
+  ):
+    tokens = tokens[:, : own.shape[1]]
+    np.testing.assert_array_equal(tokens, np.where(real, own, 0))
+
+
+def test_inputs_that_were_left_out_have_no_say(path, drawn):
+  """Neither as a pair nor as a negative."""
+  model, params = drawn
+  whole = batches(path, READS)[0]
+  assert whole.encoder is not None
+  first = np.arange(6)[:, None] == 0
+  encoder = dataclasses.replace(
+    whole.encoder,
+    tokens=np.where(first, 0, whole.encoder.tokens),
+    segments=np.where(first, 0, whole.encoder.segments),
+  )
+  encoder.tokens[0, 0] = encoder.segments[0, 0] = 1
+  less = dataclasses.replace(whole, encoder=encoder)
+  weights = whole.weights.copy()
+  weights[0] = 0
+  terms = jax.jit(lambda batch: losses.model_sums(model, params, batch).terms)
+  found = terms(less)['contrastive']
+  assert found[1] == 5
+  expected = terms(dataclasses.replace(whole, weights=weights))['contrastive']
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_media_with_layers_of_their_own_are_compared(path):
+  image = dataclasses.replace(
+    MODEL.image, num_layers=1, autoencoder=config_lib.Autoencoder()
+  )
+  config = dataclasses.replace(MODEL, image=image)
+  model = gemini.Gemini(config)
+  shapes = jax.eval_shape(
+    lambda params, batch: model.apply(
+      {'params': params}, batch, method='sides'
+    ),
+    jax.eval_shape(lambda: gemini.init_params(model, jax.random.key(0))),
+    batches(path, READS)[0],
+  )
+  assert shapes[0].shape == shapes[1].shape == (6, 6)
 
 
 def test_padding_has_no_say(path, drawn):
@@ -80,7 +133,7 @@ def test_padding_has_no_say(path, drawn):
     ),
   )
   assert not np.array_equal(changed.encoder.tokens, batch.encoder.tokens)
-  for one, again in zip(found, sides(changed), strict=True):
+  for one, again in zip(found[:2], sides(changed)[:2], strict=True):
     assert one.shape == (6, 6)
     np.testing.assert_allclose(one, again, atol=1e-5)
     # Different examples, different vectors.
@@ -116,7 +169,7 @@ def test_the_loss_draws_sides_together(path, drawn):
   assert same_BB.sum() > 6
   for same, equals in ((same_BB, True), (np.eye(6, dtype=bool), False)):
     expected = contrastive.contrast(
-      *sides, params['contrast']['scale'], same_BB=same
+      *sides[:2], params['contrast']['scale'], same_BB=same
     ).loss
     assert (abs(loss / count - expected) < 1e-4 * expected) == equals
   reached = jax.tree.map(lambda grad: np.abs(grad).max(), grads)
@@ -136,7 +189,7 @@ def test_retrieval_counts_what_says_the_same(path):
       words_B = batch.targets[:, :3].sum(axis=1)
       angles = words_B.astype(float) if of_word else 0.0 * words_B
       vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-      return vectors, vectors
+      return vectors, vectors, *contrast.sides(batch)
 
     values = retrieval.measure(step, None, batches(path, READS), IDS, 100)
     found[name] = values

@@ -1,5 +1,6 @@
 """What is written is compared with what is right, and only that counts."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -72,6 +73,32 @@ def test_captions_are_those_of_their_records(path, tmp_path, monkeypatch):
   found = appraisal.captions(own, 'params', 'validation', 5)
   assert found['validation/read_bleu'] < 60
   assert found['validation/read_cider'] < best / 2
+
+
+def test_what_is_left_out_or_too_long_is_not_captioned(
+  path, tmp_path, monkeypatch
+):
+  own = run(path, tmp_path, READS, captions=60)
+  asked = []
+
+  def answer(config, model, params, tokenizer, prompts):
+    asked.append(prompts)
+    return [generation.Sample('', 'dark', (), ()) for _ in prompts]
+
+  monkeypatch.setattr(generation, 'generate', answer)
+  data = dataclasses.replace(own.config.data, without=('image',))
+  own.config = dataclasses.replace(own.config, data=data)
+  appraisal.captions(own, 'params', 'validation', 5)
+  assert len(asked[0]) == 60
+  assert not any('image' in prompt.media for prompt in asked[0])
+  # ' is middle, middle' and what stands about it has 20 tokens.
+  model = dataclasses.replace(own.config.model, max_length=20)
+  own.config = dataclasses.replace(
+    own.config, model=model, data=dataclasses.replace(data, sequence_length=20)
+  )
+  appraisal.captions(own, 'params', 'validation', 5)
+  texts = {prompt.text for prompt in asked[1]}
+  assert texts == {' is dark, dark', ' is light, light'}
 
 
 def paint_as(records, shift, monkeypatch):
