@@ -330,8 +330,11 @@ class Model:
   def __post_init__(self):
     schema.at_least(self, 'model', 1, 'max_length', 'width', 'num_layers')
     schema.at_least(self, 'model', 1, 'num_heads', 'window')
-    if self.num_encoder_layers is not None:
-      schema.at_least(self, 'model', 1, 'num_encoder_layers')
+    schema.check(
+      not self.encodes or self.encoder_layers > 0,
+      f'model.num_encoder_layers={self.num_encoder_layers} must be at least 1 '
+      'where there is an encoder',
+    )
     schema.at_least(self, 'model', 0, 'num_experts', 'shared_expert_dim')
     schema.at_least(self, 'model', 0, 'contrast_dim')
     schema.is_share(self, 'model', 'dropout')

@@ -157,10 +157,6 @@ RANGES = {
   'model.width': (0, 'model.width=0 must be at least 1'),
   'model.num_layers': (0, 'model.num_layers=0 must be at least 1'),
   'model.num_heads': (0, 'model.num_heads=0 must be at least 1'),
-  'model.num_encoder_layers': (
-    0,
-    'model.num_encoder_layers=0 must be at least 1',
-  ),
   'model.window': (0, 'model.window=0 must be at least 1'),
   'model.num_kv_heads': (
     3,
@@ -522,6 +518,10 @@ CONFLICTS = [
     },
     'model.video.frame_tokens=2 are rectangles of patches: of the tokens that '
     'model.image.num_tokens=3 leaves, use 0 or 1',
+  ),
+  (
+    {'model.architecture': 'encoder_decoder', 'model.num_encoder_layers': 0},
+    'model.num_encoder_layers=0 must be at least 1 where there is an encoder',
   ),
   (
     {'model.audio': {'num_tokens': 3, 'autoencoder': {'dim': 2}}},
