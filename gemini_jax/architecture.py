@@ -75,6 +75,9 @@ class Image:
   channels: Literal[1, 3] = 3
   # Pixels along a side of what one token sees.
   patch: int = 8
+  # Residual convolutions between two strides, from pixels to patches, which
+  # see beyond a patch; 0: a patch is mapped alone, by a matrix.
+  num_blocks: int = 0
   # Layers of an encoder of its own, before what it says enters a sequence.
   num_layers: int = 0
   # How that encoder knows places: rotary angles or sinusoids, in two dims.
@@ -88,7 +91,7 @@ class Image:
   def __post_init__(self):
     path = 'model.image'
     schema.at_least(self, path, 0, 'height', 'width', 'num_layers')
-    schema.at_least(self, path, 0, 'num_tokens')
+    schema.at_least(self, path, 0, 'num_blocks', 'num_tokens')
     schema.at_least(self, path, 1, 'patch')
     schema.check(
       self.height % self.patch == 0 == self.width % self.patch,
@@ -383,10 +386,10 @@ class Model:
     )
     for kind, frames in (('image', self.video.num_frames), ('audio', 0)):
       own = getattr(self, kind)
-      for name in ('num_layers', 'num_tokens'):
+      for name in ('num_blocks', 'num_layers', 'num_tokens'):
         schema.check(
-          not (getattr(own, name) and own.autoencoder.dim) or frames > 0,
-          f'model.{kind}.{name}={getattr(own, name)} has no use beside '
+          not (getattr(own, name, 0) and own.autoencoder.dim) or frames > 0,
+          f'model.{kind}.{name}={getattr(own, name, 0)} has no use beside '
           f'model.{kind}.autoencoder.dim={own.autoencoder.dim}: the z of each '
           'patch is read',
         )

@@ -349,6 +349,10 @@ RANGES = {
     -1,
     'model.image.num_tokens=-1 must be at least 0',
   ),
+  'model.image.num_blocks': (
+    -1,
+    'model.image.num_blocks=-1 must be at least 0',
+  ),
   'model.image.patch': (0, 'model.image.patch=0 must be at least 1'),
   'model.audio.rate': (-1, 'model.audio.rate=-1 must be at least 0'),
   'model.audio.low': (-1.0, 'model.audio.low=-1.0 must be at least 0'),
@@ -522,6 +526,18 @@ CONFLICTS = [
   (
     {'model.architecture': 'encoder_decoder', 'model.num_encoder_layers': 0},
     'model.num_encoder_layers=0 must be at least 1 where there is an encoder',
+  ),
+  (
+    {
+      'model.image': {
+        'height': 8,
+        'width': 8,
+        'num_blocks': 1,
+        'autoencoder': {'dim': 2},
+      },
+    },
+    'model.image.num_blocks=1 has no use beside model.image.autoencoder.dim=2: '
+    'the z of each patch is read',
   ),
   (
     {'model.audio': {'num_tokens': 3, 'autoencoder': {'dim': 2}}},

@@ -1,10 +1,11 @@
 """Residual convolutions of pictures, and strides that lose nothing.
 
-B batch, H height, W width, C channels in, D channels out, P cells that one
-cell is made of or sees, F hidden channels.
+B batch, H height, W width, C channels in, D and E channels out, P cells that
+one cell is made of or sees, F hidden channels.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from gemini_jax.layers import feedforward, linear
+
+# Channels that a convolution has at least, and a multiple of.
+_LANES = 8
 
 
 class Block(nn.Module):
@@ -67,6 +71,65 @@ class Block(nn.Module):
       name='mlp',
       **types,
     )(mixed_BHWC)
+
+
+class Pyramid(nn.Module):
+  """One vector for each patch of a picture.
+
+  Each stride makes rectangles of cells into one cell, and residual
+  convolutions stand before and after it. The strides of a side are the prime
+  factors of the patch, the largest first. A cell of 2x2 cells has twice their
+  channels, so that all convolutions cost alike. The parameters are the same on
+  all devices: there are few.
+
+  Attributes:
+    patch: rows and columns that one vector is of.
+    width: its numbers.
+    num_blocks: residual convolutions between two strides.
+    dtype: of the computation.
+    param_dtype: of the parameters.
+  """
+
+  patch: tuple[int, int]
+  width: int
+  num_blocks: int
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x_BHWC: jax.Array, sizes_B2: jax.Array | None
+  ) -> jax.Array:
+    """Patches in place, [B, H / rows, W / columns, width].
+
+    Args:
+      x_BHWC: pictures about -1 to 1; the patch divides their sides.
+      sizes_B2: real rows and columns, from the top left corner; None: all. A
+        smaller picture's patches are as if the canvas ended with the last.
+    """
+    types: dict[str, Any] = {
+      'dtype': self.dtype,
+      'param_dtype': self.param_dtype,
+    }
+    steps = strides(self.patch)
+    widths = channels(self.width, steps)
+    extent = Extent(x_BHWC.shape[:3], sizes_B2)
+    dense = lambda name, *shape: linear.Einsum(
+      shape, (None,) * len(shape), use_bias=True, name=name, **types
+    )
+    x = dense('read', x_BHWC.shape[-1], widths[0])(
+      'BHWC,CD->BHWD', x_BHWC * extent.mask
+    )
+    for level, stride in enumerate((*steps, None)):
+      real = extent.mask.astype(self.dtype)
+      for i in range(self.num_blocks):
+        x = Block(name=f'block_{level}_{i}', **types)(x, real)
+      if stride:
+        x = gather(x * real, stride)
+        wider = math.prod(stride), *widths[level : level + 2]
+        x = dense(f'down_{level}', *wider)('BHWPD,PDE->BHWE', x)
+        extent = extent.after(stride)
+    return x
 
 
 def neighbours(x_BHWC: jax.Array) -> list[jax.Array]:
@@ -138,3 +201,36 @@ class Extent:
     if sizes_B2 is not None:
       sizes_B2 = sizes_B2 * jnp.array([stride])
     return Extent((B, H * rows, W * columns), sizes_B2)
+
+
+def strides(patch: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+  """What each step divides height and width by, the finest first.
+
+  Both sides shrink from the first step on, so that most steps are of few
+  cells.
+  """
+  rows, columns = (_prime_factors(side) for side in patch)
+  count = max(len(rows), len(columns))
+  rows, columns = (side + [1] * (count - len(side)) for side in (rows, columns))
+  return tuple(zip(rows, columns, strict=True))
+
+
+def _prime_factors(number: int) -> list[int]:
+  """From the largest down; none of 1."""
+  factors, factor = [], 2
+  while number > 1:
+    while number % factor == 0:
+      factors.insert(0, factor)
+      number //= factor
+    factor += 1
+  return factors
+
+
+def channels(width: int, steps: tuple[tuple[int, int], ...]) -> list[int]:
+  """Channels before each step and after the last: `width`."""
+  areas = [
+    math.prod(math.prod(step) for step in steps[level:])
+    for level in range(len(steps))
+  ]
+  less = [int(width / area**0.5) // _LANES * _LANES for area in areas]
+  return [min(max(count, _LANES), width) for count in less] + [width]

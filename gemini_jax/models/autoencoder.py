@@ -4,7 +4,7 @@ A spectrogram [frames, bands] is a picture of one channel, whose patch is some
 frames by all bands.
 
 B batch, H height, W width, C channels, N tokens, Z numbers in the z of one,
-P cells that are made one, D and E channels of convolutions.
+P cells that are made one, D channels of convolutions.
 """
 
 import itertools
@@ -22,18 +22,13 @@ from gemini_jax.models import latent, mixture
 # Of the log-variance of z. Below, a token would say more than 5 nats a number;
 # above, the draw is of no use.
 _LOG_VAR = (-10.0, 2.0)
-# Channels that a convolution has at least, and a multiple of.
-_LANES = 8
 
 
 class Autoencoder(nn.Module):
   """One normal z for each patch (Kingma and Welling 2014), and a decoder.
 
-  Each stride makes rectangles of cells into one cell, and residual
-  convolutions stand before and after it. The strides of a side are the prime
-  factors of the patch, the largest first. A cell of 2x2 cells has twice their
-  channels, so that all convolutions cost alike. The parameters are the same on
-  all devices: there are few.
+  The encoder is a pyramid of convolutions, the decoder its mirror image. The
+  parameters are the same on all devices: there are few.
 
   Attributes:
     config: dim, width and num_blocks.
@@ -51,36 +46,34 @@ class Autoencoder(nn.Module):
 
   def setup(self):
     """The two halves, mirror images."""
-    config, types = self.config, self._types
-    self.strides = strides(self.patch)
-    widths = channels(config.width, self.strides)
+    config = self.config
+    types: dict[str, Any] = {
+      'dtype': self.dtype,
+      'param_dtype': self.param_dtype,
+    }
+    self.strides = convolution.strides(self.patch)
+    widths = convolution.channels(config.width, self.strides)
     dense = lambda *shape, **more: linear.Einsum(
       shape, (None,) * len(shape), use_bias=True, **(types | more)
     )
-    blocks = lambda: [
-      [convolution.Block(**types) for _ in range(config.num_blocks)]
-      for _ in widths
-    ]
-    steps = [
-      (math.prod(stride), few, many)
+    self.encoder = convolution.Pyramid(
+      self.patch, config.width, config.num_blocks, **types
+    )
+    self.encoder_norm = linear.RMSNorm(**types)
+    self.statistics = dense(widths[-1], 2, config.dim, dtype=jnp.float32)
+    self.reread = dense(config.dim, widths[-1])
+    self.up = [
+      dense(many, math.prod(stride), few)
       for stride, (few, many) in zip(
         self.strides, itertools.pairwise(widths), strict=True
       )
     ]
-    self.read = dense(self.channels, widths[0])
-    self.down = [dense(*step) for step in steps]
-    self.encoder = blocks()
-    self.encoder_norm = linear.RMSNorm(**types)
-    self.statistics = dense(widths[-1], 2, config.dim, dtype=jnp.float32)
-    self.reread = dense(config.dim, widths[-1])
-    self.up = [dense(few, P, many) for P, many, few in steps]
-    self.decoder = blocks()
+    self.decoder = [
+      [convolution.Block(**types) for _ in range(config.num_blocks)]
+      for _ in widths
+    ]
     self.decoder_norm = linear.RMSNorm(**types)
     self.write = dense(widths[0], self.channels)
-
-  @property
-  def _types(self) -> dict[str, Any]:
-    return {'dtype': self.dtype, 'param_dtype': self.param_dtype}
 
   def __call__(
     self, x_BHWC: jax.Array, key: jax.Array, sizes_B2: jax.Array | None = None
@@ -103,16 +96,7 @@ class Autoencoder(nn.Module):
         smaller picture's z is as if the canvas ended with its last token.
     """
     B = x_BHWC.shape[0]
-    extent = convolution.Extent(x_BHWC.shape[:3], sizes_B2)
-    x = self.read('BHWC,CD->BHWD', x_BHWC * extent.mask)
-    for level, stride in enumerate((*self.strides, None)):
-      real = extent.mask.astype(self.dtype)
-      for block in self.encoder[level]:
-        x = block(x, real)
-      if stride:
-        x = convolution.gather(x * real, stride)
-        x = self.down[level]('BHWPD,PDE->BHWE', x)
-        extent = extent.after(stride)
+    x = self.encoder(x_BHWC, sizes_B2)
     statistics = self.statistics('BHWD,DSZ->BHWSZ', self.encoder_norm(x))
     mean, log_var = jnp.moveaxis(
       statistics.reshape(B, -1, 2, self.config.dim), 2, 0
@@ -148,39 +132,6 @@ class Autoencoder(nn.Module):
         extent = extent.before(stride)
     x = self.write('BHWD,DC->BHWC', self.decoder_norm(x))
     return x.astype(jnp.float32) * extent.mask
-
-
-def strides(patch: tuple[int, int]) -> tuple[tuple[int, int], ...]:
-  """What each step divides height and width by, the finest first.
-
-  Both sides shrink from the first step on, so that most steps are of few
-  cells.
-  """
-  rows, columns = (_prime_factors(side) for side in patch)
-  count = max(len(rows), len(columns))
-  rows, columns = (side + [1] * (count - len(side)) for side in (rows, columns))
-  return tuple(zip(rows, columns, strict=True))
-
-
-def _prime_factors(number: int) -> list[int]:
-  """From the largest down; none of 1."""
-  factors, factor = [], 2
-  while number > 1:
-    while number % factor == 0:
-      factors.insert(0, factor)
-      number //= factor
-    factor += 1
-  return factors
-
-
-def channels(width: int, steps: tuple[tuple[int, int], ...]) -> list[int]:
-  """Channels before each step and after the last: `width`."""
-  areas = [
-    math.prod(math.prod(step) for step in steps[level:])
-    for level in range(len(steps))
-  ]
-  less = [int(width / area**0.5) // _LANES * _LANES for area in areas]
-  return [min(max(count, _LANES), width) for count in less] + [width]
 
 
 def losses(

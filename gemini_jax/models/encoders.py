@@ -16,7 +16,7 @@ from flax.linen import spmd
 
 from gemini_jax import config as config_lib
 from gemini_jax.kernels import masking
-from gemini_jax.layers import embedding, linear
+from gemini_jax.layers import convolution, embedding, linear
 from gemini_jax.models import fusion, transformer
 from gemini_jax.parallel import pipeline
 
@@ -73,9 +73,13 @@ def places_of(
 class ImageStem(nn.Module):
   """Patches as vectors, by one linear map (ViT, Dosovitskiy et al. 2021).
 
+  With `num_blocks` by convolutions, which also see what lies around a patch
+  and know things wherever they stand: small data needs it (Xiao et al. 2021).
+
   Attributes:
     patch: pixels along its sides.
     width: D.
+    num_blocks: residual convolutions between two strides; 0: a linear map.
     dtype: of the computation.
     param_dtype: of the parameters.
     scale: root mean square of what comes out, of inputs of 1.
@@ -83,6 +87,7 @@ class ImageStem(nn.Module):
 
   patch: int
   width: int
+  num_blocks: int = 0
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
   scale: float = 1.0
@@ -108,12 +113,21 @@ class ImageStem(nn.Module):
     )
     grid = height // side, width // side
     places = places_of(sizes_B2, (side, side), grid)
+    at_BN = places.places_BNA[..., 0] * grid[1] + places.places_BNA[..., 1]
+    types: dict[str, Any] = {
+      'dtype': self.dtype,
+      'param_dtype': self.param_dtype,
+    }
+    if self.num_blocks:
+      x = convolution.Pyramid(
+        (side, side), self.width, self.num_blocks, **types, name='pyramid'
+      )(values_BHWC.astype(jnp.float32) / 127.5 - 1, sizes_B2)
+      x = gather(x.reshape(B, -1, self.width), at_BN)
+      return self.scale * linear.RMSNorm(**types, name='norm')(x), places
     patches = values_BHWC.reshape(B, grid[0], side, grid[1], side, C)
     patches = patches.swapaxes(2, 3).reshape(B, grid[0] * grid[1], -1)
     # Gathered as bytes: nothing has a gradient yet.
-    patches = gather(
-      patches, places.places_BNA[..., 0] * grid[1] + places.places_BNA[..., 1]
-    )
+    patches = gather(patches, at_BN)
     pixels = patches.astype(jnp.float32) / 127.5 - 1
     # Pixels of a patch that are left inside, from its top left corner.
     left_BN2 = sizes_B2[:, None] - places.places_BNA * side
@@ -127,9 +141,8 @@ class ImageStem(nn.Module):
       (pixels.shape[-1], self.width),
       (None, 'embed'),
       use_bias=True,
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
       init_scale=self.scale * pixels.shape[-1] ** -0.5,
+      **types,
       name='patch',
     )('BNP,PD->BND', pixels)
     return x_BND, places
@@ -242,7 +255,12 @@ class Encoder(nn.Module):
     scale = 1.0 if refined else soft_scale
     if self.kind == 'image':
       stem: Any = ImageStem(
-        part.patch, config.width, scale=scale, **types, name='stem'
+        part.patch,
+        config.width,
+        part.num_blocks,
+        scale=scale,
+        **types,
+        name='stem',
       )
     else:
       audio = config.audio

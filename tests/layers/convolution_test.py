@@ -70,3 +70,12 @@ def test_a_cell_is_real_if_something_in_it_is():
   before = after.before((3, 2))
   np.testing.assert_array_equal(before.sizes_B2, [[6, 6], [6, 0], [3, 2]])
   assert before.shape == extent.shape
+
+
+def test_strides_multiply_to_the_patch_and_channels_to_the_width():
+  assert convolution.strides((7, 7)) == ((7, 7),)
+  assert convolution.strides((8, 8)) == ((2, 2),) * 3
+  assert convolution.strides((4, 30)) == ((2, 5), (2, 3), (1, 2))
+  assert convolution.strides((1, 1)) == ()
+  assert convolution.channels(64, ((2, 2),) * 3) == [8, 16, 32, 64]
+  assert convolution.channels(4, ((7, 7),)) == [4, 4]

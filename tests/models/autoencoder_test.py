@@ -63,15 +63,6 @@ def test_parameters_are_the_same_on_all_devices():
   assert not any(any(own) for own in names)
 
 
-def test_strides_multiply_to_the_patch_and_channels_to_the_width():
-  assert autoencoder.strides((7, 7)) == ((7, 7),)
-  assert autoencoder.strides((8, 8)) == ((2, 2),) * 3
-  assert autoencoder.strides((4, 30)) == ((2, 5), (2, 3), (1, 2))
-  assert autoencoder.strides((1, 1)) == ()
-  assert autoencoder.channels(64, ((2, 2),) * 3) == [8, 16, 32, 64]
-  assert autoencoder.channels(4, ((7, 7),)) == [4, 4]
-
-
 def test_tokens_are_row_by_row():
   """A pixel changes the z of its own patch most."""
   module, params = build((4, 4))

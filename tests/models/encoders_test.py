@@ -29,8 +29,13 @@ CASES = {
   'resampler': {'num_tokens': 5},
   'both': {'num_layers': 2, 'num_tokens': 5},
 }
+# Of pictures alone.
+PICTURES = CASES | {
+  'sincos': {'num_layers': 2, 'position': 'sincos'},
+  'convolutions': {'num_blocks': 1},
+}
 EVERY = [
-  *(('image', case) for case in (*CASES, 'sincos')),
+  *(('image', case) for case in PICTURES),
   *(('audio', case) for case in CASES),
 ]
 BY_CASE = pytest.mark.parametrize(('kind', 'case'), EVERY)
@@ -38,14 +43,11 @@ BY_CASE = pytest.mark.parametrize(('kind', 'case'), EVERY)
 
 @functools.cache
 def config_of(case, frame_tokens=0, num_frames=3, **fields):
-  sincos = {'num_layers': 2, 'position': 'sincos'}
   image = {'height': H, 'width': W, 'patch': SIDE, 'channels': 1}
   audio = {'rate': 8000, 'seconds': 0.24, 'num_mels': BANDS, 'patch': 4}
   return toy.model(
-    image=config_lib.Image(**image, **(CASES | {'sincos': sincos})[case]),
-    audio=config_lib.Audio(
-      **audio, **({} if case == 'sincos' else CASES[case])
-    ),
+    image=config_lib.Image(**image, **PICTURES[case]),
+    audio=config_lib.Audio(**audio, **CASES.get(case, {})),
     video=config_lib.Video(num_frames, frame_tokens),
     **({'num_heads': 2, 'num_kv_heads': 1} | fields),
   ).config
@@ -193,6 +195,26 @@ def test_patches_come_row_by_row_of_their_picture(channels):
       )
 
 
+def test_convolutions_see_beyond_a_patch_and_alike_everywhere():
+  """What moves by a patch are the same tokens, moved; some of neighbours."""
+  module = encoders.ImageStem(SIDE, 16, num_blocks=1)
+  # A patch's worth in the middle of nothing, far from where the canvas ends.
+  values = np.full((2, 7 * SIDE, 8 * SIDE, 1), 127.5)
+  thing = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 1))
+  values[0, 3 * SIDE : 4 * SIDE, 3 * SIDE : 4 * SIDE] = thing
+  values[1, 3 * SIDE : 4 * SIDE, 4 * SIDE : 5 * SIDE] = thing
+  sizes = np.array([values.shape[1:3]] * 2, np.int32)
+  params = toy.random_params(module, values, sizes)
+  x_BND, _ = jax.jit(module.apply)({'params': params}, values, sizes)
+  x_BHWD = np.asarray(x_BND).reshape(2, 7, 8, 16)
+  np.testing.assert_allclose(
+    x_BHWD[0, 2:5, 2:5], x_BHWD[1, 2:5, 3:6], rtol=1e-4, atol=1e-5
+  )
+  differs = np.abs(x_BHWD[0] - x_BHWD[1]).max(axis=-1) > 1e-3
+  assert differs[3, 2:6].all()
+  assert differs[2, 3:5].all()
+
+
 @pytest.mark.parametrize('patch', [1, 3, 4, 8])
 def test_frames_are_convolved(patch):
   """Against XLA's convolutions, of one sound of the full length."""
@@ -302,6 +324,7 @@ def test_scan_and_remat_change_nothing(kind):
   ('kind', 'case', 'frame_tokens'),
   [
     ('image', 'stem', 0),
+    ('image', 'convolutions', 0),
     ('image', 'both', 0),
     ('audio', 'both', 0),
     ('video', 'layers', 4),
@@ -322,8 +345,16 @@ def test_the_gradient_reaches_every_parameter(kind, case, frame_tokens):
     assert np.isfinite(leaf).all() and np.any(leaf != 0), path
 
 
-@pytest.mark.parametrize('case', ['stem', 'both'])
-@pytest.mark.parametrize('kind', ['image', 'audio'])
+@pytest.mark.parametrize(
+  ('kind', 'case'),
+  [
+    ('image', 'stem'),
+    ('image', 'both'),
+    ('image', 'convolutions'),
+    ('audio', 'stem'),
+    ('audio', 'both'),
+  ],
+)
 def test_soft_tokens_begin_as_large_as_tokens(kind, case):
   config = config_of(
     case, width=64, mlp_dim=128, dtype='bfloat16', scale_embeddings=True
