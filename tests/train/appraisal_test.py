@@ -105,9 +105,8 @@ def paint_as(records, shift, monkeypatch):
   """Pictures of the word that is `shift` words on."""
 
   def paint(config, model, params, tokenizer, kind, requests, numbers):
-    # Equal texts ask for different media.
-    asked = {(own.text, i) for own, i in zip(requests, numbers, strict=True)}
-    assert len(asked) == len(requests)
+    # Equal texts ask for different media, and others by other draws.
+    assert len(set(numbers)) == len(requests)
     assert config.generate.count == 1 and kind == config.generate.output
     found = []
     for i, own in enumerate(requests):
