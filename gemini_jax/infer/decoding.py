@@ -336,7 +336,7 @@ class Decoder:
     def body(carry):
       i, state = carry
       logits_BV, state = self.decode_step(params, state)
-      key_B = jax.vmap(jax.random.fold_in)(state.keys, state.lengths)
+      key_B = self.draw_keys(state)
       token_B = sampling.sample(key_B, logits_BV, sampler, self.forbidden_V)
       logprob_B = jnp.take_along_axis(
         jax.nn.log_softmax(logits_BV), token_B[:, None], axis=-1
@@ -360,6 +360,10 @@ class Decoder:
       method='decode',
     )[:2]
     return logits_B1V[:, 0], dataclasses.replace(state, cache=cache)
+
+  def draw_keys(self, state: State) -> jax.Array:
+    """What each row's next token is drawn with, key[B]."""
+    return jax.vmap(jax.random.fold_in)(state.keys, state.lengths)
 
   def last(self, state: State) -> batch_lib.Sequence:
     """The last token of each row, [B, 1]; rows that are done are padding."""

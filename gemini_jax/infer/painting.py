@@ -96,9 +96,8 @@ class Painter(decoding.Decoder):
     density = jax.tree.map(
       lambda leaf: leaf[:, 0], apply(self.kind, x_B1D, method=_density)
     )
-    keys_B = jax.vmap(jax.random.fold_in)(state.keys, state.lengths)
     # Not those that the tokens are drawn with.
-    keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, 1)
+    keys_B = jax.vmap(jax.random.fold_in, (0, None))(self.draw_keys(state), 1)
     if self.guided:
       half = self.batch_size // 2
       own, plain = (
@@ -116,6 +115,11 @@ class Painter(decoding.Decoder):
       z_BZ = jax.vmap(draw)(density, keys_B)
     written = state.written.at[rows_B, state.lengths].set(z_BZ, mode='drop')
     return logits_BV, dataclasses.replace(state, cache=cache, written=written)
+
+  def draw_keys(self, state: decoding.State) -> jax.Array:
+    """By the place in the medium: a row and its twin draw the same."""
+    count_B = state.lengths - state.starts
+    return jax.vmap(jax.random.fold_in)(state.keys, count_B)
 
   def restrict(self, logits_BV: jax.Array, state: decoding.State) -> jax.Array:
     """-inf for what cannot come next: a picture is whole, a sound may end."""

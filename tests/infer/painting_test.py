@@ -136,6 +136,22 @@ def test_guidance_leaves_the_rest_as_it_is(drawn):
   assert np.abs(few[0].z - much[0].z).max() > 1e-3
 
 
+def test_a_sound_and_its_twin_without_inputs_end_together(drawn, monkeypatch):
+  """However long the inputs are: or nothing would guide the end of a sound."""
+  render, states = painting.Painter.render, []
+
+  def kept(painter, params, state):
+    states.append(state)
+    return render(painter, params, state)
+
+  monkeypatch.setattr(painting.Painter, 'render', kept)
+  paint(drawn, kind='audio', count=8, temperature=1.0, guidance=1.0)
+  (state,) = states
+  own_B, twin_B = np.split(np.asarray(state.lengths - state.starts), 2)
+  np.testing.assert_array_equal(own_B[:24], twin_B[:24])
+  assert len(set(own_B[:24])) > 1
+
+
 def test_what_does_not_fit_is_refused(drawn):
   config, model, params = drawn
   if config.model.cross:
