@@ -133,8 +133,12 @@ def generate(
   if not rows:
     return []
   if latents is None:
-    texts = [prompt.text for prompt in read]
-    latents = _latents(config, model, params, tokenizer, texts, guide)
+    requests = [(p.request, n) for p, n in rows if p.request is not None]
+    if requests:
+      latents = origin.of_requests(config, model, params, tokenizer, requests)
+    else:
+      texts = [prompt.text for prompt in read]
+      latents = _latents(config, model, params, tokenizer, texts, guide)
   # A power of two, so that few sizes are ever compiled.
   batch_size = min(
     max(1, _fitting_rows(model.config) // beams),

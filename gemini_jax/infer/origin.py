@@ -3,6 +3,7 @@
 N texts, Z numbers in z.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ import numpy as np
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
+from gemini_jax.infer import request
 from gemini_jax.models import gemini
 from gemini_jax.models import latent as latent_lib
 
@@ -72,7 +74,45 @@ def latents(
     found = latent_lib.Normal(third + other - one, found.log_var[2])
   else:
     found = jax.tree.map(lambda leaf: leaf[0], found)
-  return np.asarray(draw_posterior(found, keys, temperature))
+  found = jax.tree.map(lambda leaf: np.tile(leaf, (options.count, 1)), found)
+  return np.asarray(draw_posteriors(found, keys, temperature))
+
+
+def of_requests(
+  config: config_lib.Config,
+  model: gemini.Gemini,
+  params: Any,
+  tokenizer: Tokenizer,
+  rows: Sequence[tuple[request.Request, int]],
+) -> np.ndarray | None:
+  """Z of each numbered output of inputs of tasks; None without a latent.
+
+  Float32[N, Z], draws of the posteriors of the inputs, media and all, where the
+  encoder reads those, else of the prior. The z of a request and a number does
+  not depend on the other rows.
+
+  Raises:
+    ConfigError: another z is asked for, which only texts have.
+  """
+  options, dim = config.generate, model.config.latent.dim
+  for name in ('source', 'latent', 'steer'):
+    value = getattr(options, name)
+    config_lib.check(
+      value in ('', (), 'prompt') or (name == 'steer' and not dim),
+      f'generate.{name}={value!r} is of a latent and texts, not of the inputs '
+      'of data.tasks',
+    )
+  if not dim:
+    return None
+  numbers = np.array([number for _, number in rows])
+  keys = sample_keys(options.seed, int(numbers.max()) + 1)[numbers]
+  temperature = options.latent_temperature
+  if is_drawn(options, model):
+    return np.asarray(draw_prior(model, params, keys, temperature))
+  requests = [own for own, _ in rows]
+  ids = [own.tokens for own in requests]
+  found = encode_ids(model, params, tokenizer, ids, limit(config), requests)
+  return np.asarray(draw_posteriors(found, keys, temperature))
 
 
 def is_drawn(options: config_lib.Generate, model: gemini.Gemini) -> bool:
@@ -106,11 +146,12 @@ def find_prior(model: gemini.Gemini, params: Any) -> latent_lib.Mixture:
 
 
 @jax.jit
-def draw_posterior(
-  posterior: latent_lib.Normal, keys: jax.Array, temperature: Any
+def draw_posteriors(
+  posteriors: latent_lib.Normal, keys: jax.Array, temperature: Any
 ) -> jax.Array:
-  """A draw of one posterior for each key, float32[N, Z]."""
-  return jax.vmap(lambda key: posterior.sample(key, temperature))(keys)
+  """A draw of each posterior of [N, Z] with its key, float32[N, Z]."""
+  draw = lambda own, key: own.sample(key, temperature)
+  return jax.vmap(draw)(posteriors, keys)
 
 
 def limit(config: config_lib.Config) -> int:
@@ -151,8 +192,12 @@ def encode_ids(
   tokenizer: Tokenizer,
   rows: Sequence[np.ndarray],
   length: int,
+  requests: Sequence[request.Request] = (),
 ) -> latent_lib.Normal:
-  """The posterior of each text, numpy's [N, Z], of ids below `length`."""
+  """The posterior of each text, numpy's [N, Z], of ids below `length`.
+
+  Those of requests are read with their media.
+  """
   size = min(_MAX_ROWS, 1 << (len(rows) - 1).bit_length())
   found = []
   for first in range(0, len(rows), size):
@@ -163,8 +208,10 @@ def encode_ids(
       tokens[i, : len(row)] = row
       tokens[i, len(row)] = tokenizer.eos_id
       lengths[i] = len(row) + 1
+    media = request.stack(model.config, requests[first : first + size], size)
+    sequence = batch_lib.plain_sequence(tokens, lengths)
     posterior = _encode(
-      model, params, batch_lib.plain_sequence(tokens, lengths)
+      model, params, dataclasses.replace(sequence, media=media)
     )
     found.append(jax.tree.map(np.asarray, posterior))
   return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(rows)], *found)

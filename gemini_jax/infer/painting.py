@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemini_jax import config as config_lib
-from gemini_jax.infer import decoding, request, sampling
+from gemini_jax.infer import decoding, origin, request, sampling
 from gemini_jax.models import gemini, mixture, perception
 from gemini_jax.parallel import cluster
 
@@ -228,12 +228,13 @@ def paint(
   )
   found = []
   for first in range(0, len(rows), size):
-    part = rows[first : first + size]
-    read = [own for own, _ in part]
-    blank = request.Request('', np.zeros(0, np.int32))
+    part = together = rows[first : first + size]
     if guided:
-      # The twins stand in the second half, whatever the first is filled with.
-      read += [blank] * (2 * size - len(read))
+      # The twins stand in the second half.
+      blank = request.Request('', np.zeros(0, np.int32))
+      together = [*part, *[(blank, 0)] * (size - len(part))]
+      together += [(blank, number) for _, number in part]
+    read = [own for own, _ in together]
     inputs = [np.concatenate([own.tokens, eos]) for own in read]
     prompts = [np.concatenate([bos, tokens]) for tokens in inputs]
     longest = 1 if cross else max(map(len, prompts))
@@ -242,16 +243,14 @@ def paint(
       f'the inputs have {longest} tokens and a written {kind} {num}: together '
       f'more than model.max_length={painter.length}',
     )
-    own_numbers = [number for _, number in part]
-    own_numbers += [0] * (size - len(part)) + own_numbers if guided else []
-    own_numbers += [0] * (len(read) - len(own_numbers))
     state = painter.start(
       own_params,
       [bos] * len(read) if cross else prompts,
       max_tokens=num + 1,
       inputs=inputs if cross else None,
       seed=options.seed,
-      samples=own_numbers,
+      samples=[number for _, number in together],
+      latents=origin.of_requests(config, model, params, tokenizer, together),
       media=request.stack(model.config, read, painter.batch_size),
     )
     state = painter.decode(

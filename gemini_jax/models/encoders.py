@@ -254,10 +254,11 @@ class Encoder(nn.Module):
     refined = bool(part.num_layers or part.num_tokens)
     scale = 1.0 if refined else soft_scale
     if self.kind == 'image':
+      image = config.image
       stem: Any = ImageStem(
-        part.patch,
+        image.patch,
         config.width,
-        part.num_blocks,
+        image.num_blocks,
         scale=scale,
         **types,
         name='stem',

@@ -1,11 +1,17 @@
 """z of samples: reproducible, typical between texts, refused where wrong."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+import photo
 import toy
+from gemini_jax import batch
 from gemini_jax import config as config_lib
-from gemini_jax.infer import origin
+from gemini_jax.data import media
+from gemini_jax.infer import origin, request
+from gemini_jax.models import gemini
 
 DIM = 6
 
@@ -58,6 +64,44 @@ def test_a_text_has_the_z_of_its_posterior(built):
   np.testing.assert_allclose(many.mean(axis=0), mean[0], atol=0.15)
   spread = np.exp(0.5 * alone.log_var[0])
   np.testing.assert_allclose(many.std(axis=0), spread, rtol=0.1)
+
+
+def test_inputs_have_the_z_of_what_their_media_show():
+  """Where the encoder reads them, whatever stands beside them."""
+  config = config_lib.Config(
+    model=photo.model(
+      architecture='encoder_decoder', latent=config_lib.Latent(dim=DIM)
+    ),
+    data=config_lib.Data(
+      tasks=('{image:picture} -> {word}',),
+      objective='seq2seq',
+      pack=False,
+      sequence_length=24,
+      inputs_length=24,
+    ),
+    generate=config_lib.Generate(latent_temperature=0.0),
+  )
+  model = gemini.Gemini(config.model)
+  params = toy.model_params(model)
+  slots = np.full(4, config.model.placeholder('image'), np.int32)
+  pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), np.uint8)
+  size = np.array([8, 8], np.int32)
+  asked = [
+    request.Request('', slots, {'image': [media.Medium(values, size)]})
+    for values in pixels
+  ]
+  rows = [(asked[0], 0), (asked[1], 0), (asked[0], 7)]
+  z = origin.of_requests(config, model, params, Words(), rows)
+  np.testing.assert_allclose(z[0], z[2], atol=1e-5)
+  assert np.abs(z[0] - z[1]).max() > 1e-3
+  sequence = dataclasses.replace(
+    batch.plain_sequence(
+      np.append(slots, Words.eos_id)[None].astype(np.int32), np.array([5])
+    ),
+    media={'image': batch.Media(pixels[1:, None], size[None, None])},
+  )
+  posterior = model.apply({'params': params}, sequence, method='posterior')
+  np.testing.assert_allclose(z[1], posterior.mean[0], atol=1e-4)
 
 
 def test_between_two_texts_the_ends_are_theirs(built):

@@ -11,18 +11,22 @@ import toy
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.data import tokenizer
-from gemini_jax.infer import painting, request
+from gemini_jax.infer import origin, painting, request
 from gemini_jax.models import gemini
 
 BYTES = tokenizer.Bytes()
 WORDS = ('dark', 'a much longer one', 'light')
 
 
-def setting(cross=False, **fields):
+def setting(cross=False, latent=0, **fields):
   kind = 'encoder_decoder' if cross else 'decoder'
   objective = 'seq2seq' if cross else 'prefix'
   return config_lib.Config(
-    model=photo.model(architecture=kind),
+    model=photo.model(
+      architecture=kind,
+      latent=config_lib.Latent(dim=latent),
+      num_encoder_layers=1 if cross or latent else None,
+    ),
     data=config_lib.Data(
       tasks=('{word} -> {image:picture}',),
       pack=False,
@@ -150,6 +154,32 @@ def test_a_sound_and_its_twin_without_inputs_end_together(drawn, monkeypatch):
   own_B, twin_B = np.split(np.asarray(state.lengths - state.starts), 2)
   np.testing.assert_array_equal(own_B[:24], twin_B[:24])
   assert len(set(own_B[:24])) > 1
+
+
+@pytest.mark.parametrize('cross', [False, True], ids=['decoder', 'cross'])
+def test_a_latent_says_what_is_written(cross):
+  """Z of the prior, or of the inputs where those are encoded."""
+  config = setting(cross, latent=2)
+  model = gemini.Gemini(config.model)
+  drawn = config, model, toy.model_params(model)
+  calm = {'temperature': 0.0, 'words': WORDS[:2]}
+  found = paint(drawn, **calm, count=3)
+  for word in range(2):
+    # What is written is likeliest: they differ by their z alone.
+    zs = [own.z for own in found[3 * word : 3 * word + 3]]
+    assert all(np.isfinite(z).all() for z in zs)
+    assert np.abs(zs[0] - zs[1]).max() > 1e-3
+  (again,) = paint(
+    drawn, temperature=0.0, words=WORDS[1:2], numbers=[2], guidance=1e-6
+  )
+  np.testing.assert_allclose(again.z, found[5].z, atol=1e-3)
+  rows = [(own, i) for own in requests() for i in range(2)]
+  z = origin.of_requests(config, model, drawn[2], BYTES, rows)
+  same = np.abs(z[0] - z[2]).max() < 1e-5
+  assert same != cross
+  for fields in ({'source': 'analogy'}, {'latent': (1.0, 2.0)}):
+    with pytest.raises(config_lib.ConfigError, match=next(iter(fields))):
+      paint(drawn, **fields)
 
 
 def test_what_does_not_fit_is_refused(drawn):
