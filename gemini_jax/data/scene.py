@@ -169,6 +169,7 @@ class Scenes:
       self._fill(
         found[name], own, pieces.rows, examples, absent, randoms, corpus.origins
       )
+      self._check_slots(getattr(batch, name).tokens, found[name])
     return dataclasses.replace(
       batch,
       **{
@@ -220,6 +221,22 @@ class Scenes:
           found[kind].values[row, counts[kind]] = value
           found[kind].sizes[row, counts[kind]] = size
           counts[kind] += 1
+
+  def _check_slots(
+    self, tokens: np.ndarray, found: dict[str, batch_lib.Media]
+  ) -> None:
+    """ConfigError if media are not of the sizes that were tokenized."""
+    for kind, own in found.items():
+      slots = np.sum(tokens == self.model.placeholder(kind), axis=1)
+      counts = [
+        sum(self.model.tokens_of(kind, size) for size in sizes)
+        for sizes in own.sizes.tolist()
+      ]
+      config_lib.check(
+        slots.tolist() == counts,
+        f'{self.source.name} has changed: a file of its {kind}s is not as '
+        'large as it was; touch the list that names it, to read all again',
+      )
 
   def _record(self, index: int) -> Callable[[], dict[str, Any]]:
     """Reads a record once, when it is needed."""

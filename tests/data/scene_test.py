@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import os
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
 import photo
@@ -190,6 +192,26 @@ def test_unusable_media_are_counted(tmp_path):
   assert "2 'picture': not a picture" in line
   assert "2 'picture': a missing file" in line
   assert "1 'sound': an empty file" in line
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('change', ['smaller', 'gone'])
+def test_a_file_that_changed_after_it_was_tokenized_is_told(
+  tmp_path, layout, change
+):
+  records = photo.write(tmp_path)
+  tasks = (READS, PAINTS)
+  all_rows(make(records, *tasks, **LAYOUTS[layout]))
+  if change == 'gone':
+    (tmp_path / '1.png').unlink()
+  else:
+    PIL.Image.new('L', (8, 4)).save(tmp_path / '1.png')
+  again = make(records, *tasks, **LAYOUTS[layout])
+  with pytest.raises(config_lib.ConfigError, match='jsonl has changed: '):
+    all_rows(again)
+  # Another list of the same, and all is read again.
+  os.utime(records, (1, 1))
+  assert len(all_rows(make(records, *tasks, **LAYOUTS[layout])).targets) >= 22
 
 
 def test_numbers_are_named(records):
