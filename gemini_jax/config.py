@@ -400,7 +400,8 @@ class Train:
   save_every: int = 200
   # Newest checkpoints kept.
   keep_last: int = 2
-  # Keep the best by validation loss as well.
+  # Keep the best by validation loss as well, to which terms of media count by
+  # their weights.
   keep_best: bool = True
   # Label smoothing of the cross-entropy.
   label_smoothing: float = 0.0

@@ -78,6 +78,21 @@ def summarize(
   return values
 
 
+def objective(
+  results: dict[str, float], loss_weights: config_lib.LossWeights
+) -> float | None:
+  """What a better model has less of: `validation/loss`, and terms of media.
+
+  Those by their weights in training. None where nothing was validated.
+  """
+  if 'validation/loss' not in results:
+    return None
+  return results['validation/loss'] + sum(
+    weight * results.get(f'validation/{name}', 0.0)
+    for name, weight in vars(loss_weights).items()
+  )
+
+
 def evaluate(
   step: Any, params: Any, batches: Any, bytes_per_token: float | None
 ) -> dict[str, float]:

@@ -164,7 +164,7 @@ def _train(run: run_lib.Run):
         'metrics_bytes': writer.size(),
         'results': results,
       },
-      results.get('validation/loss'),
+      evaluation.objective(results, config.loss_weights),
     )
 
   batches = device_batches(run, data, loader_lib.iterate(data, step))
@@ -260,13 +260,14 @@ def evaluate_splits(
         most=measures,
       )
       results |= {f'{split}/{name}': value for name, value in values.items()}
-  if run.config.optimizer.plateau_patience and 'validation/loss' in results:
+  value = evaluation.objective(results, run.config.loss_weights)
+  if run.config.optimizer.plateau_patience and value is not None:
     state = dataclasses.replace(
       state,
       opt_state=optimizer_lib.observe_validation(
         run.config.optimizer,
         state.opt_state,
-        np.float32(results['validation/loss']),
+        np.float32(value),
       ),
     )
   return state, results

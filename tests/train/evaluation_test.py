@@ -9,6 +9,7 @@ import pytest
 
 import tiny
 import toy
+from gemini_jax import config as config_lib
 from gemini_jax.kernels import cross_entropy
 from gemini_jax.models import gemini
 from gemini_jax.train import evaluation
@@ -52,6 +53,21 @@ def test_evaluation_has_no_dropout_and_no_smoothing(model):
   dropped = gemini.Gemini(tiny.config(model={'dropout': 0.5}).model)
   again = evaluation.eval_step(params, toy.batch(), model=dropped, whole=False)
   assert float(again.loss) == float(sums.loss)
+
+
+def test_what_a_better_model_has_less_of():
+  """The loss of text, and of media what training has less of."""
+  weights = config_lib.LossWeights(media_nll=0.5, reconstruction=2.0)
+  text = {'validation/loss': 3.0, 'test/loss': 9.0, 'validation/accuracy': 1.0}
+  assert evaluation.objective({'test/loss': 9.0}, weights) is None
+  assert evaluation.objective(text, weights) == 3.0
+  media = text | {
+    'validation/media_nll': 1.0,
+    'validation/reconstruction': 0.25,
+    'validation/paint_media_nll': 7.0,
+    'test/media_nll': 7.0,
+  }
+  assert evaluation.objective(media, weights) == 4.0
 
 
 def test_numbers_of_a_split():
