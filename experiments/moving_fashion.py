@@ -1,4 +1,4 @@
-r"""Which way clothes move and what they are, from three of six frames.
+r"""Which way clothes move and what they are, from two of six frames.
 
   python -m gemini_jax.main --config=experiments/moving_fashion.py \
       --workdir=runs/moving --config.data.data_dir=DIR
@@ -28,7 +28,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.data.label_names = fashion_any_to_any.LABELS
   config.data.objective = 'seq2seq'
   config.data.batch_size = 64
-  config.data.inputs_length = 40
+  config.data.inputs_length = 32
   config.data.sequence_length = 12
   config.data.pack = False
   config.model.architecture = 'encoder_decoder'
@@ -39,18 +39,19 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.model.num_heads = 4
   config.model.mlp_dim = 192
   config.model.scan_layers = False
-  config.model.image.height = 20
-  config.model.image.width = 20
+  config.model.image.height = 40
+  config.model.image.width = 40
   config.model.image.channels = 1
-  config.model.image.patch = 4
+  config.model.image.patch = 8
+  config.model.image.num_blocks = 1
   config.model.image.num_layers = 1
-  config.model.video.num_frames = 3
+  config.model.video.num_frames = 2
   config.model.video.frame_tokens = 9
   config.optimizer.name = 'muon'
   config.optimizer.learning_rate = 0.006
   config.optimizer.warmup_steps = 200
   config.optimizer.final_scale = 0.0
-  config.train.num_steps = 7500
+  config.train.num_steps = 3500
   config.train.eval_every = 500
   config.train.save_every = 500
   config.train.log_every = 50
