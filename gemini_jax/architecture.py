@@ -75,8 +75,8 @@ class Image:
   channels: Literal[1, 3] = 3
   # Pixels along a side of what one token sees.
   patch: int = 8
-  # Residual convolutions between two strides, from pixels to patches, which
-  # see beyond a patch; 0: a patch is mapped alone, by a matrix.
+  # Residual convolutions after each stride from pixels to patches, which see
+  # beyond a patch; 0: a patch is mapped alone, by a matrix.
   num_blocks: int = 0
   # Layers of an encoder of its own, before what it says enters a sequence.
   num_layers: int = 0

@@ -79,7 +79,7 @@ class ImageStem(nn.Module):
   Attributes:
     patch: pixels along its sides.
     width: D.
-    num_blocks: residual convolutions between two strides; 0: a linear map.
+    num_blocks: residual convolutions after each stride; 0: a linear map.
     dtype: of the computation.
     param_dtype: of the parameters.
     scale: root mean square of what comes out, of inputs of 1.
@@ -119,9 +119,18 @@ class ImageStem(nn.Module):
       'param_dtype': self.param_dtype,
     }
     if self.num_blocks:
+      # None among the pixels themselves: it would cost as much as all others.
+      first = (convolution.strides((side, side)) or ((1, 1),))[0]
+      extent = convolution.Extent((B, height, width), sizes_B2)
+      x = (values_BHWC.astype(jnp.float32) / 127.5 - 1) * extent.mask
+      cells = convolution.gather(x, first)
       x = convolution.Pyramid(
-        (side, side), self.width, self.num_blocks, **types, name='pyramid'
-      )(values_BHWC.astype(jnp.float32) / 127.5 - 1, sizes_B2)
+        (side // first[0], side // first[1]),
+        self.width,
+        self.num_blocks,
+        **types,
+        name='pyramid',
+      )(cells.reshape(*cells.shape[:3], -1), extent.after(first).sizes_B2)
       x = gather(x.reshape(B, -1, self.width), at_BN)
       return self.scale * linear.RMSNorm(**types, name='norm')(x), places
     patches = values_BHWC.reshape(B, grid[0], side, grid[1], side, C)
