@@ -10,6 +10,8 @@ from typing import Any
 import flax.struct
 import numpy as np
 
+from gemini_jax import architecture
+
 # numpy's on the host, jax's on devices, or shapes alone.
 Array = Any
 
@@ -65,6 +67,19 @@ class Batch:
   weights: Array
   prefix: Array | None = None
   encoder: Sequence | None = None
+
+
+def blank_media(kind: str, config: architecture.Model, *lead: int) -> Media:
+  """Media of a kind, [B, M], none of which is there."""
+  canvas = config.image.height, config.image.width, config.image.channels
+  shape, dtype, num_dims = {
+    'image': (canvas, np.uint8, 2),
+    'audio': ((config.audio.num_samples,), np.int16, 1),
+    'video': ((config.video.num_frames, *canvas), np.uint8, 3),
+  }[kind]
+  return Media(
+    np.zeros((*lead, *shape), dtype), np.zeros((*lead, num_dims), np.int32)
+  )
 
 
 def plain_sequence(tokens_BT: np.ndarray, lengths_B: np.ndarray) -> Sequence:

@@ -66,7 +66,6 @@ class Medium(NamedTuple):
 
 
 # What the values of a kind are.
-DTYPES = {'image': np.uint8, 'audio': np.int16, 'video': np.uint8}
 
 
 def read(
@@ -90,16 +89,6 @@ def read(
   if kind == 'audio':
     return audio(value, config.audio, rate, folder)
   return video(value, config, folder)
-
-
-def blank(kind: str, config: architecture.Model) -> tuple[tuple[int, ...], int]:
-  """The shape of the values of a kind, and dims of its extents."""
-  canvas = config.image.height, config.image.width, config.image.channels
-  return {
-    'image': (canvas, 2),
-    'audio': ((config.audio.num_samples,), 1),
-    'video': ((config.video.num_frames, *canvas), 3),
-  }[kind]
 
 
 def image(

@@ -84,17 +84,9 @@ def blank(
   if not config.tasks:
     return {}
   tasks = task_lib.of(config)
-
-  def media_of(kind, most):
-    shape, num_dims = media.blank(kind, model)
-    return batch_lib.Media(
-      np.zeros((num_rows, most, *shape), media.DTYPES[kind]),
-      np.zeros((num_rows, most, num_dims), np.int32),
-    )
-
   return {
     name: {
-      kind: media_of(kind, most)
+      kind: batch_lib.blank_media(kind, model, num_rows, most)
       for kind, most in task_lib.most(tasks, own).items()
     }
     for name, own in sides(config).items()

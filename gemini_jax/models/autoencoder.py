@@ -140,13 +140,10 @@ def losses(
   posterior: latent.Normal,
   patch: tuple[int, int],
   sizes_B2: jax.Array | None = None,
-  *,
-  free_bits: float = 0.0,
 ) -> dict[str, jax.Array]:
   """Means over what is real; 0 of a batch where nothing is.
 
-  `l1` and `mse` a number of the picture; `rate`, the KL to a standard normal,
-  nats a token; `kl`, the same with at least `free_bits` nats of each dim;
+  `l1` a number of the picture; `kl`, to a standard normal, nats a token;
   `edge`, the L1 of differences of neighbours, for pictures (Mathieu et al.
   2016); `spectral`, the spectral convergence, for log-mel spectrograms
   (Arik et al. 2018): the error's norm over the sound's, of exp(x), in which
@@ -158,7 +155,6 @@ def losses(
     posterior: of [B, N, Z].
     patch: rows and columns of a token.
     sizes_B2: real rows and columns; 0: no picture; None: all is real.
-    free_bits: nats of a dim, of the batch's mean, that cost nothing less.
   """
   x_BHWC, decoded_BHWC = (
     part.astype(jnp.float32) for part in (x_BHWC, decoded_BHWC)
@@ -178,14 +174,9 @@ def losses(
 
   divergence_BNZ = posterior.divergence()
   count = jnp.sum(real_BN1)
-  rate_Z = jnp.sum(divergence_BNZ * real_BN1, axis=(0, 1)) / jnp.maximum(
-    count, 1
-  )
   return {
     'l1': _mean(jnp.abs(gap_BHWC), real_BHWC),
-    'mse': _mean(jnp.square(gap_BHWC), real_BHWC),
-    'rate': jnp.sum(rate_Z),
-    'kl': jnp.sum(jnp.maximum(rate_Z, free_bits * (count > 0))),
+    'kl': jnp.sum(divergence_BNZ * real_BN1) / jnp.maximum(count, 1),
     'edge': (edge(1) + edge(2)) / 2,
     'spectral': _spectral_convergence(x_BHWC, decoded_BHWC, real_BHWC),
   }

@@ -529,9 +529,12 @@ def init_cache(
 def init_params(model: Gemini, key: jax.Array) -> Any:
   """Fresh parameters, boxed with the logical names of their dims."""
   token = jnp.ones((1, 1), jnp.int32)
-  sequence = batch_lib.Sequence(
-    token, 0 * token, token, perception.blank(model.config)
-  )
+  # One of each kind that the model reads, of nothing.
+  media = {
+    kind: batch_lib.blank_media(kind, model.config, 1, 1)
+    for kind in model.config.kinds
+  }
+  sequence = batch_lib.Sequence(token, 0 * token, token, media)
   batch = batch_lib.Batch(
     decoder=sequence,
     targets=token,

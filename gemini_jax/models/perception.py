@@ -258,23 +258,6 @@ def grid(config: config_lib.Model, kind: str) -> tuple[int, int]:
   return config.audio.num_frames // config.audio.patch, 1
 
 
-def blank(config: config_lib.Model) -> dict[str, batch_lib.Media]:
-  """One medium of each kind the model reads, for a row, of nothing."""
-  canvas = config.image.height, config.image.width, config.image.channels
-  shapes = {
-    'image': (canvas, jnp.uint8, 2),
-    'audio': ((config.audio.num_samples,), jnp.int16, 1),
-    'video': ((config.video.num_frames, *canvas), jnp.uint8, 3),
-  }
-  return {
-    kind: batch_lib.Media(
-      jnp.zeros((1, 1, *shape), dtype), jnp.zeros((1, 1, num), jnp.int32)
-    )
-    for kind, (shape, dtype, num) in shapes.items()
-    if kind in config.kinds
-  }
-
-
 def align(there_BT: jax.Array, x: jax.Array, counts_BM: jax.Array) -> jax.Array:
   """The k-th soft token of a row at its k-th placeholder, [B, T, ...].
 

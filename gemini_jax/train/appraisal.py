@@ -197,7 +197,6 @@ def appraise(
     results |= {
       _metric(config, split, task, name, 'written'): value
       for name, value in report.items()
-      if isinstance(value, float)
     }
   return results
 

@@ -107,7 +107,7 @@ def report(
   wished_N: np.ndarray,
   real_MF: np.ndarray,
   real_labels_M: np.ndarray,
-) -> dict[str, Any]:
+) -> dict[str, float]:
   """How far made examples are what was wished, and how far like real ones.
 
   Accuracy alone can be bought with sameness: read it beside the spread. The
@@ -120,8 +120,6 @@ def report(
     accuracy: share that the judge gives the wished label; real_accuracy.
     frechet: in the judge's features; frechet_of_real.
     spread: see `spread`; real_spread.
-    labels, confusion: counts, a row for each wished label, a column for each
-      that the judge gave.
 
   Args:
     judge: fitted to other real examples.
@@ -140,7 +138,6 @@ def report(
   features_MH = judge.features(real_MF)
   mixed_MH = np.random.default_rng(0).permutation(features_MH)
   part = min(len(wished_N), len(mixed_MH) // 2)
-  labels, confusion = _confusion(judge, wished_N, judged_N)
   return {
     'accuracy': float(np.mean(judged_N == wished_N)),
     'real_accuracy': judge.accuracy(real_MF, real_labels_M),
@@ -148,8 +145,6 @@ def report(
     'frechet_of_real': frechet(mixed_MH[:part], mixed_MH[part:]),
     'spread': spread(generated_NF, wished_N),
     'real_spread': spread(real_MF, real_labels_M),
-    'labels': labels,
-    'confusion': confusion,
   }
 
 
@@ -188,14 +183,6 @@ def spread(values_NF: np.ndarray, labels_N: np.ndarray) -> float:
     if len(own) > 1:
       found.append(float(np.mean(own.std(axis=0, ddof=1, dtype=np.float64))))
   return float(np.mean(found)) if found else float('nan')
-
-
-def _confusion(judge, wished_N, judged_N) -> tuple[list[Any], list[list[int]]]:
-  labels = np.union1d(wished_N, judge.classes)
-  counts = np.zeros((len(labels), len(labels)), int)
-  at = np.searchsorted(labels, wished_N), np.searchsorted(labels, judged_N)
-  np.add.at(counts, at, 1)
-  return labels.tolist(), counts.tolist()
 
 
 def _flat(values: np.ndarray) -> np.ndarray:

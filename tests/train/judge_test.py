@@ -134,16 +134,11 @@ def test_report_sees_what_is_wrong_and_what_is_all_the_same(judge):
   assert good['accuracy'] > 0.95 < good['real_accuracy']
   assert good['frechet'] < 2 * good['frechet_of_real']
   assert abs(good['spread'] / good['real_spread'] - 1) < 0.1
-  assert good['labels'] == [0, 1, 2, 3]
-  assert np.sum(good['confusion']) == 1000
-  trace = np.trace(good['confusion'])
-  np.testing.assert_allclose(trace / 1000, good['accuracy'])
   # Every class taken for the next.
   wrong = judge_lib.report(
     judge, fresh, (wished_N + 1) % CLASSES, real, labels_N
   )
   assert wrong['accuracy'] < 0.05
-  assert wrong['confusion'][1][0] == np.sum(good['confusion'], axis=1)[0]
   same, _ = examples(1000, 3, noise=0.1)
   same = judge_lib.report(judge, same, wished_N, real, labels_N)
   assert same['accuracy'] == 1
