@@ -65,9 +65,6 @@ class Medium(NamedTuple):
     return self.values[tuple(map(slice, self.size))]
 
 
-# What the values of a kind are.
-
-
 def read(
   kind: str,
   value: Any,

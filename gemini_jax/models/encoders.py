@@ -119,7 +119,7 @@ class ImageStem(nn.Module):
       'param_dtype': self.param_dtype,
     }
     if self.num_blocks:
-      # None among the pixels themselves: it would cost as much as all others.
+      # None among the pixels themselves: those would cost the most.
       first = (convolution.strides((side, side)) or ((1, 1),))[0]
       extent = convolution.Extent((B, height, width), sizes_B2)
       x = (values_BHWC.astype(jnp.float32) / 127.5 - 1) * extent.mask
