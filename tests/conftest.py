@@ -6,7 +6,11 @@ from importlib import metadata
 
 # Read by jax and by the package when they are first used.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-_FLAGS = ['--xla_force_host_platform_device_count=8']
+_FLAGS = [
+  '--xla_force_host_platform_device_count=8',
+  # Not split for threads to compile in parallel: both cores have a test.
+  '--xla_cpu_parallel_codegen_split_count=1',
+]
 # Toy programs run once: without these passes they compile four times faster.
 # Later releases do not know the flag, and stop at what they do not know.
 if metadata.version('jaxlib').startswith('0.10.'):

@@ -265,38 +265,37 @@ def assert_same(workdir, expected):
 
 
 @pytest.mark.slow
-def test_one_is_killed_and_both_start_again(whole, launch, folder, file):
-  workdir, digests = folder / 'killed', folder / 'digests_killed'
-  for index, step in ((1, 6), (0, 11)):
+def test_one_is_stopped_or_killed_and_both_start_again(
+  whole, launch, folder, file
+):
+  """Told to stop, one tells the other, and both save once."""
+  workdir, digests = folder / 'stopped', folder / 'digests_stopped'
+  checkpoints = checkpoint.Checkpointer(workdir / 'checkpoints')
+  begin = 0
+  for index, step, number in (
+    (1, 3, signal.SIGTERM),
+    (1, 6, signal.SIGKILL),
+    (0, 11, signal.SIGKILL),
+    (0, 13, signal.SIGTERM),
+  ):
     group = launch(2, file, workdir, digests=digests)
     group.at_step(step)
-    # Written beside the steps, which do not wait for it.
-    group.saved(workdir, step - 1)
-    group.processes[index].kill()
-    codes = group.wait()
-    assert codes[index] == -signal.SIGKILL
-    assert codes[1 - index] != 0, group.output()
+    if number == signal.SIGKILL:
+      # Written beside the steps, which do not wait for it.
+      group.saved(workdir, step - 1)
+    group.processes[index].send_signal(number)
+    codes, output = group.wait(), group.output()
+    assert f'at step {begin}\n' in output[0], output
+    begin = checkpoints.steps()[-1]
+    if number == signal.SIGKILL:
+      assert codes[index] == -number and codes[1 - index] != 0, output
+      assert step - 1 <= begin < NUM_STEPS
+    else:
+      assert codes == [0, 0], output
+      assert step < begin < NUM_STEPS
+      assert f'stopped by a signal; step {begin} is saved' in output[0]
   output = launch(2, file, workdir).done()
-  assert 'resuming at step 10\n' in output[0]
-  assert_same(workdir, whole[2])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('index', [0, 1])
-def test_one_is_told_to_stop_and_all_save_once(
-  index, whole, launch, folder, file
-):
-  workdir = folder / f'stopped{index}'
-  group = launch(2, file, workdir)
-  group.at_step(6)
-  group.processes[index].terminate()
-  output = group.done()
-  steps = checkpoint.Checkpointer(workdir / 'checkpoints').steps()
-  assert steps[:-1] == list(range(5, steps[-1], 5))
-  assert 6 < steps[-1] < NUM_STEPS
-  assert f'stopped by a signal; step {steps[-1]} is saved' in output[0]
-  output = launch(2, file, workdir).done()
-  assert f'resuming at step {steps[-1]}\n' in output[0]
+  assert f'resuming at step {begin}\n' in output[0]
   assert_same(workdir, whole[2])
 
 
