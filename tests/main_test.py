@@ -225,6 +225,7 @@ def test_a_run_that_is_not_finite_stops_and_names_the_tensor(tmp_path, capsys):
   """Exit code 1; the last checkpoint is the last good state."""
   file = tiny.experiment(
     tmp_path,
+    'model.num_layers = 1',
     'train.num_steps = 12',
     'train.save_every = 1',
     'optimizer.learning_rate = 1e16',

@@ -370,6 +370,7 @@ def test_an_encoder_decoder(folder, capsys):
   file = tiny.experiment(
     folder,
     *tiny.SEQ2SEQ,
+    'model.num_layers = 1',
     'eval.exact_match = 3',
     'train.num_steps = 20',
     name='seq2seq.py',
