@@ -117,9 +117,7 @@ class Pyramid(nn.Module):
     dense = lambda name, *shape: linear.Einsum(
       shape, (None,) * len(shape), use_bias=True, name=name, **types
     )
-    x = dense('read', x_BHWC.shape[-1], widths[0])(
-      'BHWC,CD->BHWD', x_BHWC * extent.mask
-    )
+    x = dense('read', x_BHWC.shape[-1], widths[0])('BHWC,CD->BHWD', x_BHWC)
     for level, stride in enumerate((*steps, None)):
       real = extent.mask.astype(self.dtype)
       for i in range(self.num_blocks):

@@ -275,7 +275,24 @@ def test_what_is_mixed_is_the_same_on_any_number_of_processes(records, layout):
       mixed, own = (reading(batch[t]).media[kind] for batch in (whole, plain))
       np.testing.assert_array_equal(mixed.sizes, own.sizes)
       changed += (mixed.values != own.values).any(axis=(1, 2)).ravel().tolist()
+      if kind == 'image':
+        # Each keeps the larger share: those of other words are 200 apart.
+        moved = np.mean(mixed.values, (2, 3, 4)) - np.mean(
+          own.values, (2, 3, 4)
+        )
+        assert np.abs(moved).max() < 105
   assert 0.3 < np.mean(changed) < 1
+
+
+def test_only_examples_of_the_same_task_are_mixed(records):
+  """The others have nothing to mix with."""
+  both = records.with_name('both.jsonl')
+  both.write_text(records.read_text() + '{"one": "dark", "other": "l"}\n' * 12)
+  mixes = config_lib.Augment(mixup_alpha=0.9)
+  tasks = READS, 'swap = {one} -> {other}'
+  made = make(both, *tasks, split='train', augment=mixes)
+  sizes = [reading(made[t]).media['image'].sizes for t in range(6)]
+  assert 0 < np.mean(np.concatenate(sizes) > 0) < 1
 
 
 def test_sources_may_hold_examples_of_one_task_alone(records, tmp_path):

@@ -72,6 +72,22 @@ def test_a_cell_is_real_if_something_in_it_is():
   assert before.shape == extent.shape
 
 
+def test_a_pyramid_sees_nothing_beyond_a_picture():
+  """Not where a patch is only in part real either."""
+  pyramid = convolution.Pyramid((4, 4), 16, 1)
+  sizes = jnp.array([[5, 6], [3, 8]])
+  real = convolution.Extent((2, 8, 8), sizes).mask
+  x, other = toy.normal((2, 8, 8, 3)), toy.normal((2, 8, 8, 3), 1)
+  params = toy.random_params(pyramid, x, sizes)
+  ours, same, moved = (
+    apply(pyramid, params, values, sizes)
+    for values in (x, jnp.where(real, x, other), jnp.where(real, other, x))
+  )
+  patches = convolution.Extent((2, 2, 2), jnp.array([[2, 2], [1, 2]])).mask
+  np.testing.assert_allclose(ours * patches, same * patches, atol=1e-5)
+  assert np.abs((ours - moved) * patches).max() > 0.1
+
+
 def test_strides_multiply_to_the_patch_and_channels_to_the_width():
   assert convolution.strides((7, 7)) == ((7, 7),)
   assert convolution.strides((8, 8)) == ((2, 2),) * 3
