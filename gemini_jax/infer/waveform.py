@@ -3,6 +3,7 @@
 N samples, F frames, K frequencies of the FFT, M bands.
 """
 
+import inspect
 import pathlib
 import warnings
 from typing import Any
@@ -73,6 +74,9 @@ def from_log_mel(
   size = spectrogram.fft_size(window_samples)
   around = -(-size // hop_samples)
   magnitude_KF = np.pad(np.sqrt(power_KF), ((0, 0), (around, around)), 'edge')
+  # Its name since librosa 1.0, and before.
+  names = inspect.signature(librosa.griffinlim).parameters
+  seeds: dict[str, Any] = {'rng' if 'rng' in names else 'random_state': seed}
   with warnings.catch_warnings():
     # Frames of little but silence.
     warnings.simplefilter('ignore', UserWarning)
@@ -84,7 +88,7 @@ def from_log_mel(
       n_fft=size,
       window='hann',
       center=True,
-      random_state=seed,
+      **seeds,
     )
   # librosa's frame begins half an FFT before its hop, ours less.
   begin = around * hop_samples - size // 2

@@ -429,24 +429,18 @@ def same_numbers(a, b):
   np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize('name', [name for name in MESHES if name != 'one'])
-def test_a_mesh_does_not_change_the_run(name):
-  initial, abstract, state, batch, records = trained(name)
-  # It is another run than the one on a single device.
-  assert len(batch.targets.sharding.device_set) == math.prod(
-    MESHES[name].values()
-  )
-  count = math.prod(
-    MESHES[name].get(axis, 1) for axis in ('data', 'fsdp', 'sequence')
-  )
-  assert batch.targets.addressable_shards[0].data.size * count == (
-    batch.targets.size
-  )
-  jax.tree.map(np.testing.assert_array_equal, initial, trained('one')[0])
-  for ours, plain in zip(records, trained('one')[-1], strict=True):
-    assert ours['finite'] and plain['finite']
-    for metric in ('loss', 'grad_norm', 'accuracy', 'tokens'):
-      assert ours[metric] == pytest.approx(plain[metric], rel=1e-5), metric
+METRICS = 'loss', 'grad_norm', 'accuracy', 'tokens'
+
+
+def assert_same_run(name, *metrics, rel=1e-5, kind='plain'):
+  """That of one device, its state in the places that were meant for it."""
+  initial, abstract, state, _, records = trained(name, kind=kind)
+  plain = trained('one', kind=kind)
+  jax.tree.map(np.testing.assert_array_equal, initial, plain[0])
+  for ours, one in zip(records, plain[-1], strict=True):
+    assert ours['finite'] and one['finite']
+    for metric in metrics or METRICS:
+      assert ours[metric] == pytest.approx(one[metric], rel=rel), metric
   assert len({record['loss'] for record in records}) == 5
   jax.tree.map(
     lambda leaf, expected: (
@@ -457,7 +451,23 @@ def test_a_mesh_does_not_change_the_run(name):
     abstract,
   )
   assert int(state.step) == 5
-  jax.tree.map(same_numbers, state.params, trained('one')[2].params)
+  jax.tree.map(same_numbers, state.params, plain[2].params)
+
+
+@pytest.mark.parametrize('name', [name for name in MESHES if name != 'one'])
+def test_a_mesh_does_not_change_the_run(name):
+  batch = trained(name)[3]
+  # It is another run than the one on a single device.
+  assert len(batch.targets.sharding.device_set) == math.prod(
+    MESHES[name].values()
+  )
+  count = math.prod(
+    MESHES[name].get(axis, 1) for axis in ('data', 'fsdp', 'sequence')
+  )
+  assert batch.targets.addressable_shards[0].data.size * count == (
+    batch.targets.size
+  )
+  assert_same_run(name)
 
 
 @pytest.mark.parametrize('source', MESHES)
@@ -491,7 +501,7 @@ def plain_sixth_loss():
 
 @pytest.mark.parametrize('name', EXPERT_MESHES)
 def test_a_mesh_does_not_change_a_run_with_experts(name):
-  initial, abstract, state, batch, records = trained(name, kind='experts')
+  _, _, state, batch, _ = trained(name, kind='experts')
   assert len(batch.targets.sharding.device_set) == NUM_DEVICES
   assert batch.targets.addressable_shards[0].data.shape[0] == (
     ROWS * EXPERT_MESHES[name].get('tensor', 1) // NUM_DEVICES
@@ -506,22 +516,7 @@ def test_a_mesh_does_not_change_a_run_with_experts(name):
     16 // sizes.get('fsdp', 1),
     6 // sizes.get('tensor', 1),
   )
-  plain = trained('one', kind='experts')
-  jax.tree.map(np.testing.assert_array_equal, initial, plain[0])
-  for ours, one in zip(records, plain[-1], strict=True):
-    assert ours['finite'] and one['finite']
-    for metric in ('loss', 'grad_norm', 'accuracy', 'tokens'):
-      assert ours[metric] == pytest.approx(one[metric], rel=1e-5), metric
-  assert len({record['loss'] for record in records}) == 5
-  jax.tree.map(
-    lambda leaf, expected: (
-      leaf.sharding.is_equivalent_to(expected.sharding, leaf.ndim)
-      or pytest.fail(f'{leaf.sharding} is not {expected.sharding}')
-    ),
-    state,
-    abstract,
-  )
-  jax.tree.map(same_numbers, state.params, plain[2].params)
+  assert_same_run(name, kind='experts')
 
 
 @pytest.mark.parametrize(
@@ -529,16 +524,10 @@ def test_a_mesh_does_not_change_a_run_with_experts(name):
 )
 def test_a_mesh_does_not_change_a_run_with_a_latent(name):
   """The noise of z, too, is that of one device."""
-  initial, _, state, batch, records = trained(name, kind='latent')
+  batch = trained(name, kind='latent')[3]
   assert not batch.targets.sharding.is_fully_replicated
-  plain = trained('one', kind='latent')
-  jax.tree.map(np.testing.assert_array_equal, initial, plain[0])
-  for ours, one in zip(records, plain[-1], strict=True):
-    assert ours['finite'] and one['finite']
-    for metric in ('loss', 'grad_norm', 'rate'):
-      assert ours[metric] == pytest.approx(one[metric], rel=1e-4), metric
-  assert len({record['rate'] for record in records}) == 5
-  jax.tree.map(same_numbers, state.params, plain[2].params)
+  metrics = 'loss', 'grad_norm', 'rate'
+  assert_same_run(name, *metrics, rel=1e-4, kind='latent')
 
 
 @pytest.mark.parametrize(
