@@ -172,7 +172,8 @@ def video(
   Args:
     value: bytes or a path of a GIF or another moving picture, of MP4 or MOV,
       WebM or MKV, or AVI; a folder of frames, in the order of the numbers in
-      their names; or an array [f, h, w] or [f, h, w, 1 to 4].
+      their names; a list of frames, each bytes, a path or an array, as TFDS
+      has them; or an array [f, h, w] or [f, h, w, 1 to 4].
     config: of the model, for the canvas and the number of frames.
     folder: where relative paths begin; None: nowhere.
 
@@ -185,6 +186,8 @@ def video(
     _check(value.ndim in (3, 4), 'not an array [f, h, w] or [f, h, w, c]')
     chosen = value[_even(len(value), count)]
     pictures = (_of_array(frame, channels) for frame in chosen)
+  elif isinstance(value, list):
+    pictures = _of_frames(value, folder, channels, count)
   elif isinstance(value, str | os.PathLike) and os.path.isdir(
     _path(value, folder)
   ):
@@ -419,8 +422,18 @@ def _of_folder(folder: str, channels: int, num: int) -> Iterator[Any]:
   )
   with _decoding('a folder that may not be read'):
     paths = sorted(files, key=_numbered)
-  for index in _even(len(paths), num):
-    with _open(paths[index], '') as file, _picture(file) as opened:
+  yield from _of_frames(paths, '', channels, num)
+
+
+def _of_frames(
+  frames: list, folder: str | None, channels: int, num: int
+) -> Iterator[Any]:
+  for index in _even(len(frames), num):
+    frame = frames[index]
+    if isinstance(frame, np.ndarray):
+      yield _of_array(frame, channels)
+      continue
+    with _open(frame, folder) as file, _picture(file) as opened:
       yield _flat(opened, channels)
 
 

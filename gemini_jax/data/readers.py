@@ -80,10 +80,7 @@ def tfds(where: str, split: str, config: config_lib.Data) -> Rows:
   undecoded = {
     name: tensorflow_datasets.decode.SkipDecoding()
     for name, feature in fields.items()
-    if isinstance(
-      feature,
-      (tensorflow_datasets.features.Image, tensorflow_datasets.features.Video),
-    )
+    if isinstance(feature, tensorflow_datasets.features.Image)
   }
   try:
     records = builder.as_data_source(split=split, decoders=undecoded)

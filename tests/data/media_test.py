@@ -427,7 +427,20 @@ def frames_folder(frames, folder):
   return str(folder)
 
 
-@pytest.mark.parametrize('kind', ['array', 'gif', 'mp4', 'folder', 'webp'])
+def files_of(frames):
+  return [encoded(values) for values in frames]
+
+
+WRITERS = {
+  'array': np.asarray,
+  'gif': gif,
+  'mp4': mp4,
+  'list of files': files_of,
+  'list of arrays': list,
+}
+
+
+@pytest.mark.parametrize('kind', [*WRITERS, 'folder', 'webp'])
 @pytest.mark.parametrize(
   ('count', 'expected'),
   [
@@ -446,7 +459,7 @@ def test_frames_are_taken_at_even_distances(kind, count, expected, tmp_path):
   elif kind == 'folder':
     value = frames_folder(frames, tmp_path / 'frames')
   else:
-    value = {'array': np.asarray, 'gif': gif, 'mp4': mp4}[kind](frames)
+    value = WRITERS[kind](frames)
   found = media.video(value, FILM)
   assert greys(found) == expected
   assert found.size.tolist() == [len(expected), 16, 24]
@@ -461,8 +474,9 @@ def test_frames_are_taken_at_even_distances(kind, count, expected, tmp_path):
 def test_a_video_on_a_disk_is_looked_for_beside_the_list(tmp_path):
   frames_folder(film(5), tmp_path / 'frames')
   (tmp_path / 'film.mp4').write_bytes(mp4(film(5)))
-  for name in ('frames', 'film.mp4'):
-    assert greys(media.video(name, FILM, str(tmp_path))) == [0, 1, 3, 4]
+  names = [f'frames/frame{i}.png' for i in range(5)]
+  for value in ('frames', 'film.mp4', names):
+    assert greys(media.video(value, FILM, str(tmp_path))) == [0, 1, 3, 4]
 
 
 def test_a_phone_s_video_is_turned_upright():
@@ -511,6 +525,12 @@ BAD_VIDEOS = {
   'a TIFF whose second page is huge': (
     two_pages(),
     'a picture of too many pixels',
+  ),
+  'a list of numbers': ([[0, 1], [2, 3]], 'neither an array, bytes nor a path'),
+  'a list without frames': ([], 'a video without frames'),
+  'a list with a cut frame': (
+    [encoded(pixels(0, 30, 30, 3))[:200]],
+    'a damaged picture',
   ),
   'frames of no channels': (np.zeros((2, 5), np.uint8), 'not an array [f, h'),
   'a cut GIF': (gif(pixels(0, 5, 30, 30, 3))[:-2000], 'a damaged picture'),
