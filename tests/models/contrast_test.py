@@ -23,6 +23,12 @@ MODEL = photo.model(
   architecture='encoder_decoder', num_encoder_layers=1, contrast_dim=6
 )
 IDS = tuple(MODEL.placeholder(kind) for kind in MODEL.kinds)
+# Reads pictures, and writes none.
+READER = dataclasses.replace(
+  MODEL,
+  image=dataclasses.replace(MODEL.image, autoencoder=config_lib.Autoencoder()),
+  audio=config_lib.Audio(),
+)
 
 
 @pytest.fixture(scope='module')
@@ -36,10 +42,10 @@ def drawn():
   return model, toy.model_params(model)
 
 
-def batches(path, *tasks, size=6):
+def batches(path, *tasks, size=6, model=MODEL):
   data = photo.data(path, *tasks, objective='seq2seq', batch_size=size)
   made = loader.Loader(
-    data, tokenizer.Bytes(), 'validation', batch_size=size, model=MODEL
+    data, tokenizer.Bytes(), 'validation', batch_size=size, model=model
   )
   return [made[t] for t in range(len(made))]
 
@@ -141,10 +147,11 @@ def test_padding_has_no_say(path, drawn):
     assert np.std(one, axis=0).min() > 1e-4
 
 
-def test_the_loss_draws_sides_together(path, drawn):
+def test_the_loss_draws_sides_together(path):
   """Of the whole batch: the gradient reaches the encoder and the scale."""
-  model, params = drawn
-  batch = batches(path, READS)[0]
+  model = gemini.Gemini(READER)
+  params = toy.model_params(model)
+  batch = batches(path, READS, model=READER)[0]
   nothing = dict.fromkeys(vars(config_lib.LossWeights()), 0.0)
 
   def objective(params, weight):
