@@ -271,7 +271,7 @@ def test_one_is_stopped_or_killed_and_both_start_again(
   """Told to stop, one tells the other, and both save once."""
   workdir, digests = folder / 'stopped', folder / 'digests_stopped'
   checkpoints = checkpoint.Checkpointer(workdir / 'checkpoints')
-  begin = 0
+  begin, stops = 0, set()
   for index, step, number in (
     (1, 3, signal.SIGTERM),
     (1, 6, signal.SIGKILL),
@@ -294,6 +294,8 @@ def test_one_is_stopped_or_killed_and_both_start_again(
       assert codes == [0, 0], output
       assert step < begin < NUM_STEPS
       assert f'stopped by a signal; step {begin} is saved' in output[0]
+      stops.add(begin)
+    assert checkpoints.steps() == sorted({*range(5, begin + 1, 5), *stops})
   output = launch(2, file, workdir).done()
   assert f'resuming at step {begin}\n' in output[0]
   assert_same(workdir, whole[2])

@@ -184,9 +184,7 @@ def video(
   channels, count = config.image.channels, config.video.num_frames
   if isinstance(value, np.ndarray):
     _check(value.ndim in (3, 4), 'not an array [f, h, w] or [f, h, w, c]')
-    chosen = value[_even(len(value), count)]
-    pictures = (_of_array(frame, channels) for frame in chosen)
-  elif isinstance(value, list):
+  if isinstance(value, np.ndarray | list):
     pictures = _of_frames(value, folder, channels, count)
   elif isinstance(value, str | os.PathLike) and os.path.isdir(
     _path(value, folder)
@@ -426,7 +424,7 @@ def _of_folder(folder: str, channels: int, num: int) -> Iterator[Any]:
 
 
 def _of_frames(
-  frames: list, folder: str | None, channels: int, num: int
+  frames: Any, folder: str | None, channels: int, num: int
 ) -> Iterator[Any]:
   for index in _even(len(frames), num):
     frame = frames[index]
