@@ -1,6 +1,8 @@
 """Strict numerics on eight CPU devices, and a cache that is thrown away."""
 
+import gc
 import os
+import pathlib
 import tempfile
 from importlib import metadata
 
@@ -22,5 +24,52 @@ _CACHE = tempfile.TemporaryDirectory(prefix='gemini_jax_tests_')
 os.environ['XDG_CACHE_HOME'] = _CACHE.name
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
+
+import gemini_jax  # noqa: E402, F401  Sets XLA's flags before jax starts.
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+# A compiled program holds memory maps, of which the kernel allows a process
+# 65,530; XLA crashes where it gets no more. Modules share few programs.
+_MAPS = pathlib.Path('/proc/self/maps')
+_MANY_MAPS = 10_000
+
+# Why a test may be skipped where nothing should be missing (.ci/run).
+_ALLOWED_SKIPS = (
+  'a superuser reads everything',
+  'libtpu is installed',
+  "JAX's CUDA plug-in is installed",
+  'no prepared data sets in ../shared/tfds',
+  'no WordNet here',
+  'Vorbis has no such rate',
+)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _drop_programs():
+  """Drops what a module compiled, once a process holds many programs."""
+  yield
+  if _MAPS.exists() and len(_MAPS.read_bytes().splitlines()) > _MANY_MAPS:
+    jax.clear_caches()
+    gc.collect()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+  return _allowed((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report():
+  return _allowed((yield))
+
+
+def _allowed(report):
+  """The report; where CI is set, a skip without an allowed reason failed."""
+  if report.skipped and os.environ.get('CI'):
+    *_, reason = report.longrepr
+    if not any(allowed in reason for allowed in _ALLOWED_SKIPS):
+      report.outcome = 'failed'
+      report.longrepr = f'{report.nodeid} must not be skipped on CI: {reason}'
+  return report

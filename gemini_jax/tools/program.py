@@ -29,6 +29,8 @@ from gemini_jax.train import step as step_lib
 
 # Tells libtpu to compile also what does not fit.
 _GO_ON = 'xla_tpu_no_crash_on_oom'
+# XLA's name for O0: the optimisations that cost compile time are left out.
+_FAST = {'optimization_level': 9}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,7 +278,7 @@ def _options(
   # What does not fit is compiled as well: then all of it is known.
   options: dict[str, Any] = {_GO_ON: True}
   if config.plan.fast:
-    options['exec_time_optimization_effort'] = -1.0
+    options |= _FAST
   return options
 
 
