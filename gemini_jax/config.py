@@ -42,10 +42,9 @@ check = schema.check
 optional = schema.optional
 nearest = schema.nearest
 
-# Types of fields: devices along an axis, a learning rate, and how much a term
-# of the loss counts.
+# Types of fields: devices along an axis, and how much a term of the loss
+# counts.
 Devices = Annotated[int, schema.Range(1, rest=True, cap=2**20)]
-Rate = Annotated[float, schema.Range(0, above=True, cap=1000)]
 Weight = Annotated[float, schema.Range(0, cap=1_000_000)]
 
 # The section `model`.
@@ -216,7 +215,7 @@ class Optimizer:
   ] = 'adamw'
   # Peak learning rate; None: a usual one, see LEARNING_RATES. Of prodigy,
   # which finds its own, a multiplier near 1.
-  learning_rate: Rate | None = None
+  learning_rate: schema.Positive | None = None
   # Its course after the warm-up; schedule_free never decays.
   schedule: Literal['constant', 'cosine', 'wsd', 'inverse_sqrt'] = 'cosine'
   # Linear warm-up, in steps.
@@ -236,7 +235,7 @@ class Optimizer:
   b1: schema.PartialShare = 0.9
   b2: schema.PartialShare = 0.95
   # Added to the root of the second moment.
-  eps: schema.PositiveShare = 1e-8
+  eps: schema.Positive = 1e-8
   # Decoupled weight decay.
   weight_decay: Annotated[float, schema.Range(0, cap=10)] = 0.1
   # Parameters whose path matches this regular expression do not decay.

@@ -442,7 +442,7 @@ RANGES = {
   ),
   'optimizer.eps': (
     -1.0,
-    'optimizer.eps=-1.0 must be above 0 and at most 1',
+    'optimizer.eps=-1.0 must be above 0',
   ),
   'optimizer.final_scale': (
     -1.0,
