@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from gemini_jax import schema
 
@@ -12,8 +12,17 @@ Tensor = Literal['query', 'key', 'value', 'attended', 'gate', 'up', 'residual']
 # What there is beside text.
 KINDS = ('image', 'audio', 'video')
 
+# Types of fields.
+Experts = Annotated[int, schema.Range(0, cap=2**16)]
+RotaryBase = Annotated[float, schema.Range(1)]
+Pixels = Annotated[int, schema.Range(0, cap=2**14)]
+Seconds = Annotated[float, schema.Range(0, above=True, cap=60)]
 
-@dataclasses.dataclass(frozen=True)
+# Numbers of the matrix from a spectrum to the mel scale.
+_MAX_FILTERS = 2**28
+
+
+@schema.section('model.latent')
 class Latent:
   """The variational head: one vector z for each sequence, see models/latent.
 
@@ -21,20 +30,18 @@ class Latent:
   """
 
   # Numbers in z; 0: no latent.
-  dim: int = 0
+  dim: schema.SizeOrZero = 0
   # What z is before a sequence is seen: a standard normal, or a learned
   # mixture of normals.
   prior: Literal['normal', 'mixture'] = 'normal'
   # Normals in the mixture.
-  num_components: int = 32
+  num_components: schema.Size = 32
   # z as keys and values that every layer attends to: so many; 0: none.
-  memory: int = 1
+  memory: schema.SizeOrZero = 1
   # z as a vector added to every embedding.
   embedding: bool = True
 
   def __post_init__(self):
-    schema.at_least(self, 'model.latent', 0, 'dim', 'memory')
-    schema.at_least(self, 'model.latent', 1, 'num_components')
     schema.check(
       not self.dim or self.memory > 0 or self.embedding,
       'model.latent.memory=0 needs model.latent.embedding=True: the decoder '
@@ -42,7 +49,7 @@ class Latent:
     )
 
 
-@dataclasses.dataclass(frozen=True)
+@schema.section('model.KIND.autoencoder')
 class Autoencoder:
   """A convolutional VAE whose z the Transformer reads, and can write.
 
@@ -50,49 +57,40 @@ class Autoencoder:
   """
 
   # Numbers in the z of a token; 0: no autoencoder.
-  dim: int = 0
+  dim: schema.SizeOrZero = 0
   # Channels of the widest convolution.
-  width: int = 64
+  width: schema.Size = 64
   # Residual convolutions between two strides, of the encoder and the decoder.
-  num_blocks: int = 1
+  num_blocks: schema.Layers = 1
   # Normals in the mixture that the Transformer writes z from.
-  num_components: int = 8
-
-  def __post_init__(self):
-    path = 'autoencoder'
-    schema.at_least(self, path, 0, 'dim')
-    schema.at_least(self, path, 1, 'width', 'num_blocks', 'num_components')
+  num_components: schema.Size = 8
 
 
-@dataclasses.dataclass(frozen=True)
+@schema.section('model.image')
 class Image:
   """Pictures, as soft tokens in a sequence; see models/encoders."""
 
   # Pixels of the canvas that pictures are fitted to; 0: no pictures.
-  height: int = 0
-  width: int = 0
+  height: Pixels = 0
+  width: Pixels = 0
   # 1: grey, 3: red, green and blue.
   channels: Literal[1, 3] = 3
   # Pixels along a side of what one token sees.
-  patch: int = 8
+  patch: Annotated[int, schema.Range(1, cap=2**14)] = 8
   # Residual convolutions after each stride from pixels to patches, which see
   # beyond a patch; 0: a patch is mapped alone, by a matrix.
-  num_blocks: int = 0
+  num_blocks: schema.LayersOrZero = 0
   # Layers of an encoder of its own, before what it says enters a sequence.
-  num_layers: int = 0
+  num_layers: schema.LayersOrZero = 0
   # How that encoder knows places: rotary angles or sinusoids, in two dims.
   # Patches that go straight into a sequence always bring sinusoids.
   position: Literal['rotary', 'sincos'] = 'rotary'
   # Tokens that a resampler leaves of a picture; 0: no resampler, all.
-  num_tokens: int = 0
+  num_tokens: schema.SizeOrZero = 0
   # Reads and writes pictures as z; without one they are read as patches.
   autoencoder: Autoencoder = dataclasses.field(default_factory=Autoencoder)
 
   def __post_init__(self):
-    path = 'model.image'
-    schema.at_least(self, path, 0, 'height', 'width', 'num_layers')
-    schema.at_least(self, path, 0, 'num_blocks', 'num_tokens')
-    schema.at_least(self, path, 1, 'patch')
     schema.check(
       self.height % self.patch == 0 == self.width % self.patch,
       f'model.image.patch={self.patch} must divide model.image.height='
@@ -128,37 +126,32 @@ class Image:
     return self.tokens_of(self.height, self.width)
 
 
-@dataclasses.dataclass(frozen=True)
+@schema.section('model.audio')
 class Audio:
   """Sounds, as soft tokens in a sequence: their log-mel spectrogram is read."""
 
   # Samples a second that sounds are brought to; 0: no sounds.
-  rate: int = 0
+  rate: Annotated[int, schema.Range(0, cap=1_000_000)] = 0
   # The longest sound; of longer ones the beginning is read.
-  seconds: float = 1.0
+  seconds: Annotated[float, schema.Range(0, above=True, cap=1_000_000)] = 1.0
   # Bands of the mel scale.
-  num_mels: int = 64
+  num_mels: Annotated[int, schema.Range(1, cap=1024)] = 64
   # Where they begin and end, in Hz; None: half the rate.
-  low: float = 20.0
-  high: float | None = None
+  low: schema.NonNegative = 20.0
+  high: schema.Positive | None = None
   # Seconds that a frame of the spectrogram sees, and from one to the next.
-  window: float = 0.025
-  hop: float = 0.010
+  window: Seconds = 0.025
+  hop: Seconds = 0.010
   # Frames that one token sees.
-  patch: int = 4
+  patch: schema.Size = 4
   # Layers of an encoder of its own, and tokens that a resampler leaves.
-  num_layers: int = 0
-  num_tokens: int = 0
+  num_layers: schema.LayersOrZero = 0
+  num_tokens: schema.SizeOrZero = 0
   # Reads and writes sounds as z; without one, convolutions read the frames.
   autoencoder: Autoencoder = dataclasses.field(default_factory=Autoencoder)
 
   def __post_init__(self):
     path = 'model.audio'
-    schema.at_least(self, path, 0, 'rate', 'low', 'num_layers', 'num_tokens')
-    schema.at_least(self, path, 1, 'num_mels', 'patch')
-    for name in ('seconds', 'window', 'hop'):
-      value = getattr(self, name)
-      schema.check(value > 0, f'{path}.{name}={value} must be above 0')
     if not self.rate:
       return
     schema.check(
@@ -168,6 +161,13 @@ class Audio:
     )
     schema.check(
       self.hop_samples > 0, f'{path}.hop={self.hop} is less than a sample'
+    )
+    filters = self.window_samples * self.num_mels
+    schema.check(
+      filters <= _MAX_FILTERS,
+      f'{path}.window={self.window} of {self.window_samples:,} samples and '
+      f'{path}.num_mels={self.num_mels} make a matrix of {filters:,} numbers; '
+      f'it holds at most {_MAX_FILTERS:,}',
     )
 
   @property
@@ -212,53 +212,50 @@ class Audio:
     return self.tokens_of(self.num_samples)
 
 
-@dataclasses.dataclass(frozen=True)
+@schema.section('model.video')
 class Video:
   """Frames, each read as a picture (model.image), as soft tokens in order."""
 
   # Frames of a video, taken at even distances; 0: no videos.
-  num_frames: int = 0
+  num_frames: schema.SizeOrZero = 0
   # Tokens that are left of each frame: the mean over patches (1) or of as many
   # rectangles of them; 0: all. A mean is of use where model.image.num_layers
   # has made patches tell of their place and neighbours.
-  frame_tokens: int = 0
-
-  def __post_init__(self):
-    schema.at_least(self, 'model.video', 0, 'num_frames', 'frame_tokens')
+  frame_tokens: schema.SizeOrZero = 0
 
 
-@dataclasses.dataclass(frozen=True)
+@schema.section('model')
 class Model:
   """The Transformer. Llama and Gemma 2/3 are values of these fields."""
 
   # decoder: decoder-only. encoder_decoder: the decoder reads an encoder.
   architecture: Literal['decoder', 'encoder_decoder'] = 'decoder'
   # Rows of the token table; None takes the tokenizer's.
-  vocab_size: int | None = None
+  vocab_size: schema.Length | None = None
   # Longest sequence (tokens) of the decoder, prompt and output together.
-  max_length: int = 256
+  max_length: schema.Length = 256
   # Width of the residual stream.
-  width: int = 256
+  width: schema.Size = 256
   # Layers of the decoder.
-  num_layers: int = 4
+  num_layers: schema.Layers = 4
   # Layers of the encoder; None: as many as the decoder.
-  num_encoder_layers: int | None = None
+  num_encoder_layers: schema.LayersOrZero | None = None
   # Query heads.
-  num_heads: int = 4
+  num_heads: schema.Size = 4
   # Key and value heads (grouped-query attention); None: num_heads.
-  num_kv_heads: int | None = None
+  num_kv_heads: schema.Size | None = None
   # Width of one head; None: width / num_heads.
-  head_dim: int | None = None
+  head_dim: schema.Size | None = None
   # Hidden width of the feed-forward layer; None: 4 * width.
-  mlp_dim: int | None = None
+  mlp_dim: schema.Size | None = None
   # Experts of the feed-forward layer (mixture of experts); 0: dense.
-  num_experts: int = 0
+  num_experts: Experts = 0
   # Experts that each token visits, by its router's choice.
-  experts_per_token: int = 2
+  experts_per_token: Experts = 2
   # Hidden width of one expert; None: mlp_dim.
-  expert_dim: int | None = None
+  expert_dim: schema.Size | None = None
   # Hidden width of an expert that every token visits; 0: none.
-  shared_expert_dim: int = 0
+  shared_expert_dim: schema.SizeOrZero = 0
   # Nonlinearity of the feed-forward layer.
   activation: Literal['gelu', 'gelu_exact', 'silu', 'relu', 'relu2'] = 'gelu'
   # Gate the hidden layer with a second projection (GLU).
@@ -270,40 +267,42 @@ class Model:
   # Layers repeat this pattern, e.g. ('local', 'global').
   attention_pattern: tuple[Literal['global', 'local'], ...] = ('global',)
   # A local layer sees this many positions, itself included.
-  window: int = 128
+  window: schema.Steps = 128
   # How positions enter: rotary angles in attention, or a learned table.
   position: Literal['rotary', 'learned', 'none'] = 'rotary'
   # Rotary base (theta) of global and of local layers; local None: global's.
-  rope_base: float = 10_000.0
-  rope_base_local: float | None = None
+  rope_base: RotaryBase = 10_000.0
+  rope_base_local: RotaryBase | None = None
   # Positions of global layers are divided by this (linear interpolation).
-  rope_scale: float = 1.0
+  rope_scale: Annotated[float, schema.Range(0, above=True, cap=1_000_000)] = 1.0
   # Llama 3's frequency-dependent rescaling: its original context; 0: off.
-  rope_llama3_context: int = 0
+  rope_llama3_context: schema.LengthOrZero = 0
   # Its (factor, low, high): see layers/embedding.py.
-  rope_llama3_factors: tuple[float, float, float] = (8.0, 1.0, 4.0)
+  rope_llama3_factors: tuple[
+    schema.Positive, schema.Positive, schema.Positive
+  ] = (8.0, 1.0, 4.0)
   # pre: x + f(norm(x)); pre_post: x + norm(f(norm(x))), as in Gemma 2.
   norm: Literal['pre', 'pre_post'] = 'pre'
   # Added to the mean square under the root of every norm.
-  norm_eps: float = 1e-6
+  norm_eps: schema.PositiveShare = 1e-6
   # Normalise queries and keys per head, as in Gemma 3.
   qk_norm: bool = False
   # Scores are divided by sqrt(this); None: head_dim.
-  query_scale: float | None = None
+  query_scale: schema.Positive | None = None
   # tanh soft-caps of attention scores and of logits; 0: off.
-  attention_softcap: float = 0.0
-  logit_softcap: float = 0.0
+  attention_softcap: schema.NonNegative = 0.0
+  logit_softcap: schema.NonNegative = 0.0
   # One table for input embedding and output projection.
   tie_embeddings: bool = True
   # Multiply embeddings by sqrt(width), as Gemma does.
   scale_embeddings: bool = False
   # Numbers in the vectors by which the two sides of an example find each
   # other, for retrieval (see loss_weights.contrastive); 0: none.
-  contrast_dim: int = 0
+  contrast_dim: schema.SizeOrZero = 0
   # Dropout rate on embeddings and on what each block adds.
-  dropout: float = 0.0
+  dropout: schema.PartialShare = 0.0
   # Standard deviation of the initial weights; None: 1/sqrt(fan in).
-  init_scale: float | None = None
+  init_scale: schema.Positive | None = None
   # Compute and parameter types. Norms, softmax, logits, loss: float32.
   dtype: Literal['float32', 'bfloat16'] = 'float32'
   param_dtype: Literal['float32', 'bfloat16'] = 'float32'
@@ -331,16 +330,11 @@ class Model:
   video: Video = dataclasses.field(default_factory=Video)
 
   def __post_init__(self):
-    schema.at_least(self, 'model', 1, 'max_length', 'width', 'num_layers')
-    schema.at_least(self, 'model', 1, 'num_heads', 'window')
     schema.check(
       not self.encodes or self.encoder_layers > 0,
       f'model.num_encoder_layers={self.num_encoder_layers} must be at least 1 '
       'where there is an encoder',
     )
-    schema.at_least(self, 'model', 0, 'num_experts', 'shared_expert_dim')
-    schema.at_least(self, 'model', 0, 'contrast_dim')
-    schema.is_share(self, 'model', 'dropout')
     schema.check(
       not self.contrast_dim or self.cross,
       f'model.contrast_dim={self.contrast_dim} needs '
@@ -368,6 +362,12 @@ class Model:
       not both,
       f'model.remat_save={self.remat_save} and model.remat_offload='
       f'{self.remat_offload} must not share names: {", ".join(sorted(both))}',
+    )
+    factor, low, high = self.rope_llama3_factors
+    schema.check(
+      not self.rope_llama3_context or low < high,
+      f'model.rope_llama3_factors={(factor, low, high)} must be (factor, low, '
+      'high) with low below high',
     )
     self._check_experts()
     self._check_media()
@@ -428,22 +428,24 @@ class Model:
   @property
   def kv_heads(self) -> int:
     """Key and value heads."""
-    return self.num_kv_heads or self.num_heads
+    return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
 
   @property
   def head_width(self) -> int:
     """Width of one head."""
-    return self.head_dim or self.width // self.num_heads
+    return (
+      self.width // self.num_heads if self.head_dim is None else self.head_dim
+    )
 
   @property
   def mlp_width(self) -> int:
     """Hidden width of the feed-forward layer."""
-    return self.mlp_dim or 4 * self.width
+    return 4 * self.width if self.mlp_dim is None else self.mlp_dim
 
   @property
   def expert_width(self) -> int:
     """Hidden width of one expert."""
-    return self.expert_dim or self.mlp_width
+    return self.mlp_width if self.expert_dim is None else self.expert_dim
 
   @property
   def kinds(self) -> tuple[str, ...]:
@@ -488,6 +490,16 @@ class Model:
       'video': (self.video.num_frames, *canvas),
     }
     return self.tokens_of(kind, sizes[kind])
+
+  def media_bytes(self) -> dict[str, int]:
+    """Bytes of the largest medium of each of KINDS that is read, in float32."""
+    image = self.image.height * self.image.width * self.image.channels
+    numbers = {
+      'image': image,
+      'audio': self.audio.num_samples,
+      'video': self.video.num_frames * image,
+    }
+    return {kind: 4 * numbers[kind] for kind in self.kinds}
 
   @property
   def cross(self) -> bool:

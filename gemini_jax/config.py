@@ -8,7 +8,7 @@ package sees a ConfigDict, and no field has a second default anywhere.
 import dataclasses
 import json
 import re
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import ml_collections
 
@@ -28,6 +28,11 @@ LEARNING_RATES = {
 # Between several texts of one prompt.
 SEPARATOR = '||'
 
+# A global batch of all processes holds no more than this, or it could not even
+# be prepared: tokens of all its sequences, and bytes of one kind of media.
+MAX_BATCH_TOKENS = 2**28
+MAX_BATCH_BYTES = 2**35
+
 AXES = ('data', 'fsdp', 'tensor', 'sequence', 'expert', 'pipeline')
 
 
@@ -36,8 +41,11 @@ ConfigError = schema.ConfigError
 check = schema.check
 optional = schema.optional
 nearest = schema.nearest
-at_least = schema.at_least
-is_share = schema.is_share
+
+# Types of fields: devices along an axis, and how much a term of the loss
+# counts.
+Devices = Annotated[int, schema.Range(1, rest=True, cap=2**20)]
+Weight = Annotated[float, schema.Range(0, cap=1_000_000)]
 
 # The section `model`.
 Model = architecture.Model
@@ -49,58 +57,45 @@ Autoencoder = architecture.Autoencoder
 KINDS = architecture.KINDS
 
 
-@dataclasses.dataclass(frozen=True)
+@schema.section('data.augment')
 class Augment:
   """How training examples are varied, on the host: data/augmentation.py."""
 
   # Pictures, and all frames of a video alike. Moved by so many pixels at most
   # in each direction.
-  crop_padding: int = 0
+  crop_padding: Annotated[int, schema.Range(0, cap=2**14)] = 0
   # Every other one is mirrored, left to right.
   flip: bool = False
   # So many random operations of RandAugment; 0: off; and how strong they are,
   # from 0 to 10.
-  randaugment_ops: int = 0
-  randaugment_magnitude: float = 5.0
+  randaugment_ops: Annotated[int, schema.Range(0, cap=100)] = 0
+  randaugment_magnitude: Annotated[float, schema.Range(0, 10)] = 5.0
   # Pictures and sounds that an encoder reads are mixed with those of another
   # row, by a share below a half of Beta(alpha, alpha); 0: off.
-  mixup_alpha: float = 0.0
+  mixup_alpha: Annotated[float, schema.Range(0, cap=1000)] = 0.0
   # Sounds. So many spans of silence, each of up to so many seconds.
-  time_masks: int = 0
-  time_mask_seconds: float = 0.1
+  time_masks: Annotated[int, schema.Range(0, cap=1000)] = 0
+  time_mask_seconds: Annotated[float, schema.Range(0, cap=1_000_000)] = 0.1
   # So many bands taken out, each of up to this share of the mel scale.
-  frequency_masks: int = 0
-  frequency_mask_share: float = 0.15
+  frequency_masks: Annotated[int, schema.Range(0, cap=1000)] = 0
+  frequency_mask_share: schema.Share = 0.15
   # White noise this far below the sound, in dB from the first number to the
   # second; (): off.
-  noise_db: tuple[float, ...] = ()
+  noise_db: tuple[Annotated[float, schema.Range(cap=200)], ...] = ()
   # Louder or softer by so many dB at most.
-  gain_db: float = 0.0
+  gain_db: Annotated[float, schema.Range(0, cap=100)] = 0.0
   # Earlier or later by so many seconds at most.
-  time_shift_seconds: float = 0.0
+  time_shift_seconds: Annotated[float, schema.Range(0, cap=1_000_000)] = 0.0
 
   def __post_init__(self):
-    path = 'data.augment'
-    at_least(self, path, 0, 'crop_padding', 'randaugment_ops')
-    at_least(self, path, 0, 'mixup_alpha', 'time_masks', 'time_mask_seconds')
-    at_least(self, path, 0, 'frequency_masks', 'gain_db', 'time_shift_seconds')
-    for name, most in (
-      ('randaugment_magnitude', 10),
-      ('frequency_mask_share', 1),
-    ):
-      value = getattr(self, name)
-      check(
-        0 <= value <= most,
-        f'{path}.{name}={value} must be at least 0 and at most {most}',
-      )
     check(
       not self.noise_db
       or (len(self.noise_db) == 2 and self.noise_db[0] <= self.noise_db[1]),
-      f'{path}.noise_db={self.noise_db} must be empty or (low, high)',
+      f'data.augment.noise_db={self.noise_db} must be empty or (low, high)',
     )
 
 
-@dataclasses.dataclass(frozen=True)
+@schema.section('data')
 class Data:
   """Where examples come from and how they become batches.
 
@@ -116,7 +111,7 @@ class Data:
   validation: tuple[str, ...] = ()
   test: tuple[str, ...] = ()
   # Shares of the training sources in tokens; (): by their size.
-  weights: tuple[float, ...] = ()
+  weights: tuple[schema.Positive, ...] = ()
   # Folder of prepared TFDS data sets; None: TFDS's own, downloaded.
   data_dir: str | None = None
   # The field of a record that is read as text.
@@ -130,13 +125,13 @@ class Data:
   # Words for the classes of a label that is a number; (): those of TFDS.
   label_names: tuple[str, ...] = ()
   # Samples a second of sounds that do not tell; None: model.audio.rate.
-  audio_rate: int | None = None
+  audio_rate: Annotated[int, schema.Range(1, cap=1_000_000)] | None = None
   # Chance that a kind of media among a row's inputs is left out of it, of
   # those that have several kinds (modality dropout).
-  media_dropout: float = 0.0
+  media_dropout: schema.PartialShare = 0.0
   # Chance that all inputs of a row are left out of it, which the guidance of
   # written media needs.
-  inputs_dropout: float = 0.0
+  inputs_dropout: schema.PartialShare = 0.0
   # Kinds of media that are left out of all inputs, to see what is lost.
   without: tuple[Literal['image', 'audio', 'video'], ...] = ()
   # Fields of training records of tasks that take the values of other records,
@@ -146,10 +141,10 @@ class Data:
   # seq2seq: the encoder reads the inputs, the decoder writes the targets.
   objective: Literal['causal', 'prefix', 'seq2seq'] = 'causal'
   # Sequences in one global batch, and tokens in one (decoder) sequence.
-  batch_size: int = 16
-  sequence_length: int = 256
+  batch_size: schema.Size = 16
+  sequence_length: schema.Length = 256
   # Tokens in one encoder sequence (seq2seq).
-  inputs_length: int = 256
+  inputs_length: schema.Length = 256
   # Fill rows with several records kept apart by segment ids.
   pack: bool = True
   # A new order every epoch; False keeps the sources' order.
@@ -162,11 +157,9 @@ class Data:
   # Where tokenized sources are kept; None: ~/.cache/gemini_jax/tokens.
   cache_dir: str | None = None
   # Batches prepared ahead in the background.
-  prefetch: int = 4
+  prefetch: Annotated[int, schema.Range(0, cap=1000)] = 4
 
   def __post_init__(self):
-    at_least(self, 'data', 1, 'batch_size', 'sequence_length', 'inputs_length')
-    at_least(self, 'data', 0, 'prefetch')
     check(
       bool(self.inputs_field) == bool(self.targets_field),
       f'data.inputs_field={self.inputs_field!r} and data.targets_field='
@@ -182,17 +175,10 @@ class Data:
       'data.deduplicate=True is for plain text; data.inputs_field='
       f'{self.inputs_field!r} and data.tasks={self.tasks} make pairs',
     )
-    is_share(self, 'data', 'media_dropout', 'inputs_dropout')
-    if self.audio_rate is not None:
-      at_least(self, 'data', 1, 'audio_rate')
     check(
       not self.weights or len(self.weights) == len(self.train),
       f'data.weights has {len(self.weights)} values for {len(self.train)} '
       'sources in data.train',
-    )
-    check(
-      all(weight > 0 for weight in self.weights),
-      f'data.weights={self.weights} must all be above 0',
     )
 
   @property
@@ -201,7 +187,7 @@ class Data:
     return bool(self.inputs_field or self.tasks)
 
 
-@dataclasses.dataclass(frozen=True)
+@schema.section('tokenizer')
 class Tokenizer:
   """Text to token ids and back."""
 
@@ -210,10 +196,10 @@ class Tokenizer:
   # A SentencePiece model to load; None: train one on the training split.
   path: str | None = None
   # Pieces of a SentencePiece model that is trained here, at most.
-  vocab_size: int = 2048
+  vocab_size: schema.Length = 2048
 
 
-@dataclasses.dataclass(frozen=True)
+@schema.section('optimizer')
 class Optimizer:
   """The update rule, its learning rate and what surrounds it."""
 
@@ -229,27 +215,29 @@ class Optimizer:
   ] = 'adamw'
   # Peak learning rate; None: a usual one, see LEARNING_RATES. Of prodigy,
   # which finds its own, a multiplier near 1.
-  learning_rate: float | None = None
+  learning_rate: schema.Positive | None = None
   # Its course after the warm-up; schedule_free never decays.
   schedule: Literal['constant', 'cosine', 'wsd', 'inverse_sqrt'] = 'cosine'
   # Linear warm-up, in steps.
-  warmup_steps: int = 0
+  warmup_steps: schema.StepsOrZero = 0
   # The last learning rate as a share of the peak (cosine, wsd).
-  final_scale: float = 0.1
+  final_scale: schema.Share = 0.1
   # Share of the steps in which wsd decays.
-  decay_share: float = 0.2
+  decay_share: schema.Share = 0.2
   # Multiply the learning rate by plateau_factor once the validation loss
   # has not improved for plateau_patience evaluations; 0: off.
-  plateau_patience: int = 0
+  plateau_patience: schema.StepsOrZero = 0
   # What a plateau multiplies the learning rate by.
-  plateau_factor: float = 0.5
+  plateau_factor: Annotated[
+    float, schema.Range(0, 1, above=True, below=True)
+  ] = 0.5
   # Decay rates of the first and of the second moment.
-  b1: float = 0.9
-  b2: float = 0.95
+  b1: schema.PartialShare = 0.9
+  b2: schema.PartialShare = 0.95
   # Added to the root of the second moment.
-  eps: float = 1e-8
+  eps: schema.Positive = 1e-8
   # Decoupled weight decay.
-  weight_decay: float = 0.1
+  weight_decay: Annotated[float, schema.Range(0, cap=10)] = 0.1
   # Parameters whose path matches this regular expression do not decay.
   no_decay: str = (
     r'(scale|bias|embedding|positions|latent/(query|multiplier|prior_\w+))$'
@@ -257,19 +245,18 @@ class Optimizer:
   # Parameters whose path matches stay as they are; '': all are trained.
   frozen: str = ''
   # Largest global norm of the gradient; 0: no clipping.
-  clip_norm: float = 1.0
+  clip_norm: schema.NonNegative = 1.0
   # Sequences of a batch are processed in this many parts, one by one.
-  accumulation_steps: int = 1
+  accumulation_steps: schema.Size = 1
   # Evaluate an exponential moving average of the parameters; 0: off.
-  ema_decay: float = 0.0
+  ema_decay: schema.PartialShare = 0.0
 
   def __post_init__(self):
     check(
-      self.peak > 0,
-      f'optimizer.learning_rate={self.learning_rate} must be above 0',
+      self.b1 > 0 or self.name != 'schedule_free',
+      f'optimizer.b1={self.b1} must be above 0 with schedule_free, which '
+      'divides by it',
     )
-    at_least(self, 'optimizer', 1, 'accumulation_steps')
-    is_share(self, 'optimizer', 'ema_decay')
     check(
       not (self.ema_decay and self.name == 'schedule_free'),
       'optimizer.ema_decay must be 0 with schedule_free, which averages itself',
@@ -296,46 +283,37 @@ class Optimizer:
     return self.learning_rate
 
 
-@dataclasses.dataclass(frozen=True)
+@schema.section('parallel')
 class Parallel:
   """Devices along each axis of the mesh; one of them may be -1: the rest."""
 
   # Copies of the parameters; each reads its share of the batch.
-  data: int = -1
+  data: Devices = -1
   # Parts of every parameter, along its width; the batch is split as well.
-  fsdp: int = 1
+  fsdp: Devices = 1
   # Parts of the heads, of the hidden units and of the vocabulary.
-  tensor: int = 1
+  tensor: Devices = 1
   # Parts of the sequences.
-  sequence: int = 1
+  sequence: Devices = 1
   # Parts of the experts.
-  expert: int = 1
+  expert: Devices = 1
   # Parts of the layers: stages that microbatches go through one by one.
-  pipeline: int = 1
+  pipeline: Devices = 1
   # Groups of devices with a slower network (DCN) between them than inside,
   # such as the slices of a multi-slice TPU job.
-  slices: int = 1
+  slices: schema.Size = 1
   # The axis whose outer part goes across the slices.
   slice_axis: Literal['data', 'fsdp', 'pipeline'] = 'data'
   # Microbatches of a batch; None: as many as stages. The more there are, the
   # less the stages wait: of R M + S - 1 iterations, S - 1.
-  microbatches: int | None = None
+  microbatches: schema.Size | None = None
   # Times R that a microbatch goes round the stages, each time through other
   # layers (circular); 1: once (GPipe). More need model.remat.
-  pipeline_repeats: int = 1
+  pipeline_repeats: schema.Layers = 1
 
   def __post_init__(self):
-    sizes = self.sizes
-    for name, size in sizes.items():
-      check(
-        size == -1 or size >= 1,
-        f'parallel.{name}={size} must be at least 1, or -1 for the rest',
-      )
-    free = [name for name, size in sizes.items() if size == -1]
+    free = [name for name, size in self.sizes.items() if size == -1]
     check(len(free) <= 1, f'parallel: only one of {free} can be -1')
-    at_least(self, 'parallel', 1, 'slices', 'pipeline_repeats')
-    if self.microbatches is not None:
-      at_least(self, 'parallel', 1, 'microbatches')
 
   @property
   def sizes(self) -> dict[str, int]:
@@ -343,7 +321,7 @@ class Parallel:
     return {axis: getattr(self, axis) for axis in AXES}
 
 
-@dataclasses.dataclass(frozen=True)
+@schema.section('train.bottleneck')
 class Bottleneck:
   """How much a latent may say, and when; loss_weights.kl weighs what it says.
 
@@ -354,31 +332,27 @@ class Bottleneck:
   # cycle (Fu et al. 2019); monotonic: once; constant: never below its value.
   schedule: Literal['cyclical', 'monotonic', 'constant'] = 'cyclical'
   # Cycles of all steps.
-  cycles: int = 4
+  cycles: schema.Steps = 4
   # Share of a cycle in which the weight is 0, and in which it rises.
-  off: float = 0.0
-  ramp: float = 0.5
+  off: schema.PartialShare = 0.0
+  ramp: schema.PartialShare = 0.5
   # Nats of each dimension of z that cost nothing (Kingma et al. 2016).
-  free_bits: float = 0.2
+  free_bits: schema.NonNegative = 0.2
   # Nats that z must carry on average, by a learned multiplier (Minimum
   # Desired Rate, Pelsmaeker and Aziz 2020); 0: off.
-  min_rate: float = 0.0
+  min_rate: schema.NonNegative = 0.0
   # Share of the steps in which the KL term is off; then the decoder starts
   # anew and the schedule begins (Li et al. 2019).
-  autoencode: float = 0.0
+  autoencode: schema.PartialShare = 0.0
   # Rate of the decoder's input tokens that are hidden from it.
-  word_dropout: float = 0.0
+  word_dropout: schema.PartialShare = 0.0
 
   def __post_init__(self):
-    path = 'train.bottleneck'
-    at_least(self, path, 0, 'free_bits', 'min_rate')
     check(
       not self.min_rate or self.schedule == 'constant',
       f'train.bottleneck.min_rate={self.min_rate} needs schedule constant: '
       'while the KL term is off nothing would hold its multiplier',
     )
-    at_least(self, path, 1, 'cycles')
-    is_share(self, path, 'off', 'ramp', 'autoencode', 'word_dropout')
     check(
       self.off + self.ramp <= 1,
       f'train.bottleneck.off={self.off} and ramp={self.ramp} must together be '
@@ -386,25 +360,25 @@ class Bottleneck:
     )
 
 
-@dataclasses.dataclass(frozen=True)
+@schema.section('train')
 class Train:
   """The training loop."""
 
   # Updates of the parameters.
-  num_steps: int = 1000
+  num_steps: schema.Steps = 1000
   # All randomness of a run follows from it.
-  seed: int = 0
+  seed: schema.Seed = 0
   # Steps between lines of metrics, evaluations and checkpoints.
-  log_every: int = 10
-  eval_every: int = 200
-  save_every: int = 200
+  log_every: schema.Count = 10
+  eval_every: schema.Count = 200
+  save_every: schema.Count = 200
   # Newest checkpoints kept.
-  keep_last: int = 2
+  keep_last: schema.Count = 2
   # Keep the best by validation loss as well, to which terms of media count by
   # their weights.
   keep_best: bool = True
   # Label smoothing of the cross-entropy.
-  label_smoothing: float = 0.0
+  label_smoothing: schema.PartialShare = 0.0
   # Training of a latent.
   bottleneck: Bottleneck = dataclasses.field(default_factory=Bottleneck)
   # Compiled programs kept here; None: ~/.cache/gemini_jax/xla; '': off.
@@ -412,47 +386,38 @@ class Train:
   # Project on Weights & Biases (pip install 'gemini_jax[wandb]'); '': off.
   wandb_project: str = ''
 
-  def __post_init__(self):
-    at_least(self, 'train', 1, 'num_steps', 'log_every', 'eval_every')
-    at_least(self, 'train', 1, 'save_every', 'keep_last')
 
-
-@dataclasses.dataclass(frozen=True)
+@schema.section('eval')
 class Eval:
   """Evaluation over whole splits."""
 
   # Sequences in one batch; None: data.batch_size.
-  batch_size: int | None = None
+  batch_size: schema.Size | None = None
   # Batches at most during training; None: the whole split.
-  max_batches: int | None = None
+  max_batches: schema.Count | None = None
   # Prompts continued after training, to read.
   samples: tuple[str, ...] = ()
   # Held-out pairs whose targets are generated greedily after training and
   # compared with the true ones; 0: none.
-  exact_match: int = 0
+  exact_match: schema.Natural = 0
   # Held-out texts whose pictures or sounds are written after training, put on
   # a page, and judged by a classifier that learns from real ones alone where
   # there are at most 100 different texts; 0: none.
-  judged: int = 0
+  judged: schema.Natural = 0
   # Held-out examples of each task that writes text alone, which are written
   # greedily after training, put on a page and compared by BLEU and CIDEr-D;
   # 0: none.
-  captions: int = 0
+  captions: schema.Natural = 0
   # Held-out examples of each task whose sides are to find each other, by
   # model.contrast_dim: recall at 1, 5 and 10; 0: none.
-  retrieval: int = 0
+  retrieval: schema.Natural = 0
   # Test sequences, a row each (data.pack=False), whose nll is measured at the
   # end, and of a latent mi and active_units, by so many draws of z for each.
-  latent_examples: int = 1000
-  importance_samples: int = 500
-
-  def __post_init__(self):
-    at_least(self, 'eval', 0, 'exact_match', 'judged', 'captions')
-    at_least(self, 'eval', 0, 'retrieval', 'latent_examples')
-    at_least(self, 'eval', 1, 'importance_samples')
+  latent_examples: schema.Natural = 1000
+  importance_samples: schema.Size = 500
 
 
-@dataclasses.dataclass(frozen=True)
+@schema.section('generate')
 class Generate:
   """Text from a trained model."""
 
@@ -467,9 +432,9 @@ class Generate:
     'prompt'
   )
   # z itself, instead of a source.
-  latent: tuple[float, ...] = ()
+  latent: tuple[Annotated[float, schema.Range(cap=1_000_000)], ...] = ()
   # What deviations of z are multiplied by; 0 reconstructs, more varies.
-  latent_temperature: float = 1.0
+  latent_temperature: Annotated[float, schema.Range(0, cap=1000)] = 1.0
   # What the output should be: 'attribute=value', or several with commas. The
   # attributes are those of the labels in data.train.
   steer: str = ''
@@ -478,10 +443,10 @@ class Generate:
     'ode', 'gradient', 'vector', 'best_of', 'fudge', 'pplm'
   ] = 'ode'
   # Strength of it.
-  steer_weight: float = 1.0
+  steer_weight: Annotated[float, schema.Range(0, cap=1_000_000)] = 1.0
   # Labelled texts that each attribute is learned from; a quarter of them have
   # the wished value at least, if there are so many.
-  num_labels: int = 400
+  num_labels: Annotated[int, schema.Range(2)] = 400
   # Files that are read beside the prompt; '': none.
   image: str = ''
   audio: str = ''
@@ -493,42 +458,30 @@ class Generate:
   task: str = ''
   # Written media: how much likelier the inputs must make them (classifier-free
   # guidance, data.inputs_dropout); 0: off.
-  guidance: float = 0.0
+  guidance: Annotated[float, schema.Range(0, cap=1000)] = 0.0
   # Samples of the prompt, and new tokens in each at most.
-  count: int = 1
-  max_tokens: int = 200
+  count: schema.Size = 1
+  max_tokens: schema.Length = 200
   # 0: greedy. Otherwise logits are divided by it.
-  temperature: float = 0.8
+  temperature: schema.NonNegative = 0.8
   # Keep the k likeliest tokens; 0: all.
-  top_k: int = 0
+  top_k: schema.StepsOrZero = 0
   # Keep the likeliest tokens that together hold this probability.
-  top_p: float = 1.0
+  top_p: schema.PositiveShare = 1.0
   # Keep tokens at least this likely relative to the likeliest.
-  min_p: float = 0.0
+  min_p: schema.Share = 0.0
   # Beams of a beam search; 1: sampling.
-  beam_size: int = 1
+  beam_size: Annotated[int, schema.Range(1, cap=2**12)] = 1
   # Length normalisation of beams, ((5 + n) / 6) ** length_penalty.
-  length_penalty: float = 0.6
+  length_penalty: Annotated[float, schema.Range(-5, 5)] = 0.6
   # Of the samples, and of the choice of labelled texts.
-  seed: int = 0
+  seed: schema.Seed = 0
   # Which checkpoint: the newest, or the best by validation loss.
   checkpoint: Literal['latest', 'best'] = 'latest'
   # Tokens of a prompt that are read at once.
-  prefill_chunk: int = 64
+  prefill_chunk: schema.Length = 64
 
   def __post_init__(self):
-    names = ('count', 'max_tokens', 'beam_size', 'prefill_chunk')
-    at_least(self, 'generate', 1, *names)
-    at_least(self, 'generate', 2, 'num_labels')
-    names = ('temperature', 'latent_temperature', 'top_k', 'steer_weight')
-    at_least(self, 'generate', 0, *names, 'guidance')
-    check(
-      0 < self.top_p <= 1,
-      f'generate.top_p={self.top_p} must be above 0 and at most 1',
-    )
-    check(
-      0 <= self.min_p <= 1, f'generate.min_p={self.min_p} must be in [0, 1]'
-    )
     num = {'interpolate': 2, 'analogy': 3}.get(self.source, 1)
     check(
       len(self.texts) == num,
@@ -544,7 +497,7 @@ class Generate:
     return (self.prompt,)
 
 
-@dataclasses.dataclass(frozen=True)
+@schema.section('plan')
 class Plan:
   """What `--mode=plan` compiles for."""
 
@@ -553,40 +506,40 @@ class Plan:
   # hosts x GPUs of each). '': the devices of this machine.
   topology: str = ''
   # Rows that are decoded together; None: data.batch_size; 0: no decode step.
-  decode_batch_size: int | None = None
+  decode_batch_size: schema.SizeOrZero | None = None
   # Compile fast instead of well: in a fifth of the time, memory within 10 %.
   fast: bool = True
   # Bytes that a device has; None: what its kind has.
-  device_memory_bytes: int | None = None
+  device_memory_bytes: schema.Count | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@schema.section('loss_weights')
 class LossWeights:
   """Weights of the terms that the model returns beside its outputs."""
 
   # Mean squared log-partition of the logits (PaLM, section 5).
-  z_loss: float = 0.0
+  z_loss: Weight = 0.0
   # How unevenly routers load their experts: 1 at best (Switch, section 2.2).
-  router_balance: float = 0.01
+  router_balance: Weight = 0.01
   # Mean squared log-partition of the routers' logits (ST-MoE, section 3.1).
-  router_z: float = 0.001
+  router_z: Weight = 0.001
   # What a latent says, in nats, as it stands in the evidence bound at 1; see
   # train.bottleneck for its course.
-  kl: float = 1.0
+  kl: Weight = 1.0
   # What a latent should say and does not, by its multiplier.
-  min_rate: float = 1.0
+  min_rate: Weight = 1.0
   # Written media: nats of each number of a z, as one token's cross-entropy.
-  media_nll: float = 1.0
+  media_nll: Weight = 1.0
   # Autoencoders of media, for each medium: absolute error of a number; nats of
   # a token's z; edges of a picture, or loud parts of a sound.
-  reconstruction: float = 1.0
-  media_rate: float = 0.003
-  detail: float = 0.0
+  reconstruction: Weight = 1.0
+  media_rate: Weight = 0.003
+  detail: Weight = 0.0
   # Nats of finding the other side of an example among those of the batch.
-  contrastive: float = 1.0
+  contrastive: Weight = 1.0
 
 
-@dataclasses.dataclass(frozen=True)
+@schema.section()
 class Config:
   """Everything that defines a run."""
 
@@ -646,6 +599,48 @@ class Config:
       f'optimizer.accumulation_steps={self.optimizer.accumulation_steps} must '
       f'divide data.batch_size={self.data.batch_size}',
     )
+    canvas = min(self.model.image.height, self.model.image.width)
+    padding = self.data.augment.crop_padding
+    check(
+      not canvas or padding <= canvas,
+      f'data.augment.crop_padding={padding} must be at most {canvas}, the '
+      'smaller of model.image.height and model.image.width',
+    )
+    for field, rows in (
+      ('data.batch_size', self.data.batch_size),
+      ('eval.batch_size', self.eval.batch_size),
+      ('plan.decode_batch_size', self.plan.decode_batch_size),
+    ):
+      self._check_batch(field, rows or 0)
+
+  def _check_batch(self, field: str, num_rows: int):
+    """Estimates a batch of so many rows before anything is allocated."""
+    data, model = self.data, self.model
+    lengths = f'data.sequence_length={data.sequence_length}'
+    length = data.sequence_length
+    if model.cross:
+      lengths += f' and data.inputs_length={data.inputs_length}'
+      length += data.inputs_length
+    check(
+      num_rows * length <= MAX_BATCH_TOKENS,
+      f'{field}={num_rows} rows of {lengths} are {num_rows * length:,} '
+      f'tokens; a batch holds at most {MAX_BATCH_TOKENS:,}',
+    )
+    image, audio, video = model.image, model.audio, model.video
+    canvas = f'model.image.height={image.height} x width={image.width} pixels'
+    sizes = {
+      'image': canvas,
+      'audio': f'model.audio.seconds={audio.seconds} at rate={audio.rate}',
+      'video': f'model.video.num_frames={video.num_frames} of {canvas}',
+    }
+    limit = MAX_BATCH_BYTES // 2**30
+    for kind, num_bytes in model.media_bytes().items():
+      total = round(num_rows * num_bytes / 2**30)
+      check(
+        num_rows * num_bytes <= MAX_BATCH_BYTES,
+        f'{field}={num_rows} rows with {sizes[kind]} are {total} GiB; the '
+        f'{kind}s of a batch hold at most {limit} GiB',
+      )
 
 
 def from_config_dict(values) -> Config:
@@ -669,5 +664,25 @@ def to_json(config: Config) -> str:
 
 
 def from_json(text: str) -> Config:
-  """The config that `to_json` wrote."""
-  return from_config_dict(json.loads(text))
+  """The config that `to_json` wrote.
+
+  Raises:
+    ConfigError: the text is not JSON, names a field twice, or holds no config.
+  """
+
+  def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    names = [name for name, _ in pairs]
+    for name in values:
+      check(names.count(name) == 1, f'{name!r} stands twice in one section')
+    return values
+
+  try:
+    values = json.loads(text, object_pairs_hook=once)
+  except ConfigError:
+    raise
+  except RecursionError as error:
+    raise ConfigError('the config is nested too deeply') from error
+  except ValueError as error:
+    raise ConfigError(f'the config is not JSON: {error}') from error
+  return from_config_dict(values)

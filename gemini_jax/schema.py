@@ -2,10 +2,14 @@
 
 import dataclasses
 import difflib
+import functools
 import importlib
+import math
+import reprlib
 import types
 import typing
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 import ml_collections
 from ml_collections import config_dict
@@ -40,23 +44,6 @@ def optional(module: str, needed: str, extra: str) -> Any:
     ) from error
 
 
-def at_least(section: Any, path: str, least: float, *names: str):
-  """Raises ConfigError unless fields of `section` are at least `least`."""
-  for name in names:
-    value = getattr(section, name)
-    check(value >= least, f'{path}.{name}={value} must be at least {least}')
-
-
-def is_share(section: Any, path: str, *names: str):
-  """Raises ConfigError unless fields of `section` lie in [0, 1)."""
-  for name in names:
-    value = getattr(section, name)
-    check(
-      0 <= value < 1,
-      f'{path}.{name}={value} must be at least 0 and below 1',
-    )
-
-
 def nearest(name: str, known) -> str:
   """`; did you mean ...?` with the nearest of the `known` names."""
   close = difflib.get_close_matches(name, list(known), n=2, cutoff=0.5)
@@ -65,42 +52,207 @@ def nearest(name: str, known) -> str:
   return f'; accepted: {", ".join(sorted(known))}'
 
 
+class _Short(reprlib.Repr):
+  """Values in messages: one line, however large or deep they are."""
+
+  def __init__(self):
+    super().__init__()
+    self.maxstring = self.maxother = 200
+
+  def repr_int(self, x, level):
+    # Python refuses to print more than 4,300 digits.
+    if x.bit_length() > 256:
+      return f'{"-" * (x < 0)}<{x.bit_length()} bits>'
+    return repr(x)
+
+  def repr_ConfigDict(self, x, level):
+    return self.repr_dict(x.to_dict(), level)
+
+
+_short = _Short().repr
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+  """Numbers that a field takes, as part of its type: Annotated[int, Range(1)].
+
+  Attributes:
+    low: the smallest.
+    high: the largest.
+    above: whether `low` itself is left out.
+    below: whether `high` itself is left out.
+    rest: whether -1 is accepted as well, for what the others leave.
+    cap: what memory or a device can hold, in size, where the field's meaning
+      sets no bound; None: what int64 holds, or float32.
+  """
+
+  low: float | None = None
+  high: float | None = None
+  above: bool = False
+  below: bool = False
+  rest: bool = False
+  cap: float | None = None
+
+  def __contains__(self, value: float) -> bool:
+    low, high = self.low, self.high
+    inside = (
+      low is None or value > low or (value == low and not self.above)
+    ) and (high is None or value < high or (value == high and not self.below))
+    return inside or (self.rest and value == -1)
+
+  def __str__(self) -> str:
+    bounds = []
+    if self.low is not None:
+      bounds.append(f'{"above" if self.above else "at least"} {self.low:,}')
+    if self.high is not None:
+      bounds.append(f'{"below" if self.below else "at most"} {self.high:,}')
+    return ' and '.join(bounds) + ', or -1 for the rest' * self.rest
+
+
+_CAPS = {int: 2**63 - 1, float: 3.4e38}
+# The smallest float32 that devices do not take for 0.
+_TINY = 2.0**-126
+
+# Types of fields that are numbers.
+Count = Annotated[int, Range(1)]
+Natural = Annotated[int, Range(0)]
+# Dims of arrays, and whatever is held in memory at once.
+Size = Annotated[int, Range(1, cap=2**20)]
+SizeOrZero = Annotated[int, Range(0, cap=2**20)]
+# Tokens of a sequence, whose positions float32 holds; rows of a table.
+Length = Annotated[int, Range(1, cap=2**24)]
+LengthOrZero = Annotated[int, Range(0, cap=2**24)]
+# Layers, each compiled where they are not scanned.
+Layers = Annotated[int, Range(1, cap=10_000)]
+LayersOrZero = Annotated[int, Range(0, cap=10_000)]
+# What devices count in int32, where one more must fit.
+Steps = Annotated[int, Range(1, cap=2**31 - 2)]
+StepsOrZero = Annotated[int, Range(0, cap=2**31 - 2)]
+Seed = Annotated[int, Range()]
+Positive = Annotated[float, Range(0, above=True)]
+NonNegative = Annotated[float, Range(0)]
+# Shares of something; less than all of it; more than nothing.
+Share = Annotated[float, Range(0, 1)]
+PartialShare = Annotated[float, Range(0, 1, below=True)]
+PositiveShare = Annotated[float, Range(0, 1, above=True)]
+
+
+def describe(hint: Any) -> str:
+  """The type `hint` and what it accepts, for a reader: 'int, at least 1'."""
+  origin, args = typing.get_origin(hint), typing.get_args(hint)
+  if origin is Annotated:
+    return ', '.join(filter(None, (args[0].__name__, str(args[1]))))
+  if dataclasses.is_dataclass(hint):
+    return 'section'
+  if types.NoneType in args:
+    return f'{describe(args[0])}, or None'
+  if origin is Literal:
+    return f'one of {", ".join(map(str, args))}'
+  if origin is tuple and args[-1] is Ellipsis:
+    return f'tuple of {describe(args[0])}'
+  if origin is tuple:
+    return f'tuple of {len(args)} {describe(args[0])}'
+  return hint.__name__
+
+
+def _number(value: Any, kind: Any, accepted: Range, path: str) -> Any:
+  """`value` as an int or a float that is `accepted`."""
+  cap = _CAPS[kind] if accepted.cap is None else accepted.cap
+  integer = type(value) is int
+  check(
+    type(value) is kind or (kind is float and integer),
+    f'{path}={_short(value)} must be {kind.__name__}, not '
+    f'{type(value).__name__}',
+  )
+  given, rule = f'{path}={_short(value)}', str(accepted)
+  check(
+    integer or math.isfinite(value),
+    f'{given} must be {", ".join(filter(None, ("a finite number", rule)))}',
+  )
+  check(value in accepted, f'{given} must be {rule}')
+  check(value <= cap, f'{given} must be at most {cap:,}')
+  check(value >= -cap, f'{given} must be at least {-cap:,}')
+  check(
+    integer or value == 0 or abs(value) >= _TINY,
+    f'{given} is 0 for a float32; the smallest is {_TINY:.2g}',
+  )
+  return kind(value)
+
+
 def _cast(value: Any, hint: Any, path: str) -> Any:
   """`value` as the type `hint`, or a ConfigError that names `path`."""
   origin, args = typing.get_origin(hint), typing.get_args(hint)
   if dataclasses.is_dataclass(hint):
-    check(
-      isinstance(value, (dict, ml_collections.ConfigDict)),
-      f'{path}={value!r} must be a section of the config',
-    )
-    return convert(value, hint, path)
-  if origin is types.UnionType:
-    if value is None:
-      return None
-    return _cast(value, args[0], path)
+    return value if type(value) is hint else convert(value, hint, path)
+  if types.NoneType in args:
+    return None if value is None else _cast(value, args[0], path)
+  if origin is Annotated:
+    return _number(value, args[0], args[1], path)
+  if hint in (int, float):
+    return _number(value, hint, Range(), path)
   if origin is Literal:
-    if value not in args:
-      choices = ', '.join(map(str, args))
-      raise ConfigError(f'{path}={value!r} must be one of {choices}')
-    return value
+    # True is no 1, though they are equal.
+    for choice in args:
+      if type(value) is type(choice) and value == choice:
+        return choice
+    choices = ', '.join(map(str, args))
+    raise ConfigError(f'{path}={_short(value)} must be one of {choices}')
   if origin is tuple:
-    check(isinstance(value, (list, tuple)), f'{path}={value!r} must be a tuple')
+    check(
+      isinstance(value, (list, tuple)),
+      f'{path}={_short(value)} must be a tuple',
+    )
     inner = args[:1] * len(value) if args[-1] is Ellipsis else args
     check(
       len(inner) == len(value),
-      f'{path}={value!r} must have {len(inner)} values',
+      f'{path}={_short(value)} must have {len(inner)} values',
     )
     return tuple(
       _cast(item, kind, f'{path}[{i}]')
       for i, (item, kind) in enumerate(zip(value, inner, strict=True))
     )
-  if hint is float and type(value) is int:
-    return float(value)
   check(
     type(value) is hint,
-    f'{path}={value!r} must be {hint.__name__}, not {type(value).__name__}',
+    f'{path}={_short(value)} must be {hint.__name__}, not '
+    f'{type(value).__name__}',
   )
   return value
+
+
+@functools.cache
+def hints(cls: Any) -> dict[str, Any]:
+  """The types of the fields of a section, with the ranges of numbers."""
+  return typing.get_type_hints(cls, include_extras=True)
+
+
+@typing.dataclass_transform(
+  frozen_default=True, field_specifiers=(dataclasses.field,)
+)
+def section(path: str = '') -> Callable[[type], Any]:
+  """Makes a class a frozen dataclass whose fields are what their types say.
+
+  They are cast when one is made, also by `dataclasses.replace`, before the
+  class's own `__post_init__`, which has the rules between fields.
+
+  Args:
+    path: where it stands in a config, for messages.
+  """
+  prefix = f'{path}.' if path else ''
+
+  def decorate(cls: Any) -> Any:
+    rules = cls.__dict__.get('__post_init__')
+
+    def check_fields(self):
+      for name, hint in hints(cls).items():
+        value = _cast(getattr(self, name), hint, prefix + name)
+        object.__setattr__(self, name, value)
+      if rules:
+        rules(self)
+
+    cls.__post_init__ = check_fields
+    return dataclasses.dataclass(frozen=True)(cls)
+
+  return decorate
 
 
 def convert(values: Any, cls: Any, path: str = '') -> Any:
@@ -110,30 +262,32 @@ def convert(values: Any, cls: Any, path: str = '') -> Any:
     ConfigError: a field is unknown, has the wrong type or a value outside
       what is accepted; it begins with `path`.
   """
-  hints = typing.get_type_hints(cls)
-  for name in values:
-    if name not in hints:
-      where = path or 'config'
-      raise ConfigError(
-        f'{path}{"." if path else ""}{name} is not a field of '
-        f'{where}{nearest(name, hints)}'
-      )
+  check(
+    isinstance(values, (dict, ml_collections.ConfigDict)),
+    f'{path or "config"}={_short(values)} must be a section of the config',
+  )
   prefix = f'{path}.' if path else ''
+  known = hints(cls)
+  for name in values:
+    if name not in known:
+      plain = isinstance(name, str) and name.isascii() and name.isidentifier()
+      raise ConfigError(
+        f'{prefix}{name if plain else _short(name)} is not a field of '
+        f'{path or "config"}{nearest(str(name), known)}'
+      )
   return cls(
-    **{name: _cast(values[name], hints[name], prefix + name) for name in values}
+    **{name: _cast(values[name], known[name], prefix + name) for name in values}
   )
 
 
 def to_config_dict(value: Any, hint: Any) -> Any:
   """A ConfigDict with every field of the dataclass `value` of type `hint`."""
   if dataclasses.is_dataclass(value):
-    hints = typing.get_type_hints(type(value))
+    plain = typing.get_type_hints(type(value))
     return ml_collections.ConfigDict(
       {
-        field.name: to_config_dict(
-          getattr(value, field.name), hints[field.name]
-        )
-        for field in dataclasses.fields(value)
+        name: to_config_dict(getattr(value, name), kind)
+        for name, kind in plain.items()
       }
     )
   if value is None:

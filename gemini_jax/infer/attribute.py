@@ -167,7 +167,7 @@ def fit(
   values = [values_of(name, labels) for name in names]
   # One model for each attribute, decay, and share of the texts.
   held_N = np.zeros(N, bool)
-  order_N = np.random.default_rng(seed).permutation(N)
+  order_N = np.random.default_rng(seed % 2**63).permutation(N)
   held_N[order_N[: max(1, round(N * _HELD_OUT))]] = True
   targets_AN = np.array(
     [

@@ -223,7 +223,7 @@ def read_texts(
     seed: of the choice.
   """
   length = model.config.max_length
-  rng = np.random.default_rng(seed)
+  rng = np.random.default_rng(seed % 2**63)
   places, ends, counts = [], [], []
   for first in range(0, len(rows), _NUM_ROWS):
     part = [row[: length + 1] for row in rows[first : first + _NUM_ROWS]]
