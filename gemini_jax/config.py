@@ -7,6 +7,8 @@ package sees a ConfigDict, and no field has a second default anywhere.
 
 import dataclasses
 import json
+import os
+import pathlib
 import re
 from typing import Literal
 
@@ -27,6 +29,9 @@ LEARNING_RATES = {
 
 # Between several texts of one prompt.
 SEPARATOR = '||'
+
+# Where a run keeps its config, in its folder.
+FILE = 'config.json'
 
 AXES = ('data', 'fsdp', 'tensor', 'sequence', 'expert', 'pipeline')
 
@@ -671,3 +676,28 @@ def to_json(config: Config) -> str:
 def from_json(text: str) -> Config:
   """The config that `to_json` wrote."""
   return from_config_dict(json.loads(text))
+
+
+def read(path: pathlib.Path) -> Config:
+  """The config in a file that this version or an earlier one wrote.
+
+  What an earlier version did not know yet has its default.
+
+  Raises:
+    ConfigError: it cannot be read, or is no config of this version.
+  """
+  check(
+    os.path.isfile(path) or not os.path.exists(path),
+    f'{path} cannot be read: not a regular file',
+  )
+  try:
+    values = json.loads(path.read_text('utf-8'))
+  except OSError as error:
+    raise ConfigError(f'{path} cannot be read: {error.strerror}') from error
+  except (ValueError, RecursionError) as error:
+    raise ConfigError(f'{path} is not JSON: {error}') from error
+  check(isinstance(values, dict), f'{path} is not a config: no JSON object')
+  try:
+    return from_config_dict(values)
+  except ConfigError as error:
+    raise ConfigError(f'{path}: {error}') from error
