@@ -1,5 +1,8 @@
 """Command lines: flags, experiments and help."""
 
+import dataclasses
+import json
+
 import pytest
 
 from gemini_jax import command
@@ -92,6 +95,86 @@ def test_what_is_said_of_wrong_arguments(file):
   assert message(config, '--noconfig.model.remt') == (
     'model.remt is not a field of model; did you mean remat or remat_save?'
   )
+
+
+@pytest.fixture
+def run(tmp_path):
+  """The folder of a run, with its config.json."""
+  config = config_lib.to_config_dict()
+  config.model.vocab_size = 320
+  config.model.norm = 'pre_post'
+  config.data.test = ('reverse:9',)
+  config.eval.judged = 5
+  config = config_lib.from_config_dict(config)
+  folder = tmp_path / 'run'
+  folder.mkdir()
+  (folder / 'config.json').write_text(config_lib.to_json(config))
+  return folder, config
+
+
+def run_config(folder, mode, *argv):
+  arguments = command.split(['main', *argv], {})
+  return command.run_config(arguments, mode, folder)
+
+
+@pytest.mark.parametrize('mode', ['train', 'eval', 'generate', 'plan'])
+def test_without_an_experiment_the_run_gives_its_config(run, mode):
+  folder, config = run
+  assert run_config(folder, mode) == config
+  changed = run_config(folder, mode, '--config.model.norm=pre')
+  assert changed.model == dataclasses.replace(config.model, norm='pre')
+  with pytest.raises(config_lib.ConfigError, match='did you mean norm'):
+    run_config(folder, mode, '--config.model.norn=pre')
+  with pytest.raises(config_lib.ConfigError) as error:
+    run_config(folder.parent, mode)
+  assert str(error.value) == (
+    f'--config=... is missing, and --workdir={folder.parent} has no '
+    'config.json of a run'
+  )
+
+
+def test_an_experiment_says_how_a_run_is_used(run, file, caplog):
+  """And not what it is: flags of the training need not be typed again."""
+  folder, config = run
+  lines = "config.generate.prompt = 'a'", "config.data.test = ('text:b',)"
+  body = '\n  '.join((*lines, 'return config'))
+  file.write_text(EXPERIMENT.replace('return config', body))
+  for mode in ('eval', 'generate'):
+    caplog.clear()
+    flags = f'--config={file}', '--config.model.width=256'
+    used = run_config(folder, mode, *flags)
+    assert used.model == config.model
+    assert used.data == config.data
+    assert used.generate.prompt == 'a'
+    assert used.eval.judged == 0
+    # What is not used is said, save what a flag decides.
+    assert 'than the run in data.test, model.norm: those' in caplog.text
+  for mode in ('train', 'plan'):
+    asked = run_config(folder, mode, f'--config={file}')
+    assert asked.model == config_lib.Model(width=64)
+  # There is no run yet.
+  asked = run_config(folder.parent, 'eval', f'--config={file}')
+  assert asked.model == config_lib.Model(width=64)
+
+
+def test_the_experiment_of_a_run_is_no_other_one(run):
+  saved = config_lib.to_config_dict(run[1])
+  asked = config_lib.to_config_dict(run[1])
+  asked.model.vocab_size = None
+  assert not list(command._differences(asked, saved))
+
+
+def test_a_run_of_another_version(run):
+  folder, config = run
+  file = folder / 'config.json'
+  values = json.loads(file.read_text())
+  del values['model']['latent'], values['plan']
+  file.write_text(json.dumps(values))
+  assert run_config(folder, 'eval') == config
+  file.write_text(json.dumps(values | {'wings': {}}))
+  with pytest.raises(config_lib.ConfigError) as error:
+    run_config(folder, 'eval')
+  assert str(error.value).startswith(f'{file}: wings is not a field of config')
 
 
 TOOLS = {'bench': bench, 'diversity': diversity, 'steered': steered}

@@ -32,9 +32,6 @@ class Outer:
   # Its name.
   name: str = 'a b'
 
-  def __post_init__(self):
-    pass
-
 
 def test_the_comment_above_a_field_is_its_meaning():
   found = manual.fields(Inner)

@@ -464,7 +464,9 @@ def main(argv: Sequence[str]) -> int:
     config_lib.check(
       what in WHAT, f'--what={what} must be one of {", ".join(WHAT)}'
     )
-    result = WHAT[what](parsed.config, parsed.values['nanogpt'])
+    nanogpt = parsed.values['nanogpt']
+    nanogpt = str(command.folder('nanogpt', nanogpt)) if nanogpt else ''
+    result = WHAT[what](parsed.config, nanogpt)
   except config_lib.ConfigError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2

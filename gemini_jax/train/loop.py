@@ -102,6 +102,8 @@ def _train(run: run_lib.Run):
     state, step = restored.state, restored.step
     size = restored.manifest['metrics_bytes']
     data.check(restored.manifest['data'])
+  # Nothing is refused from here on.
+  run.write_config()
   results: dict[str, float] = restored.manifest['results'] if restored else {}
   if step >= num_steps:
     print(
@@ -126,8 +128,6 @@ def _train(run: run_lib.Run):
   if held_out:
     eval_step = compile_eval(run, state, next(iter(held_out.values())))
 
-  # What could refuse this config has not.
-  run_lib.write_config(run)
   writer = metrics.Writer(run.workdir, config, step, size)
   progress = metrics.Progress(step, num_steps)
   stopper = Stopper(run.mesh)

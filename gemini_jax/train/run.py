@@ -71,6 +71,26 @@ class Run:
       model=self.config.model,
     )
 
+  def write_config(self):
+    """Keeps the config in the folder of the run, once nothing refuses it.
+
+    Raises:
+      ConfigError: it cannot be written.
+    """
+    path = self.workdir / CONFIG_FILE
+
+    def write():
+      draft = path.with_name(f'{path.name}.draft')
+      try:
+        draft.write_text(config_lib.to_json(self.config))
+        draft.replace(path)
+      except OSError as error:
+        raise config_lib.ConfigError(
+          f'{path} cannot be written: {error.strerror}'
+        ) from error
+
+    cluster.on_first(write)
+
   def restore(self, which: str = 'latest') -> checkpoint.Restored:
     """The newest checkpoint, or the best by validation loss.
 
@@ -102,7 +122,8 @@ def open_run(
     config: what was asked for.
     workdir: the folder of the run.
     create: for training: makes the folder, and trains a tokenizer if there
-      is no checkpoint yet. The config is left to `write_config`.
+      is no checkpoint yet. The config of a run that begins is written; that of
+      one that goes on by `Run.write_config`, once nothing can refuse it.
 
   Raises:
     ConfigError: the folder cannot be used, holds another model, or the
@@ -140,7 +161,10 @@ def open_run(
     cluster.on_first(checkpoints.clean)
   model, optimizer, abstract = abstract_parts(config, mesh)
   logging.info('attention: %s', model.config.attention_kernel)
-  return Run(config, path, words, model, optimizer, mesh, abstract, checkpoints)
+  run = Run(config, path, words, model, optimizer, mesh, abstract, checkpoints)
+  if create and not checkpoints.steps():
+    run.write_config()
+  return run
 
 
 def with_vocab(config: config_lib.Config, size: int) -> config_lib.Config:
@@ -321,24 +345,3 @@ def _open_tokenizer(
     'the tokenizer and a placeholder for each kind of media',
   )
   return words
-
-
-def write_config(run: Run):
-  """Keeps the config of a run in its folder, once nothing refuses it.
-
-  Raises:
-    ConfigError: it cannot be written.
-  """
-  path = run.workdir / CONFIG_FILE
-
-  def write():
-    draft = path.with_name(f'{path.name}.draft')
-    try:
-      draft.write_text(config_lib.to_json(run.config))
-      draft.replace(path)
-    except OSError as error:
-      raise config_lib.ConfigError(
-        f'{path} cannot be written: {error.strerror}'
-      ) from error
-
-  cluster.on_first(write)

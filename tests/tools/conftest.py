@@ -48,7 +48,6 @@ def runs(tmp_path_factory):
     state = step_lib.init_state(
       run.config, run.model, run.optimizer, run.abstract
     )
-    run_lib.write_config(run)
     run.checkpoints.save(1, state, {})
     run.checkpoints.wait()
   shutil.copytree(folder / 'lm', folder / 'judge')

@@ -28,7 +28,6 @@ def save(run, step):
     lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding),
     run.abstract,
   )
-  run_lib.write_config(run)
   data = {'fingerprint': {'tokenizer': run.tokenizer.fingerprint}}
   run.checkpoints.save(step, state, {'data': data}, metric=1.0)
   run.checkpoints.wait()
@@ -38,8 +37,6 @@ def test_opened_again_it_is_the_same(config, tmp_path):
   run = run_lib.open_run(config, tmp_path / 'run', create=True)
   assert run.config.model.vocab_size == 320
   assert run.checkpoints.steps() == []
-  assert not (tmp_path / 'run' / 'config.json').exists()
-  run_lib.write_config(run)
   written = json.loads((tmp_path / 'run' / 'config.json').read_text())
   assert config_lib.from_config_dict(written) == run.config
   again = run_lib.open_run(config, tmp_path / 'run', create=False)
@@ -146,17 +143,18 @@ def test_what_is_refused_is_not_kept(config, tmp_path):
   changed = tiny.replace(config, 'train.num_steps', 30)
   again = run_lib.open_run(changed, tmp_path / 'run', create=True)
   assert file.read_bytes() == before
-  run_lib.write_config(again)
+  again.write_config()
   assert config_lib.read(file).train.num_steps == 30
 
 
 def test_a_config_that_cannot_be_written(config, tmp_path):
   run = run_lib.open_run(config, tmp_path / 'run', create=True)
+  (tmp_path / 'run' / 'config.json').unlink()
   (tmp_path / 'run' / 'config.json').mkdir()
   with pytest.raises(
     config_lib.ConfigError, match=r'config\.json cannot be wr'
   ):
-    run_lib.write_config(run)
+    run.write_config()
 
 
 def test_a_folder_of_an_earlier_version_has_the_defaults(config, tmp_path):
