@@ -7,6 +7,8 @@ package sees a ConfigDict, and no field has a second default anywhere.
 
 import dataclasses
 import json
+import os
+import pathlib
 import re
 from typing import Annotated, Any, Literal
 
@@ -32,6 +34,9 @@ SEPARATOR = '||'
 # be prepared: tokens of all its sequences, and bytes of one kind of media.
 MAX_BATCH_TOKENS = 2**28
 MAX_BATCH_BYTES = 2**35
+
+# Where a run keeps its config, in its folder.
+FILE = 'config.json'
 
 AXES = ('data', 'fsdp', 'tensor', 'sequence', 'expert', 'pipeline')
 
@@ -686,3 +691,23 @@ def from_json(text: str) -> Config:
   except ValueError as error:
     raise ConfigError(f'the config is not JSON: {error}') from error
   return from_config_dict(values)
+
+
+def read(path: pathlib.Path) -> Config:
+  """The config in a file that this version or an earlier one wrote.
+
+  What an earlier version did not know yet has its default.
+
+  Raises:
+    ConfigError: it cannot be read, or is no config of this version.
+  """
+  check(
+    os.path.isfile(path) or not os.path.exists(path),
+    f'{path} cannot be read: not a regular file',
+  )
+  try:
+    return from_json(path.read_text('utf-8'))
+  except OSError as error:
+    raise ConfigError(f'{path} cannot be read: {error.strerror}') from error
+  except ValueError as error:
+    raise ConfigError(f'{path}: {error}') from error

@@ -1,8 +1,14 @@
-"""Settings of the host process: before jax starts, and for faster steps."""
+"""The host process: XLA's flags, memory, paths and a folder for caches."""
 
+import atexit
 import ctypes
+import functools
+import logging
 import os
+import pathlib
+import shutil
 import sys
+import tempfile
 from importlib import metadata
 
 # glibc's mallopt parameters, from malloc.h.
@@ -48,3 +54,45 @@ def keep_freed_memory():
   mallopt(_MMAP_MAX, 0)
   mallopt(_TRIM_THRESHOLD, 2**31 - 1)
   mallopt(_TOP_PAD, 256 << 20)
+
+
+def expand_path(path: str | os.PathLike) -> pathlib.Path:
+  """`path` with `~` and `~user` expanded, unchanged where that is unknown."""
+  return pathlib.Path(os.path.expanduser(path))
+
+
+def cache_folder(name: str) -> pathlib.Path:
+  """Where files that can be made again are kept: ~/.cache/gemini_jax/`name`.
+
+  XDG_CACHE_HOME stands for ~/.cache. Without a home folder, or where nothing
+  can be made in it, the files go to a temporary folder that is removed when
+  the process ends.
+  """
+  root = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+  path = expand_path(root) / 'gemini_jax' / name
+  if path.parts[0].startswith('~'):
+    reason = 'no home folder is known'
+  else:
+    try:
+      path.mkdir(parents=True, exist_ok=True)
+      return path
+    except OSError as error:
+      reason = f'{path} cannot be made: {error.strerror}'
+  try:
+    return _temporary_folder(reason) / name
+  except OSError:
+    # Whoever writes there says that it cannot be written.
+    return path
+
+
+@functools.cache
+def _temporary_folder(reason: str) -> pathlib.Path:
+  folder = tempfile.mkdtemp(prefix='gemini_jax_')
+  atexit.register(shutil.rmtree, folder, ignore_errors=True)
+  logging.warning(
+    '%s: caches are in %s until this process ends; set XDG_CACHE_HOME to a '
+    'folder that stays',
+    reason,
+    folder,
+  )
+  return pathlib.Path(folder)

@@ -1,9 +1,32 @@
-r"""The command line.
+r"""Trains, evaluates, plans and samples one Transformer from one config file.
 
   python -m gemini_jax.main --config=FILE[:ARG] --workdir=DIR \
       [--mode=train|eval|generate|plan] [--config.field=value ...]
 
-On several hosts it is started once on each; see parallel/cluster.py.
+For example:
+
+  python -m gemini_jax.main --config=experiments/quickstart.py --workdir=runs/a
+  python -m gemini_jax.main --workdir=runs/a --mode=generate \
+      --config.generate.prompt='The "with" statement'
+
+Modes:
+  train     train to train.num_steps, from the newest checkpoint in DIR
+  eval      score a checkpoint on the validation and test data
+  generate  write text, pictures or sounds with a checkpoint
+  plan      compile for devices that need not be here: memory, time, collectives
+
+FILE is an experiment with a function get_config, to which ARG goes. Once DIR
+holds a run, --config may be left out: DIR/config.json stands for it. With
+--mode=eval and --mode=generate that file also decides what the run is; of a
+FILE, only its sections parallel, eval, generate and plan are read then.
+--config.field=value changes a field of either.
+
+  --help --config=FILE   every field of that config: value, type, meaning
+  --help --workdir=DIR   of the run in DIR
+  --help=optimizer       those that begin with optimizer, here at their defaults
+
+The fields stand in gemini_jax/config.py and gemini_jax/architecture.py. On
+several hosts the same line is started once on each.
 
 Exit codes: 0 done, 2 a mistake in what was asked for, 1 anything else (a plan
 that does not fit, too).
@@ -20,16 +43,25 @@ from gemini_jax import command, host
 from gemini_jax import config as config_lib
 
 MODES = ('train', 'eval', 'generate', 'plan')
+OPTIONS: dict[str, str | None] = {'workdir': None, 'mode': 'train'}
+_FLAGS = {'config': None} | OPTIONS
 
 
 def main(argv: Sequence[str]) -> int:
   """Runs the mode that the flags ask for; returns the exit code."""
   try:
-    parsed = command.parse(argv, {'workdir': None, 'mode': 'train'})
-    mode, workdir = parsed.values['mode'], parsed.values['workdir']
+    topic = command.help_topic(argv)
+    if topic is not None:
+      return _help(argv, topic)
+    if (code := command.usage(argv, __doc__ or '', _FLAGS)) is not None:
+      return code
+    arguments = command.split(argv, OPTIONS)
+    mode = arguments.given()['mode']
     config_lib.check(
       mode in MODES, f'--mode={mode} must be one of {", ".join(MODES)}'
     )
+    workdir = command.folder('workdir', arguments.given()['workdir'])
+    config = command.run_config(arguments, mode, workdir)
   except config_lib.ConfigError as error:
     return _refuse(error)
   # Imported once the flags are known to be right: jax takes a second.
@@ -50,13 +82,30 @@ def main(argv: Sequence[str]) -> int:
       cluster.start()
       if not cluster.is_first():
         _keep_to_errors()
-    code = run[mode](parsed.config, workdir)
+    code = run[mode](config, workdir)
   except (config_lib.ConfigError, checkpoint.MismatchError) as error:
     return _refuse(error)
   except FloatingPointError as error:
     print(f'error: {error}', file=sys.stderr)
     return 1
   return code or 0
+
+
+def _help(argv: Sequence[str], topic: str) -> int:
+  """Shows how this is used, or the fields of the config that is named."""
+  arguments = command.split(command.without_help(argv), OPTIONS)
+  mode, workdir = arguments.values['mode'], arguments.values['workdir']
+  if workdir:
+    folder = command.folder('workdir', workdir)
+    config = command.run_config(arguments, mode or '', folder)
+  elif arguments.file:
+    config = command.override(command.load(arguments.file), arguments)
+  elif topic:
+    config = config_lib.Config()
+  else:
+    return command.usage(argv, __doc__ or '', _FLAGS) or 0
+  command.show(command.describe(config, topic), sys.stdout)
+  return 0
 
 
 def _keep_to_errors():
@@ -70,10 +119,15 @@ def _refuse(error: Exception) -> int:
   return 2
 
 
-if __name__ == '__main__':
+def run() -> int:
+  """The command as a process: `main` with this process's arguments."""
   host.keep_freed_memory()
   logging.basicConfig(level=logging.INFO, format='%(levelname)s %(message)s')
   # Orbax tells of every file, JAX of every back end it does not find.
   absl.logging.set_verbosity(absl.logging.WARNING)
   logging.getLogger('jax').setLevel(logging.WARNING)
-  sys.exit(main(sys.argv))
+  return main(sys.argv)
+
+
+if __name__ == '__main__':
+  sys.exit(run())

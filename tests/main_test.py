@@ -2,12 +2,15 @@
 
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 import tiny
 from gemini_jax import checkpoint, main
+from gemini_jax.train import loop
 
 
 def refused(capsys, *argv):
@@ -122,7 +125,9 @@ def test_a_misspelt_field_inside_an_experiment(tmp_path, capsys):
 def test_wrong_flags(tmp_path, capsys):
   file = tiny.experiment(tmp_path)
   config, workdir = f'--config={file}', f'--workdir={tmp_path / "run"}'
-  assert refused(capsys, workdir) == '--config=... is missing'
+  assert refused(capsys, workdir) == (
+    f'--config=... is missing, and {workdir} has no config.json of a run'
+  )
   assert refused(capsys, config) == '--workdir=... is missing'
   assert refused(capsys, config, workdir, '--mode=trian') == (
     '--mode=trian must be one of train, eval, generate, plan'
@@ -198,8 +203,7 @@ def test_a_checkpoint_of_other_arrays(tmp_path, trained, capsys):
     capsys,
     *tiny.arguments(file, workdir, 'optimizer.name=lion', 'train.num_steps=4'),
   )
-  assert 'opt_state' in message
-  assert 'absent' in message
+  assert 'optimizer.name is adamw there and lion here' in message
 
 
 def test_other_data_than_those_of_the_checkpoint(tmp_path, trained, capsys):
@@ -210,6 +214,121 @@ def test_other_data_than_those_of_the_checkpoint(tmp_path, trained, capsys):
     *tiny.arguments(file, workdir, 'data.batch_size=16', 'train.num_steps=4'),
   )
   assert 'data.batch_size was 8, is 16' in message
+  kept = (workdir / 'config.json').read_text()
+  assert kept == (done / 'config.json').read_text()
+
+
+def generated(capsys, workdir, *flags):
+  """What is shown of a prompt; a greedy text."""
+  capsys.readouterr()
+  argv = [f'--workdir={workdir}', '--mode=generate']
+  argv += ['--config.generate.prompt=one', '--config.generate.temperature=0']
+  assert main.main(['main', *argv, *flags]) == 0
+  return capsys.readouterr().out.split('written to')[0]
+
+
+def test_a_run_knows_its_own_config(tmp_path, capsys):
+  """No flag of the training has to be typed again, nor the experiment."""
+  file = tiny.experiment(tmp_path, 'train.num_steps = 1')
+  workdir = tmp_path / 'run'
+  flags = 'optimizer.name=lion', 'model.num_layers=1', 'data.validation=()'
+  assert tiny.run(file, workdir, *flags) == 0
+  assert generated(capsys, workdir).startswith('one')
+  assert main.main(['main', f'--workdir={workdir}']) == 0
+  assert 'is done: step 1 of 1' in capsys.readouterr().out
+  message = refused(
+    capsys, f'--workdir={workdir}', '--mode=eval', '--config.model.num_layers=2'
+  )
+  assert 'model.num_layers is 1 there and 2 here' in message
+
+
+def test_samples_that_cannot_be_written(trained, tmp_path, capsys):
+  """The text is shown all the same."""
+  workdir = shutil.copytree(trained[1], tmp_path / 'run')
+  text = generated(capsys, workdir)
+  shutil.rmtree(workdir / 'samples')
+  (workdir / 'samples').touch()
+  again = generated(capsys, workdir)
+  assert again == f'{text}not '
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    (b'{', 'is not JSON: '),
+    (b'\xff', 'is not JSON: '),
+    (b'[' * 100_000, 'is not JSON: '),
+    (b'[]', 'is not a config: no JSON object'),
+    (b'{"model": 3}', 'model=3 must be a section of the config'),
+    (b'{"model": {"wings": 2}}', 'model.wings is not a field of model'),
+    (None, 'not a regular file'),
+  ],
+)
+def test_a_config_json_that_is_none(content, message, tmp_path, capsys):
+  file = tmp_path / 'config.json'
+  os.mkfifo(file) if content is None else file.write_bytes(content)
+  for mode in main.MODES:
+    shown = refused(capsys, f'--workdir={tmp_path}', f'--mode={mode}')
+    assert shown.startswith(f'{file}')
+    assert message in shown
+
+
+def test_a_home_folder_is_expanded(tmp_path, monkeypatch, capsys):
+  """Of the folder and of the experiment."""
+  monkeypatch.setenv('HOME', str(tmp_path))
+  tiny.experiment(tmp_path)
+  workdirs = []
+  train = lambda config, workdir: workdirs.append(workdir)
+  monkeypatch.setattr(loop, 'train', train)
+  assert tiny.run('~/experiment.py', '~/run') == 0
+  assert workdirs == [tmp_path / 'run']
+  message = refused(capsys, '--workdir=~nobody_of_this_name/run')
+  assert 'no such home folder is known' in message
+
+
+def test_help(tmp_path, capsys):
+  for asked in ('--help', '-h', '--helpfull', '-help'):
+    assert main.main(['main', asked]) == 0
+    shown = capsys.readouterr().out
+    for part in ('--config=', '--workdir=', *main.MODES, 'config.py', 'Exit'):
+      assert part in shown
+  assert main.main(['main']) == 2
+  captured = capsys.readouterr()
+  assert captured.err == shown and not captured.out
+  file = tiny.experiment(tmp_path)
+  for argv in (['--help', f'--config={file}'], [f'--config={file}', '-h']):
+    assert main.main(['main', *argv, '--config.model.norm=pre_post']) == 0
+    shown = capsys.readouterr().out
+    assert 'model.width = 32  (int)  Width of the residual stream.' in shown
+    assert "model.norm = 'pre_post'  ('pre' | 'pre_post')" in shown
+  (tmp_path / 'config.json').write_text('{"train": {"seed": 7}}')
+  argv = ['main', f'--workdir={tmp_path}', '--help=train.s']
+  assert main.main(argv) == 0
+  shown = capsys.readouterr().out
+  assert 'train.seed = 7  (int)  All randomness' in shown
+  assert 'model.' not in shown
+  assert main.main(['main', '--help=optimizer']) == 0
+  assert 'optimizer.name' in capsys.readouterr().out
+  assert 'did you mean optimizer' in refused(capsys, '--help=optimize_r')
+  message = refused(capsys, '--help', f'--config={file}', '--config.modl.x=1')
+  assert message == 'modl is not a field of config; did you mean model?'
+
+
+def test_help_is_fast_and_ends_with_its_reader():
+  """Without jax; a pager that closes is no error."""
+  code = (
+    'import os, sys; from gemini_jax import main\n'
+    'code = main.main(["main", "--help=model"])\n'
+    'assert "jax" not in sys.modules\n'
+    'sys.exit(code)'
+  )
+  reader, writer = os.pipe()
+  os.close(reader)
+  done = subprocess.run(
+    [sys.executable, '-c', code], stdout=writer, stderr=subprocess.PIPE
+  )
+  os.close(writer)
+  assert (done.returncode, done.stderr) == (0, b'')
 
 
 def test_a_prompt_longer_than_the_context(trained, capsys):

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from gemini_jax import config as config_lib
+from gemini_jax import host
 from gemini_jax.data import tokenizer as tokenizer_lib
 from gemini_jax.data import transforms
 
@@ -64,9 +65,8 @@ class Corpus:
 def folder(config: config_lib.Data) -> pathlib.Path:
   """The folder of all tokenized sources."""
   if config.cache_dir:
-    return pathlib.Path(config.cache_dir).expanduser()
-  base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  return pathlib.Path(base).expanduser() / 'gemini_jax' / 'tokens'
+    return host.expand_path(config.cache_dir)
+  return host.cache_folder('tokens')
 
 
 def key(*parts: str) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 import sentencepiece
 
 from gemini_jax import config as config_lib
+from gemini_jax import host
 
 # A saved tokenizer is never near this; a wrong path may be.
 _MAX_FILE_BYTES = 1 << 27
@@ -238,7 +239,7 @@ def build(
       logging.info('%s; training %d', error, error.most)
       return train(texts(), error.most)
   try:
-    return load(config.path)
+    return load(host.expand_path(config.path))
   except config_lib.ConfigError as error:
     raise config_lib.ConfigError(f'tokenizer.path: {error}') from error
 
@@ -282,7 +283,7 @@ def load(path: str | pathlib.Path) -> Tokenizer:
   Raises:
     ConfigError: the file cannot be read or holds something else.
   """
-  path = pathlib.Path(path).expanduser()
+  path = pathlib.Path(path)
   try:
     size = path.stat().st_size
     config_lib.check(size <= _MAX_FILE_BYTES, f'{path} is too large')

@@ -454,13 +454,19 @@ WHAT = {
 
 def main(argv: Sequence[str]) -> int:
   """Runs the benchmark that --what names; returns the exit code."""
+  flags = {'what': 'step', 'nanogpt': ''}
+  code = command.usage(argv, __doc__ or '', {'config': None, **flags})
+  if code is not None:
+    return code
   try:
-    parsed = command.parse(argv, {'what': 'step', 'nanogpt': ''})
+    parsed = command.parse(argv, flags)
     what = parsed.values['what']
     config_lib.check(
       what in WHAT, f'--what={what} must be one of {", ".join(WHAT)}'
     )
-    result = WHAT[what](parsed.config, parsed.values['nanogpt'])
+    nanogpt = parsed.values['nanogpt']
+    nanogpt = str(command.folder('nanogpt', nanogpt)) if nanogpt else ''
+    result = WHAT[what](parsed.config, nanogpt)
   except config_lib.ConfigError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2

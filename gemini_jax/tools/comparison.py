@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import pathlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
@@ -11,8 +12,8 @@ from typing import Any, TypeVar
 import absl.logging
 import numpy as np
 
+from gemini_jax import command, host
 from gemini_jax import config as config_lib
-from gemini_jax import host
 from gemini_jax.data import loader
 from gemini_jax.parallel import sharding
 from gemini_jax.tools import ngram
@@ -119,9 +120,11 @@ class Flags:
   def common(self) -> dict[str, Any]:
     """The fields of `Options`."""
     return {
-      'workdirs': self.parts('workdirs'),
-      'judge': self.values['judge'],
-      'out': pathlib.Path(self.values['out']),
+      'workdirs': tuple(
+        str(command.folder('workdirs', part)) for part in self.parts('workdirs')
+      ),
+      'judge': str(command.folder('judge', self.values['judge'])),
+      'out': command.folder('out', self.values['out']),
       'count': self.count(),
       'checkpoint': self.checkpoint(),
       'seed': self.seed(),
@@ -181,14 +184,10 @@ def open_run(workdir: str) -> run_lib.Run:
     ConfigError: there is none.
   """
   path = pathlib.Path(workdir) / run_lib.CONFIG_FILE
-  try:
-    config = config_lib.from_json(path.read_text())
-  except OSError as error:
-    raise config_lib.ConfigError(
-      f'{workdir} holds no trained run: {path} cannot be read: {error.strerror}'
-    ) from error
-  except ValueError as error:  # Also a ConfigError.
-    raise config_lib.ConfigError(f'{path}: {error}') from error
+  config_lib.check(
+    os.path.exists(path), f'{workdir} holds no trained run: {path} is missing'
+  )
+  config = config_lib.read(path)
   config_lib.check(
     not config.model.cross and not config.data.inputs_field,
     f'{workdir} answers inputs; only a model that writes from nothing can be '

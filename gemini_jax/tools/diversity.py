@@ -261,6 +261,8 @@ def _last_test(workdir: pathlib.Path) -> dict[str, float]:
 
 def main(argv: Sequence[str]) -> int:
   """Compares the runs; returns the exit code."""
+  if (code := command.usage(argv, __doc__ or '', FLAGS)) is not None:
+    return code
   try:
     options = Options.from_flags(command.parse_flags(argv, FLAGS))
     result = compare(options)

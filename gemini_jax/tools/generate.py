@@ -3,7 +3,9 @@
 import json
 import logging
 import os
+import pathlib
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -27,6 +29,8 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
   """
   run = run_lib.open_run(config, workdir, create=False)
   _check_media(run.config)
+  if config.generate.output != 'text':
+    _check_writable(run.workdir / 'samples')
   asked: Any = config.generate.prompt
   if config.data.tasks:
     asked = request.fill(run.config, run.tokenizer)
@@ -70,8 +74,13 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
         show(index, sample.text)
     report = '' if guide is None else _report(guide, parts, samples)
   path = run.workdir / 'samples' / f'{restored.step:08d}-generate.jsonl'
-  generation.write_samples(path, samples)
-  print(f'\n\n{report}written to {path}')
+  try:
+    generation.write_samples(path, samples)
+    where = f'written to {path}'
+  except OSError as error:
+    # On a disk that can only be read the text is worth as much.
+    where = f'not written to {path}: {error.strerror}'
+  print(f'\n\n{report}{where}')
 
 
 def _check_media(config: config_lib.Config):
@@ -89,6 +98,17 @@ def _check_media(config: config_lib.Config):
     f'generate.output={options.output!r} needs a model of data.tasks that '
     'writes it',
   )
+
+
+def _check_writable(folder: pathlib.Path):
+  """ConfigError unless media can be written, before any work on them."""
+  try:
+    folder.mkdir(exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
+  except OSError as error:
+    raise config_lib.ConfigError(
+      f'{folder} cannot be written: {error.strerror}'
+    ) from error
 
 
 def _paint(run: run_lib.Run, step: int, params: Any, asked: request.Request):

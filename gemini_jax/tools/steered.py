@@ -446,6 +446,8 @@ def table(result: Mapping[str, Any]) -> str:
 
 def main(argv: Sequence[str]) -> int:
   """Steers the runs; returns the exit code."""
+  if (code := command.usage(argv, __doc__ or '', FLAGS)) is not None:
+    return code
   try:
     options = Options.from_flags(command.parse_flags(argv, FLAGS))
     result = compare(options)

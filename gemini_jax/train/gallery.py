@@ -33,7 +33,7 @@ def write(
   captions: Sequence[str],
   rate: int = 0,
 ) -> bool:
-  """Writes a page; False, and one line in the log, without matplotlib.
+  """Writes a page; False, and one line in the log, where that cannot be.
 
   Args:
     path: of the PNG; its folder is made.
@@ -78,11 +78,16 @@ def write(
       _draw_pixels(axes, filmstrip(item) if item.ndim == 4 else item)
     # A text may hold what is mathematics to matplotlib.
     axes.set_title(title, fontsize=7, fontfamily=fonts, parse_math=False)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with warnings.catch_warnings():
-    # A box stands for a character that no font has.
-    warnings.filterwarnings('ignore', 'Glyph .* missing')
-    figure.savefig(path, dpi=100)
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+      # A box stands for a character that no font has.
+      warnings.filterwarnings('ignore', 'Glyph .* missing')
+      figure.savefig(path, dpi=100)
+  except OSError as error:
+    # Such as a disk that can only be read; numbers need no page.
+    logging.warning('%s cannot be written: %s', path, error.strerror or error)
+    return False
   return True
 
 

@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
+from gemini_jax import host
 from gemini_jax.data import loader as loader_lib
 from gemini_jax.infer import generation
 from gemini_jax.models import gemini
@@ -101,6 +102,8 @@ def _train(run: run_lib.Run):
     state, step = restored.state, restored.step
     size = restored.manifest['metrics_bytes']
     data.check(restored.manifest['data'])
+  # Nothing is refused from here on.
+  run.write_config()
   results: dict[str, float] = restored.manifest['results'] if restored else {}
   if step >= num_steps:
     print(
@@ -378,12 +381,11 @@ def enable_compilation_cache(config: config_lib.Config):
   """Keeps compiled programs on disk, unless the config or user says no."""
   path = config.train.compilation_cache
   if path is None:
-    root = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-    path = os.path.join(root, 'gemini_jax', 'xla')
+    path = host.cache_folder('xla')
   # JAX defines its settings as it runs, which a type checker cannot see.
   current = jax.config.jax_compilation_cache_dir  # pyright: ignore
   if path and not current:
-    jax.config.update('jax_compilation_cache_dir', path)
+    jax.config.update('jax_compilation_cache_dir', str(host.expand_path(path)))
 
 
 def device_batches(

@@ -1,12 +1,13 @@
 """A run: what its config and its folder make, put together once."""
 
 import dataclasses
-import json
 import logging
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
+import jax
 import optax
 from jax.sharding import Mesh
 
@@ -19,10 +20,16 @@ from gemini_jax.parallel import cluster, pipeline, sharding
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import step as step_lib
 
-CONFIG_FILE = 'config.json'
+CONFIG_FILE = config_lib.FILE
 TOKENIZER_FILE = 'tokenizer'
 # The token table gets a multiple of this many rows: it then divides evenly.
 _VOCAB_MULTIPLE = 64
+# Fields of the model that change how a run computes, not what it computes.
+_FREE = (
+  *('model.scan_layers', 'model.remat', 'model.remat_save'),
+  *('model.remat_offload', 'model.attention_kernel', 'model.over_sequence'),
+  *('model.dtype', 'model.dropout'),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +71,26 @@ class Run:
       model=self.config.model,
     )
 
+  def write_config(self):
+    """Keeps the config in the folder of the run, once nothing refuses it.
+
+    Raises:
+      ConfigError: it cannot be written.
+    """
+    path = self.workdir / CONFIG_FILE
+
+    def write():
+      draft = path.with_name(f'{path.name}.draft')
+      try:
+        draft.write_text(config_lib.to_json(self.config))
+        draft.replace(path)
+      except OSError as error:
+        raise config_lib.ConfigError(
+          f'{path} cannot be written: {error.strerror}'
+        ) from error
+
+    cluster.on_first(write)
+
   def restore(self, which: str = 'latest') -> checkpoint.Restored:
     """The newest checkpoint, or the best by validation loss.
 
@@ -94,8 +121,9 @@ def open_run(
   Args:
     config: what was asked for.
     workdir: the folder of the run.
-    create: for training: makes the folder, trains a tokenizer if there is
-      none yet, and writes the resolved config.
+    create: for training: makes the folder, and trains a tokenizer if there
+      is no checkpoint yet. The config of a run that begins is written; that of
+      one that goes on by `Run.write_config`, once nothing can refuse it.
 
   Raises:
     ConfigError: the folder cannot be used, holds another model, or the
@@ -114,21 +142,29 @@ def open_run(
   abstract_parts(with_vocab(config, 1 << 20), mesh)
   if create:
     _make_writable(path)
-  elif not cluster.everywhere(path.is_dir()):
+  elif not cluster.everywhere(os.path.isdir(path)):
     raise config_lib.ConfigError(f'--workdir={path} does not exist')
   checkpoints = checkpoint.Checkpointer(
     path / 'checkpoints', config.train.keep_last, config.train.keep_best
   )
   if checkpoints.steps():
-    _check_same_model(path, config)
+    _check_same_run(path, config, mesh)
   words = _open_tokenizer(path, config, create, bool(checkpoints.steps()))
+  _check_same_tokenizer(path, words, checkpoints)
   config = with_vocab(config, words.vocab_size)
+  config_lib.check(
+    cluster.same_everywhere(config_lib.to_json(config)),
+    f'--workdir={path}: what was asked for is not the config of every process; '
+    'start all of them alike',
+  )
   if create:
     cluster.on_first(checkpoints.clean)
-    _write_config(path / CONFIG_FILE, config)
   model, optimizer, abstract = abstract_parts(config, mesh)
   logging.info('attention: %s', model.config.attention_kernel)
-  return Run(config, path, words, model, optimizer, mesh, abstract, checkpoints)
+  run = Run(config, path, words, model, optimizer, mesh, abstract, checkpoints)
+  if create and not checkpoints.steps():
+    run.write_config()
+  return run
 
 
 def with_vocab(config: config_lib.Config, size: int) -> config_lib.Config:
@@ -204,56 +240,82 @@ def _make_writable(path: pathlib.Path):
   )
 
 
-def _filled(values: Any, defaults: Any) -> Any:
-  """A nested dict, with the defaults of what it has not."""
-  if not (isinstance(values, dict) and isinstance(defaults, dict)):
-    return values
-  return defaults | {
-    name: _filled(value, defaults.get(name)) for name, value in values.items()
-  }
-
-
-def _check_same_model(path: pathlib.Path, config: config_lib.Config):
-  """Refuses a folder of another model; says what else has changed."""
+def _check_same_run(path: pathlib.Path, config: config_lib.Config, mesh: Mesh):
+  """Refuses a folder of another model or state; says what else has changed."""
   try:
-    then = json.loads((path / CONFIG_FILE).read_text())
-  except (OSError, ValueError) as error:
+    then = config_lib.read(path / CONFIG_FILE)
+  except config_lib.ConfigError as error:
     raise config_lib.ConfigError(
       f'--workdir={path} has checkpoints but no readable {CONFIG_FILE}: {error}'
     ) from error
-  now = json.loads(config_lib.to_json(config))
-  # What an earlier version did not know yet is off by default.
-  then = _filled(then, json.loads(config_lib.to_json(config_lib.Config())))
-  # These change how a run computes, not what it computes.
-  free = {
-    'scan_layers',
-    'remat',
-    'remat_save',
-    'remat_offload',
-    'attention_kernel',
-    'over_sequence',
-    'dtype',
-    'dropout',
-  }
-  for section, values in now.items():
-    for name, value in values.items():
-      before = then[section][name]
-      derived = name == 'vocab_size' and value is None
-      if before == value or derived:
-        continue
-      config_lib.check(
-        section not in ('model', 'tokenizer') or name in free,
-        f'--workdir={path} holds another model: {section}.{name} is {before} '
-        f'there and {value} here; use another --workdir or the same config',
+  changes = list(_changes(then, config))
+  for field, before, value in changes:
+    config_lib.check(
+      not field.startswith(('model.', 'tokenizer.')) or field in _FREE,
+      f'--workdir={path} holds another model: {field} is {before} there and '
+      f'{value} here; use another --workdir or the same config',
+    )
+  state = [
+    f'{field} is {before} there and {value} here'
+    for field, before, value in changes
+    if field.startswith(('optimizer.', 'train.'))
+  ]
+  config_lib.check(
+    not state or _state_shapes(then, mesh) == _state_shapes(config, mesh),
+    f'--workdir={path} holds another state of training: {"; ".join(state)}; '
+    'use another --workdir or the same values',
+  )
+  for field, before, value in changes:
+    if not field.startswith(('eval.', 'generate.', 'plan.')):
+      logging.info(
+        '%s was %s in this workdir and is now %s', field, before, value
       )
-      if section not in ('eval', 'generate', 'plan'):
-        logging.info(
-          '%s.%s was %s in this workdir and is now %s',
-          section,
-          name,
-          before,
-          value,
+
+
+def _changes(then: Any, now: Any, path: str = '') -> Iterator[tuple]:
+  """Fields of two configs that differ, as `section.field`, with both values."""
+  for field in dataclasses.fields(then):
+    before, value = getattr(then, field.name), getattr(now, field.name)
+    name = f'{path}.{field.name}'.lstrip('.')
+    if dataclasses.is_dataclass(before):
+      yield from _changes(before, value, name)
+    # The tokenizer decides where the config does not.
+    elif before != value and (name, value) != ('model.vocab_size', None):
+      yield name, before, value
+
+
+def _state_shapes(config: config_lib.Config, mesh: Mesh) -> list[tuple]:
+  """Path, shape and type of every array of the training state."""
+  # Of any table: that of the tokens is compared with the model.
+  model = dataclasses.replace(config.model, vocab_size=_VOCAB_MULTIPLE)
+  config = dataclasses.replace(config, model=model)
+  state = abstract_parts(config, mesh)[2]
+  return [
+    (jax.tree_util.keystr(name), leaf.shape, leaf.dtype)
+    for name, leaf in jax.tree_util.tree_leaves_with_path(state)
+  ]
+
+
+def _check_same_tokenizer(
+  path: pathlib.Path,
+  words: tokenizer.Tokenizer,
+  checkpoints: checkpoint.Checkpointer,
+):
+  """Refuses a tokenizer file that is not that of the newest checkpoint."""
+  for step in reversed(checkpoints.steps()):
+    try:
+      manifest = checkpoints.manifest(step)
+    except checkpoint.DamageError:
+      continue
+    match manifest:
+      case {'data': {'fingerprint': {'tokenizer': then}}}:
+        config_lib.check(
+          then == words.fingerprint,
+          f'{path / TOKENIZER_FILE} is not the tokenizer that the model in '
+          f'--workdir={path} was trained with: the file has changed; put the '
+          'one of a copy of the run in its place',
         )
+    return
 
 
 def _open_tokenizer(
@@ -262,7 +324,8 @@ def _open_tokenizer(
   file = path / TOKENIZER_FILE
   if resumes or not create:
     config_lib.check(
-      file.exists(), f'--workdir={path} holds no trained run: no {file.name}'
+      os.path.isfile(file),
+      f'--workdir={path} holds no trained run: no {file.name}',
     )
     words = tokenizer.load(file)
   else:
@@ -282,18 +345,3 @@ def _open_tokenizer(
     'the tokenizer and a placeholder for each kind of media',
   )
   return words
-
-
-def _write_config(path: pathlib.Path, config: config_lib.Config):
-  text = config_lib.to_json(config)
-
-  def write():
-    draft = path.with_name(f'{path.name}.draft')
-    draft.write_text(text)
-    draft.replace(path)
-
-  cluster.on_first(write)
-  config_lib.check(
-    cluster.everywhere(path.read_text() == text),
-    f'{path} is not the config of every process; start all of them alike',
-  )

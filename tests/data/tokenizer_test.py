@@ -192,3 +192,18 @@ def test_the_command_trains_a_model(tmp_path):
   assert '300 pieces' in done.stdout and 'bytes per token' in done.stdout
   assert tokenizer.load(tmp_path / 'm').vocab_size == 300
   assert tokenizer.main([*map(str, command[3:]), '--vocab_size', '9999']) == 2
+
+
+def test_only_a_path_of_the_config_is_expanded(tmp_path, monkeypatch, trained):
+  """A folder of a run may be called `~`; another one in the home is not it."""
+  monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+  monkeypatch.chdir(tmp_path)
+  for folder in ('~', 'home'):
+    (tmp_path / folder).mkdir()
+  tokenizer.Bytes().save(tmp_path / '~' / 'tokenizer')
+  trained.save(tmp_path / 'home' / 'tokenizer')
+  loaded = tokenizer.load('~/tokenizer')
+  assert loaded.fingerprint == tokenizer.Bytes().fingerprint
+  options = config.Tokenizer('sentencepiece', path='~/tokenizer')
+  built = tokenizer.build(options, list)
+  assert built.fingerprint == trained.fingerprint

@@ -120,3 +120,11 @@ def test_without_matplotlib_nothing_is_written_but_a_line(
   assert lines == [
     "page.png is not drawn: pip install 'gemini_jax[plot]' for matplotlib"
   ]
+
+
+def test_a_page_that_cannot_be_written_costs_a_line(tmp_path, caplog):
+  """Such as on a disk that can only be read."""
+  (tmp_path / 'samples').touch()
+  picture = plain((250, 0, 0), 4, 4)
+  assert not gallery.write(tmp_path / 'samples/page.png', [picture], ['a'])
+  assert 'page.png cannot be written: ' in caplog.text

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,8 @@ def save(run, step):
     lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding),
     run.abstract,
   )
-  run.checkpoints.save(step, state, {}, metric=1.0)
+  data = {'fingerprint': {'tokenizer': run.tokenizer.fingerprint}}
+  run.checkpoints.save(step, state, {'data': data}, metric=1.0)
   run.checkpoints.wait()
 
 
@@ -74,6 +76,7 @@ def test_what_may_change_and_what_may_not(config, tmp_path, caplog):
     ('model.remat_offload', ('attended',)),
     ('model.dropout', 0.1),
     ('train.num_steps', 30),
+    ('optimizer.learning_rate', 0.1),
     ('generate.temperature', 0.1),
   ):
     changed = tiny.replace(config, path, value)
@@ -93,6 +96,65 @@ def test_what_may_change_and_what_may_not(config, tmp_path, caplog):
       run_lib.open_run(
         tiny.replace(config, path, value), tmp_path / 'run', create=True
       )
+
+
+def test_a_forgotten_flag_of_the_optimizer_is_named(config, tmp_path):
+  """Where it changes what a state of training is made of."""
+  save(run_lib.open_run(config, tmp_path / 'run', create=True), 1)
+  changed = tiny.replace(config, 'optimizer.ema_decay', 0.9)
+  with pytest.raises(config_lib.ConfigError) as error:
+    run_lib.open_run(changed, tmp_path / 'run', create=False)
+  assert str(error.value) == (
+    f'--workdir={tmp_path / "run"} holds another state of training: '
+    'optimizer.ema_decay is 0.0 there and 0.9 here; use another --workdir or '
+    'the same values'
+  )
+
+
+@pytest.mark.parametrize('create', [True, False])
+def test_a_changed_tokenizer_is_refused(config, tmp_path, create):
+  """One bit of it: another character has the id."""
+  config = tiny.replace(config, 'tokenizer.kind', 'characters')
+  run = run_lib.open_run(config, tmp_path / 'run', create=True)
+  save(run, 1)
+  file = tmp_path / 'run' / 'tokenizer'
+  content = file.read_bytes()
+  for changed, message in (
+    (content.replace(b'z', b'{'), 'is not the tokenizer that the model in'),
+    (content[:-1], 'not a tokenizer'),
+    (b'\x0a\x07', 'not a SentencePiece model'),
+    (b'', 'not a SentencePiece model'),
+    (None, 'no tokenizer'),
+  ):
+    file.unlink()
+    os.mkfifo(file) if changed is None else file.write_bytes(changed)
+    with pytest.raises(config_lib.ConfigError, match=message):
+      run_lib.open_run(config, tmp_path / 'run', create=create)
+  file.unlink()
+  file.write_bytes(content)
+  run_lib.open_run(config, tmp_path / 'run', create=create)
+
+
+def test_what_is_refused_is_not_kept(config, tmp_path):
+  """config.json stays that of the checkpoints."""
+  save(run_lib.open_run(config, tmp_path / 'run', create=True), 1)
+  file = tmp_path / 'run' / 'config.json'
+  before = file.read_bytes()
+  changed = tiny.replace(config, 'train.num_steps', 30)
+  again = run_lib.open_run(changed, tmp_path / 'run', create=True)
+  assert file.read_bytes() == before
+  again.write_config()
+  assert config_lib.read(file).train.num_steps == 30
+
+
+def test_a_config_that_cannot_be_written(config, tmp_path):
+  run = run_lib.open_run(config, tmp_path / 'run', create=True)
+  (tmp_path / 'run' / 'config.json').unlink()
+  (tmp_path / 'run' / 'config.json').mkdir()
+  with pytest.raises(
+    config_lib.ConfigError, match=r'config\.json cannot be wr'
+  ):
+    run.write_config()
 
 
 def test_a_folder_of_an_earlier_version_has_the_defaults(config, tmp_path):
