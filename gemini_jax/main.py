@@ -5,8 +5,8 @@ r"""The command line.
 
 On several hosts it is started once on each; see parallel/cluster.py.
 
-Exit codes: 0 done, 2 a mistake in what was asked for, 1 anything else (a plan
-that does not fit, too).
+Exit codes: 0 done, 2 a mistake in what was asked for, 130 Ctrl-C, 1 anything
+else (a plan that does not fit, too).
 """
 
 import logging
@@ -25,6 +25,14 @@ MODES = ('train', 'eval', 'generate', 'plan')
 def main(argv: Sequence[str]) -> int:
   """Runs the mode that the flags ask for; returns the exit code."""
   try:
+    return _main(argv)
+  except KeyboardInterrupt:
+    print('interrupted', file=sys.stderr)
+    return 130
+
+
+def _main(argv: Sequence[str]) -> int:
+  try:
     parsed = command.parse(argv, {'workdir': None, 'mode': 'train'})
     mode, workdir = parsed.values['mode'], parsed.values['workdir']
     config_lib.check(
@@ -36,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
   from gemini_jax import checkpoint
   from gemini_jax.parallel import cluster
   from gemini_jax.tools import generate, plan
-  from gemini_jax.train import loop
+  from gemini_jax.train import lock, loop
 
   run = {
     'train': loop.train,
@@ -53,7 +61,11 @@ def main(argv: Sequence[str]) -> int:
     code = run[mode](parsed.config, workdir)
   except (config_lib.ConfigError, checkpoint.MismatchError) as error:
     return _refuse(error)
-  except FloatingPointError as error:
+  except (
+    FloatingPointError,
+    checkpoint.DamageError,
+    lock.LostError,
+  ) as error:
     print(f'error: {error}', file=sys.stderr)
     return 1
   return code or 0
@@ -72,6 +84,7 @@ def _refuse(error: Exception) -> int:
 
 if __name__ == '__main__':
   host.keep_freed_memory()
+  host.keep_output()
   logging.basicConfig(level=logging.INFO, format='%(levelname)s %(message)s')
   # Orbax tells of every file, JAX of every back end it does not find.
   absl.logging.set_verbosity(absl.logging.WARNING)

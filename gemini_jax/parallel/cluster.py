@@ -4,6 +4,7 @@ A process drives the devices of one host, or one GPU. What one of them alone
 must do, and what all must agree on, goes through here.
 """
 
+import hashlib
 import logging
 import os
 import re
@@ -137,6 +138,15 @@ def everywhere(flag: bool) -> bool:
   if jax.process_count() == 1:
     return flag
   return bool(np.all(multihost_utils.process_allgather(np.int32(flag))))
+
+
+def same_everywhere(text: str) -> bool:
+  """Whether every process has the same text; all wait for all."""
+  if jax.process_count() == 1:
+    return True
+  digest = hashlib.sha256(text.encode()).digest()
+  own = np.frombuffer(digest, np.int32)
+  return bool(np.all(multihost_utils.process_allgather(own) == own[None]))
 
 
 def on_first(action: Callable[[], None]):

@@ -7,6 +7,7 @@ import os
 import pathlib
 from typing import Any
 
+import jax
 import optax
 from jax.sharding import Mesh
 
@@ -16,6 +17,7 @@ from gemini_jax.data import loader, tokenizer
 from gemini_jax.kernels import flash
 from gemini_jax.models import gemini
 from gemini_jax.parallel import cluster, pipeline, sharding
+from gemini_jax.train import lock as lock_lib
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import step as step_lib
 
@@ -23,6 +25,8 @@ CONFIG_FILE = 'config.json'
 TOKENIZER_FILE = 'tokenizer'
 # The token table gets a multiple of this many rows: it then divides evenly.
 _VOCAB_MULTIPLE = 64
+# Checkpoints that are tried while the run that trains removes them.
+_READS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Run:
     mesh: all devices.
     abstract: shapes and shardings of the training state.
     checkpoints: what was saved.
+    lock: held while the run trains.
   """
 
   config: config_lib.Config
@@ -48,6 +53,7 @@ class Run:
   mesh: Mesh
   abstract: step_lib.TrainState
   checkpoints: checkpoint.Checkpointer
+  lock: lock_lib.Lock
 
   def loader(self, split: loader.Split) -> loader.Loader:
     """The batches of a split, this process's share of each."""
@@ -64,20 +70,36 @@ class Run:
       model=self.config.model,
     )
 
+  def write_config(self):
+    """Writes the resolved config to the folder."""
+    path = self.workdir / CONFIG_FILE
+
+    def write():
+      draft = path.with_name(f'{path.name}.draft')
+      draft.write_text(config_lib.to_json(self.config))
+      draft.replace(path)
+
+    cluster.on_first(write)
+
   def restore(self, which: str = 'latest') -> checkpoint.Restored:
     """The newest checkpoint, or the best by validation loss.
 
     Raises:
       ConfigError: there is none.
     """
-    best = self.checkpoints.best() if which == 'best' else None
-    try:
-      restored = self.checkpoints.restore(self.abstract, best)
-    except checkpoint.DamageError as error:
-      raise config_lib.ConfigError(
-        f'the best checkpoint, {self.checkpoints.path(best or 0)}, is damaged '
-        f'({error}); use --config.generate.checkpoint=latest'
-      ) from error
+    restored = None
+    for _ in range(_READS):
+      best = self.checkpoints.best() if which == 'best' else None
+      try:
+        restored = self.checkpoints.restore(self.abstract, best, repair=False)
+        break
+      except checkpoint.DamageError as error:
+        # A run that trains may have removed it for a better one.
+        config_lib.check(
+          best not in self.checkpoints.steps(),
+          f'the best checkpoint, {self.checkpoints.path(best or 0)}, is '
+          f'damaged ({error}); use --config.generate.checkpoint=latest',
+        )
     if restored is None:
       raise config_lib.ConfigError(
         f'--workdir={self.workdir} holds no checkpoint; train first with '
@@ -87,7 +109,11 @@ class Run:
 
 
 def open_run(
-  config: config_lib.Config, workdir: str | os.PathLike, *, create: bool
+  config: config_lib.Config,
+  workdir: str | os.PathLike,
+  *,
+  create: bool,
+  lock: lock_lib.Lock | None = None,
 ) -> Run:
   """Puts a run together, before any work on a device.
 
@@ -95,12 +121,19 @@ def open_run(
     config: what was asked for.
     workdir: the folder of the run.
     create: for training: makes the folder, trains a tokenizer if there is
-      none yet, and writes the resolved config.
+      none yet, and writes the resolved config of a run that begins; that of
+      a run which goes on is written by `Run.write_config`, once nothing can
+      be refused any more.
+    lock: acquired before anything in the folder is changed.
 
   Raises:
     ConfigError: the folder cannot be used, holds another model, or the
       config does not fit the devices.
   """
+  config_lib.check(
+    not jax.config.jax_disable_jit,  # pyright: ignore
+    'JAX_DISABLE_JIT is set, and steps are compiled ahead of time; unset it',
+  )
   path = pathlib.Path(workdir)
   mesh = sharding.make_mesh(config.parallel)
   for field, size in (
@@ -113,7 +146,7 @@ def open_run(
   # The shapes alone tell whether the mesh fits, before any data is read.
   abstract_parts(with_vocab(config, 1 << 20), mesh)
   if create:
-    _make_writable(path)
+    _make_writable(path, lock)
   elif not cluster.everywhere(path.is_dir()):
     raise config_lib.ConfigError(f'--workdir={path} does not exist')
   checkpoints = checkpoint.Checkpointer(
@@ -124,11 +157,28 @@ def open_run(
   words = _open_tokenizer(path, config, create, bool(checkpoints.steps()))
   config = with_vocab(config, words.vocab_size)
   if create:
+    config_lib.check(
+      cluster.same_everywhere(config_lib.to_json(config)),
+      f'{path / CONFIG_FILE} is not the config of every process; start all of '
+      'them alike',
+    )
     cluster.on_first(checkpoints.clean)
-    _write_config(path / CONFIG_FILE, config)
   model, optimizer, abstract = abstract_parts(config, mesh)
   logging.info('attention: %s', model.config.attention_kernel)
-  return Run(config, path, words, model, optimizer, mesh, abstract, checkpoints)
+  run = Run(
+    config,
+    path,
+    words,
+    model,
+    optimizer,
+    mesh,
+    abstract,
+    checkpoints,
+    lock or lock_lib.Lock(),
+  )
+  if create and not checkpoints.steps():
+    run.write_config()
+  return run
 
 
 def with_vocab(config: config_lib.Config, size: int) -> config_lib.Config:
@@ -183,13 +233,15 @@ def abstract_parts(
   )
 
 
-def _make_writable(path: pathlib.Path):
+def _make_writable(path: pathlib.Path, lock: lock_lib.Lock | None):
   """Makes the folder, and sees that it is one for all processes."""
   probe = path / '.writable'
 
   def write():
     try:
       path.mkdir(parents=True, exist_ok=True)
+      if lock is not None:
+        lock.acquire(path)
       probe.write_text('')
     except OSError as error:
       raise config_lib.ConfigError(
@@ -282,18 +334,3 @@ def _open_tokenizer(
     'the tokenizer and a placeholder for each kind of media',
   )
   return words
-
-
-def _write_config(path: pathlib.Path, config: config_lib.Config):
-  text = config_lib.to_json(config)
-
-  def write():
-    draft = path.with_name(f'{path.name}.draft')
-    draft.write_text(text)
-    draft.replace(path)
-
-  cluster.on_first(write)
-  config_lib.check(
-    cluster.everywhere(path.read_text() == text),
-    f'{path} is not the config of every process; start all of them alike',
-  )
