@@ -51,7 +51,8 @@ def keep_output():
   """Makes stdout and stderr streams that cannot end a run.
 
   What is written after the reader has gone (`| head -1`, a closed terminal)
-  is dropped, and characters that the encoding lacks are escaped. Call before anything keeps a reference to the streams.
+  is dropped, and characters that the encoding lacks are escaped.
+  Call before anything keeps a reference to the streams.
   """
   sys.stdout = _lossy(sys.stdout, 1)
   sys.stderr = _lossy(sys.stderr, 2)

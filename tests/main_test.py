@@ -2,12 +2,15 @@
 
 import os
 import shutil
+import sys
 
+import jax
 import numpy as np
 import pytest
 
 import tiny
 from gemini_jax import checkpoint, main
+from gemini_jax.train import loop
 
 
 def refused(capsys, *argv):
@@ -205,11 +208,57 @@ def test_a_checkpoint_of_other_arrays(tmp_path, trained, capsys):
 def test_other_data_than_those_of_the_checkpoint(tmp_path, trained, capsys):
   file, done = trained
   workdir = shutil.copytree(done, tmp_path / 'run')
+  before = (workdir / 'config.json').read_bytes()
   message = refused(
     capsys,
     *tiny.arguments(file, workdir, 'data.batch_size=16', 'train.num_steps=4'),
   )
   assert 'data.batch_size was 8, is 16' in message
+  assert (workdir / 'config.json').read_bytes() == before
+
+
+# What is asked for at the end of a run, and what it is refused with at once.
+ENDINGS = {
+  "eval.samples=('a','{long}')": 'eval.samples[1] has 41 tokens; with '
+  'model.max_length=24 at most 23 fit',
+  "eval.samples=('\\udcff',)": 'is not valid text',
+  'data.validation=()|eval.captions=3|data.task=': 'eval.captions=3 needs '
+  'data.validation or data.test',
+  'train.wandb_project=p': "train.wandb_project='p' needs wandb",
+}
+
+
+@pytest.mark.parametrize('asked', ENDINGS)
+def test_what_the_end_needs_is_checked_first(
+  asked, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setitem(sys.modules, 'wandb', None)
+  file = tiny.experiment(tmp_path)
+  argv = tiny.arguments(
+    file, tmp_path / 'run', *asked.format(long='x' * 40).split('|')
+  )
+  assert ENDINGS[asked] in refused(capsys, *argv)
+  assert not (tmp_path / 'run' / 'metrics.jsonl').exists()
+
+
+def test_without_compilation(tmp_path, capsys):
+  file = tiny.experiment(tmp_path)
+  with jax.disable_jit():
+    message = refused(capsys, *tiny.arguments(file, tmp_path / 'run'))
+  assert message.startswith('JAX_DISABLE_JIT is set')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_an_interrupt_is_one_line(tmp_path, monkeypatch, capsys):
+  """Before the loop takes the signal for a wish to save."""
+
+  def interrupted(*args):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(loop, 'timed_compile', interrupted)
+  file = tiny.experiment(tmp_path)
+  assert tiny.run(file, tmp_path / 'run') == 130
+  assert capsys.readouterr().err == 'interrupted\n'
 
 
 def test_a_prompt_longer_than_the_context(trained, capsys):

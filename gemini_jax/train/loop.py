@@ -104,13 +104,6 @@ def _check_generation(
       not value or bool(held_out),
       f'eval.{name}={value} needs data.validation or data.test',
     )
-  for split in held_out if config.eval.exact_match else ():
-    pairs = loader_lib.pairs(config.data, split, 1)
-    config_lib.check(
-      len(pairs) == 1 and len(pairs[0]) == 2,
-      f'eval.exact_match={config.eval.exact_match} needs pairs of inputs and '
-      f'targets; data.{split} has none',
-    )
   decoder = generation.build_decoder(config, run.model, run.tokenizer, 1)
   for i, text in enumerate(config.eval.samples):
     try:
@@ -310,9 +303,13 @@ def _train(run: run_lib.Run):
     run.checkpoints.close()
     cluster.on_first(run.lock.check)
   finally:
-    progress.close()
-    writer.close()
-    stopper.close()
+    try:
+      # Also after an error: the last save is on its way to the disk.
+      run.checkpoints.close()
+    finally:
+      progress.close()
+      writer.close()
+      stopper.close()
   print(f'{run.workdir} is done: {num_steps:,} steps{_results(results)}')
 
 
@@ -352,7 +349,7 @@ def _course_change(
     return ''
   with sharding.on_one_device():
     rate, planned = (
-      f'{float(schedule(step)):.6g}'
+      f'{float(np.asarray(schedule(step))):.6g}'
       for schedule in (
         optimizer_lib.make_schedule(own.optimizer, own.train.num_steps)
         for own in (config, then)
