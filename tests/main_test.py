@@ -222,8 +222,9 @@ ENDINGS = {
   "eval.samples=('a','{long}')": 'eval.samples[1] has 41 tokens; with '
   'model.max_length=24 at most 23 fit',
   "eval.samples=('\\udcff',)": 'is not valid text',
-  'data.validation=()|eval.captions=3|data.task=': 'eval.captions=3 needs '
-  'data.validation or data.test',
+  "data.train=('reverse:9',)|data.validation=()|data.inputs_field=inputs|"
+  'data.targets_field=targets|data.sequence_length=64|model.max_length=64|'
+  'eval.exact_match=3': 'eval.exact_match=3 needs data.validation or data.test',
   'train.wandb_project=p': "train.wandb_project='p' needs wandb",
 }
 

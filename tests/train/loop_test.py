@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import types
 
 import jax
@@ -346,7 +347,7 @@ def test_times_are_of_steps_alone(file, tmp_path, monkeypatch):
   ]
   for line in lines:
     tokens = line['train/tokens_per_second'] * line['train/step_seconds']
-    assert tokens == pytest.approx(8 * 16)
+    assert 7 * 16 < tokens <= 8 * 16
 
 
 def at_step_four(monkeypatch, action):
@@ -363,7 +364,14 @@ def at_step_four(monkeypatch, action):
 
 def test_a_folder_is_trained_in_once(file, tmp_path, monkeypatch, capsys):
   codes = []
-  again = lambda: codes.append(tiny.run(file, tmp_path / 'run'))
+  start = lambda: codes.append(tiny.run(file, tmp_path / 'run'))
+
+  def again():
+    # Without the mesh of the first.
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
+
   at_step_four(monkeypatch, again)
   assert tiny.run(file, tmp_path / 'run') == 0
   assert codes == [2]
