@@ -199,6 +199,21 @@ class Checkpointer:
     self.wait()
     self._worker.shutdown()
 
+  def attach(self, step: int, values: dict[str, Any], metric: float | None):
+    """Adds what is known since to the manifest of the checkpoint just saved.
+
+    Written in one piece, so a reader sees the old manifest or the new one.
+    All processes make the call.
+
+    Raises:
+      DamageError: its manifest is no longer there.
+    """
+    self.wait()
+    if jax.process_index() == 0:
+      manifest = self.manifest(step) | values | {'metric': metric}
+      self._write_manifest(self.path(step), manifest)
+      self._prune()
+
   def clean(self):
     """Removes what an interrupted save left behind."""
     for path in self._directory.glob('*'):
@@ -207,7 +222,9 @@ class Checkpointer:
         logging.warning('removing the unfinished checkpoint %s', path)
         shutil.rmtree(path)
 
-  def restore(self, abstract: Any, step: int | None = None) -> Restored | None:
+  def restore(
+    self, abstract: Any, step: int | None = None, *, repair: bool = True
+  ) -> Restored | None:
     """The newest whole checkpoint (or that of `step`), or None.
 
     A damaged one is reported, set aside as `<step>.damaged`, and the one
@@ -216,14 +233,19 @@ class Checkpointer:
     Args:
       abstract: ShapeDtypeStructs with the shardings to restore to.
       step: only this one.
+      repair: set a damaged one aside. False for reading what another process
+        may be writing: nothing is changed, and a checkpoint that is removed
+        while it is read is passed over like a damaged one.
 
     Raises:
       MismatchError: it holds other arrays than `abstract`.
       DamageError: `step` was asked for and is damaged.
     """
     step = _of_first(step)
+    passed_over: set[int] = set()
     while True:
-      candidate = _of_first(max(self.steps(), default=None))
+      steps = (own for own in self.steps() if own not in passed_over)
+      candidate = _of_first(max(steps, default=None))
       candidate = candidate if step is None else step
       if candidate is None:
         return None
@@ -234,13 +256,28 @@ class Checkpointer:
       except DamageError as error:
         damage = error
       if not _anywhere(damage is not None):
-        break
+        self._match(candidate, manifest, abstract)
+        try:
+          state = ocp.load(str(self.path(candidate) / 'state'), abstract)
+        except (OSError, ValueError, KeyError) as error:
+          # Orbax and TensorStore have several errors for a missing file.
+          if repair or (self.path(candidate) / MANIFEST).exists():
+            raise
+          damage = DamageError(f'it was removed: {error}')
+        else:
+          return Restored(candidate, state, manifest)
       if step is not None:
         raise damage or DamageError('as another process says')
-      self._set_aside(candidate, damage)
-    self._match(candidate, manifest, abstract)
-    state = ocp.load(str(self.path(candidate) / 'state'), abstract)
-    return Restored(candidate, state, manifest)
+      if repair:
+        self._set_aside(candidate, damage)
+        continue
+      passed_over.add(candidate)
+      if candidate in self.steps():
+        logging.error(
+          'checkpoint %s is damaged (%s); using the one before it',
+          self.path(candidate),
+          damage,
+        )
 
   def _set_aside(self, step: int, damage: DamageError | None):
     """Told by those who saw the damage, done by the first process."""
@@ -265,12 +302,14 @@ class Checkpointer:
       file = self.path(step) / name
       if not file.is_file():
         raise DamageError(f'{name} is missing')
-      if file.stat().st_size != size:
-        raise DamageError(
-          f'{name} has {file.stat().st_size} bytes, {size} were written'
-        )
-      if _checksum(file) != checksum:
-        raise DamageError(f'{name} has changed since it was written')
+      try:
+        actual = file.stat().st_size
+        if actual != size:
+          raise DamageError(f'{name} has {actual} bytes, {size} were written')
+        if _checksum(file) != checksum:
+          raise DamageError(f'{name} has changed since it was written')
+      except FileNotFoundError as error:
+        raise DamageError(f'{name} was removed while it was read') from error
 
   def _match(self, step: int, manifest: dict[str, Any], abstract: Any):
     saved, wanted = manifest['arrays'], _shapes(abstract)

@@ -28,8 +28,8 @@ FILE, only its sections parallel, eval, generate and plan are read then.
 The fields stand in gemini_jax/config.py and gemini_jax/architecture.py. On
 several hosts the same line is started once on each.
 
-Exit codes: 0 done, 2 a mistake in what was asked for, 1 anything else (a plan
-that does not fit, too).
+Exit codes: 0 done, 2 a mistake in what was asked for, 130 Ctrl-C, 1 anything
+else (a plan that does not fit, too).
 """
 
 import logging
@@ -50,6 +50,14 @@ _FLAGS = {'config': None} | OPTIONS
 def main(argv: Sequence[str]) -> int:
   """Runs the mode that the flags ask for; returns the exit code."""
   try:
+    return _main(argv)
+  except KeyboardInterrupt:
+    print('interrupted', file=sys.stderr)
+    return 130
+
+
+def _main(argv: Sequence[str]) -> int:
+  try:
     topic = command.help_topic(argv)
     if topic is not None:
       return _help(argv, topic)
@@ -68,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
   from gemini_jax import checkpoint
   from gemini_jax.parallel import cluster
   from gemini_jax.tools import generate, plan
-  from gemini_jax.train import loop
+  from gemini_jax.train import lock, loop
 
   run = {
     'train': loop.train,
@@ -85,7 +93,11 @@ def main(argv: Sequence[str]) -> int:
     code = run[mode](config, workdir)
   except (config_lib.ConfigError, checkpoint.MismatchError) as error:
     return _refuse(error)
-  except FloatingPointError as error:
+  except (
+    FloatingPointError,
+    checkpoint.DamageError,
+    lock.LostError,
+  ) as error:
     print(f'error: {error}', file=sys.stderr)
     return 1
   return code or 0
@@ -122,6 +134,7 @@ def _refuse(error: Exception) -> int:
 def run() -> int:
   """The command as a process: `main` with this process's arguments."""
   host.keep_freed_memory()
+  host.keep_output()
   logging.basicConfig(level=logging.INFO, format='%(levelname)s %(message)s')
   # Orbax tells of every file, JAX of every back end it does not find.
   absl.logging.set_verbosity(absl.logging.WARNING)

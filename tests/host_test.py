@@ -1,5 +1,6 @@
-"""Flags of XLA, paths of a user, and where caches go without a home."""
+"""XLA's flags, output that nobody reads, paths and caches without a home."""
 
+import io
 import os
 import pathlib
 import subprocess
@@ -9,6 +10,7 @@ from importlib import metadata
 
 import pytest
 
+import tiny
 from gemini_jax import host
 
 # Jaxlib 0.10.2 gives 2.39 for the last row (jax issue 39103).
@@ -109,3 +111,44 @@ def test_where_nothing_can_be_made_they_are_temporary(
   monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'file'))
   folder = host.cache_folder('tokens')
   assert folder == tmp_path / 'file/.cache/gemini_jax/tokens'
+
+
+def test_writing_to_a_closed_pipe():
+  reader, writer = os.pipe()
+  os.close(reader)
+  stream = io.BufferedWriter(host._Lossy(writer, 'w'))
+  for _ in range(2):
+    stream.write(b'words')
+    stream.flush()
+  stream.close()
+
+
+def test_a_pipe_that_is_full_for_a_moment():
+  """A reader that shares the pipe may have made it non-blocking."""
+  reader, writer = os.pipe()
+  os.set_blocking(writer, False)
+  program = 'import os\nwhile os.read(0, 65536): pass'
+  with subprocess.Popen([sys.executable, '-c', program], stdin=reader) as drain:
+    os.close(reader)
+    with io.BufferedWriter(host._Lossy(writer, 'w')) as stream:
+      assert stream.write(b'x' * (1 << 22)) == 1 << 22
+    assert drain.wait(30) == 0
+
+
+def test_closed_and_narrow_streams():
+  program = (
+    'import sys\n'
+    'from gemini_jax import host\n'
+    'host.keep_output()\n'
+    "print('caf\\xe9 \\u4e00')\n"
+    "print('dropped', file=sys.stderr, flush=True)\n"
+    'assert not sys.stderr.isatty()\n'
+  )
+  done = subprocess.run(
+    ['sh', '-c', f'exec "{sys.executable}" -c "$0" 2>&-', program],
+    cwd=tiny.ROOT,
+    env=os.environ | {'PYTHONIOENCODING': 'latin-1'},
+    stdout=subprocess.PIPE,
+    check=True,
+  )
+  assert done.stdout == b'caf\xe9 \\u4e00\n'

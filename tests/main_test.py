@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -329,6 +330,51 @@ def test_help_is_fast_and_ends_with_its_reader():
   )
   os.close(writer)
   assert (done.returncode, done.stderr) == (0, b'')
+
+
+# What is asked for at the end of a run, and what it is refused with at once.
+ENDINGS = {
+  "eval.samples=('a','{long}')": 'eval.samples[1] has 41 tokens; with '
+  'model.max_length=24 at most 23 fit',
+  "eval.samples=('\\udcff',)": 'is not valid text',
+  "data.train=('reverse:9',)|data.validation=()|data.inputs_field=inputs|"
+  'data.targets_field=targets|data.sequence_length=64|model.max_length=64|'
+  'eval.exact_match=3': 'eval.exact_match=3 needs data.validation or data.test',
+  'train.wandb_project=p': "train.wandb_project='p' needs wandb",
+}
+
+
+@pytest.mark.parametrize('asked', ENDINGS)
+def test_what_the_end_needs_is_checked_first(
+  asked, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setitem(sys.modules, 'wandb', None)
+  file = tiny.experiment(tmp_path)
+  argv = tiny.arguments(
+    file, tmp_path / 'run', *asked.format(long='x' * 40).split('|')
+  )
+  assert ENDINGS[asked] in refused(capsys, *argv)
+  assert not (tmp_path / 'run' / 'metrics.jsonl').exists()
+
+
+def test_without_compilation(tmp_path, capsys):
+  file = tiny.experiment(tmp_path)
+  with jax.disable_jit():
+    message = refused(capsys, *tiny.arguments(file, tmp_path / 'run'))
+  assert message.startswith('JAX_DISABLE_JIT is set')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_an_interrupt_is_one_line(tmp_path, monkeypatch, capsys):
+  """Before the loop takes the signal for a wish to save."""
+
+  def interrupted(*args):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(loop, 'timed_compile', interrupted)
+  file = tiny.experiment(tmp_path)
+  assert tiny.run(file, tmp_path / 'run') == 130
+  assert capsys.readouterr().err == 'interrupted\n'
 
 
 def test_a_prompt_longer_than_the_context(trained, capsys):

@@ -33,6 +33,7 @@ from gemini_jax.train import (
   metrics,
   retrieval,
 )
+from gemini_jax.train import lock as lock_lib
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import run as run_lib
 from gemini_jax.train import step as step_lib
@@ -47,10 +48,17 @@ def train(config: config_lib.Config, workdir: str | os.PathLike):
   Raises:
     ConfigError: the config, the data or the folder cannot be used.
     FloatingPointError: a loss, gradient or update was not finite.
+    LostError: the folder was removed meanwhile.
   """
-  run = run_lib.open_run(config, workdir, create=True)
-  with sharding.use(run.mesh):
-    _train(run)
+  with lock_lib.Lock() as lock:
+    run = run_lib.open_run(config, workdir, create=True, lock=lock)
+    with sharding.use(run.mesh):
+      try:
+        _train(run)
+      except Exception:
+        # In a folder that was removed many things fail: say the reason.
+        lock.check()
+        raise
 
 
 def evaluate(config: config_lib.Config, workdir: str | os.PathLike):
@@ -67,10 +75,11 @@ def evaluate(config: config_lib.Config, workdir: str | os.PathLike):
   config_lib.check(
     bool(held_out), 'data.validation and data.test are both empty'
   )
+  _check_generation(run, held_out)
   with sharding.use(run.mesh):
     restored = run.restore(config.generate.checkpoint)
     eval_step = compile_eval(run, restored.state, next(iter(held_out.values())))
-    _, results = evaluate_splits(run, restored.state, eval_step, held_out)
+    results = evaluate_splits(run, restored.state, eval_step, held_out)
     results |= exact_matches(run, restored.state, held_out)
     results |= appraisals(run, restored.state, held_out, restored.step)
   print(json.dumps({'step': restored.step} | results))
@@ -85,6 +94,33 @@ def _held_out(run: run_lib.Run) -> dict[loader_lib.Split, loader_lib.Loader]:
   }
 
 
+def _check_generation(
+  run: run_lib.Run, held_out: Mapping[loader_lib.Split, loader_lib.Loader]
+):
+  """ConfigError where what `eval` asks for at the end cannot be done."""
+  config = run.config
+  for name in ('exact_match', 'judged', 'captions', 'retrieval'):
+    value = getattr(config.eval, name)
+    config_lib.check(
+      not value or bool(held_out),
+      f'eval.{name}={value} needs data.validation or data.test',
+    )
+  decoder = generation.build_decoder(config, run.model, run.tokenizer, 1)
+  for i, text in enumerate(config.eval.samples):
+    try:
+      prompt = generation.read_prompt(config, run.model, run.tokenizer, text)
+      inputs = () if prompt.inputs is None else (prompt.inputs,)
+      decoder.check_lengths([prompt.tokens], inputs)
+    except UnicodeError as error:
+      raise config_lib.ConfigError(
+        f'eval.samples[{i}]={text!r} is not valid text: {error}'
+      ) from error
+    except config_lib.ConfigError as error:
+      raise config_lib.ConfigError(
+        str(error).replace('generate.prompt', f'eval.samples[{i}]')
+      ) from error
+
+
 def _train(run: run_lib.Run):
   config = run.config
   num_steps = config.train.num_steps
@@ -92,20 +128,36 @@ def _train(run: run_lib.Run):
   appraisal.check(config)
   data = run.loader('train')
   held_out = _held_out(run)
+  _check_generation(run, held_out)
+  metrics.check(config)
 
   # Where the run stands: the newest whole checkpoint, or a fresh state.
   restored = run.checkpoints.restore(run.abstract)
+  manifest = restored.manifest if restored else {}
   if restored is None:
     state = step_lib.init_state(config, run.model, run.optimizer, run.abstract)
     step, size = 0, 0
   else:
     state, step = restored.state, restored.step
-    size = restored.manifest['metrics_bytes']
-    data.check(restored.manifest['data'])
+    size = manifest['metrics_bytes']
+    data.check(manifest['data'])
+    # The checkpoint was written before the step was evaluated.
+    state = observe(config, state, manifest.get('observed'))
   # Nothing is refused from here on.
   run.write_config()
-  results: dict[str, float] = restored.manifest['results'] if restored else {}
-  if step >= num_steps:
+  results: dict[str, float] = manifest.get('results', {})
+
+  def evaluates(done: int) -> bool:
+    every = config.train.eval_every
+    return bool(held_out) and (done % every == 0 or done == num_steps)
+
+  def is_due(done: int) -> bool:
+    """Whether something is to be done once this step is saved."""
+    shows = done == num_steps and bool(config.eval.samples)
+    return evaluates(done) or shows
+
+  due = manifest.get('due', False) and is_due(step)
+  if step >= num_steps and not due:
     print(
       f'{run.workdir} is done: step {step:,} of {num_steps:,}'
       f'{_results(results)}'
@@ -116,48 +168,56 @@ def _train(run: run_lib.Run):
     f'{metrics.devices_line()}; {sharding.describe(state)}'
   )
   print(f'{"resuming" if step else "starting"} at step {step:,}', flush=True)
+  if 'config' in manifest and step < num_steps:
+    print(_course_change(config, manifest['config'], step), end='', flush=True)
   if config.model.kinds and not step and cluster.is_first():
     appraisal.show_batch(run, data[0])
 
   # One compilation each, before the first batch.
-  first = next(device_batches(run, data, loader_lib.iterate(data, step, 0)))
-  train_step = compile_step(
-    config, run.model, run.optimizer, run.abstract, first
-  )
-  eval_step = None
+  train_step: Any = None
+  eval_step: Any = None
+  if step < num_steps:
+    first = next(device_batches(run, data, loader_lib.iterate(data, step, 0)))
+    train_step = compile_step(
+      config, run.model, run.optimizer, run.abstract, first
+    )
   if held_out:
     eval_step = compile_eval(run, state, next(iter(held_out.values())))
 
   writer = metrics.Writer(run.workdir, config, step, size)
   progress = metrics.Progress(step, num_steps)
   stopper = Stopper(run.mesh)
-  clock = time.monotonic()
+  stopwatch = metrics.Stopwatch()
+  # The last step of the line before, and the tokens since.
+  logged, tokens = step, 0.0
   pending: tuple[int, dict[str, jax.Array]] | None = None
   stops = False
 
   def settle(pending):
     """Looks at a finished step's numbers; writes a line if one is due."""
-    nonlocal clock, stops
+    nonlocal logged, tokens, stops
     done, device_values = pending
     values = {k: float(v) for k, v in jax.device_get(device_values).items()}
     stops = bool(values.pop('stops')) or stops
     if not values.pop('finite'):
       raise_not_finite(run, state, data, done - 1, values)
+    tokens += values['tokens']
     if done % config.train.log_every and done != num_steps:
       return
-    interval = (done - 1) % config.train.log_every + 1
-    seconds = (time.monotonic() - clock) / min(interval, done - step)
-    clock = time.monotonic()
+    run.lock.check()
+    seconds = stopwatch.lap()
     line: dict[str, float | None] = {
       f'train/{name}': value for name, value in values.items()
     }
-    line['train/step_seconds'] = seconds
-    line['train/tokens_per_second'] = values['tokens'] / seconds
-    line['train/mfu'] = metrics.mfu(config, seconds)
+    line['train/step_seconds'] = seconds / (done - logged)
+    line['train/tokens_per_second'] = tokens / seconds
+    line['train/mfu'] = metrics.mfu(config, seconds / (done - logged))
+    logged, tokens = done, 0.0
     writer.write(done, line)
     progress.update(done, line)
 
   def save(state, done):
+    cluster.on_first(run.lock.check)
     run.checkpoints.save(
       done,
       state,
@@ -166,13 +226,53 @@ def _train(run: run_lib.Run):
         'data': data.state(done),
         'metrics_bytes': writer.size(),
         'results': results,
+        'due': is_due(done),
       },
-      evaluation.objective(results, config.loss_weights),
     )
+
+  def examine(state, done, saved):
+    """Does what is due at a step; returns the state that a plateau changes.
+
+    The checkpoint of the step learns the outcome. Without it, the next start
+    does all of this again, and drops the lines that were written here.
+    """
+    new: dict[str, float] = {}
+    last = done == num_steps
+    if evaluates(done):
+      splits: list[loader_lib.Split] = [
+        s for s in held_out if last or s == 'validation'
+      ]
+      new = evaluate_splits(
+        run, state, eval_step, {s: held_out[s] for s in splits}
+      )
+      if last:
+        new |= exact_matches(run, state, held_out)
+        new |= appraisals(run, state, held_out, done)
+      results.update(new)
+      writer.write(done, new)
+      progress.note(f'step {done:,}{_results(new)}')
+    if last:
+      write_samples(run, state)
+    value = evaluation.objective(new, config.loss_weights)
+    if saved:
+      cluster.on_first(run.lock.check)
+      run.checkpoints.attach(
+        done,
+        {
+          'metrics_bytes': writer.size(),
+          'results': results,
+          'due': False,
+          'observed': value,
+        },
+        value,
+      )
+    return observe(config, state, value)
 
   batches = device_batches(run, data, loader_lib.iterate(data, step))
   norm = jax.jit(optax.tree.norm)
   try:
+    if due:
+      state = examine(state, step, saved=True)
     for done in range(step + 1, num_steps + 1):
       index = np.int32(done - 1)
       state, values = train_step(state, next(batches), index)
@@ -180,45 +280,88 @@ def _train(run: run_lib.Run):
       if pending is not None:
         settle(pending)
       pending = (done, values | {'stops': stopper.anywhere()})
-      last = done == num_steps
-      evaluates = held_out and (done % config.train.eval_every == 0 or last)
-      saves = done % config.train.save_every == 0 or last
-      if not (evaluates or saves or stops):
+      due = is_due(done)
+      saves = done % config.train.save_every == 0 or done == num_steps
+      if not (due or saves or stops):
         continue
       settle(pending)
       pending = None
+      stopwatch.pause()
       saves = saves or stops
       # An update can overflow where the loss before it was finite.
       if saves and not np.isfinite(norm(state.params)):
         raise_not_finite(run, state, data, done, values)
-      if evaluates:
-        splits: list[loader_lib.Split] = [
-          s for s in held_out if last or s == 'validation'
-        ]
-        state, new = evaluate_splits(
-          run, state, eval_step, {s: held_out[s] for s in splits}
-        )
-        if last:
-          new |= exact_matches(run, state, held_out)
-          new |= appraisals(run, state, held_out, done)
-        results.update(new)
-        writer.write(done, new)
-        progress.note(f'step {done:,}{_results(new)}')
-      if last:
-        write_samples(run, state)
+      # Saved first: what is due may fail, and can be done at the next start.
       if saves:
         save(state, done)
-      clock = time.monotonic()
-      if stops and not last:
+      if stops and (due or done < num_steps):
         run.checkpoints.close()
         print(f'stopped by a signal; step {done:,} is saved', flush=True)
         return
+      if due:
+        state = examine(state, done, saves)
+      stopwatch.resume()
+    run.checkpoints.close()
+    cluster.on_first(run.lock.check)
   finally:
-    progress.close()
-    writer.close()
-    stopper.close()
-  run.checkpoints.close()
+    try:
+      # Also after an error: the last save is on its way to the disk.
+      run.checkpoints.close()
+    finally:
+      progress.close()
+      writer.close()
+      stopper.close()
   print(f'{run.workdir} is done: {num_steps:,} steps{_results(results)}')
+
+
+def observe(
+  config: config_lib.Config, state: step_lib.TrainState, value: float | None
+) -> step_lib.TrainState:
+  """The state after a validation, which may lower a plateau's rate."""
+  if not config.optimizer.plateau_patience or value is None:
+    return state
+  return dataclasses.replace(
+    state,
+    opt_state=optimizer_lib.observe_validation(
+      config.optimizer, state.opt_state, np.float32(value)
+    ),
+  )
+
+
+def _course_change(
+  config: config_lib.Config, before: Mapping[str, Any], step: int
+) -> str:
+  """A line where the learning rate of the next step is not the one planned.
+
+  Args:
+    config: of the run that goes on.
+    before: the config, as JSON, of the run that wrote the checkpoint.
+    step: of the checkpoint.
+  """
+  try:
+    then = config_lib.from_config_dict(
+      {
+        'optimizer': before['optimizer'],
+        'train': {'num_steps': before['train']['num_steps']},
+      }
+    )
+  except (config_lib.ConfigError, KeyError):
+    # Written by a version with other fields.
+    return ''
+  with sharding.on_one_device():
+    rate, planned = (
+      f'{float(np.asarray(schedule(step))):.6g}'
+      for schedule in (
+        optimizer_lib.make_schedule(own.optimizer, own.train.num_steps)
+        for own in (config, then)
+      )
+    )
+  if rate == planned:
+    return ''
+  return (
+    f'the learning rate at step {step + 1:,} is {rate}; the run before would '
+    f'have had {planned}\n'
+  )
 
 
 def evaluate_splits(
@@ -226,8 +369,8 @@ def evaluate_splits(
   state: step_lib.TrainState,
   eval_step: Any,
   loaders: dict[loader_lib.Split, loader_lib.Loader],
-) -> tuple[step_lib.TrainState, dict[str, float]]:
-  """The state (a plateau moves on) and `split/name` numbers."""
+) -> dict[str, float]:
+  """`split/name` numbers of each split."""
   results = {}
   params = state.evaluation_params()
   # Each row is a sequence of text there.
@@ -263,17 +406,7 @@ def evaluate_splits(
         most=measures,
       )
       results |= {f'{split}/{name}': value for name, value in values.items()}
-  value = evaluation.objective(results, run.config.loss_weights)
-  if run.config.optimizer.plateau_patience and value is not None:
-    state = dataclasses.replace(
-      state,
-      opt_state=optimizer_lib.observe_validation(
-        run.config.optimizer,
-        state.opt_state,
-        np.float32(value),
-      ),
-    )
-  return state, results
+  return results
 
 
 def exact_matches(
@@ -451,7 +584,11 @@ def raise_not_finite(
 
 
 class Stopper:
-  """Turns SIGTERM and Ctrl-C into a wish to stop, which all processes share."""
+  """Turns SIGTERM, SIGHUP and Ctrl-C into a wish that all processes share.
+
+  A signal that the process was started to ignore (nohup, `&` in a script)
+  stays ignored.
+  """
 
   def __init__(self, mesh: Mesh):
     # bool[devices]: each is told what its process was asked.
@@ -466,9 +603,13 @@ class Stopper:
       jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec())
     )
     self._wished = False
+    names = 'SIGTERM', 'SIGINT', 'SIGHUP'
+    # Windows has no SIGHUP.
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     self._before = {
       number: signal.signal(number, self._wish)
-      for number in (signal.SIGTERM, signal.SIGINT)
+      for number in numbers
+      if signal.getsignal(number) != signal.SIG_IGN
     }
 
   def _wish(self, number: int, frame: Any):

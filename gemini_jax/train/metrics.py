@@ -5,9 +5,11 @@ import json
 import math
 import os
 import pathlib
+import re
 import sys
 import time
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +22,8 @@ from gemini_jax.parallel import chip, cluster
 TIMINGS = ('train/tokens_per_second', 'train/step_seconds', 'train/mfu')
 
 FILE = 'metrics.jsonl'
+# Holds the id of the folder's run on Weights & Biases.
+_WANDB_ID_FILE = 'wandb_id'
 
 
 def peak_flops(device: Any, dtype: str) -> float | None:
@@ -107,6 +111,12 @@ def _missing(module: str):
     del sys.modules[module]
 
 
+def check(config: config_lib.Config):
+  """ConfigError, with the remedy, unless every sink can be opened."""
+  if config.train.wandb_project:
+    _import_wandb(config)
+
+
 class Writer:
   """Writes metrics of a step to every sink; resumes where a run stopped.
 
@@ -179,16 +189,70 @@ class Writer:
       self._wandb.finish()
 
 
-def _wandb(workdir: pathlib.Path, config: config_lib.Config) -> Any:
+def _import_wandb(config: config_lib.Config) -> Any:
   asked = f'train.wandb_project={config.train.wandb_project!r} needs wandb'
-  wandb = config_lib.optional('wandb', asked, 'wandb')
-  return wandb.init(
-    project=config.train.wandb_project,
-    name=workdir.name,
-    id=workdir.name,
-    resume='allow',
-    config=json.loads(config_lib.to_json(config)),
-  )
+  return config_lib.optional('wandb', asked, 'wandb')
+
+
+def _wandb(workdir: pathlib.Path, config: config_lib.Config) -> Any:
+  wandb = _import_wandb(config)
+  try:
+    return wandb.init(
+      project=config.train.wandb_project,
+      name=workdir.resolve().name,
+      id=_wandb_id(workdir / _WANDB_ID_FILE),
+      resume='allow',
+      dir=str(workdir),
+      config=json.loads(config_lib.to_json(config)),
+    )
+  except wandb.Error as error:
+    raise config_lib.ConfigError(
+      f'train.wandb_project={config.train.wandb_project!r} cannot be used: '
+      f'{" ".join(str(error).split())}; log in with `wandb login`, or set '
+      'WANDB_MODE=offline'
+    ) from error
+
+
+def _wandb_id(path: pathlib.Path) -> str:
+  """The id in the file, which is made once for a work folder."""
+  if path.is_file():
+    identity = path.read_text(errors='replace').strip()
+    if re.fullmatch('[0-9a-z]{1,64}', identity):
+      return identity
+  identity = uuid.uuid4().hex[:12]
+  draft = path.with_name(f'{path.name}.draft')
+  draft.write_text(f'{identity}\n')
+  draft.replace(path)
+  return identity
+
+
+class Stopwatch:
+  """Measures the seconds of training steps, without what happens between.
+
+  Evaluations and checkpoints wait until the devices are idle, so the time
+  while it is paused belongs to no step.
+  """
+
+  def __init__(self, clock: Callable[[], float] = time.monotonic):
+    """Starts it; `clock` returns seconds."""
+    self._clock = clock
+    self._seconds = 0.0
+    self._begin = clock()
+
+  def pause(self):
+    """Stops it, once the devices are done with the last step."""
+    self._seconds += self._clock() - self._begin
+
+  def resume(self):
+    """Goes on after a pause."""
+    self._begin = self._clock()
+
+  def lap(self) -> float:
+    """Seconds since it was started or asked last."""
+    now = self._clock()
+    seconds = self._seconds + now - self._begin
+    self._seconds, self._begin = 0.0, now
+    return seconds
 
 
 class Progress:

@@ -17,6 +17,7 @@ from gemini_jax.data import loader, tokenizer
 from gemini_jax.kernels import flash
 from gemini_jax.models import gemini
 from gemini_jax.parallel import cluster, pipeline, sharding
+from gemini_jax.train import lock as lock_lib
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import step as step_lib
 
@@ -30,6 +31,8 @@ _FREE = (
   *('model.remat_offload', 'model.attention_kernel', 'model.over_sequence'),
   *('model.dtype', 'model.dropout'),
 )
+# Checkpoints that are tried while the run that trains removes them.
+_READS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Run:
     mesh: all devices.
     abstract: shapes and shardings of the training state.
     checkpoints: what was saved.
+    lock: held while the run trains.
   """
 
   config: config_lib.Config
@@ -55,6 +59,7 @@ class Run:
   mesh: Mesh
   abstract: step_lib.TrainState
   checkpoints: checkpoint.Checkpointer
+  lock: lock_lib.Lock
 
   def loader(self, split: loader.Split) -> loader.Loader:
     """The batches of a split, this process's share of each."""
@@ -97,14 +102,19 @@ class Run:
     Raises:
       ConfigError: there is none.
     """
-    best = self.checkpoints.best() if which == 'best' else None
-    try:
-      restored = self.checkpoints.restore(self.abstract, best)
-    except checkpoint.DamageError as error:
-      raise config_lib.ConfigError(
-        f'the best checkpoint, {self.checkpoints.path(best or 0)}, is damaged '
-        f'({error}); use --config.generate.checkpoint=latest'
-      ) from error
+    restored = None
+    for _ in range(_READS):
+      best = self.checkpoints.best() if which == 'best' else None
+      try:
+        restored = self.checkpoints.restore(self.abstract, best, repair=False)
+        break
+      except checkpoint.DamageError as error:
+        # A run that trains may have removed it for a better one.
+        config_lib.check(
+          best not in self.checkpoints.steps(),
+          f'the best checkpoint, {self.checkpoints.path(best or 0)}, is '
+          f'damaged ({error}); use --config.generate.checkpoint=latest',
+        )
     if restored is None:
       raise config_lib.ConfigError(
         f'--workdir={self.workdir} holds no checkpoint; train first with '
@@ -114,7 +124,11 @@ class Run:
 
 
 def open_run(
-  config: config_lib.Config, workdir: str | os.PathLike, *, create: bool
+  config: config_lib.Config,
+  workdir: str | os.PathLike,
+  *,
+  create: bool,
+  lock: lock_lib.Lock | None = None,
 ) -> Run:
   """Puts a run together, before any work on a device.
 
@@ -124,11 +138,16 @@ def open_run(
     create: for training: makes the folder, and trains a tokenizer if there
       is no checkpoint yet. The config of a run that begins is written; that of
       one that goes on by `Run.write_config`, once nothing can refuse it.
+    lock: acquired before anything in the folder is changed.
 
   Raises:
     ConfigError: the folder cannot be used, holds another model, or the
       config does not fit the devices.
   """
+  config_lib.check(
+    not jax.config.jax_disable_jit,  # pyright: ignore
+    'JAX_DISABLE_JIT is set, and steps are compiled ahead of time; unset it',
+  )
   path = pathlib.Path(workdir)
   mesh = sharding.make_mesh(config.parallel)
   for field, size in (
@@ -141,7 +160,7 @@ def open_run(
   # The shapes alone tell whether the mesh fits, before any data is read.
   abstract_parts(with_vocab(config, 1 << 20), mesh)
   if create:
-    _make_writable(path)
+    _make_writable(path, lock)
   elif not cluster.everywhere(os.path.isdir(path)):
     raise config_lib.ConfigError(f'--workdir={path} does not exist')
   checkpoints = checkpoint.Checkpointer(
@@ -161,7 +180,17 @@ def open_run(
     cluster.on_first(checkpoints.clean)
   model, optimizer, abstract = abstract_parts(config, mesh)
   logging.info('attention: %s', model.config.attention_kernel)
-  run = Run(config, path, words, model, optimizer, mesh, abstract, checkpoints)
+  run = Run(
+    config,
+    path,
+    words,
+    model,
+    optimizer,
+    mesh,
+    abstract,
+    checkpoints,
+    lock or lock_lib.Lock(),
+  )
   if create and not checkpoints.steps():
     run.write_config()
   return run
@@ -219,13 +248,15 @@ def abstract_parts(
   )
 
 
-def _make_writable(path: pathlib.Path):
+def _make_writable(path: pathlib.Path, lock: lock_lib.Lock | None):
   """Makes the folder, and sees that it is one for all processes."""
   probe = path / '.writable'
 
   def write():
     try:
       path.mkdir(parents=True, exist_ok=True)
+      if lock is not None:
+        lock.acquire(path)
       probe.write_text('')
     except OSError as error:
       raise config_lib.ConfigError(

@@ -3,8 +3,13 @@
 import json
 import logging
 import os
+import re
 import shutil
 import signal
+import subprocess
+import sys
+import threading
+import types
 
 import jax
 import numpy as np
@@ -12,7 +17,9 @@ import pytest
 
 import tiny
 from gemini_jax import checkpoint
+from gemini_jax import config as config_lib
 from gemini_jax.infer import beam, decoding
+from gemini_jax.parallel import sharding
 from gemini_jax.train import loop, metrics
 
 
@@ -235,19 +242,237 @@ def test_options_survive_a_restart(name, file, tmp_path):
     assert not np.array_equal(average, param)
 
 
-def test_sigterm_saves_and_says_so(file, done, tmp_path, monkeypatch, capsys):
+FAILS = pytest.mark.parametrize(
+  ('name', 'step'), [('evaluate_splits', 10), ('write_samples', 20)]
+)
+
+
+@pytest.fixture(scope='module')
+def plateau(folder, file):
+  """(overrides, workdir) of a run with a rate that evaluations change."""
+  overrides = (
+    'optimizer.plateau_patience=1',
+    'optimizer.learning_rate=1e-12',
+    'train.eval_every=5',
+    "eval.samples=('one',)",
+  )
+  assert tiny.run(file, folder / 'plateau', *overrides) == 0
+  return overrides, folder / 'plateau'
+
+
+@FAILS
+def test_a_step_is_saved_before_it_is_evaluated(
+  name, step, plateau, file, tmp_path, monkeypatch, capsys
+):
+  """What failed is done at the next start, with no step trained again."""
+  overrides, whole = plateau
+  workdir = tmp_path / 'run'
+  function = getattr(loop, name)
+
+  def fail(run, state, *args):
+    if int(state.step) == step:
+      raise ZeroDivisionError
+    return function(run, state, *args)
+
+  with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+    patch.setattr(loop, name, fail)
+    tiny.run(file, workdir, *overrides)
+  assert checkpoint.Checkpointer(workdir / 'checkpoints').steps()[-1] == step
+  capsys.readouterr()
+  assert tiny.run(file, workdir, *overrides) == 0
+  assert f'resuming at step {step}\n' in capsys.readouterr().out
+  assert tiny.metrics(workdir, *metrics.TIMINGS) == tiny.metrics(
+    whole, *metrics.TIMINGS
+  )
+  expected = tiny.arrays(whole)
+  for path, leaf in tiny.arrays(workdir).items():
+    np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
+  names = 'step', 'metric', 'results', 'due', 'observed'
+  last, wanted = (
+    checkpoint.Checkpointer(path / 'checkpoints').manifest(20)
+    for path in (workdir, whole)
+  )
+  assert [last[name] for name in names] == [wanted[name] for name in names]
+  assert last['metric'] == last['results']['validation/loss']
+  assert last['metrics_bytes'] == (workdir / 'metrics.jsonl').stat().st_size
+  assert (workdir / 'samples' / '00000020.jsonl').exists()
+  # Now there is nothing left to do.
+  assert tiny.run(file, workdir, *overrides) == 0
+  assert 'is done: step 20 of 20  validation/loss' in capsys.readouterr().out
+
+
+def test_times_are_of_steps_alone(file, tmp_path, monkeypatch):
+  """By a clock that moves on by 1 at a step and far at everything else."""
+  now = 0.0
+
+  def takes(owner, name, seconds):
+    function = getattr(owner, name)
+
+    def taking(*args, **kwargs):
+      nonlocal now
+      now += seconds
+      return function(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, taking)
+
+  compile_step = loop.compile_step
+
+  def compiled(*args):
+    step = compile_step(*args)
+
+    def run(*args):
+      nonlocal now
+      now += 1
+      return step(*args)
+
+    return run
+
+  clock = types.SimpleNamespace(monotonic=lambda: now)
+  monkeypatch.setattr(loop, 'compile_step', compiled)
+  monkeypatch.setattr(loop, 'time', clock)
+  monkeypatch.setattr(metrics, 'time', clock)
+  if hasattr(metrics, 'Stopwatch'):
+    defaults = (clock.monotonic,)
+    monkeypatch.setattr(metrics.Stopwatch.__init__, '__defaults__', defaults)
+  takes(loop, 'evaluate_splits', 1000)
+  takes(checkpoint.Checkpointer, 'save', 1000)
+  assert tiny.run(file, tmp_path / 'run', 'train.save_every=7') == 0
+  lines = [
+    line for line in tiny.metrics(tmp_path / 'run') if 'train/mfu' in line
+  ]
+  # A step ahead of the first line, and at the end none: 20 in all.
+  assert [line['train/step_seconds'] for line in lines] == [
+    *(1.25, 1.0, 1.0, 1.0),
+    0.75,
+  ]
+  for line in lines:
+    tokens = line['train/tokens_per_second'] * line['train/step_seconds']
+    assert 7 * 16 < tokens <= 8 * 16
+
+
+def at_step_four(monkeypatch, action):
+  """Calls `action` in the middle of the runs that follow."""
+  update = metrics.Progress.update
+
+  def updated(progress, step, values):
+    update(progress, step, values)
+    if step == 4:
+      action()
+
+  monkeypatch.setattr(metrics.Progress, 'update', updated)
+
+
+def test_a_folder_is_trained_in_once(file, tmp_path, monkeypatch, capsys):
+  codes = []
+  start = lambda: codes.append(tiny.run(file, tmp_path / 'run'))
+
+  def again():
+    # Without the mesh of the first.
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
+
+  at_step_four(monkeypatch, again)
+  assert tiny.run(file, tmp_path / 'run') == 0
+  assert codes == [2]
+  captured = capsys.readouterr()
+  assert captured.err.startswith(
+    f'error: --workdir={tmp_path / "run"} is in use: process {os.getpid()} on '
+  )
+  assert captured.err.count('\n') == 1
+  assert [line['step'] for line in tiny.metrics(tmp_path / 'run')] == [
+    *(4, 8, 10, 12, 16, 20, 20)
+  ]
+
+
+def test_a_folder_that_is_removed_meanwhile(
+  file, tmp_path, monkeypatch, capsys
+):
+  at_step_four(monkeypatch, lambda: shutil.rmtree(tmp_path / 'run'))
+  assert tiny.run(file, tmp_path / 'run') == 1
+  captured = capsys.readouterr()
+  assert 'is done' not in captured.out
+  assert captured.err.startswith(
+    f'error: {tmp_path / "run"} was removed or replaced during the run'
+  )
+  assert captured.err.count('\n') == 1
+  assert not (tmp_path / 'run').exists()
+
+
+def test_another_course_is_announced(done, file, tmp_path, capsys):
+  workdir = shutil.copytree(done[0], tmp_path / 'run')
+  longer = 'train.num_steps=21', 'optimizer.schedule=cosine'
+  assert tiny.run(file, workdir, *longer) == 0
+  out = capsys.readouterr().out
+  said = re.search(
+    r'the learning rate at step 21 is (\S+); the run before would have had '
+    r'(\S+)\n',
+    out,
+  )
+  assert said, out
+  rates = [line.get('train/learning_rate') for line in tiny.metrics(workdir)]
+  assert float(said[1]) == pytest.approx(
+    [rate for rate in rates if rate is not None][-1], rel=1e-4
+  )
+  assert said[1] != said[2]
+  # The same config goes on as planned.
+  shutil.rmtree(workdir / 'checkpoints' / '00000021')
+  assert tiny.run(file, done[0], "eval.samples=('one two',)") == 0
+  assert 'would have had' not in capsys.readouterr().out
+
+
+def test_ignored_signals_stay_ignored(monkeypatch):
+  """As under nohup."""
+  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  try:
+    stopper = loop.Stopper(sharding.make_mesh(config_lib.Parallel()))
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    assert signal.getsignal(signal.SIGTERM) == stopper._wish
+    stopper.close()
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+  finally:
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_nobody_reads_along(file, tmp_path):
+  """The reader leaves after a line, and its encoding lacks the prompt."""
+  prompt = "eval.samples=('\u4e00',)"
+  command = tiny.arguments(file, tmp_path / 'run', prompt)
+  with subprocess.Popen(
+    [sys.executable, '-m', 'gemini_jax.main', *command],
+    cwd=tiny.ROOT,
+    env=os.environ | tiny.ENVIRONMENT | {'PYTHONIOENCODING': 'latin-1'},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  ) as process:
+    process.stdout.readline()
+    process.stdout.close()
+    errors = process.stderr.read().decode()
+    assert process.wait(120) == 0, errors
+  assert 'Error' not in errors
+  assert [line['step'] for line in tiny.metrics(tmp_path / 'run')][-1] == 20
+  samples = tmp_path / 'run' / 'samples' / '00000020.jsonl'
+  assert json.loads(samples.read_text())['prompt'] == '\u4e00'
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_and_says_so(
+  number, file, done, tmp_path, monkeypatch, capsys
+):
   update = metrics.Progress.update
 
   def kill(progress, step, values):
     update(progress, step, values)
     if step == 4:
-      os.kill(os.getpid(), signal.SIGTERM)
+      os.kill(os.getpid(), number)
 
-  before = signal.getsignal(signal.SIGTERM)
+  # So that a failure does not end the tests.
+  before = lambda *args: None
+  original = signal.signal(number, before)
   with monkeypatch.context() as patch:
     patch.setattr(metrics.Progress, 'update', kill)
     assert tiny.run(file, tmp_path / 'run') == 0
-  assert signal.getsignal(signal.SIGTERM) == before
+  assert signal.signal(number, original) == before
   steps = checkpoint.Checkpointer(tmp_path / 'run' / 'checkpoints').steps()
   assert len(steps) == 1
   assert 4 < steps[0] < 10

@@ -225,6 +225,50 @@ def test_weights_and_biases_are_an_extra(tmp_path, monkeypatch):
     metrics.Writer(tmp_path, config, 0, 0)
 
 
+def test_a_folder_is_one_run_on_weights_and_biases(tmp_path, monkeypatch):
+  """Not that of another folder of the same name, and still it when resumed."""
+  calls = []
+  wandb = types.ModuleType('wandb')
+  wandb.Error = type('Error', (Exception,), {})
+  wandb.init = lambda **kwargs: (
+    calls.append(kwargs)
+    or types.SimpleNamespace(log=lambda values, step: None, finish=lambda: None)
+  )
+  monkeypatch.setitem(sys.modules, 'wandb', wandb)
+  config = tiny.config(train={'wandb_project': 'p'})
+  for parent in 'a', 'b', 'a':
+    workdir = tmp_path / parent / 'vae'
+    workdir.mkdir(parents=True, exist_ok=True)
+    metrics.Writer(workdir, config, 0, 0).close()
+  assert [call['name'] for call in calls] == ['vae'] * 3
+  assert [call['dir'] for call in calls] == [
+    str(tmp_path / parent / 'vae') for parent in 'aba'
+  ]
+  first, second, third = (call['id'] for call in calls)
+  assert first == third != second
+  assert calls[0]['resume'] == 'allow'
+
+  def refuse(**kwargs):
+    raise wandb.Error('no API key\nconfigured')
+
+  wandb.init = refuse
+  with pytest.raises(config_lib.ConfigError, match='no API key configured; '):
+    metrics.Writer(workdir, config, 0, 0)
+
+
+def test_a_stopwatch_stands_still_while_it_is_paused():
+  now = 100.0
+  stopwatch = metrics.Stopwatch(lambda: now)
+  now += 3
+  stopwatch.pause()
+  now += 1000
+  stopwatch.resume()
+  now += 2
+  assert stopwatch.lap() == 5
+  now += 4
+  assert stopwatch.lap() == 4
+
+
 def test_a_log_gets_plain_lines(capsys):
   progress = metrics.Progress(10, 1000)
   progress.update(

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -192,6 +193,54 @@ def test_the_best_checkpoint_is_damaged(config, tmp_path):
   path.write_text(path.read_text().replace('1', '2', 1))
   with pytest.raises(config_lib.ConfigError, match='holds no checkpoint'):
     run.restore('best')
+
+
+@pytest.mark.parametrize('which', ['latest', 'best'])
+def test_reading_while_the_run_removes_checkpoints(
+  which, config, tmp_path, monkeypatch
+):
+  """The one that is being read goes, at any moment; a newer one is there."""
+  run = run_lib.open_run(config, tmp_path / 'run', create=True)
+  save(run, 1)
+  reader = run_lib.open_run(config, tmp_path / 'run', create=False)
+  moments = []
+
+  def removed_after(owner, name):
+    function = getattr(owner, name)
+
+    def removing(*args, **kwargs):
+      result = function(*args, **kwargs)
+      moments.append(name)
+      step = run.checkpoints.steps()[-1]
+      if step < 3:
+        save(run, step + 1)
+        shutil.rmtree(run.checkpoints.path(step))
+      return result
+
+    monkeypatch.setattr(owner, name, removing)
+
+  removed_after(reader.checkpoints, 'manifest' if which == 'latest' else 'best')
+  removed_after(reader.checkpoints, '_match')
+  assert reader.restore(which).step == 3
+  assert '_match' in moments
+  assert sorted(path.name for path in (tmp_path / 'run/checkpoints').iterdir())[
+    -1:
+  ] == ['00000003']
+
+
+def test_reading_changes_nothing(config, tmp_path):
+  """A damaged checkpoint is passed over, and set aside by training alone."""
+  run = run_lib.open_run(config, tmp_path / 'run', create=True)
+  for step in (1, 2):
+    save(run, step)
+  manifest = run.checkpoints.path(2) / 'manifest.json'
+  manifest.write_text(manifest.read_text().replace('1', '2', 1))
+  (tmp_path / 'run/checkpoints/00000003').mkdir()
+  names = lambda: sorted(path.name for path in tmp_path.rglob('*'))
+  before = names()
+  reader = run_lib.open_run(config, tmp_path / 'run', create=False)
+  assert reader.restore().step == 1
+  assert names() == before
 
 
 def test_the_mesh_is_checked_before_the_data(config, tmp_path):
