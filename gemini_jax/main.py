@@ -9,8 +9,10 @@ Exit codes: 0 done, 2 a mistake in what was asked for, 1 anything else (a plan
 that does not fit, too).
 """
 
+import errno
 import logging
 import os
+import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -53,8 +55,21 @@ def main(argv: Sequence[str]) -> int:
     code = run[mode](parsed.config, workdir)
   except (config_lib.ConfigError, checkpoint.MismatchError) as error:
     return _refuse(error)
-  except FloatingPointError as error:
+  except (FloatingPointError, checkpoint.DamageError) as error:
     print(f'error: {error}', file=sys.stderr)
+    return 1
+  except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not workdir:
+      raise
+    steps = checkpoint.Checkpointer(
+      pathlib.Path(workdir, 'checkpoints')
+    ).steps()
+    saved = f'step {steps[-1]:,} is saved' if steps else 'no step is saved yet'
+    print(
+      f'error: the disk of --workdir={workdir} is full ({error.strerror}); '
+      f'{saved}: make room and start again',
+      file=sys.stderr,
+    )
     return 1
   return code or 0
 

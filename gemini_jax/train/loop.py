@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import logging
+import math
 import os
 import signal
 import time
@@ -93,7 +94,7 @@ def _train(run: run_lib.Run):
   held_out = _held_out(run)
 
   # Where the run stands: the newest whole checkpoint, or a fresh state.
-  restored = run.checkpoints.restore(run.abstract)
+  restored = run.resume()
   if restored is None:
     state = step_lib.init_state(config, run.model, run.optimizer, run.abstract)
     step, size = 0, 0
@@ -125,6 +126,17 @@ def _train(run: run_lib.Run):
   if held_out:
     eval_step = compile_eval(run, state, next(iter(held_out.values())))
 
+  if held_out and config.train.keep_best:
+    apart = math.lcm(config.train.eval_every, config.train.save_every)
+    if apart not in (config.train.eval_every, config.train.save_every):
+      logging.warning(
+        'train.keep_best: only the checkpoints of every %d steps, and the '
+        'last, are validated and can be the best; let train.save_every=%d be '
+        'a multiple of train.eval_every=%d, or the reverse',
+        apart,
+        config.train.save_every,
+        config.train.eval_every,
+      )
   writer = metrics.Writer(run.workdir, config, step, size)
   progress = metrics.Progress(step, num_steps)
   stopper = Stopper(run.mesh)
@@ -154,7 +166,7 @@ def _train(run: run_lib.Run):
     writer.write(done, line)
     progress.update(done, line)
 
-  def save(state, done):
+  def save(state, done, metric):
     run.checkpoints.save(
       done,
       state,
@@ -164,7 +176,7 @@ def _train(run: run_lib.Run):
         'metrics_bytes': writer.size(),
         'results': results,
       },
-      evaluation.objective(results, config.loss_weights),
+      metric,
     )
 
   batches = device_batches(run, data, loader_lib.iterate(data, step))
@@ -185,6 +197,7 @@ def _train(run: run_lib.Run):
       settle(pending)
       pending = None
       saves = saves or stops
+      metric = None
       # An update can overflow where the loss before it was finite.
       if saves and not np.isfinite(norm(state.params)):
         raise_not_finite(run, state, data, done, values)
@@ -199,12 +212,13 @@ def _train(run: run_lib.Run):
           new |= exact_matches(run, state, held_out)
           new |= appraisals(run, state, held_out, done)
         results.update(new)
+        metric = evaluation.objective(new, config.loss_weights)
         writer.write(done, new)
         progress.note(f'step {done:,}{_results(new)}')
       if last:
         write_samples(run, state)
       if saves:
-        save(state, done)
+        save(state, done, metric)
       clock = time.monotonic()
       if stops and not last:
         run.checkpoints.close()
