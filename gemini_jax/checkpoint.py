@@ -1,9 +1,10 @@
 """Checkpoints: the only user of Orbax; knows nothing else of ours.
 
-A checkpoint is a folder `checkpoints/<step>` with the arrays in `state` and,
-written last, `manifest.json`: what the caller put in, the shape of every
-array and the checksum of every file. A folder without a manifest was cut off
-while it was written and does not count.
+A checkpoint is a folder `checkpoints/<step>` with the arrays in `state` and
+`manifest.json`: what the caller put in, the shape of every array and the
+checksum of every file. It is written as `<step>.unfinished`, read back, and
+gets its name last, so one that was cut off does not count. Folders of other
+names are not ours and are left alone.
 
 Of several processes each writes its own arrays into the folder, which they
 share, and reads back a part of the files; the first does the rest. All of
@@ -11,24 +12,43 @@ them make the same calls.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import itertools
 import json
 import logging
+import math
 import os
 import pathlib
+import re
 import shutil
+import sys
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from etils.epath import gpath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 from orbax.checkpoint import v1 as ocp
 
+from gemini_jax import host
+
 MANIFEST = 'manifest.json'
+_STATE = 'state'
+# Endings of folders that are no checkpoints: one that is being written, one
+# that is being deleted, one that could not be read.
+_UNFINISHED, _REMOVED, _DAMAGED = '.unfinished', '.removed', '.damaged'
+# What lay in a checkpoint without a manifest before `.unfinished` was used.
+_LEFTOVER = re.compile(
+  rf'{_STATE}(\.orbax-checkpoint-tmp.*)?|{MANIFEST}\.draft|checksums\.\d+'
+)
 _CHUNK = 1 << 24
+# Part of the paths of Orbax's files.
+_ORBAX = f'{os.sep}orbax{os.sep}checkpoint{os.sep}'
 # Longest wait for the other processes' part of a save. A process that dies is
 # noticed sooner, by jax itself.
 _BARRIER_MILLISECONDS = 3_600_000
@@ -42,6 +62,10 @@ class MismatchError(ValueError):
 
 class DamageError(Exception):
   """A file of a checkpoint is missing or not what was written."""
+
+
+class PathError(ValueError):
+  """No checkpoints can be kept in this folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,40 +86,73 @@ class Checkpointer:
     keep_last: int = 2,
     keep_best: bool = True,
   ):
-    """Keeps the `keep_last` newest and the one of the lowest metric."""
+    """Keeps the `keep_last` newest and the one of the lowest metric.
+
+    Raises:
+      PathError: Orbax cannot write to a folder of this name.
+    """
     self._directory = pathlib.Path(directory).absolute()
     self._keep_last = keep_last
     self._keep_best = keep_best
     self._worker = concurrent.futures.ThreadPoolExecutor(1)
     self._pending: concurrent.futures.Future | None = None
+    # TensorStore takes a backslash for a slash, etils /gs/x for gs://x, and
+    # paths in TensorStore's specs are UTF-8.
+    name = str(self._directory)
+    printable = name.encode(errors='replace').decode()
+    if '\\' in name or name != printable or str(_Path(name)) != name:
+      raise PathError(
+        f'{printable} cannot hold checkpoints: its name must be UTF-8 without '
+        r'\ and must not begin with /gs, /s3, /az or /hf'
+      )
 
   def steps(self) -> list[int]:
     """Steps of the finished checkpoints, oldest first."""
-    if not self._directory.is_dir():
-      return []
     return sorted(
-      int(path.parent.name)
-      for path in self._directory.glob(f'*/{MANIFEST}')
-      if path.parent.name.isdigit()
+      int(path.name)
+      for path in self._folders()
+      if _is_step(path.name) and (path / MANIFEST).exists()
     )
+
+  def _folders(self) -> list[pathlib.Path]:
+    try:
+      return sorted(path for path in self._directory.iterdir() if path.is_dir())
+    except FileNotFoundError:
+      return []
 
   def path(self, step: int) -> pathlib.Path:
     """The folder of one checkpoint."""
     return self._directory / f'{step:08d}'
 
+  def damaged(self) -> list[pathlib.Path]:
+    """Checkpoints that were set aside."""
+    return [
+      path
+      for path in self._folders()
+      if path.suffix == _DAMAGED and _is_step(path.stem)
+    ]
+
   def manifest(self, step: int) -> dict[str, Any]:
     """The manifest of one checkpoint.
 
     Raises:
-      DamageError: it is not readable.
+      DamageError: it is not readable, or not that of this step.
     """
     try:
-      manifest = json.loads((self.path(step) / MANIFEST).read_text())
+      manifest = json.loads(host.read_file(self.path(step) / MANIFEST))
       checksum = manifest.pop('checksum')
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+      OSError,
+      ValueError,
+      KeyError,
+      TypeError,
+      AttributeError,
+      RecursionError,
+    ) as error:
       raise DamageError(f'{MANIFEST} is not readable: {error!r}') from error
     if checksum != zlib.crc32(_encode(manifest)):
       raise DamageError(f'{MANIFEST} has changed since it was written')
+    _check_manifest(manifest, step)
     return manifest
 
   def best(self) -> int | None:
@@ -103,7 +160,7 @@ class Checkpointer:
     scored = []
     for step in self.steps():
       try:
-        metric = self.manifest(step).get('metric')
+        metric = _finite(self.manifest(step).get('metric'))
       except DamageError:
         continue
       if metric is not None:
@@ -117,26 +174,46 @@ class Checkpointer:
     manifest: dict[str, Any],
     metric: float | None = None,
   ):
-    """Saves `state`; returns once the arrays have left the device."""
+    """Saves `state`; returns once the arrays have left the device.
+
+    Args:
+      step: updates so far.
+      state: the arrays.
+      manifest: JSON values to keep with them.
+      metric: how good this very state is, lower is better; None where nobody
+        measured it. A metric that is not finite is none.
+
+    Raises:
+      OSError: this save, or the one before it, could not be written.
+      DamageError: the save before it could not be read back.
+    """
     self.wait()
     path = self.path(step)
     manifest = manifest | {
       'step': step,
-      'metric': metric,
+      'metric': _finite(metric),
       'arrays': _shapes(state),
     }
+    draft = _with_ending(path, _UNFINISHED)
     if jax.process_index() == 0:
-      if path.exists():
-        shutil.rmtree(path)
-      path.mkdir(parents=True)
-    # Orbax lets the processes wait for each other before it looks at `path`.
-    writing = ocp.save_async(str(path / 'state'), state)
+      _remove(draft)
+      # The work folder itself is not made again where somebody removed it.
+      self._directory.mkdir(exist_ok=True)
+      draft.mkdir()
+    # Orbax lets the processes wait for each other before it looks at `draft`.
+    with _system_errors():
+      writing = ocp.save_async(_Path(draft / _STATE), state)
     self._pending = self._worker.submit(
-      self._finish, path, writing, manifest, next(_SERIAL)
+      self._finish, path, draft, writing, manifest, next(_SERIAL)
     )
 
   def _finish(
-    self, path: pathlib.Path, writing: Any, manifest: dict, serial: int
+    self,
+    path: pathlib.Path,
+    draft: pathlib.Path,
+    writing: Any,
+    manifest: dict,
+    serial: int,
   ):
     """On every process, in its background thread."""
     barrier = multihost.get_barrier_sync_fn()
@@ -144,38 +221,39 @@ class Checkpointer:
       key=f'{name} of save {serial}', timeout_ms=_BARRIER_MILLISECONDS
     )
     # Orbax returns on any process once the arrays of all are in the files.
-    writing.result()
+    with _system_errors():
+      writing.result()
     names = sorted(
-      str(file.relative_to(path))
-      for file in (path / 'state').rglob('*')
+      str(file.relative_to(draft))
+      for file in (draft / _STATE).rglob('*')
       if file.is_file()
     )
     files = {
-      name: [(path / name).stat().st_size, _checksum(path / name)]
+      name: [(draft / name).stat().st_size, _checksum(draft / name)]
       for name in _share(names)
     }
     if jax.process_index() > 0:
-      _part(path, jax.process_index()).write_bytes(_encode(files))
+      _part(draft, jax.process_index()).write_bytes(_encode(files))
     wait('files')
     if jax.process_index() == 0:
       for process in range(1, jax.process_count()):
-        part = _part(path, process)
+        part = _part(draft, process)
         files |= json.loads(part.read_bytes())
         part.unlink()
       if sorted(files) != names:
         raise OSError(f'the processes do not see the same files in {path}')
-      self._write_manifest(path, manifest | {'files': files})
+      try:
+        _check_arrays(draft, manifest['arrays'])
+      except DamageError as error:
+        raise DamageError(
+          f'{path} was written but cannot be read back: {error}'
+        ) from error
+      _write_manifest(draft, manifest | {'files': files})
+      # Only one of the same step could be in the way.
+      _remove(path)
+      draft.rename(path)
       self._prune()
     wait('manifest')
-
-  def _write_manifest(self, path: pathlib.Path, manifest: dict):
-    manifest['checksum'] = zlib.crc32(_encode(manifest))
-    draft = path / f'{MANIFEST}.draft'
-    with draft.open('wb') as file:
-      file.write(_encode(manifest))
-      file.flush()
-      os.fsync(file.fileno())
-    draft.replace(path / MANIFEST)
 
   def _prune(self):
     steps = self.steps()
@@ -184,20 +262,24 @@ class Checkpointer:
       keep.add(self.best())
     for step in steps:
       if step not in keep:
-        # Without its manifest a half-removed folder does not count.
-        (self.path(step) / MANIFEST).unlink()
-        shutil.rmtree(self.path(step))
+        # A half-removed folder must not count.
+        removed = _with_ending(self.path(step), _REMOVED)
+        _remove(removed)
+        self.path(step).rename(removed)
+        _remove(removed)
 
   def wait(self):
     """Returns when the last save is on disk; raises what it raised."""
     if self._pending is not None:
-      self._pending.result()
-      self._pending = None
+      pending, self._pending = self._pending, None
+      pending.result()
 
   def close(self):
     """Waits, and lets the background thread go."""
-    self.wait()
-    self._worker.shutdown()
+    try:
+      self.wait()
+    finally:
+      self._worker.shutdown()
 
   def attach(self, step: int, values: dict[str, Any], metric: float | None):
     """Adds what is known since to the manifest of the checkpoint just saved.
@@ -215,41 +297,62 @@ class Checkpointer:
       self._prune()
 
   def clean(self):
-    """Removes what an interrupted save left behind."""
-    for path in self._directory.glob('*'):
-      unfinished = path.name.isdigit() and not (path / MANIFEST).exists()
-      if unfinished and path.is_dir():
-        logging.warning('removing the unfinished checkpoint %s', path)
-        shutil.rmtree(path)
+    """Removes what an interrupted save or removal left behind.
+
+    Raises:
+      PathError: a folder that is not ours is where a checkpoint would be.
+    """
+    for path in self._folders():
+      if _is_step(path.name):
+        if (path / MANIFEST).exists():
+          continue
+        if path.is_symlink() or not all(
+          _LEFTOVER.fullmatch(entry.name) for entry in path.iterdir()
+        ):
+          raise PathError(
+            f'{path} has the name of a checkpoint and is none, as it has no '
+            f'{MANIFEST}; move it to another place'
+          )
+      elif path.suffix not in (_UNFINISHED, _REMOVED) or not _is_step(
+        path.stem
+      ):
+        continue
+      logging.warning('removing the unfinished checkpoint %s', path)
+      _remove(path)
 
   def restore(
-    self, abstract: Any, step: int | None = None, *, repair: bool = True
+    self, abstract: Any, step: int | None = None, *, set_aside: bool = True
   ) -> Restored | None:
-    """The newest whole checkpoint (or that of `step`), or None.
+    """The newest whole checkpoint (or that of `step`); None if none was saved.
 
-    A damaged one is reported, set aside as `<step>.damaged`, and the one
-    before it is used. All processes restore the same.
+    A damaged one is reported and the one before it is used. All processes
+    restore the same. Arrays of floats are converted to the type wanted.
 
     Args:
       abstract: ShapeDtypeStructs with the shardings to restore to.
       step: only this one.
-      repair: set a damaged one aside. False for reading what another process
-        may be writing: nothing is changed, and a checkpoint that is removed
-        while it is read is passed over like a damaged one.
+      set_aside: renames the damaged ones to `<step>.damaged`, once an older
+        one could be restored; without one nothing is changed.
 
     Raises:
       MismatchError: it holds other arrays than `abstract`.
-      DamageError: `step` was asked for and is damaged.
+      DamageError: `step` was asked for and is damaged, or all are.
     """
     step = _of_first(step)
-    passed_over: set[int] = set()
+    damaged: dict[int, DamageError | None] = {}
     while True:
-      steps = (own for own in self.steps() if own not in passed_over)
-      candidate = _of_first(max(steps, default=None))
-      candidate = candidate if step is None else step
+      candidate = step
+      if step is None:
+        steps = [number for number in self.steps() if number not in damaged]
+        candidate = _of_first(max(steps, default=None))
       if candidate is None:
-        return None
-      damage, manifest = None, {}
+        if not damaged:
+          return None
+        raise DamageError(
+          f'every checkpoint in {self._directory} is damaged (steps '
+          f'{", ".join(map(str, sorted(damaged)))})'
+        )
+      damage, manifest, state = None, {}, None
       try:
         manifest = self.manifest(candidate)
         self._verify(candidate, manifest)
@@ -258,48 +361,40 @@ class Checkpointer:
       if not _anywhere(damage is not None):
         self._match(candidate, manifest, abstract)
         try:
-          state = ocp.load(str(self.path(candidate) / 'state'), abstract)
-        except (OSError, ValueError, KeyError) as error:
-          # Orbax and TensorStore have several errors for a missing file.
-          if repair or (self.path(candidate) / MANIFEST).exists():
-            raise
-          damage = DamageError(f'it was removed: {error}')
-        else:
-          return Restored(candidate, state, manifest)
+          state = self._load(candidate, abstract)
+        except DamageError as error:
+          damage = error
+        if not _anywhere(damage is not None):
+          break
       if step is not None:
         raise damage or DamageError('as another process says')
-      if repair:
-        self._set_aside(candidate, damage)
-        continue
-      passed_over.add(candidate)
-      if candidate in self.steps():
+      damaged[candidate] = damage
+      # A run may remove it while it is read for an evaluation.
+      if damage is not None and self.path(candidate).exists():
         logging.error(
-          'checkpoint %s is damaged (%s); using the one before it',
-          self.path(candidate),
-          damage,
+          'checkpoint %s is damaged (%s)', self.path(candidate), damage
         )
+    if set_aside and jax.process_index() == 0:
+      for number in damaged:
+        self._set_aside(number)
+    return Restored(candidate, state, manifest)
 
-  def _set_aside(self, step: int, damage: DamageError | None):
-    """Told by those who saw the damage, done by the first process."""
+  def _set_aside(self, step: int):
     path = self.path(step)
-    aside = path.with_name(f'{path.name}.damaged')
-    if damage is not None:
-      logging.error(
-        'checkpoint %s is damaged (%s); set aside as %s, using the one '
-        'before it',
-        path,
-        damage,
-        aside.name,
-      )
-    if jax.process_index() == 0:
-      shutil.rmtree(aside, ignore_errors=True)
-      path.rename(aside)
+    aside = _with_ending(path, _DAMAGED)
+    _remove(aside)
+    path.rename(aside)
+    logging.error('%s is not used; set aside as %s', path, aside.name)
 
   def _verify(self, step: int, manifest: dict[str, Any]):
     """Reads this process's part of the files back."""
+    path = self.path(step)
+    for folder, folders, files in os.walk(path / _STATE):
+      for name in (*folders, *files):
+        _check_kind(pathlib.Path(folder, name), path)
     for name in _share(sorted(manifest['files'])):
       size, checksum = manifest['files'][name]
-      file = self.path(step) / name
+      file = path / name
       if not file.is_file():
         raise DamageError(f'{name} is missing')
       try:
@@ -310,16 +405,227 @@ class Checkpointer:
           raise DamageError(f'{name} has changed since it was written')
       except FileNotFoundError as error:
         raise DamageError(f'{name} was removed while it was read') from error
+    _check_arrays(path, manifest['arrays'])
 
   def _match(self, step: int, manifest: dict[str, Any], abstract: Any):
     saved, wanted = manifest['arrays'], _shapes(abstract)
+    converted = []
     for name in sorted(saved.keys() | wanted.keys()):
-      if saved.get(name) != wanted.get(name):
+      if saved.get(name) == wanted.get(name):
+        continue
+      if not _is_convertible(saved.get(name, ''), wanted.get(name, '')):
         raise MismatchError(
           f'{self.path(step)} holds another model: {name} is '
           f'{saved.get(name, "absent")} there and '
           f'{wanted.get(name, "absent")} in this config'
         )
+      converted.append(name)
+    if converted:
+      name = converted[0]
+      logging.info(
+        '%s: converting %d of %d arrays to the types of this config, such as '
+        '%s from %s to %s',
+        self.path(step),
+        len(converted),
+        len(wanted),
+        name,
+        saved[name],
+        wanted[name],
+      )
+
+  def _load(self, step: int, abstract: Any) -> Any:
+    try:
+      return ocp.load(_Path(self.path(step) / _STATE), abstract)
+    except _UNREADABLE as error:
+      raise DamageError(f'{_STATE} cannot be read: {_short(error)}') from error
+
+
+class _Path(gpath.PosixGPath):
+  """A folder for Orbax, which etils would take for part of a pattern.
+
+  Orbax merges the processes' files by such a pattern. Where it matches
+  nothing it leaves a checkpoint without arrays, and only logs it.
+  """
+
+  def glob(self, pattern: str) -> Iterator['_Path']:
+    """Files in this folder, whose name may hold any character."""
+    for path in pathlib.Path(os.fspath(self)).glob(pattern):
+      yield type(self)(path)
+
+
+# What Orbax and TensorStore raise for files that they did not write so: each
+# was seen with changed files whose checksums had been forged. Nothing is lost
+# should one have another cause: a checkpoint is set aside only if another can
+# be restored in its place.
+_UNREADABLE = (
+  ValueError,
+  KeyError,
+  TypeError,
+  AttributeError,
+  RecursionError,
+  FileNotFoundError,
+  IsADirectoryError,
+  NotADirectoryError,
+)
+
+
+@contextlib.contextmanager
+def _system_errors() -> Iterator[None]:
+  """Raises TensorStore's errors of the file system as OSError."""
+  try:
+    yield
+  except ValueError as error:
+    code = re.search(r"\[os_error_code='(\d+)'\]", str(error))
+    if code is None:
+      raise
+    raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+  """Whether a line of the log is not a traceback of Orbax's threads.
+
+  It logs one in each of them, and raises the exception to its caller too.
+  """
+  trace = record.exc_info[2] if record.exc_info else None
+  while trace is not None:
+    if _ORBAX in trace.tb_frame.f_code.co_filename:
+      return False
+    trace = trace.tb_next
+  return True
+
+
+def _tell_unraisable(unraisable: Any, tell: Any = sys.unraisablehook):
+  """Leaves out what follows when Orbax stops at the first error.
+
+  Its other reads are given up, and TensorStore's answers to them find no
+  event loop to go to.
+  """
+  code = getattr(unraisable.object, 'cr_code', None)
+  given_up = code is not None and _ORBAX in code.co_filename
+  if not given_up and str(unraisable.exc_value) != 'Event loop is closed':
+    tell(unraisable)
+
+
+for _name in ('absl', 'asyncio'):
+  logging.getLogger(_name).addFilter(_is_news)
+sys.unraisablehook = _tell_unraisable
+
+
+def _is_step(name: str) -> bool:
+  """Whether a folder is named as a checkpoint is."""
+  return (
+    name.isascii()
+    and name.isdigit()
+    and f'{int(name):08d}' == name
+    and int(name) < 1 << 31
+  )
+
+
+def _with_ending(path: pathlib.Path, ending: str) -> pathlib.Path:
+  return path.with_name(path.name + ending)
+
+
+def _remove(path: pathlib.Path):
+  """Removes a folder; of a link to one, only the link."""
+  if path.is_symlink():
+    path.unlink()
+  elif path.exists():
+    shutil.rmtree(path)
+
+
+def _write_manifest(path: pathlib.Path, manifest: dict[str, Any]):
+  manifest['checksum'] = zlib.crc32(_encode(manifest))
+  with (path / MANIFEST).open('wb') as file:
+    file.write(_encode(manifest))
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _check_manifest(manifest: dict[str, Any], step: int):
+  """What its checksum does not tell, since anybody can compute one."""
+  files, arrays = manifest.get('files'), manifest.get('arrays')
+  if manifest.get('step') != step:
+    raise DamageError(
+      f'{MANIFEST} is of step {manifest.get("step")!r}, not of {step}'
+    )
+  if not (
+    isinstance(arrays, dict)
+    and all(isinstance(shape, str) for shape in arrays.values())
+  ):
+    raise DamageError(f'{MANIFEST} does not tell the shapes of the arrays')
+  if not (
+    isinstance(files, dict)
+    and all(
+      isinstance(entry, list) and [type(x) for x in entry] == [int, int]
+      for entry in files.values()
+    )
+  ):
+    raise DamageError(
+      f'{MANIFEST} does not tell size and checksum of the files'
+    )
+  for name in files:
+    parts = pathlib.PurePosixPath(name).parts
+    if parts[:1] != (_STATE,) or '..' in parts or '\0' in name:
+      raise DamageError(f'{MANIFEST} names {name!r}, which is not its own')
+
+
+def _check_kind(path: pathlib.Path, root: pathlib.Path):
+  """Refuses what would be read for ever, or lies in another folder."""
+  name = path.relative_to(root)
+  if path.is_dir():
+    if path.is_symlink():
+      raise DamageError(f'{name} is a link to a folder')
+    return
+  try:
+    host.check_regular(path)
+  except OSError as error:
+    raise DamageError(f'{name}: {error.strerror}') from error
+
+
+def _check_arrays(path: pathlib.Path, arrays: dict[str, str]):
+  """Opens every array in the files of a checkpoint, without its numbers.
+
+  Raises:
+    DamageError: they are not `arrays`.
+  """
+  try:
+    # Where something is not readable, Orbax tells less and logs why.
+    stored = _shapes(ocp.metadata(_Path(path / _STATE)).metadata)
+  except _UNREADABLE as error:
+    raise DamageError(f'{_STATE} is not readable: {_short(error)}') from error
+  for name in sorted(stored.keys() | arrays.keys()):
+    if stored.get(name) != arrays.get(name):
+      raise DamageError(
+        f'{_STATE} holds {name} as {stored.get(name, "absent")}, '
+        f'{arrays.get(name, "absent")} was written'
+      )
+
+
+def _short(error: BaseException) -> str:
+  """The start of a message that may hold a whole TensorStore spec."""
+  return f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
+
+
+def _finite(metric: Any) -> float | None:
+  """The metric if it can be compared, or None."""
+  if isinstance(metric, (int, float)) and math.isfinite(metric):
+    return float(metric)
+  return None
+
+
+def _is_convertible(saved: str, wanted: str) -> bool:
+  """Whether both are floats of the same shape, such as `float32[2, 3]`."""
+  kinds, shapes = zip(
+    *(text.partition('[')[::2] for text in (saved, wanted)), strict=True
+  )
+  return shapes[0] == shapes[1] and all(map(_is_floating, kinds))
+
+
+def _is_floating(name: str) -> bool:
+  try:
+    return jnp.issubdtype(jnp.dtype(name), jnp.floating)
+  except TypeError:
+    return False
 
 
 def _share(names: list[str]) -> list[str]:

@@ -7,14 +7,13 @@ package sees a ConfigDict, and no field has a second default anywhere.
 
 import dataclasses
 import json
-import os
 import pathlib
 import re
 from typing import Annotated, Any, Literal
 
 import ml_collections
 
-from gemini_jax import architecture, schema
+from gemini_jax import architecture, host, schema
 
 # Peak learning rates that train a small Transformer, by optimizer.
 LEARNING_RATES = {
@@ -701,12 +700,8 @@ def read(path: pathlib.Path) -> Config:
   Raises:
     ConfigError: it cannot be read, or is no config of this version.
   """
-  check(
-    os.path.isfile(path) or not os.path.exists(path),
-    f'{path} cannot be read: not a regular file',
-  )
   try:
-    return from_json(path.read_text('utf-8'))
+    return from_json(host.read_file(path).decode())
   except OSError as error:
     raise ConfigError(f'{path} cannot be read: {error.strerror}') from error
   except ValueError as error:

@@ -1,7 +1,8 @@
-"""The host process: XLA's flags, memory, output, paths, a folder for caches."""
+"""The host process: XLA's flags, memory, output, files and caches."""
 
 import atexit
 import ctypes
+import errno
 import functools
 import io
 import logging
@@ -9,6 +10,7 @@ import os
 import pathlib
 import select
 import shutil
+import stat
 import sys
 import tempfile
 from importlib import metadata
@@ -140,3 +142,29 @@ def _temporary_folder(reason: str) -> pathlib.Path:
     folder,
   )
   return pathlib.Path(folder)
+
+
+def check_regular(path: str | os.PathLike):
+  """Refuses what is no file, or link to one, before it is read.
+
+  A FIFO would wait for its writer, a device may never end.
+
+  Raises:
+    OSError: nothing is there, or something else.
+  """
+  if not stat.S_ISREG(os.stat(path).st_mode):
+    raise OSError(errno.EINVAL, 'not a regular file', str(path))
+
+
+def read_file(path: str | os.PathLike, limit: int = 1 << 26) -> bytes:
+  """What a regular file holds, which is at most `limit` bytes.
+
+  Raises:
+    OSError: nothing is there, something else, or more.
+  """
+  check_regular(path)
+  with pathlib.Path(path).open('rb') as file:
+    content = file.read(limit + 1)
+  if len(content) > limit:
+    raise OSError(errno.EFBIG, f'larger than {limit:,} bytes', str(path))
+  return content

@@ -32,8 +32,10 @@ Exit codes: 0 done, 2 a mistake in what was asked for, 130 Ctrl-C, 1 anything
 else (a plan that does not fit, too).
 """
 
+import errno
 import logging
 import os
+import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -99,6 +101,19 @@ def _main(argv: Sequence[str]) -> int:
     lock.LostError,
   ) as error:
     print(f'error: {error}', file=sys.stderr)
+    return 1
+  except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not workdir:
+      raise
+    steps = checkpoint.Checkpointer(
+      pathlib.Path(workdir, 'checkpoints')
+    ).steps()
+    saved = f'step {steps[-1]:,} is saved' if steps else 'no step is saved yet'
+    print(
+      f'error: the disk of --workdir={workdir} is full ({error.strerror}); '
+      f'{saved}: make room and start again',
+      file=sys.stderr,
+    )
     return 1
   return code or 0
 

@@ -1,9 +1,15 @@
 """What is saved comes back bitwise; what is damaged is named and set aside."""
 
+import errno
+import gc
 import json
 import logging
+import math
+import os
 import pathlib
 import shutil
+import types
+import zlib
 
 import flax.struct
 import jax
@@ -193,7 +199,12 @@ def test_a_file_cut_off_or_missing(how, folder, caplog):
 
 
 @pytest.mark.parametrize(
-  'content', ['', '{', '[]', '{"step": 3}', '{"files": 3}', 'null', '\0' * 99]
+  'content',
+  [
+    *('', '{', '[]', '{"step": 3}', '{"files": 3}', 'null', '\0' * 99),
+    '[' * 100_000,
+    '{"a":' * 100_000,
+  ],
 )
 def test_a_manifest_of_garbage(content, folder, caplog):
   (folder / '00000003' / checkpoint.MANIFEST).write_text(content)
@@ -212,9 +223,27 @@ def test_another_number_in_the_manifest(folder, caplog):
 def test_all_are_damaged(folder, caplog):
   for step in (1, 2, 3):
     (folder / f'{step:08d}' / checkpoint.MANIFEST).write_text('')
-  with caplog.at_level(logging.ERROR):
-    assert checkpoint.Checkpointer(folder).restore(abstract(make())) is None
+  before = files(folder)
+  with (
+    caplog.at_level(logging.ERROR),
+    pytest.raises(
+      checkpoint.DamageError, match=r'every .* is damaged \(steps 1, 2, 3\)'
+    ),
+  ):
+    checkpoint.Checkpointer(folder).restore(abstract(make()))
   assert caplog.text.count('is damaged') == 3
+  assert files(folder) == before, 'nothing is set aside for nothing'
+
+
+def test_reading_changes_nothing(folder):
+  (folder / '00000003' / checkpoint.MANIFEST).write_text('')
+  before = files(folder)
+  checkpoints = checkpoint.Checkpointer(folder)
+  assert checkpoints.restore(abstract(make()), set_aside=False).step == 2
+  assert files(folder) == before
+  assert checkpoints.damaged() == []
+  checkpoints.restore(abstract(make()))
+  assert checkpoints.damaged() == [folder / '00000003.damaged']
 
 
 def test_the_step_that_was_asked_for_is_damaged(folder):
@@ -228,14 +257,17 @@ def test_a_save_that_was_cut_off_does_not_count(folder, caplog):
   """Arrays without a manifest: the process died between the two."""
   (folder / '00000003' / checkpoint.MANIFEST).unlink()
   (folder / '00000004').mkdir()
+  (folder / '00000005.unfinished' / 'state').mkdir(parents=True)
   checkpoints = checkpoint.Checkpointer(folder)
   assert checkpoints.steps() == [1, 2]
   assert checkpoints.restore(abstract(make())).step == 2
   with caplog.at_level(logging.WARNING):
     checkpoints.clean()
-  assert caplog.text.count('removing the unfinished checkpoint') == 2
-  assert not (folder / '00000003').exists()
-  assert not (folder / '00000004').exists()
+  assert caplog.text.count('removing the unfinished checkpoint') == 3
+  assert sorted(path.name for path in folder.iterdir()) == [
+    '00000001',
+    '00000002',
+  ]
   assert checkpoints.steps() == [1, 2]
 
 
@@ -253,7 +285,8 @@ def test_the_manifest_appears_last(tmp_path, monkeypatch):
   with pytest.raises(OSError, match='disk full'):
     checkpoints.wait()
   assert checkpoints.steps() == [1]
-  assert list((tmp_path / '00000002' / 'state').rglob('*'))
+  assert list((tmp_path / '00000002.unfinished' / 'state').rglob('*'))
+  assert not (tmp_path / '00000002').exists()
 
 
 def test_another_model_is_refused_by_its_first_array(folder):
@@ -326,3 +359,230 @@ def test_the_state_may_be_given_away_after_save(tmp_path):
   for number in range(4):
     restored = checkpoints.restore(abstract(state), number).state
     assert (np.asarray(restored['x']) == number).all()
+
+
+@pytest.mark.parametrize(
+  'name', ['lr=[1e-3]', '**', 'a*[!b]?', '[ab', 'ü #%41']
+)
+def test_a_folder_of_any_name(name, tmp_path):
+  """Sweeps name folders so; to Orbax some of these are patterns."""
+  checkpoints = checkpoint.Checkpointer(tmp_path / name)
+  checkpoints.save(5, make(5), {})
+  checkpoints.close()
+  assert_bitwise(checkpoints.restore(abstract(make())).state, make(5))
+
+
+@pytest.mark.parametrize('path', ['/tmp/a\\b', '/gs/runs', '/tmp/\udcff'])
+def test_a_folder_that_orbax_takes_for_another(path):
+  with pytest.raises(checkpoint.PathError, match='cannot hold checkpoints'):
+    checkpoint.Checkpointer(path)
+
+
+def test_what_cannot_be_read_back_does_not_count(tmp_path, monkeypatch):
+  """Orbax says that it is saved, but its arrays are not in the files."""
+  checkpoints = checkpoint.Checkpointer(tmp_path, keep_last=1)
+  checkpoints.save(1, make(1), {})
+  checkpoints.wait()
+  path = checkpoint._Path if hasattr(checkpoint, '_Path') else pathlib.Path
+  with monkeypatch.context() as patch:
+    patch.setattr(path, 'glob', lambda path, pattern: iter(()))
+    checkpoints.save(2, make(2), {})
+    with pytest.raises(checkpoint.DamageError, match='cannot be read back'):
+      checkpoints.wait()
+  assert checkpoints.steps() == [1]
+  assert_bitwise(checkpoints.restore(abstract(make())).state, make(1))
+
+
+def test_folders_of_others_are_left_alone(folder):
+  """Only names that a save makes are checkpoints, and only ours are removed."""
+  for name in ('6', '007', '²', '-0000009', '99999999999'):
+    shutil.copytree(folder / '00000001', folder / name)
+  for name in ('2024', '0000002024', 'old.unfinished', '7.removed'):
+    (folder / name).mkdir()
+    (folder / name / 'notes.txt').write_text('mine')
+  before = files(folder)
+  checkpoints = checkpoint.Checkpointer(folder, keep_last=9)
+  assert checkpoints.steps() == [1, 2, 3]
+  checkpoints.clean()
+  assert checkpoints.restore(abstract(make())).step == 3
+  checkpoints.save(4, make(4), {})
+  checkpoints.close()
+  assert set(files(folder)) > set(before)
+
+
+def test_a_folder_in_the_way_is_named(folder):
+  (folder / '00002024').mkdir()
+  (folder / '00002024' / 'notes.txt').write_text('mine')
+  with pytest.raises(checkpoint.PathError, match='00002024 has the name of'):
+    checkpoint.Checkpointer(folder).clean()
+  assert (folder / '00002024' / 'notes.txt').read_text() == 'mine'
+
+
+def test_checkpoints_on_another_disk(folder, tmp_path):
+  """Linked from here: used, and when it is old only the link is removed."""
+  (folder / '00000001').rename(tmp_path / 'other')
+  (folder / '00000001').symlink_to(tmp_path / 'other')
+  (tmp_path / 'link').symlink_to(folder)
+  checkpoints = checkpoint.Checkpointer(tmp_path / 'link', keep_last=1)
+  assert_bitwise(checkpoints.restore(abstract(make()), 1).state, make(1))
+  checkpoints.save(4, make(4), {})
+  checkpoints.close()
+  assert checkpoints.steps() == [4]
+  assert not (folder / '00000001').is_symlink()
+  assert (tmp_path / 'other' / checkpoint.MANIFEST).exists()
+
+
+def test_a_metric_that_is_not_finite_is_none(tmp_path):
+  checkpoints = checkpoint.Checkpointer(tmp_path, keep_last=9)
+  for step, metric in enumerate((math.nan, 3.0, -math.inf, 2.0, math.nan), 1):
+    checkpoints.save(step, {'x': jnp.arange(3)}, {}, metric)
+  checkpoints.close()
+  assert checkpoints.best() == 4
+  # As earlier versions wrote it.
+  for step in (1, 2, 4):
+    forge(checkpoints.path(step), lambda manifest: manifest.update(metric='1'))
+  forge(checkpoints.path(5), lambda manifest: manifest.update(metric=math.nan))
+  assert checkpoints.best() is None
+
+
+def forge(path, edit=None):
+  """Gives a changed checkpoint the checksums that it must have."""
+  manifest = json.loads((path / checkpoint.MANIFEST).read_text())
+  del manifest['checksum']
+  for name in manifest['files']:
+    content = (path / name).read_bytes()
+    manifest['files'][name] = [len(content), zlib.crc32(content)]
+  if edit is not None:
+    edit(manifest)
+  encode = lambda: json.dumps(manifest, indent=1).encode()
+  manifest['checksum'] = zlib.crc32(encode())
+  (path / checkpoint.MANIFEST).write_bytes(encode())
+
+
+@pytest.mark.parametrize(
+  ('values', 'problem'),
+  [
+    ({'step': 2}, 'is of step 2, not of 3'),
+    ({'step': [3]}, r'is of step [3], not of 3'),
+    ({'arrays': None}, 'shapes of the arrays'),
+    ({'arrays': {'step': 3}}, 'shapes of the arrays'),
+    ({'files': None}, 'size and checksum'),
+    ({'files': {'state/d': [1]}}, 'size and checksum'),
+    ({'files': {'state/d': ['1', 2]}}, 'size and checksum'),
+    ({'files': {'../00000002/manifest.json': [1, 2]}}, 'is not its own'),
+    ({'files': {'state/../../x': [1, 2]}}, 'is not its own'),
+    ({'files': {'/etc/passwd': [1, 2]}}, 'is not its own'),
+    ({'files': {'state/\0': [1, 2]}}, 'is not its own'),
+    ({'files': {'state': [0, 0]}}, 'is missing'),
+  ],
+)
+def test_a_forged_manifest(values, problem, folder, caplog):
+  forge(folder / '00000003', lambda manifest: manifest.update(values))
+  damaged(folder, caplog, problem)
+
+
+def test_a_folder_of_another_step(folder, caplog):
+  shutil.rmtree(folder / '00000003')
+  shutil.copytree(folder / '00000001', folder / '00000003')
+  damaged(folder, caplog, 'is of step 1, not of 3')
+
+
+def test_forged_files(folder, saved, caplog):
+  """Their checksums are right: whatever Orbax says of them is damage."""
+  names = [
+    path.relative_to(saved / '00000003')
+    for path in (saved / '00000003' / 'state').rglob('*')
+    if path.is_file() and path.stat().st_size
+  ]
+  set_aside = 0
+  for name in names:
+    for change in (
+      lambda content: content[: len(content) // 2],
+      lambda content: content[:60] + b'\xff' + content[61:],
+      lambda content: content.replace(b'"key"', b'"kex"'),
+      lambda content: b'[' * 100_000,
+    ):
+      path = folder / '00000003'
+      content = (path / name).read_bytes()
+      (path / name).write_bytes(change(content))
+      forge(path)
+      restored = checkpoint.Checkpointer(folder).restore(abstract(make()))
+      # What Orbax does not need it does not miss.
+      assert_bitwise(restored.state, make(restored.step))
+      assert restored.step in (2, 3)
+      if restored.step == 2:
+        set_aside += 1
+        (folder / '00000003.damaged').rename(path)
+      (path / name).write_bytes(content)
+  assert set_aside > 10
+  # What Orbax gave up is not told of later.
+  gc.collect()
+
+
+@pytest.mark.parametrize('name', [checkpoint.MANIFEST, 'state/x', '_METADATA'])
+@pytest.mark.parametrize('kind', ['fifo', 'device', 'gone'])
+def test_what_is_no_file_is_not_read(name, kind, folder, caplog):
+  path = folder / '00000003' / name
+  if name == '_METADATA':
+    (path,) = (folder / '00000003' / 'state').rglob(name)
+  path.unlink(missing_ok=True)
+  if kind == 'fifo':
+    os.mkfifo(path)
+  else:
+    path.symlink_to('/dev/zero' if kind == 'device' else path / 'gone')
+  if (name, kind) == (checkpoint.MANIFEST, 'gone'):
+    assert checkpoint.Checkpointer(folder).steps() == [1, 2]
+    return
+  damaged(folder, caplog, path.name)
+
+
+def test_a_link_to_a_folder_is_not_followed(folder, caplog):
+  (folder / '00000003' / 'state' / 'more').symlink_to(folder)
+  damaged(folder, caplog, 'state/more is a link to a folder')
+
+
+@pytest.mark.parametrize(
+  ('saved', 'wanted'),
+  [(jnp.float32, jnp.bfloat16), (jnp.bfloat16, jnp.float32)],
+)
+def test_floats_are_converted(saved, wanted, tmp_path, caplog):
+  """Moments kept in another type by an earlier version, say."""
+  values = np.random.default_rng(0).normal(size=(5, 3))
+  state = {'x': jnp.asarray(values, saved), 'n': jnp.int32(3)}
+  checkpoints = checkpoint.Checkpointer(tmp_path)
+  checkpoints.save(1, state, {})
+  checkpoints.close()
+  expected = state | {'x': state['x'].astype(wanted)}
+  with caplog.at_level(logging.INFO):
+    restored = checkpoints.restore(abstract(expected))
+  assert_bitwise(restored.state, expected)
+  assert caplog.text.count('converting 1 of 2 arrays') == 1
+  other = expected | {'x': jnp.zeros((5, 3), jnp.int32)}
+  with pytest.raises(checkpoint.MismatchError, match='x is '):
+    checkpoints.restore(abstract(other))
+
+
+@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk(number, tmp_path, monkeypatch):
+  """What TensorStore raises is an error of the system; nothing is removed."""
+  checkpoints = checkpoint.Checkpointer(tmp_path, keep_last=1)
+  checkpoints.save(1, {'x': jnp.arange(3)}, {})
+  checkpoints.wait()
+
+  def fail():
+    raise ValueError(
+      'RESOURCE_EXHAUSTED: Failed writing: "/x/d/ddf1": Failed to write 160 '
+      f"bytes to file 14: No space left on device [os_error_code='{number}']"
+    )
+
+  with monkeypatch.context() as patch:
+    patch.setattr(
+      checkpoint.ocp,
+      'save_async',
+      lambda path, state: types.SimpleNamespace(result=fail),
+    )
+    checkpoints.save(2, {'x': jnp.arange(3)}, {})
+    with pytest.raises(OSError) as error:
+      checkpoints.close()
+  assert error.value.errno == number
+  assert checkpoints.steps() == [1]

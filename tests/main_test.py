@@ -1,6 +1,8 @@
 """A mistake costs exit code 2 and one line that says what is accepted."""
 
+import errno
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -431,3 +433,68 @@ def test_parameters_that_overflow_are_not_saved(tmp_path, capsys):
   assert ': first in parameter ' in message
   assert message.endswith('last good checkpoint: none yet\n')
   assert not list((tmp_path / 'run' / 'checkpoints').glob('*/manifest.json'))
+
+
+def contents(folder):
+  """The bytes of every file in a folder."""
+  return {
+    path: path.read_bytes() for path in folder.rglob('*') if path.is_file()
+  }
+
+
+@pytest.mark.parametrize(
+  ('how', 'problem'),
+  [
+    ('no record', 'metrics.jsonl is missing'),
+    ('half a record', 'metrics.jsonl has '),
+    ('all damaged', 'every checkpoint in '),
+    ('all set aside', 'holds damaged checkpoints alone, 00000002.damaged'),
+    ('no checkpoints', 'metrics.jsonl goes to step 9, but there is no'),
+  ],
+)
+def test_what_was_lost_is_not_overwritten(
+  how, problem, trained, tmp_path, capsys
+):
+  """Nothing begins at step 0 in silence, and nothing changes."""
+  file, done = trained
+  workdir = pathlib.Path(shutil.copytree(done, tmp_path / 'run'))
+  record = workdir / 'metrics.jsonl'
+  newest = workdir / 'checkpoints' / '00000002'
+  if how == 'no record':
+    record.unlink()
+  elif how == 'half a record':
+    record.write_bytes(record.read_bytes()[:9])
+  elif how == 'all damaged':
+    (newest / checkpoint.MANIFEST).write_text('{}')
+  elif how == 'all set aside':
+    newest.rename(newest.with_name('00000002.damaged'))
+  else:
+    shutil.rmtree(newest.parent)
+    with record.open('a') as lines:
+      lines.write('{"step": 9}\n')
+  before = contents(workdir)
+  # So that step 9 cannot have been reached without a save.
+  overrides = ['train.save_every=4'] if how == 'no checkpoints' else []
+  arguments = tiny.arguments(file, workdir, *overrides)
+  for _ in range(2):
+    message = refused(capsys, *arguments)
+    assert problem in message
+    assert 'put a copy' in message
+    assert contents(workdir) == before
+
+
+@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk(number, trained, tmp_path, capsys, monkeypatch):
+  def fail(config, workdir):
+    raise OSError(number, os.strerror(number))
+
+  monkeypatch.setattr(loop, 'train', fail)
+  file, done = trained
+  for workdir, saved in (
+    (done, 'step 2 is saved'),
+    (tmp_path, 'no step is saved yet'),
+  ):
+    assert tiny.run(file, workdir) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f'error: the disk of --workdir={workdir} is full')
+    assert saved in line

@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import logging
+import math
 import os
 import signal
 import time
@@ -132,7 +133,7 @@ def _train(run: run_lib.Run):
   metrics.check(config)
 
   # Where the run stands: the newest whole checkpoint, or a fresh state.
-  restored = run.checkpoints.restore(run.abstract)
+  restored = run.resume()
   manifest = restored.manifest if restored else {}
   if restored is None:
     state = step_lib.init_state(config, run.model, run.optimizer, run.abstract)
@@ -184,6 +185,17 @@ def _train(run: run_lib.Run):
   if held_out:
     eval_step = compile_eval(run, state, next(iter(held_out.values())))
 
+  if held_out and config.train.keep_best:
+    apart = math.lcm(config.train.eval_every, config.train.save_every)
+    if apart not in (config.train.eval_every, config.train.save_every):
+      logging.warning(
+        'train.keep_best: only the checkpoints of every %d steps, and the '
+        'last, are validated and can be the best; let train.save_every=%d be '
+        'a multiple of train.eval_every=%d, or the reverse',
+        apart,
+        config.train.save_every,
+        config.train.eval_every,
+      )
   writer = metrics.Writer(run.workdir, config, step, size)
   progress = metrics.Progress(step, num_steps)
   stopper = Stopper(run.mesh)

@@ -1,6 +1,7 @@
 """Where numbers go: a file, TensorBoard, W&B, the terminal; and MFU."""
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -16,6 +17,7 @@ import jax
 import tqdm
 
 from gemini_jax import config as config_lib
+from gemini_jax import host
 from gemini_jax.parallel import chip, cluster
 
 # Fields that measure this machine and not the run; all others repeat.
@@ -117,6 +119,71 @@ def check(config: config_lib.Config):
     _import_wandb(config)
 
 
+# Bytes at the end of metrics.jsonl that surely hold a whole line.
+_TAIL = 1 << 20
+
+
+def last_step(workdir: pathlib.Path) -> int:
+  """The last step that metrics.jsonl tells of; 0 where it tells of none.
+
+  Raises:
+    ConfigError: it is no file.
+  """
+  with _open_record(workdir) as file:
+    file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+    lines = file.read().splitlines()
+  for line in reversed(lines):
+    try:
+      step = json.loads(line)['step']
+    # A line that was cut off, or damaged.
+    except (ValueError, KeyError, TypeError, RecursionError):
+      continue
+    if type(step) is int:
+      return step
+  return 0
+
+
+def check_record(workdir: pathlib.Path, size: int):
+  """Refuses a metrics.jsonl that has lost lines which a checkpoint counts on.
+
+  An empty one may stand for those that a user does not want.
+
+  Args:
+    workdir: folder of the run.
+    size: bytes that it had at the step of the checkpoint.
+
+  Raises:
+    ConfigError: it is missing, shorter or changed, or no file.
+  """
+  path = workdir / FILE
+  problem = '' if path.exists() or not size else 'is missing'
+  with _open_record(workdir) as file:
+    length = file.seek(0, os.SEEK_END)
+    if 0 < length < size:
+      problem = f'has {length:,} bytes'
+    elif 0 < size <= length:
+      file.seek(size - 1)
+      if file.read(1) != b'\n':
+        problem = f'has no line that ends at byte {size:,}'
+  config_lib.check(
+    not problem,
+    f'{path} {problem}, but the checkpoint counts on the {size:,} that it had; '
+    'put a copy of it back, or to go on without those lines, put an empty '
+    'file there',
+  )
+
+
+def _open_record(workdir: pathlib.Path) -> io.BufferedIOBase:
+  path = workdir / FILE
+  try:
+    host.check_regular(path)
+    return path.open('rb')
+  except FileNotFoundError:
+    return io.BytesIO()
+  except OSError as error:
+    raise config_lib.ConfigError(f'{path}: {error.strerror}') from error
+
+
 class Writer:
   """Writes metrics of a step to every sink; resumes where a run stopped.
 
@@ -134,26 +201,24 @@ class Writer:
       step: the step that the run goes on from.
       size: bytes of metrics.jsonl at that step; what follows is dropped,
         since it will be written again.
+
+    Raises:
+      ConfigError: metrics.jsonl is not what was written until then.
     """
     self._writes = cluster.is_first()
     if not self._writes:
       return
-    # Imported here: it is slow, and generation does without. It tries torch,
-    # which it has no need of here: seconds, where that is installed.
-    with _missing('torch'):
-      import tensorboardX
-
     self._wandb = (
       _wandb(workdir, config) if config.train.wandb_project else None
     )
+    check_record(workdir, size)
     path = workdir / FILE
     path.touch()
     self._file = path.open('r+')
-    self._file.truncate(size)
+    # An empty file stays empty; it would be filled up with zeros.
+    self._file.truncate(min(size, path.stat().st_size))
     self._file.seek(0, os.SEEK_END)
-    self._board = tensorboardX.SummaryWriter(
-      str(workdir / 'tensorboard'), purge_step=step + 1
-    )
+    self._board = _Board(workdir / 'tensorboard', step + 1)
 
   def write(self, step: int, values: Mapping[str, float | None]):
     """One line: `step`, then the values; None and NaN become null."""
@@ -166,8 +231,7 @@ class Writer:
     self._file.write(json.dumps({'step': step} | values) + '\n')
     self._file.flush()
     known = {name: value for name, value in values.items() if value is not None}
-    for name, value in known.items():
-      self._board.add_scalar(name, value, step)
+    self._board.write(step, known)
     if self._wandb:
       self._wandb.log(known, step=step)
 
@@ -187,6 +251,48 @@ class Writer:
     self._board.close()
     if self._wandb:
       self._wandb.finish()
+
+
+class _Board:
+  """Writes scalars for TensorBoard.
+
+  In this thread, as tensorboardX's own writer has one that ends on a full
+  disk, after which the training waits for it for ever.
+  """
+
+  # Longest time until a scalar is on the disk.
+  _FLUSH_SECONDS = 120
+
+  def __init__(self, folder: pathlib.Path, purge_step: int):
+    """Scalars of earlier runs from `purge_step` on are hidden."""
+    # Imported here: it is slow, and generation does without. It tries torch,
+    # which it has no need of here: seconds, where that is installed.
+    with _missing('torch'):
+      from tensorboardX import event_file_writer, summary
+      from tensorboardX.proto import event_pb2
+    # Its classes are made as it is imported, which a type checker cannot see.
+    messages: Any = event_pb2
+    self._scalar, self._event = summary.scalar, messages.Event
+    folder.mkdir(exist_ok=True)
+    self._events = event_file_writer.EventsWriter(str(folder / 'events'))
+    start = messages.SessionLog(status=messages.SessionLog.START)
+    self._add(purge_step, session_log=start)
+    self._flushed = 0.0
+
+  def _add(self, step: int, **content: Any):
+    self._events.write_event(
+      self._event(step=step, wall_time=time.time(), **content)
+    )
+
+  def write(self, step: int, values: Mapping[str, float]):
+    for name, value in values.items():
+      self._add(step, summary=self._scalar(name, value))
+    if time.monotonic() - self._flushed > self._FLUSH_SECONDS:
+      self._flushed = time.monotonic()
+      self._events.flush()
+
+  def close(self):
+    self._events.close()
 
 
 def _import_wandb(config: config_lib.Config) -> Any:

@@ -11,13 +11,14 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from gemini_jax import checkpoint
+from gemini_jax import checkpoint, host
 from gemini_jax import config as config_lib
 from gemini_jax.data import loader, tokenizer
 from gemini_jax.kernels import flash
 from gemini_jax.models import gemini
 from gemini_jax.parallel import cluster, pipeline, sharding
 from gemini_jax.train import lock as lock_lib
+from gemini_jax.train import metrics
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import step as step_lib
 
@@ -97,30 +98,75 @@ class Run:
     cluster.on_first(write)
 
   def restore(self, which: str = 'latest') -> checkpoint.Restored:
-    """The newest checkpoint, or the best by validation loss.
+    """The newest checkpoint, or the best by validation loss, to read only.
 
     Raises:
-      ConfigError: there is none.
+      ConfigError: there is none that is whole.
     """
-    restored = None
     for _ in range(_READS):
-      best = self.checkpoints.best() if which == 'best' else None
-      try:
-        restored = self.checkpoints.restore(self.abstract, best, repair=False)
-        break
-      except checkpoint.DamageError as error:
-        # A run that trains may have removed it for a better one.
-        config_lib.check(
-          best not in self.checkpoints.steps(),
-          f'the best checkpoint, {self.checkpoints.path(best or 0)}, is '
-          f'damaged ({error}); use --config.generate.checkpoint=latest',
-        )
-    if restored is None:
-      raise config_lib.ConfigError(
+      config_lib.check(
+        bool(self.checkpoints.steps()),
         f'--workdir={self.workdir} holds no checkpoint; train first with '
-        '--mode=train'
+        '--mode=train',
       )
+      best, remedy = None, 'put a copy of one back'
+      if which == 'best':
+        best = self.checkpoints.best()
+        remedy = 'use --config.generate.checkpoint=latest'
+        config_lib.check(
+          best is not None,
+          f'generate.checkpoint=best: no checkpoint of --workdir='
+          f'{self.workdir} was saved at a step that was validated; {remedy}',
+        )
+      try:
+        restored = self.checkpoints.restore(
+          self.abstract, best, set_aside=False
+        )
+      except checkpoint.DamageError as error:
+        if best is not None and best not in self.checkpoints.steps():
+          # The run that trains has removed it for a better one.
+          continue
+        where = f'{self.checkpoints.path(best)} is damaged: ' if best else ''
+        raise config_lib.ConfigError(f'{where}{error}; {remedy}') from error
+      if restored is not None:
+        return restored
+    raise config_lib.ConfigError(f'--workdir={self.workdir} was emptied')
+
+  def resume(self) -> checkpoint.Restored | None:
+    """The newest checkpoint, to train on from; None where a run begins.
+
+    Raises:
+      ConfigError: what was trained here is damaged or lost, and training
+        would overwrite the rest of it.
+    """
+    try:
+      restored = self.checkpoints.restore(self.abstract)
+    except checkpoint.DamageError as error:
+      raise config_lib.ConfigError(
+        f'{error}; {_begin(self.workdir)}'
+      ) from error
+    size = self._check_manifest(restored) if restored else 0
+    metrics.check_record(self.workdir, size)
     return restored
+
+  def _check_manifest(self, restored: checkpoint.Restored) -> int:
+    """Of what a training saved, `metrics_bytes`."""
+    manifest = restored.manifest
+    data, size, results = (
+      manifest.get(name) for name in ('data', 'metrics_bytes', 'results')
+    )
+    config_lib.check(
+      isinstance(data, dict)
+      and isinstance(data.get('fingerprint'), dict)
+      and type(size) is int
+      and size >= 0
+      and isinstance(results, dict)
+      and all(isinstance(value, (int, float)) for value in results.values()),
+      f'{self.checkpoints.path(restored.step)} cannot be gone on from: its '
+      f'{checkpoint.MANIFEST} lacks data, metrics_bytes or results as a '
+      'training saves them',
+    )
+    return size  # pyright: ignore
 
 
 def open_run(
@@ -163,11 +209,16 @@ def open_run(
     _make_writable(path, lock)
   elif not cluster.everywhere(os.path.isdir(path)):
     raise config_lib.ConfigError(f'--workdir={path} does not exist')
-  checkpoints = checkpoint.Checkpointer(
-    path / 'checkpoints', config.train.keep_last, config.train.keep_best
-  )
+  try:
+    checkpoints = checkpoint.Checkpointer(
+      path / 'checkpoints', config.train.keep_last, config.train.keep_best
+    )
+  except checkpoint.PathError as error:
+    raise config_lib.ConfigError(f'--workdir={path}: {error}') from error
   if checkpoints.steps():
     _check_same_run(path, config, mesh)
+  elif create:
+    _check_not_lost(path, config, checkpoints)
   words = _open_tokenizer(path, config, create, bool(checkpoints.steps()))
   _check_same_tokenizer(path, words, checkpoints)
   config = with_vocab(config, words.vocab_size)
@@ -177,7 +228,7 @@ def open_run(
     'start all of them alike',
   )
   if create:
-    cluster.on_first(checkpoints.clean)
+    cluster.on_first(lambda: _clean(checkpoints))
   model, optimizer, abstract = abstract_parts(config, mesh)
   logging.info('attention: %s', model.config.attention_kernel)
   run = Run(
@@ -194,6 +245,43 @@ def open_run(
   if create and not checkpoints.steps():
     run.write_config()
   return run
+
+
+def _begin(path: pathlib.Path) -> str:
+  """What a user can do whose checkpoints are of no use."""
+  return (
+    'put a copy of one back, or begin anew in another --workdir, or here '
+    f'after moving {metrics.FILE} and checkpoints away from {path}'
+  )
+
+
+def _check_not_lost(
+  path: pathlib.Path,
+  config: config_lib.Config,
+  checkpoints: checkpoint.Checkpointer,
+):
+  """Refuses to begin where a training has lost its checkpoints."""
+  damaged = checkpoints.damaged()
+  config_lib.check(
+    not damaged,
+    f'--workdir={path} holds damaged checkpoints alone, '
+    f'{", ".join(folder.name for folder in damaged)}; {_begin(path)}',
+  )
+  # A run that was killed early has none either; but its first save is on the
+  # disk before the second begins.
+  reached = metrics.last_step(path)
+  config_lib.check(
+    reached <= 2 * config.train.save_every,
+    f'{path / metrics.FILE} goes to step {reached:,}, but there is no '
+    f'checkpoint; {_begin(path)}',
+  )
+
+
+def _clean(checkpoints: checkpoint.Checkpointer):
+  try:
+    checkpoints.clean()
+  except checkpoint.PathError as error:
+    raise config_lib.ConfigError(str(error)) from error
 
 
 def with_vocab(config: config_lib.Config, size: int) -> config_lib.Config:
@@ -353,6 +441,11 @@ def _open_tokenizer(
   path: pathlib.Path, config: config_lib.Config, create: bool, resumes: bool
 ) -> tokenizer.Tokenizer:
   file = path / TOKENIZER_FILE
+  if file.exists():
+    try:
+      host.check_regular(file)
+    except OSError as error:
+      raise config_lib.ConfigError(f'{file}: {error.strerror}') from error
   if resumes or not create:
     config_lib.check(
       os.path.isfile(file),

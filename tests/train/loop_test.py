@@ -614,3 +614,30 @@ def test_an_encoder_decoder(folder, capsys):
     file, workdir, capsys, 'generate.prompt=abcde', 'generate.beam_size=2'
   )
   assert len(samples) == 1
+
+
+def test_a_metric_belongs_to_its_step(file, tmp_path, caplog):
+  """A checkpoint between evaluations has none."""
+  with caplog.at_level(logging.WARNING):
+    assert (
+      tiny.run(
+        file,
+        tmp_path / 'run',
+        'train.num_steps=4',
+        'train.eval_every=2',
+        'train.save_every=3',
+      )
+      == 0
+    )
+  assert caplog.text.count('only the checkpoints of every 6 steps') == 1
+  checkpoints = checkpoint.Checkpointer(tmp_path / 'run' / 'checkpoints')
+  losses = {
+    line['step']: line['validation/loss']
+    for line in tiny.metrics(tmp_path / 'run')
+    if 'validation/loss' in line
+  }
+  assert list(losses) == [2, 4]
+  assert checkpoints.steps() == [3, 4]
+  assert checkpoints.manifest(3)['metric'] is None
+  assert checkpoints.manifest(4)['metric'] == losses[4]
+  assert checkpoints.best() == 4

@@ -1,5 +1,6 @@
 """FLOPs against hand counts and the compiler; where numbers are written."""
 
+import errno
 import json
 import math
 import os
@@ -194,6 +195,83 @@ def test_a_writer_goes_on_where_the_checkpoint_was(tmp_path):
     {'step': 2, 'train/loss': None, 'x': None, 'y': None},
   ]
   assert list((tmp_path / 'tensorboard').iterdir())
+
+
+@pytest.mark.parametrize(
+  ('how', 'problem'),
+  [
+    ('missing', 'is missing'),
+    ('shorter', 'has 12 bytes'),
+    ('changed', 'has no line that ends at byte'),
+    ('fifo', 'not a regular file'),
+    ('device', 'not a regular file'),
+  ],
+)
+def test_a_record_that_lost_its_lines(how, problem, tmp_path):
+  """It is not filled up with zeros."""
+  writer = metrics.Writer(tmp_path, tiny.config(), 0, 0)
+  writer.write(1, {'train/loss': 2.5})
+  size = writer.size()
+  writer.write(2, {'train/loss': 2.5})
+  writer.close()
+  path = tmp_path / metrics.FILE
+  content = path.read_bytes()
+  path.unlink()
+  if how == 'shorter':
+    path.write_bytes(content[:12])
+  elif how == 'changed':
+    path.write_bytes(content.replace(b'2.5', b'2.25'))
+  elif how == 'fifo':
+    os.mkfifo(path)
+  elif how == 'device':
+    path.symlink_to('/dev/zero')
+  before = path.is_file() and path.read_bytes()
+  with pytest.raises(config_lib.ConfigError, match=problem):
+    metrics.Writer(tmp_path, tiny.config(), 1, size)
+  assert (path.is_file() and path.read_bytes()) == before
+
+
+def test_an_empty_record_stands_for_what_is_not_wanted(tmp_path):
+  (tmp_path / metrics.FILE).write_text('')
+  writer = metrics.Writer(tmp_path, tiny.config(), 7, 1234)
+  writer.write(8, {'train/loss': 2.5})
+  assert writer.size() == (tmp_path / metrics.FILE).stat().st_size
+  writer.close()
+  assert tiny.metrics(tmp_path) == [{'step': 8, 'train/loss': 2.5}]
+
+
+@pytest.mark.parametrize(
+  ('content', 'step'),
+  [
+    (None, 0),
+    (b'', 0),
+    (b'{"step": 3}\n{"step": 40}\n', 40),
+    (b'{"step": 3}\n{"step": 4', 3),
+    (b'{"step": 3}\n[]\n{"step": "x"}\n' + b'[' * 100_000, 3),
+    (bytes(1000), 0),
+  ],
+)
+def test_the_last_step_of_a_record(content, step, tmp_path):
+  if content is not None:
+    (tmp_path / metrics.FILE).write_bytes(content)
+  assert metrics.last_step(tmp_path) == step
+
+
+def test_a_full_disk_ends_the_run(tmp_path, monkeypatch):
+  """It does not wait for ever for a thread of TensorBoard's that has ended."""
+  writer = metrics.Writer(tmp_path, tiny.config(), 0, 0)
+
+  def fail(events, event):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  with monkeypatch.context() as patch:
+    patch.setattr(
+      'tensorboardX.event_file_writer.EventsWriter.write_event', fail
+    )
+    with pytest.raises(OSError) as error:
+      writer.write(1, {'train/loss': 2.5})
+  assert error.value.errno == errno.ENOSPC
+  writer.close()
 
 
 def test_a_run_does_not_wait_for_torch(tmp_path):

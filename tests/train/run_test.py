@@ -23,14 +23,14 @@ def config(tmp_path):
   return command.parse(argv, {'workdir': None, 'mode': None}).config
 
 
-def save(run, step):
+def save(run, step, manifest=None, metric=1.0):
   """A checkpoint of zeros."""
   state = jax.tree.map(
     lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding),
     run.abstract,
   )
   data = {'fingerprint': {'tokenizer': run.tokenizer.fingerprint}}
-  run.checkpoints.save(step, state, {'data': data}, metric=1.0)
+  run.checkpoints.save(step, state, manifest or {'data': data}, metric)
   run.checkpoints.wait()
 
 
@@ -191,8 +191,63 @@ def test_the_best_checkpoint_is_damaged(config, tmp_path):
   assert run.restore('best').step == 1
   path = tmp_path / 'run' / 'checkpoints' / '00000001' / 'manifest.json'
   path.write_text(path.read_text().replace('1', '2', 1))
+  with pytest.raises(config_lib.ConfigError, match='no checkpoint of'):
+    run.restore('best')
+  with pytest.raises(config_lib.ConfigError, match='every checkpoint'):
+    run.restore()
+
+
+def test_no_checkpoint_was_validated(config, tmp_path):
+  """The best of none is not the newest."""
+  run = run_lib.open_run(config, tmp_path / 'run', create=True)
   with pytest.raises(config_lib.ConfigError, match='holds no checkpoint'):
     run.restore('best')
+  save(run, 1, metric=None)
+  with pytest.raises(
+    config_lib.ConfigError, match=r'generate\.checkpoint=best: no checkpoint'
+  ):
+    run.restore('best')
+  assert run.restore().step == 1
+
+
+def test_a_folder_that_cannot_hold_checkpoints(config, tmp_path):
+  with pytest.raises(config_lib.ConfigError, match='cannot hold checkpoints'):
+    run_lib.open_run(config, tmp_path / 'a\\b', create=True)
+
+
+@pytest.mark.parametrize('name', ['config.json', 'tokenizer'])
+@pytest.mark.parametrize('kind', ['fifo', 'device'])
+def test_what_is_no_file_is_not_read(name, kind, config, tmp_path):
+  run = run_lib.open_run(config, tmp_path / 'run', create=True)
+  save(run, 1)
+  path = tmp_path / 'run' / name
+  path.unlink()
+  os.mkfifo(path) if kind == 'fifo' else path.symlink_to('/dev/zero')
+  with pytest.raises(
+    config_lib.ConfigError, match=f'{name}.*not a regular file'
+  ):
+    run_lib.open_run(config, tmp_path / 'run', create=True)
+
+
+@pytest.mark.parametrize(
+  'values',
+  [
+    {},
+    {'data': {}},
+    {'metrics_bytes': '0'},
+    {'metrics_bytes': -1},
+    {'results': [1.0]},
+    {'results': {'a': 'b'}},
+  ],
+)
+def test_a_checkpoint_that_no_training_saved(values, config, tmp_path):
+  run = run_lib.open_run(config, tmp_path / 'run', create=True)
+  right = {'data': {'fingerprint': {}}, 'metrics_bytes': 0, 'results': {}}
+  save(run, 1, right)
+  assert run.resume().step == 1
+  save(run, 2, right | values if values else {})
+  with pytest.raises(config_lib.ConfigError, match='cannot be gone on from'):
+    run.resume()
 
 
 @pytest.mark.parametrize('which', ['latest', 'best'])
