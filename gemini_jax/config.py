@@ -28,6 +28,17 @@ LEARNING_RATES = {
 # Between several texts of one prompt.
 SEPARATOR = '||'
 
+# Of the section `data`: what a batch depends on beside the sources and the
+# tokenizer, and what else where there are tasks.
+BATCH_FIELDS = (
+  *('weights', 'objective', 'batch_size', 'sequence_length', 'inputs_length'),
+  *('pack', 'shuffle'),
+)
+TASK_FIELDS = (
+  *('tasks', 'label_names', 'audio_rate', 'augment'),
+  *('media_dropout', 'inputs_dropout', 'without', 'permuted'),
+)
+
 AXES = ('data', 'fsdp', 'tensor', 'sequence', 'expert', 'pipeline')
 
 
@@ -154,6 +165,13 @@ class Data:
   pack: bool = True
   # A new order every epoch; False keeps the sources' order.
   shuffle: bool = True
+  # Share of a source's examples that may be unusable; more are an error. What
+  # does not count: a pair that is longer than a row, and a field that a record
+  # lacks for one task if it has what another task asks for.
+  max_unusable: float = 0.01
+  # Pixels of a picture or of a frame, at most. A side may be 1/2,048 of it long
+  # (65,536), all frames of a video together may have 64 times as many.
+  max_media_pixels: int = 1 << 27
   # Drop repeated paragraphs of all sources, then cut what is left into
   # passages of about 2,000 characters, which slices then count.
   deduplicate: bool = False
@@ -183,6 +201,11 @@ class Data:
       f'{self.inputs_field!r} and data.tasks={self.tasks} make pairs',
     )
     is_share(self, 'data', 'media_dropout', 'inputs_dropout')
+    check(
+      0 <= self.max_unusable <= 1,
+      f'data.max_unusable={self.max_unusable} must be at least 0 and at most 1',
+    )
+    at_least(self, 'data', 1, 'max_media_pixels')
     if self.audio_rate is not None:
       at_least(self, 'data', 1, 'audio_rate')
     check(
@@ -394,6 +417,10 @@ class Train:
   num_steps: int = 1000
   # All randomness of a run follows from it.
   seed: int = 0
+  # What may differ from the data of the checkpoint that a run resumes from:
+  # 'data.batch_size', or 'data.train' for other records. Step t then reads the
+  # batch that a run of the new values would have there.
+  accept_changes: tuple[str, ...] = ()
   # Steps between lines of metrics, evaluations and checkpoints.
   log_every: int = 10
   eval_every: int = 200
@@ -415,6 +442,14 @@ class Train:
   def __post_init__(self):
     at_least(self, 'train', 1, 'num_steps', 'log_every', 'eval_every')
     at_least(self, 'train', 1, 'save_every', 'keep_last')
+    fields = ('train', *BATCH_FIELDS, *TASK_FIELDS)
+    known = (*(f'data.{name}' for name in fields), 'train.seed')
+    for name in self.accept_changes:
+      check(
+        name in known,
+        f'train.accept_changes: {name!r} is not a field that it takes'
+        f'{nearest(name, known)}',
+      )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,17 @@
-"""Settings of the host process that make a step faster."""
+"""The host: its paths, and settings of the process for faster steps."""
 
 import ctypes
+import os
+import pathlib
 import sys
 
 # glibc's mallopt parameters, from malloc.h.
 _ARENA_MAX, _MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD = -8, -4, -1, -2
+
+
+def expand_path(path: str | os.PathLike) -> pathlib.Path:
+  """A path that a user wrote, with `~` and `~name` as the shell has them."""
+  return pathlib.Path(os.path.expanduser(path))
 
 
 def keep_freed_memory():

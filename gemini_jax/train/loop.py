@@ -100,7 +100,7 @@ def _train(run: run_lib.Run):
   else:
     state, step = restored.state, restored.step
     size = restored.manifest['metrics_bytes']
-    data.check(restored.manifest['data'])
+    data.check(restored.manifest['data'], config.train.accept_changes)
   results: dict[str, float] = restored.manifest['results'] if restored else {}
   if step >= num_steps:
     print(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gemini_jax import config
-from gemini_jax.data import cache, tokenizer, transforms
+from gemini_jax.data import cache, readers, tokenizer, transforms
 
 TEXTS = [('one',), ('twenty-two',), ('drei',)]
 
@@ -19,9 +19,9 @@ class Reader:
   def __init__(self):
     self.calls = 0
 
-  def __call__(self, unusable):
+  def __call__(self, tally):
     self.calls += 1
-    unusable['bad'] += 2
+    tally.leave_out(readers.UnusableError('bad', 'abc'), 4, count=2)
     examples = [
       transforms.Example(7 * i, (text,)) for i, text in enumerate(TEXTS)
     ]
@@ -42,7 +42,8 @@ def test_a_corpus_is_built_once_and_read_back(tmp_path):
     assert corpus.tokens.dtype == np.uint16
     assert corpus.sizes.tolist() == [3, 10, 4]
     assert corpus.origins.tolist() == [0, 7, 14]
-    assert corpus.unusable == {'bad': 2} and corpus.note == 'a note'
+    assert corpus.tally.unusable == {'bad': 2} and corpus.note == 'a note'
+    assert corpus.tally.shown == ['record 4: bad: abc']
   assert reader.calls == 1
   assert [path.name for path in tmp_path.iterdir()] == ['key']
 
@@ -88,7 +89,7 @@ def test_a_damaged_corpus_is_built_again(damage, tmp_path):
 
 
 def test_a_failed_build_leaves_nothing(tmp_path):
-  def fail(unusable):
+  def fail(tally):
     raise config.ConfigError('unreadable')
 
   with pytest.raises(config.ConfigError, match='unreadable'):
@@ -130,8 +131,8 @@ def test_large_vocabularies_take_wider_tokens(tmp_path):
 
 
 def test_placeholders_take_wider_tokens(tmp_path):
-  def read(unusable):
-    del unusable
+  def read(tally):
+    del tally
     return [
       transforms.Example(0, ((transforms.Slots('image', 2),), ('a',)))
     ], ''

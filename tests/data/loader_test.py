@@ -62,6 +62,8 @@ def make(tmp_path):
       'sequence_length': 64,
       'inputs_length': 64,
       'cache_dir': str(tmp_path / 'cache'),
+      # One of the files is empty.
+      'max_unusable': 0.05,
     } | fields
     data = config.Data(**values)
     return loader.Loader(data, made, split, seed, **options)
@@ -121,7 +123,8 @@ from gemini_jax import config
 from gemini_jax.data import loader, tokenizer
 data = config.Data(
   train=('text:{tmp_path}/a/*.txt',), cache_dir='{tmp_path}/cache',
-  objective='prefix', batch_size=4, sequence_length=64, inputs_length=64)
+  objective='prefix', batch_size=4, sequence_length=64, inputs_length=64,
+  max_unusable=0.05)
 made = loader.Loader(data, tokenizer.Bytes(), 'train')
 print(made[33].decoder.tokens.sum(), made[33].prefix.sum())
 """
@@ -272,7 +275,7 @@ def test_processes_without_rows_evaluate_padding(make):
 def test_what_was_left_out_is_told(make, tmp_path):
   lines = ['{"text": "abc"}', '{"text": ""}', '{', '{"text": 3}']
   (tmp_path / 'a.jsonl').write_text('\n'.join(lines))
-  made = make(train=(f'jsonl:{tmp_path}/a.jsonl',))
+  made = make(train=(f'jsonl:{tmp_path}/a.jsonl',), max_unusable=0.75)
   assert made.num_records == 1 and made.num_bytes == 3
   assert made.describe()[0].startswith(
     f"data.train[0]=jsonl:{tmp_path}/a.jsonl: 1 records, 3 unusable: 1 'text' "
@@ -287,7 +290,8 @@ def test_a_source_without_anything_usable_is_an_error(make, tmp_path):
       make('validation', validation=(f'jsonl:{tmp_path}/a.jsonl',))
     assert str(error.value) == (
       f'data.validation[0]=jsonl:{tmp_path}/a.jsonl: no record is usable, '
-      "2 unusable: 1 invalid JSON, 1 no field 'text'"
+      "2 unusable: 1 invalid JSON, 1 no field 'text'; record 0: invalid JSON: "
+      "'{\\n'; record 1: no field 'text': {'txt': 1}"
     )
   with pytest.raises(config.ConfigError, match=r'data\.test=\(\) names no sou'):
     make('test')
@@ -302,15 +306,18 @@ def test_a_state_returns_to_its_batch(make):
 def test_a_state_of_other_data_is_refused(make, tmp_path):
   state = make().state(3)
   with pytest.raises(
-    config.ConfigError, match=r'data\.sequence_length was 64, is 32$'
+    config.ConfigError, match=r'data\.sequence_length was 64, is 32;'
   ):
     make(sequence_length=32).check(state)
-  with pytest.raises(config.ConfigError, match=r'train\.seed was 0, is 5$'):
+  with pytest.raises(config.ConfigError, match=r'train\.seed was 0, is 5;'):
     make(seed=5).check(state)
   with pytest.raises(config.ConfigError, match='tokenizer was '):
     make(made=tokenizer.Characters('abc')).check(state)
   (tmp_path / 'a' / '020.txt').write_text('changed')
-  with pytest.raises(config.ConfigError, match=r'data\.train\[0\]=text:.* was'):
+  with pytest.raises(
+    config.ConfigError,
+    match=r'data\.train had other records: data\.train\[0\]=text:',
+  ):
     make().check(state)
 
 

@@ -247,9 +247,10 @@ BAD_PICTURES = {
   ),
   'a cut JPEG': (JPEG[: len(JPEG) // 2], 'a damaged picture'),
   'a moving GIF': (gif(film(3)), 'an animated picture'),
-  '20,000 pixels': (large_png(20_000, 20_000), 'a picture of too many pixels'),
-  '10,000 pixels': (large_png(10_000, 10_000), 'a picture of too many pixels'),
-  '8,001 pixels': (large_png(8_001, 8_000), 'a picture of too many pixels'),
+  '20,000 pixels': (large_png(20_000, 20_000), 'more pixels than data.max_med'),
+  '12,000 pixels': (large_png(12_000, 12_000), 'more pixels than data.max_med'),
+  'a little more': (large_png(11_586, 11_585), 'more pixels than data.max_med'),
+  'a long side': (large_png(1, 65_537), 'a side too long for data.max_media'),
   'no pixels': (large_png(0, 10), 'not a picture'),
   'PostScript': (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 'not a'),
   'a sound': (wav(tone(440, 8000), 8000), 'not a picture'),
@@ -499,7 +500,7 @@ def test_a_video_in_grey():
 def two_pages():
   """A TIFF, small for what it says it holds."""
   file = io.BytesIO()
-  pages = [PIL.Image.new('1', size) for size in ((8, 8), (9000, 9000))]
+  pages = [PIL.Image.new('1', size) for size in ((8, 8), (12_000, 12_000))]
   pages[0].save(
     file,
     'TIFF',
@@ -524,7 +525,7 @@ BAD_VIDEOS = {
   'no name': ('', 'a missing file'),
   'a TIFF whose second page is huge': (
     two_pages(),
-    'a picture of too many pixels',
+    'more pixels than data.max_media_pixels',
   ),
   'a list of numbers': ([[0, 1], [2, 3]], 'neither an array, bytes nor a path'),
   'a list without frames': ([], 'a video without frames'),
