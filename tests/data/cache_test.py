@@ -1,7 +1,11 @@
 """A tokenized source on disk is what was tokenized, or is built again."""
 
+import errno
 import json
+import os
 import pathlib
+import pwd
+import shutil
 from concurrent import futures
 
 import numpy as np
@@ -78,7 +82,39 @@ def strip(path):
   (path / 'meta.json').write_text(json.dumps({}))
 
 
-@pytest.mark.parametrize('damage', [truncate, flip, lose, spoil, strip])
+def nest(path):
+  (path / 'meta.json').write_text('[' * 100_000)
+
+
+def edit(**fields):
+  def damage(path):
+    file = path / 'meta.json'
+    file.write_text(json.dumps(json.loads(file.read_bytes()) | fields))
+
+  return damage
+
+
+def replace(path):
+  shutil.rmtree(path)
+  path.write_text('a file')
+
+
+def link(path):
+  shutil.rmtree(path)
+  path.symlink_to('nowhere')
+
+
+DAMAGES = {
+  **{f.__name__: f for f in (truncate, flip, lose, spoil, strip, nest)},
+  **{f.__name__: f for f in (replace, link)},
+  'another type': edit(dtype='uint32'),
+  'no type': edit(dtype=7),
+  'no counts': edit(unusable=[1]),
+  'another note': edit(note=None),
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGES.values(), ids=DAMAGES.keys())
 def test_a_damaged_corpus_is_built_again(damage, tmp_path):
   reader, path = Reader(), tmp_path / 'key'
   digest = cache.open_or_build(path, reader, tokenizer.Bytes()).digest
@@ -86,6 +122,24 @@ def test_a_damaged_corpus_is_built_again(damage, tmp_path):
   corpus = cache.open_or_build(path, reader, tokenizer.Bytes())
   assert reader.calls == 2
   assert decoded(corpus) == TEXTS and corpus.digest == digest
+  assert cache.open_or_build(path, reader, tokenizer.Bytes()).note == 'a note'
+  assert reader.calls == 2
+
+
+def test_the_digest_is_that_of_earlier_versions(tmp_path):
+  """A checkpoint holds it."""
+  corpus = cache.open_or_build(tmp_path / 'key', Reader(), tokenizer.Bytes())
+  assert corpus.digest == '6768c7e9ac03c9b4270dcfb8176144e1'
+
+
+def test_a_full_disk_is_told(tmp_path, monkeypatch):
+  def full(*arguments):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(pathlib.Path, 'write_bytes', full)
+  with pytest.raises(config.ConfigError, match=r'data\.cache_dir=.*No space'):
+    cache.open_or_build(tmp_path / 'key', Reader(), tokenizer.Bytes())
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_build_leaves_nothing(tmp_path):
@@ -120,6 +174,19 @@ def test_the_folder_follows_config_and_environment(monkeypatch, tmp_path):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   expected = tmp_path / 'gemini_jax' / 'tokens'
   assert cache.folder(config.Data()) == expected
+  monkeypatch.setenv('HOME', '/h')
+  assert cache.folder(config.Data(cache_dir='~/a')) == pathlib.Path('/h/a')
+
+
+def test_without_a_home_a_folder_must_be_named(monkeypatch):
+  def nobody(uid):
+    raise KeyError(uid)
+
+  monkeypatch.delenv('HOME')
+  monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+  monkeypatch.setattr(pwd, 'getpwuid', nobody)
+  with pytest.raises(config.ConfigError, match=r'data\.cache_dir=None'):
+    cache.folder(config.Data())
 
 
 def test_large_vocabularies_take_wider_tokens(tmp_path):
