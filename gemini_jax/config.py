@@ -37,6 +37,17 @@ MAX_BATCH_BYTES = 2**35
 # Where a run keeps its config, in its folder.
 FILE = 'config.json'
 
+# Of the section `data`: what a batch depends on beside the sources and the
+# tokenizer, and what else where there are tasks.
+BATCH_FIELDS = (
+  *('weights', 'objective', 'batch_size', 'sequence_length', 'inputs_length'),
+  *('pack', 'shuffle'),
+)
+TASK_FIELDS = (
+  *('tasks', 'label_names', 'audio_rate', 'augment'),
+  *('media_dropout', 'inputs_dropout', 'without', 'permuted'),
+)
+
 AXES = ('data', 'fsdp', 'tensor', 'sequence', 'expert', 'pipeline')
 
 
@@ -153,6 +164,13 @@ class Data:
   pack: bool = True
   # A new order every epoch; False keeps the sources' order.
   shuffle: bool = True
+  # Share of a source's examples that may be unusable; more are an error. What
+  # does not count: a pair that is longer than a row, and a field that a record
+  # lacks for one task if it has what another task asks for.
+  max_unusable: schema.Share = 0.01
+  # Pixels of a picture or of a frame, at most. A side may be 1/2,048 of it long
+  # (65,536), all frames of a video together may have 64 times as many.
+  max_media_pixels: schema.Count = 1 << 27
   # Drop repeated paragraphs of all sources, then cut what is left into
   # passages of about 2,000 characters, which slices then count.
   deduplicate: bool = False
@@ -372,6 +390,10 @@ class Train:
   num_steps: schema.Steps = 1000
   # All randomness of a run follows from it.
   seed: schema.Seed = 0
+  # What may differ from the data of the checkpoint that a run resumes from:
+  # 'data.batch_size', or 'data.train' for other records. Step t then reads the
+  # batch that a run of the new values would have there.
+  accept_changes: tuple[str, ...] = ()
   # Steps between lines of metrics, evaluations and checkpoints.
   log_every: schema.Count = 10
   eval_every: schema.Count = 200
@@ -389,6 +411,16 @@ class Train:
   compilation_cache: str | None = None
   # Project on Weights & Biases (pip install 'gemini_jax[wandb]'); '': off.
   wandb_project: str = ''
+
+  def __post_init__(self):
+    fields = ('train', *BATCH_FIELDS, *TASK_FIELDS)
+    known = (*(f'data.{name}' for name in fields), 'train.seed')
+    for name in self.accept_changes:
+      check(
+        name in known,
+        f'train.accept_changes: {name!r} is not a field that it takes'
+        f'{nearest(name, known)}',
+      )
 
 
 @schema.section('eval')

@@ -41,7 +41,7 @@ def write_odd(folder):
 BAD = {
   'cut.png': "'picture': a damaged picture",
   'moving.gif': "'picture': an animated picture",
-  'huge.png': "'picture': a picture of too many pixels",
+  'huge.png': "'picture': more pixels than data.max_media_pixels",
   'nowhere.png': "'picture': a missing file",
   'empty.wav': "'sound': an empty sound",
 }
@@ -77,6 +77,7 @@ def trained(tmp_path_factory):
     f"data.train = ('jsonl:{path}',)",
     f"data.validation = ('jsonl:{path}#[:8]',)",
     f'data.tasks = {TASKS!r}',
+    'data.max_unusable = 0.2',
     "data.objective = 'prefix'",
     'data.pack = False',
     'data.sequence_length = 24',

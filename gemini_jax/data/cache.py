@@ -1,12 +1,13 @@
 """Tokenized sources on disk, read through the page cache.
 
 A folder holds the arrays of one source as raw files and `meta.json`, which is
-written last and knows their digests: a folder that does not agree with its
-meta is rebuilt.
+written last and knows their digests and its own: a folder that does not agree
+with its meta is rebuilt.
 """
 
 import array
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -16,23 +17,23 @@ import pathlib
 import shutil
 import tempfile
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from gemini_jax import config as config_lib
 from gemini_jax import host
+from gemini_jax.data import readers, transforms
 from gemini_jax.data import tokenizer as tokenizer_lib
-from gemini_jax.data import transforms
 
 # Part of every key: raise it when the content of the files changes.
-_VERSION = 2
+_VERSION = 3
 # Tokens held in memory before they are written.
 _BUFFER_TOKENS = 1 << 20
 
-# Gives examples and a note; counts what cannot be used by reason.
-Read = Callable[[collections.Counter], tuple[Iterable[transforms.Example], str]]
+# Gives examples and a note; counts what can be used and what cannot.
+Read = Callable[[readers.Tally], tuple[Iterable[transforms.Example], str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Corpus:
     firsts: int64[R], the first target of each (see transforms.document).
     sizes: int64[R], UTF-8 bytes of the text that the targets stand for.
     origins: int64[R], record and task of each (see sources.examples).
-    unusable: records left out, by reason.
+    tally: records that could be used, and those left out.
     unknown: tokens that stand for what the tokenizer cannot encode.
     note: what was done to the source, for the log.
     digest: hex digest of the content.
@@ -56,7 +57,7 @@ class Corpus:
   firsts: np.ndarray
   sizes: np.ndarray
   origins: np.ndarray
-  unusable: dict[str, int]
+  tally: readers.Tally
   unknown: int
   note: str
   digest: str
@@ -72,14 +73,6 @@ def folder(config: config_lib.Data) -> pathlib.Path:
 def key(*parts: str) -> str:
   """The name of a corpus that depends on `parts`."""
   return hashlib.sha256(repr((_VERSION, *parts)).encode()).hexdigest()[:32]
-
-
-def reasons(unusable: dict[str, int]) -> str:
-  """`, 3 unusable: 2 invalid JSON, 1 too long`, or nothing."""
-  if not unusable:
-    return ''
-  parts = [f'{count:,} {reason}' for reason, count in sorted(unusable.items())]
-  return f', {sum(unusable.values()):,} unusable: {", ".join(parts)}'
 
 
 def open_or_build(
@@ -105,64 +98,85 @@ def open_or_build(
   corpus = _open(path)
   if corpus is not None:
     return corpus
-  try:
+  with _writing(path.parent):
     path.parent.mkdir(parents=True, exist_ok=True)
     work = tempfile.mkdtemp(prefix='building-', dir=path.parent)
-  except OSError as error:
-    raise config_lib.ConfigError(
-      f'data.cache_dir={str(path.parent)!r}: {error.strerror}'
-    ) from error
   try:
     _write(pathlib.Path(work), read, tokenizer, placeholders)
-    _publish(pathlib.Path(work), path)
+    with _writing(path.parent):
+      _publish(pathlib.Path(work), path)
   finally:
     shutil.rmtree(work, ignore_errors=True)
   corpus = _open(path)
   if corpus is None:
-    raise config_lib.ConfigError(f'{path} changed while it was read')
+    raise config_lib.ConfigError(
+      f'data.cache_dir={str(path.parent)!r}: {path.name} is damaged and cannot '
+      'be replaced; delete it'
+    )
   return corpus
 
 
+@contextlib.contextmanager
+def _writing(folder: pathlib.Path) -> Iterator[None]:
+  """ConfigError for what the disk says while the cache is written."""
+  try:
+    yield
+  except OSError as error:
+    raise config_lib.ConfigError(
+      f'data.cache_dir={str(folder)!r}: {error.strerror or error}'
+    ) from error
+
+
 def _write(work, read, tokenizer, placeholders):
-  unusable = collections.Counter()
+  tally = readers.Tally()
   largest = max(tokenizer.vocab_size - 1, *placeholders.values(), 0)
   dtype = np.uint16 if largest < 1 << 16 else np.uint32
   offsets, firsts, sizes, origins = (array.array('q') for _ in range(4))
   offsets.append(0)
   unknown, buffer, buffered = 0, [], 0
-  examples, note = read(unusable)
-  with open(work / 'tokens.bin', 'wb') as file:
-    for example in examples:
-      tokens, first = transforms.document(
-        example.sides, tokenizer, placeholders
-      )
-      unknown += int(np.count_nonzero(tokens == tokenizer.unk_id))
-      offsets.append(offsets[-1] + len(tokens))
-      firsts.append(first)
-      sizes.append(example.num_bytes)
-      origins.append(example.origin)
-      buffer.append(tokens.astype(dtype))
-      buffered += len(tokens)
-      if buffered > _BUFFER_TOKENS:
-        np.concatenate(buffer).tofile(file)
-        buffer, buffered = [], 0
-    if buffer:
-      np.concatenate(buffer).tofile(file)
+  examples, note = read(tally)
+  writing = lambda: _writing(work.parent)
+
+  def flush():
+    with writing(), open(work / 'tokens.bin', 'ab') as file:
+      file.write(np.concatenate([*buffer, np.empty(0, dtype)]).tobytes())
+    buffer.clear()
+
+  flush()
+  for example in examples:
+    tokens, first = transforms.document(example.sides, tokenizer, placeholders)
+    unknown += int(np.count_nonzero(tokens == tokenizer.unk_id))
+    offsets.append(offsets[-1] + len(tokens))
+    firsts.append(first)
+    sizes.append(example.num_bytes)
+    origins.append(example.origin)
+    buffer.append(tokens.astype(dtype))
+    buffered += len(tokens)
+    if buffered > _BUFFER_TOKENS:
+      flush()
+      buffered = 0
+  flush()
   for name, values in (
     ('offsets', offsets),
     ('firsts', firsts),
     ('sizes', sizes),
     ('origins', origins),
   ):
-    (work / f'{name}.bin').write_bytes(values.tobytes())
+    with writing():
+      (work / f'{name}.bin').write_bytes(values.tobytes())
   meta = {
     'dtype': np.dtype(dtype).name,
     'files': {name: _digest(work / name) for name in _FILES},
-    'unusable': dict(unusable),
+    'usable': tally.usable,
+    'absent': tally.num_absent,
+    'unusable': dict(tally.unusable),
+    'shown': tally.shown,
     'unknown': unknown,
     'note': note,
   }
-  (work / 'meta.json').write_text(json.dumps(meta, indent=2))
+  meta['digest'] = _meta_digest(meta)
+  with writing():
+    (work / 'meta.json').write_text(json.dumps(meta, indent=2))
 
 
 _FILES = (
@@ -173,8 +187,11 @@ _FILES = (
 
 def _publish(work: pathlib.Path, path: pathlib.Path):
   """Renames `work` to `path`, unless another process has been faster."""
-  if path.exists() and _open(path) is None:
-    shutil.rmtree(path, ignore_errors=True)
+  if os.path.lexists(path) and _open(path) is None:
+    if path.is_dir() and not path.is_symlink():
+      shutil.rmtree(path, ignore_errors=True)
+    else:
+      path.unlink(missing_ok=True)
   try:
     os.rename(work, path)
   except OSError:
@@ -187,23 +204,39 @@ def _digest(path: pathlib.Path) -> str:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
+def _meta_digest(meta: Mapping[str, Any]) -> str:
+  """Hex digest of a meta without the digest that it holds."""
+  rest = {name: value for name, value in meta.items() if name != 'digest'}
+  content = json.dumps(rest, sort_keys=True).encode()
+  return hashlib.sha256(content).hexdigest()
+
+
 def _open(path: pathlib.Path) -> Corpus | None:
   """The corpus in a folder, or None if it is absent or damaged."""
   try:
     meta = json.loads((path / 'meta.json').read_bytes())
-    if any(meta['files'][name] != _digest(path / name) for name in _FILES):
-      logging.warning('%s is damaged and will be built again', path)
-      return None
-    return _corpus(path, meta)
+    whole = meta['digest'] == _meta_digest(meta) and all(
+      meta['files'][name] == _digest(path / name) for name in _FILES
+    )
   except FileNotFoundError:
     return None
-  except (OSError, ValueError, LookupError, TypeError) as error:
+  except (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+  ) as error:
     logging.warning('%s will be built again: %s', path, error)
     return None
+  if not whole:
+    logging.warning('%s is damaged and will be built again', path)
+    return None
+  return _corpus(path, meta)
 
 
 def _corpus(path: pathlib.Path, meta: dict[str, Any]) -> Corpus:
-  firsts = np.fromfile(path / 'firsts.bin', np.int64)
   dtype = np.dtype(meta['dtype'])
   # A file without a byte cannot be mapped.
   empty = not (path / 'tokens.bin').stat().st_size
@@ -212,10 +245,15 @@ def _corpus(path: pathlib.Path, meta: dict[str, Any]) -> Corpus:
     if empty
     else np.memmap(path / 'tokens.bin', dtype, 'r'),
     offsets=np.fromfile(path / 'offsets.bin', np.int64),
-    firsts=firsts,
+    firsts=np.fromfile(path / 'firsts.bin', np.int64),
     sizes=np.fromfile(path / 'sizes.bin', np.int64),
     origins=np.fromfile(path / 'origins.bin', np.int64),
-    unusable=meta['unusable'],
+    tally=readers.Tally(
+      meta['usable'],
+      meta['absent'],
+      collections.Counter(meta['unusable']),
+      meta['shown'],
+    ),
     unknown=meta['unknown'],
     note=meta['note'],
     digest=hashlib.sha256(repr(meta['files']).encode()).hexdigest()[:32],

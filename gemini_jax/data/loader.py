@@ -5,13 +5,13 @@ nothing but t, so a run resumes at any batch, on any number of processes, and
 sees what it would have seen.
 """
 
-import collections
 import dataclasses
 import functools
 import itertools
 import logging
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import grain
@@ -34,21 +34,9 @@ from gemini_jax.data import tokenizer as tokenizer_lib
 
 Split = Literal['train', 'validation', 'test']
 
-# What a batch depends on, beside the sources and the tokenizer.
-_FIELDS = (
-  'weights',
-  'objective',
-  'batch_size',
-  'sequence_length',
-  'inputs_length',
-  'pack',
-  'shuffle',
-)
-# And where there are tasks.
-_TASK_FIELDS = (
-  *('tasks', 'label_names', 'audio_rate', 'augment'),
-  *('media_dropout', 'inputs_dropout', 'without', 'permuted'),
-)
+# In the fingerprint of an earlier version, a source had the name of its place:
+# `data.train[0]=text:a.txt`.
+_SOURCE = re.compile(r'(data\.\w+)\[(\d+)\]=.*', re.DOTALL)
 
 
 class Loader:
@@ -189,7 +177,8 @@ class Loader:
   def state(self, next_batch: int) -> dict[str, Any]:
     """What a checkpoint keeps, as plain JSON values."""
     values = {
-      f'data.{name}': getattr(self.config, name) for name in _FIELDS
+      f'data.{name}': getattr(self.config, name)
+      for name in config_lib.BATCH_FIELDS
     } | {
       'data.batch_size': self.batch_size,
       'data.weights': list(self.config.weights),
@@ -199,30 +188,87 @@ class Loader:
     if self.config.tasks:
       values |= {
         f'data.{name}': repr(getattr(self.config, name))
-        for name in _TASK_FIELDS
+        for name in config_lib.TASK_FIELDS
       }
-    for part in self._parts:
-      values[part.name] = part.corpus.digest
+    # By content: the same records may lie at another place.
+    values[f'data.{self.split}'] = [part.corpus.digest for part in self._parts]
     return {'next_batch': next_batch, 'fingerprint': values}
 
-  def check(self, state: dict[str, Any]) -> int:
+  def check(self, state: dict[str, Any], accepted: Sequence[str] = ()) -> int:
     """The next batch of a state that belongs to this data.
 
+    Args:
+      state: of a checkpoint.
+      accepted: fields that may differ from those of the checkpoint; batch t is
+        then that of the new fields.
+
     Raises:
-      ConfigError: the data differ, with the names of what does.
+      ConfigError: other fields or the content differ, with their names.
     """
     now = self.state(0)['fingerprint']
-    then = state['fingerprint']
-    changes = [
-      f'{name} was {then.get(name, "absent")}, is {now.get(name, "absent")}'
+    then = _by_content(state['fingerprint'])
+    changes = {
+      name: self._change(name, then.get(name), now.get(name))
       for name in {**then, **now}
       if then.get(name) != now.get(name)
-    ]
-    config_lib.check(
-      not changes,
-      f'the data are not those of the checkpoint: {"; ".join(changes)}',
+    }
+    refused = [name for name in changes if name not in accepted]
+    # Another tokenizer makes another model of the tokens.
+    wanted = tuple(dict.fromkeys([*accepted, *changes]))
+    remedy = (
+      ''
+      if 'tokenizer' in changes
+      else '; to resume with them all the same, give '
+      f'--config.train.accept_changes="{wanted}"'
     )
-    return state['next_batch']
+    config_lib.check(
+      not refused,
+      'the data are not those of the checkpoint: '
+      f'{"; ".join(changes[name] for name in refused)}{remedy}',
+    )
+    step = state['next_batch']
+    if changes:
+      logging.warning(
+        'train.accept_changes: %s; batch %s and those after it are the ones '
+        'that a run of these values from the start would have there: of this '
+        'epoch some examples may come twice and others not at all',
+        '; '.join(changes.values()),
+        f'{step:,}',
+      )
+    return step
+
+  def _change(self, name: str, then: Any, now: Any) -> str:
+    """What of the fingerprint was another, for an error."""
+    if name != f'data.{self.split}' or not then or len(then) != len(now):
+      shown = [
+        'absent'
+        if value is None
+        else f'{len(value)} sources'
+        if name == f'data.{self.split}'
+        else value
+        for value in (then, now)
+      ]
+      return f'{name} was {shown[0]}, is {shown[1]}'
+    names = [
+      part.name
+      for part, *digests in zip(self._parts, then, now, strict=True)
+      if digests[0] != digests[1]
+    ]
+    return f'{name} had other records: {", ".join(names)}'
+
+
+def _by_content(fingerprint: dict[str, Any]) -> dict[str, Any]:
+  """A fingerprint without the names of sources, which earlier ones have."""
+  values: dict[str, Any] = {}
+  digests: dict[str, dict[int, str]] = {}
+  for name, value in fingerprint.items():
+    if match := _SOURCE.fullmatch(name):
+      digests.setdefault(match[1], {})[int(match[2])] = value
+    else:
+      values[name] = value
+  for name, of_source in digests.items():
+    values[name] = [of_source[number] for number in sorted(of_source)]
+  return values
 
 
 def texts(config: config_lib.Data, split: Split) -> Iterator[str]:
@@ -235,9 +281,15 @@ def texts(config: config_lib.Data, split: Split) -> Iterator[str]:
     passages.sources_without_repeats(config) if config.deduplicate else {}
   )
   for spec in getattr(config, split):
-    source = unique[spec][0] if unique else sources.records(spec, config)
-    for record in sources.texts(source, config, collections.Counter()):
+    if unique:
+      source, report = unique[spec]
+      report.tally.check(source.name, config.max_unusable)
+    else:
+      source = sources.records(spec, config)
+    tally = readers.Tally()
+    for record in sources.texts(source, config, tally):
       yield from record
+    tally.check(source.name, config.max_unusable)
 
 
 def pairs(
@@ -251,7 +303,7 @@ def pairs(
   found: list[tuple[str, ...]] = []
   for spec in getattr(config, split):
     records = sources.texts(
-      sources.records(spec, config), config, collections.Counter()
+      sources.records(spec, config), config, readers.Tally()
     )
     found += itertools.islice(records, most - len(found))
   return found
@@ -322,13 +374,13 @@ def each_labelled(
   )
   found = [sources.records(spec, config) for spec in getattr(config, split)]
   source = sources.Shuffled.of(f'labels of data.{split}', found, seed)
-  unusable, count = collections.Counter(), 0
+  tally, count = readers.Tally(), 0
   try:
-    for example in sources.labelled(source, config, unusable):
+    for example in sources.labelled(source, config, tally):
       count += 1
       yield example
   finally:
-    reasons = cache.reasons(unusable)
+    reasons = readers.reasons(tally.unusable)
     logging.info(
       'data.%s: %s texts with labels read%s', split, f'{count:,}', reasons
     )
@@ -393,14 +445,15 @@ def _corpora(
     permuted = config.permuted if split == 'train' else ()
     return dataclasses.replace(sources.records(spec, config), permuted=permuted)
 
-  def plain(spec, unusable):
+  def plain(spec, tally):
     source = open_source(spec)
-    return sources.examples(source, config, model, unusable), ''
+    return sources.examples(source, config, model, tally), ''
 
-  def deduplicated(spec, unusable):
+  def deduplicated(spec, tally):
     source, report = unique()[spec]
-    unusable.update(report.unusable)
-    examples = sources.examples(source, config, model, unusable)
+    # Of the records, not of the passages that they became.
+    tally.add(report.tally)
+    examples = sources.examples(source, config, model, readers.Tally())
     return examples, report.describe()
 
   for i, spec in enumerate(specs):
@@ -419,9 +472,9 @@ def _corpora(
       placeholders,
     )
     name = f'data.{split}[{i}]={spec}'
+    corpus.tally.check(name, config.max_unusable)
     config_lib.check(
-      len(corpus.firsts) > 0,
-      f'{name}: no record is usable{cache.reasons(corpus.unusable)}',
+      len(corpus.firsts) > 0, f'{name}: all of it repeats what is elsewhere'
     )
     scenes = None
     if placeholders:

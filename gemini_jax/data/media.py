@@ -24,8 +24,10 @@ from gemini_jax import config as config_lib
 from gemini_jax.data import readers
 
 # Larger ones are refused before they are decoded: a small file can hold
-# pixels or samples enough to fill the memory.
-_MAX_PIXELS = 64_000_000
+# pixels or samples enough to fill the memory, or for minutes of work. Of
+# data.max_media_pixels a side may be this part, all frames so many times.
+_SIDE_PART, _FRAMES_TIMES = 2048, 64
+_TOO_LARGE = 'more pixels than data.max_media_pixels'
 _MAX_FRAMES = 100_000
 _MAX_CHANNELS = 64
 _RATES = (100, 1_000_000)
@@ -45,6 +47,9 @@ _CONTAINERS = {
   'matroska': re.compile(rb'\x1a\x45\xdf\xa3'),
   'avi': re.compile(rb'RIFF....AVI ', re.DOTALL),
 }
+
+# Of ID3: the version, flags and the size of what follows.
+_MPEG_TAG = re.compile(rb'ID3[\x02-\x04].(.)([\x00-\x7f]{4})', re.DOTALL)
 
 
 class Medium(NamedTuple):
@@ -71,6 +76,7 @@ def read(
   config: architecture.Model,
   rate: int | None = None,
   folder: str | None = '',
+  max_pixels: int = config_lib.Data.max_media_pixels,
 ) -> Medium:
   """The picture, sound or video that a field holds, by its kind.
 
@@ -80,16 +86,20 @@ def read(
     config: of the model.
     rate: samples a second of sounds that do not tell; None: the model's.
     folder: where relative paths begin; None: nowhere.
+    max_pixels: see data.max_media_pixels.
   """
   if kind == 'image':
-    return image(value, config.image, folder)
+    return image(value, config.image, folder, max_pixels)
   if kind == 'audio':
     return audio(value, config.audio, rate, folder)
-  return video(value, config, folder)
+  return video(value, config, folder, max_pixels)
 
 
 def image(
-  value: Any, config: architecture.Image, folder: str | None = ''
+  value: Any,
+  config: architecture.Image,
+  folder: str | None = '',
+  max_pixels: int = config_lib.Data.max_media_pixels,
 ) -> Medium:
   """The picture that a field holds, in the top left corner of the canvas.
 
@@ -103,6 +113,7 @@ def image(
       or floats in [0, 1].
     config: the canvas.
     folder: where relative paths begin; None: nowhere.
+    max_pixels: see data.max_media_pixels.
 
   Raises:
     UnusableError: it is no picture, with one of a few reasons.
@@ -111,12 +122,11 @@ def image(
   if isinstance(value, np.ndarray):
     picture = _of_array(value, config.channels)
   else:
-    with _open(value, folder) as file, _picture(file) as opened:
-      # A photo with a small one beside it (MPO) is none.
-      _check(
-        opened.format == 'MPO' or not getattr(opened, 'is_animated', False),
-        'an animated picture',
-      )
+    with _open(value, folder) as file, _picture(file, max_pixels) as opened:
+      with _decoding('a damaged picture'):
+        # A photo with a small one beside it (MPO) is none.
+        moves = opened.format != 'MPO' and getattr(opened, 'is_animated', False)
+      _check(not moves, 'an animated picture')
       picture = _flat(opened, config.channels)
   fitted = _fitted(picture, _extent(picture, config))
   return _on_canvas(fitted, (config.height, config.width, config.channels))
@@ -162,7 +172,10 @@ def audio(
 
 
 def video(
-  value: Any, config: architecture.Model, folder: str | None = ''
+  value: Any,
+  config: architecture.Model,
+  folder: str | None = '',
+  max_pixels: int = config_lib.Data.max_media_pixels,
 ) -> Medium:
   """Frames at even distances of the video that a field holds.
 
@@ -176,6 +189,7 @@ def video(
       has them; or an array [f, h, w] or [f, h, w, 1 to 4].
     config: of the model, for the canvas and the number of frames.
     folder: where relative paths begin; None: nowhere.
+    max_pixels: see data.max_media_pixels.
 
   Raises:
     UnusableError: it is no video, with one of a few reasons.
@@ -185,13 +199,13 @@ def video(
   if isinstance(value, np.ndarray):
     _check(value.ndim in (3, 4), 'not an array [f, h, w] or [f, h, w, c]')
   if isinstance(value, np.ndarray | list):
-    pictures = _of_frames(value, folder, channels, count)
+    pictures = _of_frames(value, folder, channels, count, max_pixels)
   elif isinstance(value, str | os.PathLike) and os.path.isdir(
     _path(value, folder)
   ):
-    pictures = _of_folder(_path(value, folder), channels, count)
+    pictures = _of_folder(_path(value, folder), channels, count, max_pixels)
   else:
-    pictures = _of_file(value, folder, channels, count)
+    pictures = _of_file(value, folder, channels, count, max_pixels)
   frames, first, extent = [], None, None
   for picture in pictures:
     if extent is None:
@@ -213,12 +227,15 @@ def _check(condition: Any, reason: str):
 
 @contextlib.contextmanager
 def _decoding(reason: str) -> Iterator[None]:
-  """UnusableError(reason) for whatever a decoder raises on hostile bytes."""
+  """UnusableError(reason) for whatever a decoder raises on hostile bytes.
+
+  Holds calls of a decoder's library alone, so that no mistake of this module
+  counts as a damaged file.
+  """
   try:
     yield
-  except (readers.UnusableError, config_lib.ConfigError, MemoryError):
-    raise
-  except Exception as error:  # Each format has its own.
+  # Each format has its own, and sizes that are forged make a MemoryError.
+  except Exception as error:
     raise readers.UnusableError(reason) from error
 
 
@@ -246,8 +263,10 @@ def _open(value: Any, folder: str | None) -> Iterator[BinaryIO]:
   path = _path(value, folder)
   _check(os.path.isfile(path), 'a missing file')
   with contextlib.ExitStack() as stack:
-    with _decoding('a file that may not be read'):
+    try:
       file = stack.enter_context(open(path, 'rb'))
+    except OSError as error:
+      raise readers.UnusableError('a file that may not be read') from error
     _check(os.fstat(file.fileno()).st_size > 0, 'an empty file')
     yield file
 
@@ -274,37 +293,56 @@ def _on_canvas(values: np.ndarray, shape: tuple[int, ...]) -> Medium:
 
 
 @contextlib.contextmanager
-def _picture(file: BinaryIO, otherwise: str = 'not a picture') -> Iterator[Any]:
+def _picture(
+  file: BinaryIO, max_pixels: int, otherwise: str = 'not a picture'
+) -> Iterator[Any]:
   """Pillow's picture of a file, not yet decoded and not too large."""
   pillow = _module('PIL').Image
   bombs = pillow.DecompressionBombError, pillow.DecompressionBombWarning
+  # Pillow looks as well where a frame makes the picture larger.
+  pillow.MAX_IMAGE_PIXELS = max_pixels
   with contextlib.ExitStack() as stack:
     with _decoding(otherwise):
       try:
         opened = stack.enter_context(pillow.open(file, formats=_PICTURES))
-      except bombs as error:
-        raise readers.UnusableError('a picture of too many pixels') from error
-    _check(
-      math.prod(opened.size) <= _MAX_PIXELS, 'a picture of too many pixels'
-    )
-    with _decoding('a damaged picture'):
-      yield opened
+      except bombs:
+        opened = None
+    _check(opened is not None, _TOO_LARGE)
+    _check_frame(opened.size, max_pixels)
+    yield opened
+
+
+def _check_frame(size: tuple[int, int], max_pixels: int, count: int = 1):
+  """UnusableError if frames are too large, or all of them together."""
+  _check(math.prod(size) <= max_pixels, _TOO_LARGE)
+  _check(
+    max(size) <= max(max_pixels // _SIDE_PART, 1),
+    'a side too long for data.max_media_pixels',
+  )
+  _check(
+    math.prod(size) * count <= _FRAMES_TIMES * max_pixels,
+    'a video too large for data.max_media_pixels',
+  )
 
 
 def _flat(opened: Any, channels: int) -> Any:
   """A picture as Pillow's L or RGB, upright, decoded, without alpha."""
   pil = _module('PIL')
-  upright = pil.ImageOps.exif_transpose(opened)
-  if upright.mode.startswith('I'):  # Pillow would clip what exceeds 255.
-    return _of_array(np.asarray(upright), channels)
+  with _decoding('a damaged picture'):
+    upright = pil.ImageOps.exif_transpose(opened)
+    # Pillow would clip what exceeds 255.
+    wide = np.asarray(upright) if upright.mode.startswith('I') else None
+  if wide is not None:
+    return _of_array(wide, channels)
   _check(upright.mode != 'F', 'a picture of floats')
-  if upright.has_transparency_data:
-    upright = upright.convert('RGBA')
-    white = pil.Image.new('RGBA', upright.size, 'white')
-    upright = pil.Image.alpha_composite(white, upright)
-  if upright.mode not in ('L', 'RGB'):
-    upright = upright.convert('RGB')
-  return upright.convert('L' if channels == 1 else 'RGB')
+  with _decoding('a damaged picture'):
+    if upright.has_transparency_data:
+      upright = upright.convert('RGBA')
+      white = pil.Image.new('RGBA', upright.size, 'white')
+      upright = pil.Image.alpha_composite(white, upright)
+    if upright.mode not in ('L', 'RGB'):
+      upright = upright.convert('RGB')
+    return upright.convert('L' if channels == 1 else 'RGB')
 
 
 def _of_array(values: np.ndarray, channels: int) -> Any:
@@ -385,22 +423,45 @@ def _decoded(
   file: BinaryIO, config: architecture.Audio
 ) -> tuple[np.ndarray, int]:
   """float32[n], as much of a file as is needed, and its rate."""
+  soundfile = _module('soundfile')
   with contextlib.ExitStack() as stack:
-    soundfile = _module('soundfile')
     with _decoding('not a sound'):
-      opened = stack.enter_context(soundfile.SoundFile(file))
+      try:
+        opened = stack.enter_context(soundfile.SoundFile(file))
+      except soundfile.LibsndfileError:
+        frames = _mpeg_frames(file)
+        opened = stack.enter_context(soundfile.SoundFile(frames))
     _check(opened.channels <= _MAX_CHANNELS, 'a sound of too many channels')
     rate = opened.samplerate
     _check(_RATES[0] <= rate <= _RATES[1], 'a sound of an unlikely rate')
     left, blocks = _needed(config, rate), [np.zeros(0, np.float32)]
-    with _decoding('a damaged sound'):
-      while left > 0:
+    while left > 0:
+      with _decoding('a damaged sound'):
         block = opened.read(min(left, _BLOCK), 'float32', always_2d=True)
-        if not len(block):
-          break
-        blocks.append(_mono(block))
-        left -= len(block)
+      if not len(block):
+        break
+      blocks.append(_mono(block))
+      left -= len(block)
     return np.concatenate(blocks), rate
+
+
+def _mpeg_frames(file: BinaryIO) -> BinaryIO:
+  """The frames of an MP3, behind what libsndfile does not skip.
+
+  Without a file's name it goes by the first bytes, and knows neither a tag
+  with a footer nor the zeros that some writers put behind a tag.
+  """
+  file.seek(0)
+  content, start = file.read(), 0
+  while True:
+    start += len(content) - start - len(content[start:].lstrip(b'\0'))
+    tag = _MPEG_TAG.match(content, start)
+    if not tag:
+      return io.BytesIO(content[start:])
+    # Seven bits of each byte.
+    size = sum(byte << (21 - 7 * i) for i, byte in enumerate(tag[2]))
+    footer = 10 if tag[1][0] & 16 else 0
+    start = tag.end() + size + footer
 
 
 # Videos.
@@ -412,26 +473,31 @@ def _even(count: int, num: int) -> list[int]:
   return [(2 * i + 1) * count // (2 * num) for i in range(num)]
 
 
-def _of_folder(folder: str, channels: int, num: int) -> Iterator[Any]:
+def _of_folder(
+  folder: str, channels: int, num: int, max_pixels: int
+) -> Iterator[Any]:
+  try:
+    paths = list(pathlib.Path(folder).iterdir())
+  except OSError as error:
+    raise readers.UnusableError('a folder that may not be read') from error
   files = (
     path
-    for path in pathlib.Path(folder).iterdir()
+    for path in paths
     if path.suffix[1:].lower() in _SUFFIXES and not path.name.startswith('.')
   )
-  with _decoding('a folder that may not be read'):
-    paths = sorted(files, key=_numbered)
-  yield from _of_frames(paths, '', channels, num)
+  frames = sorted(files, key=_numbered)
+  yield from _of_frames(frames, '', channels, num, max_pixels)
 
 
 def _of_frames(
-  frames: Any, folder: str | None, channels: int, num: int
+  frames: Any, folder: str | None, channels: int, num: int, max_pixels: int
 ) -> Iterator[Any]:
   for index in _even(len(frames), num):
     frame = frames[index]
     if isinstance(frame, np.ndarray):
       yield _of_array(frame, channels)
       continue
-    with _open(frame, folder) as file, _picture(file) as opened:
+    with _open(frame, folder) as file, _picture(file, max_pixels) as opened:
       yield _flat(opened, channels)
 
 
@@ -442,53 +508,83 @@ def _numbered(path: pathlib.Path) -> list[tuple[int, str]]:
 
 
 def _of_file(
-  value: Any, folder: str | None, channels: int, num: int
+  value: Any, folder: str | None, channels: int, num: int, max_pixels: int
 ) -> Iterator[Any]:
   with _open(value, folder) as file:
     head = file.read(12)
     file.seek(0)
     for name, begins in _CONTAINERS.items():
       if begins.match(head):
-        yield from _of_container(file, name, channels, num)
+        yield from _of_container(file, name, channels, num, max_pixels)
         return
-    with _picture(file, 'not a video') as opened:
-      frames = getattr(opened, 'n_frames', 1)
+    with _picture(file, max_pixels, 'not a video') as opened:
+      with _decoding('a damaged picture'):
+        frames = getattr(opened, 'n_frames', 1)
       _check(frames <= _MAX_FRAMES, 'a video of too many frames')
-      for index in _even(frames, num):
-        opened.seek(index)
-        # Each page of a TIFF has its own.
-        _check_frame(*opened.size)
-        yield _flat(opened, channels)
+      # Each is made of those before it.
+      _check_frame(opened.size, max_pixels, frames)
+      chosen = _even(frames, num)
+      for index in range(chosen[-1] + 1 if chosen else 0):
+        # Each page of a TIFF has its own size.
+        if opened.format != 'TIFF' or index in chosen:
+          with _decoding('a damaged picture'):
+            opened.seek(index)
+          _check_frame(opened.size, max_pixels, frames)
+        if index in chosen:
+          yield _flat(opened, channels)
 
 
 def _of_container(
-  file: BinaryIO, name: str, channels: int, num: int
+  file: BinaryIO, name: str, channels: int, num: int, max_pixels: int
 ) -> Iterator[Any]:
   """Of MP4 and others: read once to count the frames, then to decode them."""
-  av, pillow = _module('av'), _module('PIL').Image
-  with _decoding('a damaged video'):
+  pillow = _module('PIL').Image
+  with _container(file, name, max_pixels) as (opened, stream):
     count = 0
-    with av.open(file, format=name) as opened:
-      for stream in opened.streams.video[:1]:
-        context = stream.codec_context
-        _check_frame(context.width, context.height)
-        for packet in opened.demux(stream):
-          count += packet.size > 0
-          _check(count <= _MAX_FRAMES, 'a video of too many frames')
-    _check(count > 0, 'a video without frames')
-    chosen = _even(count, num)
-    file.seek(0)
-    with av.open(file, format=name) as opened:
-      for index, frame in enumerate(opened.decode(video=0)):
-        if index not in chosen:
-          continue
-        _check_frame(frame.width, frame.height)
+    packets = iter(opened.demux(stream) if stream else ())
+    while True:
+      with _decoding('a damaged video'):
+        packet = next(packets, None)
+        size = packet.size if packet else 0
+      if packet is None:
+        break
+      count += size > 0
+      _check(count <= _MAX_FRAMES, 'a video of too many frames')
+  _check(count > 0, 'a video without frames')
+  chosen = _even(count, num)
+  file.seek(0)
+  with _container(file, name, max_pixels, chosen[-1] + 1) as (opened, stream):
+    frames = iter(opened.decode(stream))
+    for index in range(chosen[-1] + 1):
+      with _decoding('a damaged video'):
+        frame = next(frames, None)
+      if frame is None:
+        return
+      _check_frame((frame.width, frame.height), max_pixels, index + 1)
+      if index not in chosen:
+        continue
+      with _decoding('a damaged video'):
         pixels = frame.to_ndarray(format='rgb24')
-        pixels = np.rot90(pixels, frame.rotation // 90)
-        yield _flat(pillow.fromarray(np.ascontiguousarray(pixels)), channels)
-        if index == chosen[-1]:
-          return
+        turns = frame.rotation // 90
+      pixels = np.ascontiguousarray(np.rot90(pixels, turns))
+      yield _flat(pillow.fromarray(pixels), channels)
 
 
-def _check_frame(width: int, height: int):
-  _check(width * height <= _MAX_PIXELS, 'a picture of too many pixels')
+@contextlib.contextmanager
+def _container(
+  file: BinaryIO, name: str, max_pixels: int, count: int = 1
+) -> Iterator[tuple[Any, Any]]:
+  """PyAV's container and its video stream, of `count` frames to be decoded."""
+  av = _module('av')
+  with contextlib.ExitStack() as stack:
+    with _decoding('a damaged video'):
+      opened = stack.enter_context(av.open(file, format=name))
+      stream = next(iter(opened.streams.video), None)
+      size = (0, 0)
+      if stream is not None:
+        context = stream.codec_context
+        size = context.width, context.height
+        # FFmpeg refuses larger frames in the middle, before it makes them.
+        context.options = context.options | {'max_pixels': str(max_pixels)}
+    _check_frame(size, max_pixels, count)
+    yield opened, stream

@@ -6,7 +6,6 @@ is dropped if it stands in what was kept, or shares a run of 50 characters
 with it. Whatever way the rest is then split, no two parts share such a run.
 """
 
-import collections
 import dataclasses
 import hashlib
 import re
@@ -31,9 +30,7 @@ class Report:
   bytes_kept: int = 0
   paragraphs_read: int = 0
   paragraphs_kept: int = 0
-  unusable: collections.Counter = dataclasses.field(
-    default_factory=collections.Counter
-  )
+  tally: readers.Tally = dataclasses.field(default_factory=readers.Tally)
 
   def describe(self) -> str:
     """One line for a log."""
@@ -63,7 +60,7 @@ def sources_without_repeats(
     if whole not in kept:
       report = Report()
       source = sources.records(whole, config)
-      texts = sources.texts(source, config, report.unusable)
+      texts = sources.texts(source, config, report.tally)
       passages = list(_passages(texts, seen, report))
       rows = readers.Rows(
         [{config.text_field: passage} for passage in passages],

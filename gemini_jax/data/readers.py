@@ -2,6 +2,7 @@
 
 import array
 import ast
+import collections
 import dataclasses
 import glob
 import hashlib
@@ -9,6 +10,7 @@ import importlib.machinery
 import json
 import os
 import pathlib
+import reprlib
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,12 +19,122 @@ import numpy as np
 from absl import logging
 
 from gemini_jax import config as config_lib
+from gemini_jax import host
 
 _MAX_REVERSE = 10_000_000
+# Unusable records that an error shows, and characters of each.
+_NUM_SHOWN, _SHOWN_CHARACTERS = 3, 80
+# How files begin that hold no lines of text, what they are, and what to do.
+_SIGNATURES = (
+  (b'\x1f\x8b', 'gzip', 'gunzip it'),
+  (b'PK\x03\x04', 'a zip archive', 'unzip it'),
+  (b'BZh', 'bzip2', 'bunzip2 it'),
+  (b'\xfd7zXZ\x00', 'xz', 'unxz it'),
+  (b'\x28\xb5\x2f\xfd', 'zstd', 'unzstd it'),
+  (b'PAR1', 'Parquet', 'write its rows as JSON lines'),
+  (b'ARROW1', 'Arrow', 'write its rows as JSON lines'),
+  (b'\xff\xfe\x00\x00', 'UTF-32', 'convert it: iconv -f UTF-32 -t UTF-8'),
+  (b'\xff\xfe', 'UTF-16', 'convert it: iconv -f UTF-16 -t UTF-8'),
+  (b'\xfe\xff', 'UTF-16', 'convert it: iconv -f UTF-16 -t UTF-8'),
+)
+_BOM = b'\xef\xbb\xbf'
+# Bytes that tell what a file is.
+_HEAD = 1 << 16
 
 
 class UnusableError(Exception):
-  """A record that cannot be trained on, with the reason."""
+  """A record that cannot be used, with the reason.
+
+  Attributes:
+    excerpt: how the record begins, if it could not be read as one.
+  """
+
+  def __init__(self, reason: str, excerpt: str = ''):
+    super().__init__(reason)
+    self.excerpt = excerpt
+
+
+class AbsentError(UnusableError):
+  """A record lacks a field that is asked for, or has nothing in it."""
+
+
+@dataclasses.dataclass
+class Tally:
+  """How many examples of a source can be used.
+
+  Attributes:
+    usable: those that can.
+    num_absent: those of the unusable that their record merely lacks, and gives
+      another task what it asks for.
+    unusable: those that cannot, by reason.
+    shown: the number of a record, the reason and its beginning, of a few.
+  """
+
+  usable: int = 0
+  num_absent: int = 0
+  unusable: collections.Counter = dataclasses.field(
+    default_factory=collections.Counter
+  )
+  shown: list[str] = dataclasses.field(default_factory=list)
+
+  def leave_out(
+    self,
+    error: UnusableError,
+    number: int,
+    record: Any = None,
+    count: int = 1,
+    absent: bool = False,
+  ):
+    """Counts examples of the record of a number, which are unusable.
+
+    Args:
+      error: why.
+      number: of the record.
+      record: what it holds, if that is known.
+      count: of examples.
+      absent: whether the record gives other examples.
+    """
+    reason = str(error)
+    self.unusable[reason] += count
+    if absent:
+      self.num_absent += count
+    elif len(self.shown) < _NUM_SHOWN:
+      excerpt = error.excerpt
+      if record is not None:
+        excerpt = ' '.join(reprlib.repr(record).split())
+      mark = ': ' if excerpt else ''
+      self.shown.append(f'record {number}: {reason}{mark}{excerpt}')
+
+  def add(self, other: 'Tally'):
+    """Counts what another has counted as well."""
+    self.usable += other.usable
+    self.num_absent += other.num_absent
+    self.unusable.update(other.unusable)
+    self.shown += other.shown[: _NUM_SHOWN - len(self.shown)]
+
+  def check(self, name: str, limit: float):
+    """ConfigError if more than the share `limit` is unusable, or all."""
+    num_unusable = self.unusable.total() - self.num_absent
+    total = self.usable + num_unusable
+    shown = ''.join(f'; {line}' for line in self.shown)
+    if not self.usable:
+      raise config_lib.ConfigError(
+        f'{name}: no record is usable{reasons(self.unusable)}{shown}'
+      )
+    config_lib.check(
+      num_unusable <= limit * total,
+      f'{name}: of {total:,} examples{reasons(self.unusable)}, more than '
+      f'data.max_unusable={limit} allows{shown}; repair or remove them, or set '
+      'data.max_unusable to the share that may be left out',
+    )
+
+
+def reasons(unusable: Mapping[str, int]) -> str:
+  """`, 3 unusable: 2 invalid JSON, 1 too long`, or nothing."""
+  if not unusable:
+    return ''
+  parts = [f'{count:,} {reason}' for reason, count in sorted(unusable.items())]
+  return f', {sum(unusable.values()):,} unusable: {", ".join(parts)}'
 
 
 class Rows(NamedTuple):
@@ -47,12 +159,12 @@ def tfds(where: str, split: str, config: config_lib.Data) -> Rows:
   """A split of a TFDS data set, in TFDS's own notation."""
   import tensorflow_datasets
 
-  folder = config.data_dir and os.path.expanduser(config.data_dir)
+  folder = config.data_dir and str(host.expand_path(config.data_dir))
+  # What was prepared is read without the code that prepared it.
+  prepared = _newest(folder, where) if folder else None
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.WARNING)  # TFDS tells of every file it opens.
   try:
-    # What was prepared is read without the code that prepared it.
-    prepared = _newest(folder, where) if folder else None
     builder: Any
     if prepared:
       builder = tensorflow_datasets.builder_from_directory(prepared)
@@ -136,13 +248,43 @@ class _TextFiles(Sequence):
   def __getitem__(self, index: int) -> dict[str, str]:
     path = self.paths[index]
     try:
-      return {'text': pathlib.Path(path).read_bytes().decode('utf-8')}
+      content = pathlib.Path(path).read_bytes()
     except OSError as error:
       raise config_lib.ConfigError(f'{path}: {error.strerror}') from error
+    try:
+      return {'text': content.decode('utf-8').removeprefix('\ufeff')}
     except UnicodeDecodeError as error:
+      _check_signature(path, content)
       raise config_lib.ConfigError(
         f'{path} is not UTF-8 at byte {error.start}'
       ) from error
+
+
+def _check_signature(path: str, head: bytes):
+  """ConfigError if a file begins as one of another format than text."""
+  for begins, name, remedy in _SIGNATURES:
+    config_lib.check(
+      not head.startswith(begins), f'{path} is {name}, not text; {remedy}'
+    )
+
+
+def _check_lines(path: str, head: bytes):
+  """ConfigError if a file begins as something else than lines of JSON."""
+  _check_signature(path, head)
+  lines = [line.strip() for line in head.removeprefix(_BOM).splitlines()]
+  lines = [line for line in lines if line][:2]
+  wanted = 'where each line must be a JSON object of its own'
+  config_lib.check(
+    not lines or not lines[0].startswith(b'['),
+    f"{path} is a JSON array, {wanted}; convert it: jq -c '.[]' {path}",
+  )
+  for mark, name in ((b'\t', 'TSV'), (b',', 'CSV')):
+    config_lib.check(
+      not lines
+      or any(mark not in line or line.startswith(b'{') for line in lines),
+      f'{path} looks like {name}, {wanted}; convert it, such as by '
+      "pandas.read_csv(...).to_json(..., orient='records', lines=True)",
+    )
 
 
 def text(where: str) -> Rows:
@@ -164,15 +306,20 @@ class _JsonLines(Sequence):
     return len(self._starts)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    with open(self._paths[self._files[index]], 'rb') as file:
-      file.seek(self._starts[index])
-      line = file.readline()
+    path = self._paths[self._files[index]]
+    try:
+      with open(path, 'rb') as file:
+        file.seek(self._starts[index])
+        line = file.readline()
+    except OSError as error:
+      raise config_lib.ConfigError(f'{path}: {error.strerror}') from error
+    excerpt = repr(line[:_SHOWN_CHARACTERS].decode('utf-8', 'replace'))
     try:
       record = json.loads(line)
     except (ValueError, RecursionError) as error:
-      raise UnusableError('invalid JSON') from error
+      raise UnusableError('invalid JSON', excerpt) from error
     if not isinstance(record, dict):
-      raise UnusableError('not a JSON object')
+      raise UnusableError('not a JSON object', excerpt)
     return record
 
 
@@ -181,6 +328,8 @@ def _line_starts(path: str) -> np.ndarray:
   starts, offset = array.array('q'), 0
   try:
     with open(path, 'rb') as file:
+      _check_lines(path, file.read(_HEAD))
+      file.seek(0)
       for line in file:
         if line.strip():
           starts.append(offset)
@@ -200,9 +349,22 @@ def jsonl(where: str) -> Rows:
   return Rows(lines, identity, None, folder=folder)
 
 
+def literal_part(path: str) -> str:
+  """The longest beginning of a path that is a file or a folder, or ''.
+
+  Names may hold what patterns and slices are made of: `lr=[1]/a#b.txt`.
+  """
+  while path and not os.path.lexists(path):
+    path = os.path.dirname(path)
+  return path
+
+
 def _files(pattern: str) -> tuple[list[str], str]:
   """Matching files in the order of their names, and their identity."""
-  paths = glob.glob(os.path.expanduser(pattern), recursive=True)
+  path = str(host.expand_path(pattern))
+  literal = literal_part(path)
+  rest = path[len(literal) :]
+  paths = glob.glob(glob.escape(literal) + rest, recursive=True)
   paths = sorted(path for path in paths if os.path.isfile(path))
   config_lib.check(len(paths) > 0, f'no file matches {pattern!r}')
   stats = [(os.path.abspath(path), os.stat(path)) for path in paths]
@@ -214,9 +376,13 @@ def python(where: str) -> Rows:
   path = _module_path(where)
   if path is None:
     raise config_lib.ConfigError(f'no Python source of a module {where!r}')
-  content = pathlib.Path(path).read_bytes()
+  try:
+    content = pathlib.Path(path).read_bytes()
+    body = ast.parse(content).body
+  except (OSError, SyntaxError, ValueError, RecursionError) as error:
+    raise config_lib.ConfigError(f'{path} is not Python: {error}') from error
   topics = None
-  for node in ast.parse(content).body:
+  for node in body:
     if isinstance(node, ast.Assign) and [
       ast.unparse(target) for target in node.targets
     ] == ['topics']:
@@ -253,7 +419,9 @@ def _module_path(module: str) -> str | None:
 def reverse(where: str) -> Rows:
   """Distinct random words of 5 to 30 letters, and the same reversed."""
   config_lib.check(
-    where.isdecimal() and 0 < int(where) <= _MAX_REVERSE,
+    where.isdecimal()
+    and len(where) <= len(str(_MAX_REVERSE))
+    and 0 < int(where) <= _MAX_REVERSE,
     f'write a number of pairs from 1 to {_MAX_REVERSE:,}',
   )
   words: dict[str, None] = {}

@@ -4,7 +4,6 @@ A slice counts records: `[:90%]`, `[100:]`, every tenth `[9::10]`, and with
 `!` all that the slice leaves out, `[!9::10]`. TFDS has its own notation.
 """
 
-import collections
 import dataclasses
 import functools
 import hashlib
@@ -20,6 +19,7 @@ import numpy as np
 import tqdm
 
 from gemini_jax import config as config_lib
+from gemini_jax import host
 from gemini_jax.data import composed, media, readers, transforms, wordnet
 from gemini_jax.data import task as task_lib
 
@@ -35,10 +35,14 @@ _PREPARED = {'digits': composed.digits, 'moving': composed.moving}
 KINDS = ('tfds', *_PREPARED, *READERS)
 # Kinds that know a place of their own.
 _PLACED = ('wordnet',)
+# Kinds that are told a path.
+_PATHS = ('text', 'jsonl', 'wordnet')
 # Where a record says its attributes, {attribute: value}.
 LABEL_FIELD = 'label'
 
-_SLICE = re.compile(r'\[(!?)(-?\d+%?)?:(-?\d+%?)?(?::([1-9]\d*))?\]')
+_SLICE = re.compile(
+  r'\[(!?)(-?\d{1,18}%?)?:(-?\d{1,18}%?)?(?::([1-9]\d{0,17}))?\]'
+)
 _SECONDS_BETWEEN_LINES = 10
 
 T = TypeVar('T')
@@ -79,6 +83,10 @@ class Source:
       return record
     except config_lib.ConfigError as error:
       raise config_lib.ConfigError(f'{self.name}: {error}') from error
+
+  def number(self, index: int) -> int:
+    """Which of all records stands at an index of the slice."""
+    return int(self.indices[index])
 
   @functools.cached_property
   def _others(self) -> np.ndarray:
@@ -126,8 +134,12 @@ class Shuffled:
   def __len__(self) -> int:
     return len(self.order)
 
+  def number(self, index: int) -> int:
+    """Which of all records stands at an index, counted through all sources."""
+    return int(self.order[index])
+
   def __getitem__(self, index: int) -> dict[str, Any]:
-    place = int(self.order[index])
+    place = self.number(index)
     for source in self.sources:
       if place < len(source):
         return source[place]
@@ -138,11 +150,19 @@ class Shuffled:
 def split_spec(spec: str) -> tuple[str, str]:
   """What a source reads as one, and the slice of it ('': all).
 
-  TFDS slices for itself: its split belongs to what is read.
+  TFDS slices for itself: its split belongs to what is read. A `#` in the name
+  of a file or folder that is there belongs to that name.
   """
-  whole, mark, selection = spec.rpartition('#')
-  if not mark or spec.startswith('tfds:'):
+  kind, _, where = spec.partition(':')
+  if kind == 'tfds':
     return spec, ''
+  rest = where
+  if kind in _PATHS:
+    path = str(host.expand_path(where))
+    rest = path[len(readers.literal_part(path)) :]
+  if '#' not in rest:
+    return spec, ''
+  whole, _, selection = spec.rpartition('#')
   return whole, selection
 
 
@@ -232,15 +252,15 @@ def _bound(text: str | None, size: int) -> int | None:
 
 
 def texts(
-  source: Source, config: config_lib.Data, unusable: collections.Counter
+  source: Source, config: config_lib.Data, tally: readers.Tally
 ) -> Iterator[tuple[str, ...]]:
   """`(text,)` or `(inputs, targets)` of each record and task; media apart.
 
-  Records without are left out and counted by reason in `unusable`.
+  Records without are left out and counted by reason in `tally`.
   """
   tasks = task_lib.of(config)
   read = functools.partial(texts_of, source)
-  for _, example in _usable(source, tasks, unusable, read):
+  for _, example in _usable(source, tasks, tally, read):
     yield example
 
 
@@ -266,12 +286,12 @@ def examples(
   source: Source,
   config: config_lib.Data,
   model: config_lib.Model,
-  unusable: collections.Counter,
+  tally: readers.Tally,
 ) -> Iterator[transforms.Example]:
   """What each record gives to each task.
 
   Records that have not all of it are left out and counted by reason in
-  `unusable`; media are read, to see that they can be and how long they are.
+  `tally`; media are read, to see that they can be and how long they are.
   """
   tasks = task_lib.of(config)
 
@@ -295,7 +315,7 @@ def examples(
   def read(record, task):
     return tuple(tuple(part(record, p) for p in side) for side in task.sides)
 
-  for origin, sides in _usable(source, tasks, unusable, read):
+  for origin, sides in _usable(source, tasks, tally, read):
     yield transforms.Example(origin, sides)
 
 
@@ -313,35 +333,42 @@ def medium(
   """
   value = record.get(piece.value)
   if value is None:
-    raise readers.UnusableError(f'no field {piece.value!r}')
+    raise readers.AbsentError(f'no field {piece.value!r}')
   try:
     return media.read(
-      piece.kind, value, model, config.audio_rate, source.rows.folder
+      piece.kind,
+      value,
+      model,
+      config.audio_rate,
+      source.rows.folder,
+      config.max_media_pixels,
     )
   except readers.UnusableError as error:
-    raise readers.UnusableError(f'{piece.value!r}: {error}') from error
+    empty = isinstance(value, np.ndarray | bytes) and not len(value)
+    kind = readers.AbsentError if empty else readers.UnusableError
+    raise kind(f'{piece.value!r}: {error}') from error
 
 
 def labelled(
-  source: Shuffled, config: config_lib.Data, unusable: collections.Counter
+  source: Shuffled, config: config_lib.Data, tally: readers.Tally
 ) -> Iterator[tuple[str, dict[str, str]]]:
   """The text of each record and the values of its attributes.
 
-  Records without either are left out and counted by reason in `unusable`.
+  Records without either are left out and counted by reason in `tally`.
   """
   tasks = task_lib.of(config)
   read = lambda record, task: (
     text_of(record, task.pieces[0], {}),
     _label(record),
   )
-  for _, found in _usable(source, tasks, unusable, read):
+  for _, found in _usable(source, tasks, tally, read):
     yield found
 
 
 def _usable(
   source: Source | Shuffled,
   tasks: Sequence[task_lib.Task],
-  unusable: collections.Counter,
+  tally: readers.Tally,
   read: Callable[[dict[str, Any], task_lib.Task], T],
 ) -> Iterator[tuple[int, T]]:
   """What `read` finds for each task in each record, numbered through."""
@@ -349,13 +376,21 @@ def _usable(
     try:
       record = source[index]
     except readers.UnusableError as error:
-      unusable[str(error)] += len(tasks)
+      tally.leave_out(error, source.number(index), count=len(tasks))
       continue
+    errors = []
     for number, task in enumerate(tasks):
       try:
-        yield index * len(tasks) + number, read(record, task)
+        example = read(record, task)
       except readers.UnusableError as error:
-        unusable[str(error)] += 1
+        errors.append(error)
+        continue
+      tally.usable += 1
+      yield index * len(tasks) + number, example
+    for error in errors:
+      absent = isinstance(error, readers.AbsentError)
+      absent = absent and len(errors) < len(tasks)
+      tally.leave_out(error, source.number(index), record, absent=absent)
 
 
 def _asker(field: str, config: config_lib.Data) -> str:
@@ -398,7 +433,7 @@ def text_of(
   field = piece.value
   value = record.get(field)
   if value is None:
-    raise readers.UnusableError(f'no field {field!r}')
+    raise readers.AbsentError(f'no field {field!r}')
   if field in names and isinstance(value, int | np.integer):
     if not 0 <= value < len(names[field]):
       raise readers.UnusableError(f'{field!r} is a number without a name')
@@ -412,7 +447,7 @@ def text_of(
   except UnicodeError as error:
     raise readers.UnusableError(f'{field!r} is not Unicode') from error
   if not value:
-    raise readers.UnusableError(f'{field!r} is empty')
+    raise readers.AbsentError(f'{field!r} is empty')
   return value
 
 

@@ -144,7 +144,9 @@ class SentencePiece(Tokenizer):
     try:
       model = sentencepiece.SentencePieceProcessor(model_proto=proto)
       size = model.vocab_size()
-    except RuntimeError as error:
+      pieces = [_piece_bytes(model, i) for i in range(size)]
+    except (RuntimeError, ValueError) as error:
+      # Of a damaged one some pieces are not UTF-8, or no byte.
       raise config_lib.ConfigError('not a SentencePiece model') from error
     config_lib.check(size > 0, 'not a SentencePiece model')
     config_lib.check(
@@ -152,7 +154,7 @@ class SentencePiece(Tokenizer):
     )
     eos_id = model.eos_id()
     super().__init__(
-      [_piece_bytes(model, i) for i in range(size)],
+      pieces,
       pad_id=model.pad_id() if model.pad_id() >= 0 else eos_id,
       bos_id=model.bos_id() if model.bos_id() >= 0 else eos_id,
       eos_id=eos_id,
@@ -228,6 +230,11 @@ def build(
     ConfigError: the model cannot be read, or the vocabulary is too small for
       the texts.
   """
+  config_lib.check(
+    config.path is None or config.kind == 'sentencepiece',
+    f'tokenizer.path={config.path!r} is for tokenizer.kind=sentencepiece, not '
+    f'{config.kind}',
+  )
   if config.kind == 'bytes':
     return Bytes()
   if config.kind == 'characters':
@@ -239,7 +246,12 @@ def build(
       logging.info('%s; training %d', error, error.most)
       return train(texts(), error.most)
   try:
-    return load(host.expand_path(config.path))
+    loaded = load(host.expand_path(config.path))
+    config_lib.check(
+      isinstance(loaded, SentencePiece),
+      f'{config.path} is not a SentencePiece model',
+    )
+    return loaded
   except config_lib.ConfigError as error:
     raise config_lib.ConfigError(f'tokenizer.path: {error}') from error
 
@@ -251,9 +263,19 @@ def train(texts: Iterable[str], vocab_size: int) -> SentencePiece:
     ConfigError: `vocab_size` is more than the texts can fill, or too few.
   """
   proto = io.BytesIO()
+  failed: list[BaseException] = []
+
+  def lines():
+    # SentencePiece would tell an error of ours as one of its own.
+    try:
+      yield from _lines(texts)
+    except BaseException as error:
+      failed.append(error)
+      raise
+
   try:
     sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=_lines(texts),
+      sentence_iterator=lines(),
       model_writer=proto,
       model_type='bpe',
       vocab_size=vocab_size,
@@ -273,6 +295,8 @@ def train(texts: Iterable[str], vocab_size: int) -> SentencePiece:
       minloglevel=2,
     )
   except RuntimeError as error:
+    if failed:
+      raise failed[0] from None
     raise _refusal(vocab_size, str(error)) from error
   return SentencePiece(proto.getvalue())
 
@@ -285,9 +309,7 @@ def load(path: str | pathlib.Path) -> Tokenizer:
   """
   path = pathlib.Path(path)
   try:
-    size = path.stat().st_size
-    config_lib.check(size <= _MAX_FILE_BYTES, f'{path} is too large')
-    content = path.read_bytes()
+    content = host.read_file(path, _MAX_FILE_BYTES)
   except OSError as error:
     raise config_lib.ConfigError(f'{path}: {error.strerror}') from error
   try:

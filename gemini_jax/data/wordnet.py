@@ -9,6 +9,7 @@ import pathlib
 from typing import Any
 
 from gemini_jax import config as config_lib
+from gemini_jax import host
 from gemini_jax.data import readers
 
 # Where Debian's wordnet-base puts them.
@@ -43,7 +44,7 @@ def read(where: str) -> readers.Rows:
   Raises:
     ConfigError: the files are not there or have another format.
   """
-  folder = FOLDER if where in ('', '-') else os.path.expanduser(where)
+  folder = FOLDER if where in ('', '-') else str(host.expand_path(where))
   paths = [os.path.join(folder, f'data.{part}') for part in PARTS]
   for path in paths:
     config_lib.check(

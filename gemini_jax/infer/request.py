@@ -148,7 +148,12 @@ def of_record(
       value = record.get(piece.value)
       try:
         medium = media_lib.read(
-          piece.kind, value, config.model, config.data.audio_rate, folder
+          piece.kind,
+          value,
+          config.model,
+          config.data.audio_rate,
+          folder,
+          config.data.max_media_pixels,
         )
       except readers.UnusableError as error:
         if not check:

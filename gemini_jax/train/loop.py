@@ -141,7 +141,7 @@ def _train(run: run_lib.Run):
   else:
     state, step = restored.state, restored.step
     size = manifest['metrics_bytes']
-    data.check(manifest['data'])
+    data.check(manifest['data'], config.train.accept_changes)
     # The checkpoint was written before the step was evaluated.
     state = observe(config, state, manifest.get('observed'))
   # Nothing is refused from here on.

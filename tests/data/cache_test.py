@@ -1,14 +1,18 @@
 """A tokenized source on disk is what was tokenized, or is built again."""
 
+import errno
 import json
+import os
 import pathlib
+import pwd
+import shutil
 from concurrent import futures
 
 import numpy as np
 import pytest
 
 from gemini_jax import config
-from gemini_jax.data import cache, tokenizer, transforms
+from gemini_jax.data import cache, readers, tokenizer, transforms
 
 TEXTS = [('one',), ('twenty-two',), ('drei',)]
 
@@ -19,9 +23,9 @@ class Reader:
   def __init__(self):
     self.calls = 0
 
-  def __call__(self, unusable):
+  def __call__(self, tally):
     self.calls += 1
-    unusable['bad'] += 2
+    tally.leave_out(readers.UnusableError('bad', 'abc'), 4, count=2)
     examples = [
       transforms.Example(7 * i, (text,)) for i, text in enumerate(TEXTS)
     ]
@@ -42,7 +46,8 @@ def test_a_corpus_is_built_once_and_read_back(tmp_path):
     assert corpus.tokens.dtype == np.uint16
     assert corpus.sizes.tolist() == [3, 10, 4]
     assert corpus.origins.tolist() == [0, 7, 14]
-    assert corpus.unusable == {'bad': 2} and corpus.note == 'a note'
+    assert corpus.tally.unusable == {'bad': 2} and corpus.note == 'a note'
+    assert corpus.tally.shown == ['record 4: bad: abc']
   assert reader.calls == 1
   assert [path.name for path in tmp_path.iterdir()] == ['key']
 
@@ -77,7 +82,39 @@ def strip(path):
   (path / 'meta.json').write_text(json.dumps({}))
 
 
-@pytest.mark.parametrize('damage', [truncate, flip, lose, spoil, strip])
+def nest(path):
+  (path / 'meta.json').write_text('[' * 100_000)
+
+
+def edit(**fields):
+  def damage(path):
+    file = path / 'meta.json'
+    file.write_text(json.dumps(json.loads(file.read_bytes()) | fields))
+
+  return damage
+
+
+def replace(path):
+  shutil.rmtree(path)
+  path.write_text('a file')
+
+
+def link(path):
+  shutil.rmtree(path)
+  path.symlink_to('nowhere')
+
+
+DAMAGES = {
+  **{f.__name__: f for f in (truncate, flip, lose, spoil, strip, nest)},
+  **{f.__name__: f for f in (replace, link)},
+  'another type': edit(dtype='uint32'),
+  'no type': edit(dtype=7),
+  'no counts': edit(unusable=[1]),
+  'another note': edit(note=None),
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGES.values(), ids=DAMAGES.keys())
 def test_a_damaged_corpus_is_built_again(damage, tmp_path):
   reader, path = Reader(), tmp_path / 'key'
   digest = cache.open_or_build(path, reader, tokenizer.Bytes()).digest
@@ -85,10 +122,28 @@ def test_a_damaged_corpus_is_built_again(damage, tmp_path):
   corpus = cache.open_or_build(path, reader, tokenizer.Bytes())
   assert reader.calls == 2
   assert decoded(corpus) == TEXTS and corpus.digest == digest
+  assert cache.open_or_build(path, reader, tokenizer.Bytes()).note == 'a note'
+  assert reader.calls == 2
+
+
+def test_the_digest_is_that_of_earlier_versions(tmp_path):
+  """A checkpoint holds it."""
+  corpus = cache.open_or_build(tmp_path / 'key', Reader(), tokenizer.Bytes())
+  assert corpus.digest == '6768c7e9ac03c9b4270dcfb8176144e1'
+
+
+def test_a_full_disk_is_told(tmp_path, monkeypatch):
+  def full(*arguments):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(pathlib.Path, 'write_bytes', full)
+  with pytest.raises(config.ConfigError, match=r'data\.cache_dir=.*No space'):
+    cache.open_or_build(tmp_path / 'key', Reader(), tokenizer.Bytes())
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_build_leaves_nothing(tmp_path):
-  def fail(unusable):
+  def fail(tally):
     raise config.ConfigError('unreadable')
 
   with pytest.raises(config.ConfigError, match='unreadable'):
@@ -119,6 +174,19 @@ def test_the_folder_follows_config_and_environment(monkeypatch, tmp_path):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   expected = tmp_path / 'gemini_jax' / 'tokens'
   assert cache.folder(config.Data()) == expected
+  monkeypatch.setenv('HOME', '/h')
+  assert cache.folder(config.Data(cache_dir='~/a')) == pathlib.Path('/h/a')
+
+
+def test_without_a_home_a_folder_must_be_named(monkeypatch):
+  def nobody(uid):
+    raise KeyError(uid)
+
+  monkeypatch.delenv('HOME')
+  monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+  monkeypatch.setattr(pwd, 'getpwuid', nobody)
+  with pytest.raises(config.ConfigError, match=r'data\.cache_dir=None'):
+    cache.folder(config.Data())
 
 
 def test_large_vocabularies_take_wider_tokens(tmp_path):
@@ -130,8 +198,8 @@ def test_large_vocabularies_take_wider_tokens(tmp_path):
 
 
 def test_placeholders_take_wider_tokens(tmp_path):
-  def read(unusable):
-    del unusable
+  def read(tally):
+    del tally
     return [
       transforms.Example(0, ((transforms.Slots('image', 2),), ('a',)))
     ], ''

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from gemini_jax import config
-from gemini_jax.data import loader, tokenizer
+from gemini_jax.data import loader, sources, tokenizer
 
 PREPARED = pathlib.Path(__file__).parents[2] / '../shared/tfds'
 BYTES = tokenizer.Bytes()
@@ -62,6 +63,8 @@ def make(tmp_path):
       'sequence_length': 64,
       'inputs_length': 64,
       'cache_dir': str(tmp_path / 'cache'),
+      # One of the files is empty.
+      'max_unusable': 0.05,
     } | fields
     data = config.Data(**values)
     return loader.Loader(data, made, split, seed, **options)
@@ -121,7 +124,8 @@ from gemini_jax import config
 from gemini_jax.data import loader, tokenizer
 data = config.Data(
   train=('text:{tmp_path}/a/*.txt',), cache_dir='{tmp_path}/cache',
-  objective='prefix', batch_size=4, sequence_length=64, inputs_length=64)
+  objective='prefix', batch_size=4, sequence_length=64, inputs_length=64,
+  max_unusable=0.05)
 made = loader.Loader(data, tokenizer.Bytes(), 'train')
 print(made[33].decoder.tokens.sum(), made[33].prefix.sum())
 """
@@ -272,7 +276,7 @@ def test_processes_without_rows_evaluate_padding(make):
 def test_what_was_left_out_is_told(make, tmp_path):
   lines = ['{"text": "abc"}', '{"text": ""}', '{', '{"text": 3}']
   (tmp_path / 'a.jsonl').write_text('\n'.join(lines))
-  made = make(train=(f'jsonl:{tmp_path}/a.jsonl',))
+  made = make(train=(f'jsonl:{tmp_path}/a.jsonl',), max_unusable=0.75)
   assert made.num_records == 1 and made.num_bytes == 3
   assert made.describe()[0].startswith(
     f"data.train[0]=jsonl:{tmp_path}/a.jsonl: 1 records, 3 unusable: 1 'text' "
@@ -287,7 +291,8 @@ def test_a_source_without_anything_usable_is_an_error(make, tmp_path):
       make('validation', validation=(f'jsonl:{tmp_path}/a.jsonl',))
     assert str(error.value) == (
       f'data.validation[0]=jsonl:{tmp_path}/a.jsonl: no record is usable, '
-      "2 unusable: 1 invalid JSON, 1 no field 'text'"
+      "2 unusable: 1 invalid JSON, 1 no field 'text'; record 0: invalid JSON: "
+      "'{\\n'; record 1: no field 'text': {'txt': 1}"
     )
   with pytest.raises(config.ConfigError, match=r'data\.test=\(\) names no sou'):
     make('test')
@@ -302,16 +307,135 @@ def test_a_state_returns_to_its_batch(make):
 def test_a_state_of_other_data_is_refused(make, tmp_path):
   state = make().state(3)
   with pytest.raises(
-    config.ConfigError, match=r'data\.sequence_length was 64, is 32$'
+    config.ConfigError, match=r'data\.sequence_length was 64, is 32;'
   ):
     make(sequence_length=32).check(state)
-  with pytest.raises(config.ConfigError, match=r'train\.seed was 0, is 5$'):
+  with pytest.raises(config.ConfigError, match=r'train\.seed was 0, is 5;'):
     make(seed=5).check(state)
   with pytest.raises(config.ConfigError, match='tokenizer was '):
     make(made=tokenizer.Characters('abc')).check(state)
   (tmp_path / 'a' / '020.txt').write_text('changed')
-  with pytest.raises(config.ConfigError, match=r'data\.train\[0\]=text:.* was'):
+  with pytest.raises(
+    config.ConfigError,
+    match=r'data\.train had other records: data\.train\[0\]=text:',
+  ):
     make().check(state)
+
+
+def test_the_same_records_at_another_place_resume(make, tmp_path):
+  state = make().state(3)
+  shutil.copytree(tmp_path / 'a', tmp_path / 'elsewhere')
+  moved = make(train=(f'text:{tmp_path}/elsewhere/*.txt',))
+  assert moved.check(json.loads(json.dumps(state))) == 3
+  both = [f'text:{tmp_path}/{name}/*.txt' for name in ('a', 'b')]
+  state = make(train=tuple(both)).state(3)
+  with pytest.raises(
+    config.ConfigError, match=r'data\.train had other records'
+  ):
+    make(train=tuple(reversed(both))).check(state)
+  with pytest.raises(config.ConfigError, match=r'was 2 sources, is 1 sources'):
+    make().check(state)
+
+
+def test_a_state_of_an_earlier_version_resumes(make, tmp_path):
+  """It had the digest of a source under the source's name."""
+  specs = [f'text:{tmp_path}/a/{i:03}.txt' for i in range(1, 12)]
+  made = make(train=tuple(specs))
+  state = made.state(3)
+  digests = state['fingerprint'].pop('data.train')
+  assert len(set(digests)) == len(specs)
+  state['fingerprint'] |= {
+    f'data.train[{i}]={spec}': digest
+    for i, (spec, digest) in enumerate(zip(specs, digests, strict=True))
+  }
+  # Sorted by name, [10] stands before [2].
+  state = json.loads(json.dumps(state, sort_keys=True))
+  assert made.check(state) == 3
+  (tmp_path / 'a' / '002.txt').write_text('changed')
+  with pytest.raises(config.ConfigError, match=r'other records: .*\[1\]=text'):
+    make(train=tuple(specs)).check(state)
+
+
+def test_changes_may_be_accepted(make, caplog):
+  state = json.loads(json.dumps(make().state(7)))
+  changed = make(batch_size=2, seed=5)
+  accepted = ['data.batch_size']
+  with pytest.raises(config.ConfigError) as error:
+    changed.check(state, accepted)
+  assert str(error.value) == (
+    'the data are not those of the checkpoint: train.seed was 0, is 5; to '
+    'resume with them all the same, give --config.train.accept_changes='
+    "\"('data.batch_size', 'train.seed')\""
+  )
+  assert changed.check(state, [*accepted, 'train.seed']) == 7
+  assert 'data.batch_size was 4, is 2' in caplog.text
+  other = make(made=tokenizer.Characters('abc'), batch_size=2)
+  with pytest.raises(config.ConfigError) as error:
+    other.check(state, [*accepted, 'data.train'])
+  assert 'tokenizer was ' in str(error.value)
+  assert 'accept_changes' not in str(error.value)
+
+
+def test_every_name_that_a_state_has_may_be_accepted(make, tmp_path):
+  lines = ''.join(f'{{"a": "b", "c": "{i}"}}\n' for i in range(9))
+  (tmp_path / 'a.jsonl').write_text(lines)
+  made = make(train=(f'jsonl:{tmp_path}/a.jsonl',), tasks=('{a} -> {c}',))
+  names = set(made.state(0)['fingerprint']) - {'tokenizer'}
+  assert len(names) == 17
+  config.Train(accept_changes=tuple(names))
+  with pytest.raises(
+    config.ConfigError, match=r"'data\.batchsize' is not .* data\.batch_size"
+  ):
+    config.Train(accept_changes=('data.batchsize',))
+
+
+def test_too_many_unusable_records_are_an_error(make, tmp_path):
+  """Whether they are read or were tokenized before, by whoever reads them."""
+  path = tmp_path / 'a.jsonl'
+  bad = ['{"text": "a",', '{"text": ["b"]}', '7', '{"text": ""}']
+  path.write_text('\n'.join(['{"text": "good"}'] * 96 + bad))
+  train = (f'jsonl:{path}',)
+  texts = lambda limit: loader.texts(
+    config.Data(train=train, max_unusable=limit), 'train'
+  )
+  for read in (
+    lambda: make(train=train, max_unusable=0.03),
+    lambda: make(train=train, max_unusable=0.03),
+    lambda: list(texts(0.03)),
+  ):
+    with pytest.raises(config.ConfigError) as error:
+      read()
+    assert str(error.value) == (
+      f"data.train[0]=jsonl:{path}: of 100 examples, 4 unusable: 1 'text' is "
+      "empty, 1 'text' is not text, 1 invalid JSON, 1 not a JSON object, more "
+      'than data.max_unusable=0.03 allows; record 96: invalid JSON: '
+      '\'{"text": "a",\\n\'; record 97: \'text\' is not text: '
+      "{'text': ['b']}; record 98: not a JSON object: '7\\n'; repair or "
+      'remove them, or set data.max_unusable to the share that may be left out'
+    )
+  assert make(train=train, max_unusable=0.04).num_records == 96
+  assert len(list(texts(0.04))) == 96
+  path.write_text('{"text": "good"}\n' * 99 + bad[0])
+  assert make(train=train, max_unusable=0.01).num_records == 99
+
+
+def test_unusable_records_of_a_deduplicated_source(make, tmp_path):
+  lines = [json.dumps({'text': f'paragraph {i}'}) for i in range(40)]
+  (tmp_path / 'a.jsonl').write_text('\n'.join([*lines, '{', '{']))
+  train = (f'jsonl:{tmp_path}/a.jsonl',)
+  fields = {'train': train, 'validation': (), 'deduplicate': True}
+  with pytest.raises(config.ConfigError, match='of 42 examples, 2 unusable'):
+    make(**fields, max_unusable=0.01)
+  assert make(**fields, max_unusable=0.05).num_records == 40
+
+
+def test_a_mistake_of_ours_is_no_unusable_record(make, monkeypatch):
+  def wrong(*arguments):
+    raise ValueError('a mistake')
+
+  monkeypatch.setattr(sources, 'text_of', wrong)
+  with pytest.raises(ValueError, match='a mistake'):
+    make()
 
 
 def test_a_touched_file_with_the_same_text_resumes(make, tmp_path):

@@ -247,9 +247,10 @@ BAD_PICTURES = {
   ),
   'a cut JPEG': (JPEG[: len(JPEG) // 2], 'a damaged picture'),
   'a moving GIF': (gif(film(3)), 'an animated picture'),
-  '20,000 pixels': (large_png(20_000, 20_000), 'a picture of too many pixels'),
-  '10,000 pixels': (large_png(10_000, 10_000), 'a picture of too many pixels'),
-  '8,001 pixels': (large_png(8_001, 8_000), 'a picture of too many pixels'),
+  '20,000 pixels': (large_png(20_000, 20_000), 'more pixels than data.max_med'),
+  '12,000 pixels': (large_png(12_000, 12_000), 'more pixels than data.max_med'),
+  'a little more': (large_png(11_586, 11_585), 'more pixels than data.max_med'),
+  'a long side': (large_png(1, 65_537), 'a side too long for data.max_media'),
   'no pixels': (large_png(0, 10), 'not a picture'),
   'PostScript': (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 'not a'),
   'a sound': (wav(tone(440, 8000), 8000), 'not a picture'),
@@ -358,6 +359,27 @@ def test_samples_of_other_widths(subtype):
   found = media.audio(wav(samples, 8000, subtype=subtype), SOUND).values[:2400]
   step = 256 if subtype == 'PCM_U8' else 1
   np.testing.assert_allclose(found, samples * 32768, atol=step)
+
+
+def id3(size, flags=0):
+  """A tag of `size` zeros, which may have a footer."""
+  numbers = [size >> shift & 127 for shift in (21, 14, 7, 0)]
+  head = bytes([4, 0, flags, *numbers])
+  footer = b'3DI' + head if flags else b''
+  return b'ID3' + head + bytes(size) + footer
+
+
+@pytest.mark.parametrize(
+  'before',
+  [b'', id3(300), bytes(100), id3(20) + bytes(700), id3(9, 16), id3(5) * 2],
+)
+def test_an_mp3_may_have_tags_and_zeros_before_it(before, tmp_path):
+  plain = wav(tone(700, 16000), 16000, 'MP3')
+  expected = media.audio(plain, SOUND)
+  (tmp_path / 'a').write_bytes(before + plain)
+  for value in (before + plain, tmp_path / 'a'):
+    found = media.audio(value, SOUND)
+    np.testing.assert_array_equal(found.values, expected.values)
 
 
 def test_a_little_too_loud_is_clipped():
@@ -499,7 +521,7 @@ def test_a_video_in_grey():
 def two_pages():
   """A TIFF, small for what it says it holds."""
   file = io.BytesIO()
-  pages = [PIL.Image.new('1', size) for size in ((8, 8), (9000, 9000))]
+  pages = [PIL.Image.new('1', size) for size in ((8, 8), (12_000, 12_000))]
   pages[0].save(
     file,
     'TIFF',
@@ -524,7 +546,7 @@ BAD_VIDEOS = {
   'no name': ('', 'a missing file'),
   'a TIFF whose second page is huge': (
     two_pages(),
-    'a picture of too many pixels',
+    'more pixels than data.max_media_pixels',
   ),
   'a list of numbers': ([[0, 1], [2, 3]], 'neither an array, bytes nor a path'),
   'a list without frames': ([], 'a video without frames'),
@@ -553,6 +575,69 @@ def test_a_folder_must_hold_frames_of_one_size(tmp_path):
     (tmp_path / f'{i}.png').write_bytes(encoded(pixels(i, 16, 8 * i, 3)))
   with pytest.raises(readers.UnusableError, match=r'frames of several sizes$'):
     media.video(str(tmp_path), FILM)
+
+
+def moving_bomb(side, count):
+  """A GIF of `count` frames that each change a pixel of a large picture."""
+  size = struct.pack('<HH', side, side)
+  pixel = struct.pack('<HHHH', 0, 0, 1, 1)
+  frame = b'\x21\xf9\x04\x04\x01\0\0\0\x2c' + pixel
+  frame += b'\0\x02\x02\x44\x01\0'
+  head = b'GIF89a' + size + b'\x80\0\0' + b'\0\0\0\xff\xff\xff'
+  return head + frame * count + b';'
+
+
+def test_a_small_file_of_many_large_frames_is_not_decoded():
+  bomb = moving_bomb(8000, 1000)
+  assert len(bomb) < 24_000
+  with pytest.raises(readers.UnusableError, match='a video too large for data'):
+    media.video(bomb, FILM)
+  assert media.video(moving_bomb(80, 9), FILM).size.tolist() == [4, 32, 32]
+
+
+def test_the_largest_medium_is_a_field_of_the_config():
+  value = large_png(11_586, 11_585)
+  with pytest.raises(readers.UnusableError, match='more pixels than data'):
+    media.read('image', value, FILM)
+  with pytest.raises(readers.UnusableError, match='a damaged picture'):
+    media.read('image', value, FILM, max_pixels=1 << 28)
+  value = mp4(np.zeros((9, 16, 24, 3), np.uint8))
+  # As long as FFmpeg's own sizes, which are of whole blocks.
+  limit = 24 * 2048
+  assert media.video(value, FILM, max_pixels=limit).size[0] == 4
+  with pytest.raises(readers.UnusableError, match='a side too long'):
+    media.video(value, FILM, max_pixels=limit - 1)
+  with pytest.raises(readers.UnusableError, match='more pixels than'):
+    media.video(value, FILM, max_pixels=16 * 24 - 1)
+
+
+def test_a_forged_size_of_a_video_is_damage():
+  """FFmpeg's error is also a MemoryError, which once ended a training."""
+  # The size of the only sample entry.
+  where = MP4.index(b'avc1', MP4.index(b'stsd')) - 2
+  forged = MP4[:where] + b'\xff' * 4 + MP4[where + 4 :]
+  with pytest.raises(readers.UnusableError, match='a damaged video'):
+    media.video(forged, FILM)
+
+
+@pytest.mark.parametrize(
+  ('kind', 'name', 'value'),
+  [
+    ('image', '_of_array', encoded(pixels(5, 9, 9).astype(np.uint16), 'PNG')),
+    ('audio', '_mono', FLAC),
+    ('video', '_flat', MP4),
+    ('video', '_flat', gif(film(3))),
+    ('video', '_check_frame', MP4),
+  ],
+)
+def test_a_mistake_of_ours_is_no_damage(kind, name, value, monkeypatch):
+  def wrong(*arguments):
+    raise TypeError('a mistake')
+
+  monkeypatch.setattr(media, name, wrong)
+  config = architecture.Model(image=COLOUR, audio=SOUND, video=FILM.video)
+  with pytest.raises(TypeError, match='a mistake'):
+    media.read(kind, value, config)
 
 
 # What is missing, and data sets.

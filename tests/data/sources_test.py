@@ -1,13 +1,12 @@
 """Specs select the records they name, or say what is wrong with them."""
 
-import collections
 import pathlib
 import sys
 
 import pytest
 
 from gemini_jax import config
-from gemini_jax.data import sources
+from gemini_jax.data import readers, sources
 
 PREPARED = pathlib.Path(__file__).parents[2] / '../shared/tfds'
 needs_prepared = pytest.mark.skipif(
@@ -102,10 +101,10 @@ def test_bad_lines_are_counted_by_reason(tmp_path):
   ]
   (tmp_path / 'a.jsonl').write_bytes(b'\n'.join(lines))
   source = open_source(f'jsonl:{tmp_path}/a.jsonl')
-  unusable = collections.Counter()
-  found = list(sources.texts(source, config.Data(), unusable))
-  assert found == [('good',), ('also good',)]
-  assert unusable == {
+  tally = readers.Tally()
+  found = list(sources.texts(source, config.Data(), tally))
+  assert found == [('good',), ('also good',)] and tally.usable == 2
+  assert tally.unusable == {
     'invalid JSON': 2,
     'not a JSON object': 1,
     "no field 'text'": 1,
@@ -165,9 +164,10 @@ def test_prepared_data_sets():
   source = open_source(
     'tfds:tiny_shakespeare#validation+test', data_dir=str(PREPARED)
   )
-  unusable = collections.Counter()
-  texts = list(sources.texts(source, config.Data(), unusable))
-  assert sum(len(text) for (text,) in texts) == 111_540 and not unusable
+  tally = readers.Tally()
+  texts = list(sources.texts(source, config.Data(), tally))
+  assert sum(len(text) for (text,) in texts) == 111_540
+  assert tally.usable == 2 and not tally.unusable
 
 
 @needs_prepared

@@ -1,6 +1,7 @@
 """Tokenizers give back the text that they were given, and say what is wrong."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -117,6 +118,75 @@ def test_a_hostile_file_is_refused(content, tmp_path):
   (tmp_path / 'file').write_bytes(content)
   with pytest.raises(config.ConfigError, match='file is not a'):
     tokenizer.load(tmp_path / 'file')
+
+
+@pytest.mark.parametrize(
+  ('piece', 'other'),
+  [
+    (b'\n\x03the', b'\n\x03th\xff'),
+    (b'<0x41>', b'<0x4\xff>'),
+    (b'<0x41>', b'<0x4Z>'),
+    (b'<0x41>', b'<0xFFF'),
+  ],
+)
+def test_pieces_that_are_none_are_refused(piece, other, trained, tmp_path):
+  content = trained.serialized()
+  assert content.count(piece) == 1
+  (tmp_path / 'file').write_bytes(content.replace(piece, other))
+  wanted = config.Tokenizer(kind='sentencepiece', path=str(tmp_path / 'file'))
+  with pytest.raises(
+    config.ConfigError, match=r'tokenizer\.path: .*file is not a SentencePiece'
+  ):
+    tokenizer.build(wanted, list)
+
+
+def test_a_damaged_model_is_a_tokenizer_or_refused(trained):
+  """Whatever is changed; one that loads still reads and writes."""
+  generator = np.random.default_rng(0)
+  content = np.frombuffer(trained.serialized(), np.uint8)
+  refused = 0
+  for _ in range(100):
+    changed = content.copy()
+    where = generator.integers(0, len(changed), 2)
+    changed[where] = generator.integers(0, 256, 2)
+    try:
+      made = tokenizer.SentencePiece(changed.tobytes())
+      made.decode(made.encode('the cat ▁ é😀\n12'))
+    except config.ConfigError:
+      refused += 1
+  assert refused > 50
+
+
+def test_the_kind_of_a_file_is_the_kind_asked_for(tmp_path):
+  path = str(tmp_path / 'file')
+  tokenizer.Characters('ab').save(path)
+  for kind, message in (
+    ('sentencepiece', 'file is not a SentencePiece model'),
+    ('bytes', "file' is for tokenizer.kind=sentencepiece, not bytes"),
+  ):
+    with pytest.raises(config.ConfigError, match=message):
+      tokenizer.build(config.Tokenizer(kind=kind, path=path), list)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+  os.mkfifo(tmp_path / 'file')
+  with pytest.raises(config.ConfigError, match='file is not a file'):
+    tokenizer.load(tmp_path / 'file')
+
+
+def test_a_home_is_expanded(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  tokenizer.Bytes().save(tmp_path / 'file')
+  assert tokenizer.load('~/file').vocab_size == 259
+
+
+def test_an_error_of_the_texts_passes_through_training():
+  def texts():
+    yield CORPUS[0]
+    raise config.ConfigError('a.txt is not UTF-8')
+
+  with pytest.raises(config.ConfigError, match=r'^a\.txt is not UTF-8$'):
+    tokenizer.train(texts(), 300)
 
 
 def test_a_missing_file_is_named(tmp_path):
