@@ -30,7 +30,7 @@ class Run:
   """The parts that every mode works with.
 
   Attributes:
-    config: resolved: `model.vocab_size` is set.
+    config: resolved: `model.vocab_size` and `text_vocab_size` are set.
     workdir: the folder of the run.
     tokenizer: trained or loaded.
     model: the network.
@@ -111,8 +111,9 @@ def open_run(
       sharding.check_batch(mesh, size, field)
   pipeline.check(config, mesh)
   # The shapes alone tell whether the mesh fits, before any data is read.
-  abstract_parts(with_vocab(config, 1 << 20), mesh)
+  _, _, abstract = abstract_parts(with_vocab(config, 1 << 20), mesh)
   if create:
+    optimizer_lib.check_patterns(config.optimizer, abstract.params)
     _make_writable(path)
   elif not cluster.everywhere(path.is_dir()):
     raise config_lib.ConfigError(f'--workdir={path} does not exist')
@@ -132,14 +133,16 @@ def open_run(
 
 
 def with_vocab(config: config_lib.Config, size: int) -> config_lib.Config:
-  """The config with a token table for at least `size` tokens."""
+  """The config with a token table for a tokenizer of `size` tokens."""
   rows = config.model.vocab_size
   if rows is None:
-    size += len(config_lib.KINDS) if config.model.kinds else 0
-    rows = -(-size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
-    model = dataclasses.replace(config.model, vocab_size=rows)
-    return dataclasses.replace(config, model=model)
-  return config
+    least = size + (len(config_lib.KINDS) if config.model.kinds else 0)
+    rows = -(-least // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+  text = config.model.text_vocab_size or min(size, rows)
+  model = dataclasses.replace(
+    config.model, vocab_size=rows, text_vocab_size=text
+  )
+  return dataclasses.replace(config, model=model)
 
 
 def make_model(config: config_lib.Config, mesh: Mesh) -> gemini.Gemini:
@@ -238,7 +241,7 @@ def _check_same_model(path: pathlib.Path, config: config_lib.Config):
   for section, values in now.items():
     for name, value in values.items():
       before = then[section][name]
-      derived = name == 'vocab_size' and value is None
+      derived = name in ('vocab_size', 'text_vocab_size') and value is None
       if before == value or derived:
         continue
       config_lib.check(
