@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import signal
+import types
 
 import jax
 import numpy as np
@@ -233,6 +234,32 @@ def test_options_survive_a_restart(name, file, tmp_path):
       expected[f'{kind}/token/embedding'] for kind in ('ema', 'params')
     )
     assert not np.array_equal(average, param)
+
+
+def test_the_report_survives_a_search_that_fails(monkeypatch):
+  """With what is known; the failure stays in the traceback."""
+
+  def fail(*args):
+    raise NotImplementedError('no such operation')
+
+  monkeypatch.setattr(loop.diagnosis, 'first_not_finite', fail)
+  monkeypatch.setattr(loop, 'device_batches', lambda *args: iter([None]))
+  checkpoints = types.SimpleNamespace(
+    close=lambda: None, steps=lambda: [3], path='checkpoints/{}'.format
+  )
+  run = types.SimpleNamespace(
+    config=None, model=None, optimizer=None, checkpoints=checkpoints
+  )
+  state = types.SimpleNamespace(step=np.int32(4))
+  values = {'loss': np.nan, 'grad_norm': 2.0}
+  with pytest.raises(FloatingPointError) as error:
+    loop.raise_not_finite(run, state, [None] * 5, 5, values)
+  assert str(error.value) == (
+    'step 5 is not finite (loss nan, gradient norm 2.0): first in unknown, the '
+    "search failed: NotImplementedError('no such operation'); last good "
+    'checkpoint: checkpoints/3'
+  )
+  assert isinstance(error.value.__context__, NotImplementedError)
 
 
 def test_sigterm_saves_and_says_so(file, done, tmp_path, monkeypatch, capsys):
