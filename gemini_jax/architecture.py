@@ -1,6 +1,7 @@
 """What a model is made of: the section `model` of a config."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -232,6 +233,9 @@ class Model:
   architecture: Literal['decoder', 'encoder_decoder'] = 'decoder'
   # Rows of the token table; None takes the tokenizer's.
   vocab_size: schema.Length | None = None
+  # Rows of it that stand for text, the first ones; after them come padding and
+  # the placeholders of media. None takes the tokenizer's.
+  text_vocab_size: schema.Length | None = None
   # Longest sequence (tokens) of the decoder, prompt and output together.
   max_length: schema.Length = 256
   # Width of the residual stream.
@@ -330,6 +334,12 @@ class Model:
   video: Video = dataclasses.field(default_factory=Video)
 
   def __post_init__(self):
+    schema.check(
+      self.text_vocab_size is None
+      or 1 <= self.text_vocab_size <= (self.vocab_size or math.inf),
+      f'model.text_vocab_size={self.text_vocab_size} must be at least 1 and at '
+      f'most model.vocab_size={self.vocab_size}',
+    )
     schema.check(
       not self.encodes or self.encoder_layers > 0,
       f'model.num_encoder_layers={self.num_encoder_layers} must be at least 1 '
@@ -458,6 +468,13 @@ class Model:
     if kind == 'video' or kind not in self.kinds:
       return False
     return getattr(self, kind).autoencoder.dim > 0
+
+  @property
+  def text_rows(self) -> int:
+    """Rows of the table that stand for text, as far as is known."""
+    assert self.vocab_size, 'the tokenizer sets model.vocab_size'
+    rows = self.vocab_size - (len(KINDS) if self.kinds else 0)
+    return self.text_vocab_size or rows
 
   def placeholder(self, kind: str) -> int:
     """The token that stands where a soft token of a kind is read or written.

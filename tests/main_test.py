@@ -430,6 +430,8 @@ def test_parameters_that_overflow_are_not_saved(tmp_path, capsys):
   )
   assert tiny.run(file, tmp_path / 'run') == 1
   message = capsys.readouterr().err
+  # Its own step, though the next one would have seen it.
+  assert message.startswith('error: step 1 is not finite (loss ')
   assert ': first in parameter ' in message
   assert message.endswith('last good checkpoint: none yet\n')
   assert not list((tmp_path / 'run' / 'checkpoints').glob('*/manifest.json'))

@@ -40,15 +40,18 @@ class Options:
 
   Attributes:
     softcap: scores become softcap * tanh(scores / softcap); 0: off.
-    label_smoothing: share of the target spread evenly over V.
+    label_smoothing: share of the target spread evenly over the classes.
     z_loss: weight of the squared log-partition (PaLM, section 5).
     vocab_axis: the mesh axis that splits the vocabulary, if one does.
+    num_classes: rows of the table, the first ones, that smoothing is spread
+      over; 0: all. The others are padding, or stand for no text.
   """
 
   softcap: float = 0.0
   label_smoothing: float = 0.0
   z_loss: float = 0.0
   vocab_axis: str | None = None
+  num_classes: int = 0
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -142,6 +145,7 @@ def _run(options, differentiate, x_BTD, table_VD, targets_BT, weights_BT):
 def _chunk(options, differentiate, table_VD, x_CD, targets_C, weights_C):
   """The sums of a chunk and the objective's gradient by its scores."""
   axis = options.vocab_axis
+  smooth, z_loss = options.label_smoothing, options.z_loss
   over = lambda reduce, x: reduce(x, axis) if axis else x
   rows = table_VD.shape[0]
   first = jax.lax.axis_index(axis) * rows if axis else 0
@@ -165,9 +169,17 @@ def _chunk(options, differentiate, table_VD, x_CD, targets_C, weights_C):
   )
   loss_C = log_partition_C - target_C
   objective_C = loss_C
-  smooth, z_loss = options.label_smoothing, options.z_loss
+  num_classes = options.num_classes or num_rows
+
+  def of_classes(x_CV):
+    if num_classes == num_rows or not smooth:
+      return x_CV
+    is_class_V = first + jnp.arange(rows) < num_classes
+    return jnp.where(is_class_V[None], x_CV, 0)
+
   if smooth:
-    mean_C = over(jax.lax.psum, jnp.sum(scores_CV, axis=-1)) / num_rows
+    total_C = over(jax.lax.psum, jnp.sum(of_classes(scores_CV), axis=-1))
+    mean_C = total_C / num_classes
     objective_C += smooth * (log_partition_C - mean_C - loss_C)
   if z_loss:
     objective_C += z_loss * jnp.square(log_partition_C)
@@ -180,7 +192,8 @@ def _chunk(options, differentiate, table_VD, x_CD, targets_C, weights_C):
   if not differentiate:
     return sums, None
   share_C = weights_C * (1 + 2 * z_loss * log_partition_C) / sum_C
-  grad_CV = exp_CV * share_C[:, None] - (weights_C * smooth / num_rows)[:, None]
+  grad_CV = exp_CV * share_C[:, None]
+  grad_CV -= of_classes((weights_C * smooth / num_classes)[:, None])
   grad_CV -= jnp.where(hit_CV, ((1 - smooth) * weights_C)[:, None], 0)
   if options.softcap:
     grad_CV *= 1 - jnp.square(scores_CV / options.softcap)

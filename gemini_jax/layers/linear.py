@@ -22,6 +22,7 @@ class Einsum(nn.Module):
     param_dtype: of the kernel and the bias.
     init_scale: standard deviation of the initial kernel; None:
       1 / sqrt(fan in).
+    out_dtype: of the output, to which no sum is rounded before; None: dtype.
   """
 
   shape: tuple[int, ...]
@@ -30,6 +31,7 @@ class Einsum(nn.Module):
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
   init_scale: float | None = None
+  out_dtype: jnp.dtype | None = None
 
   @nn.compact
   def __call__(self, equation: str, x: jax.Array) -> jax.Array:
@@ -48,6 +50,7 @@ class Einsum(nn.Module):
     y = jnp.dot(
       x.astype(self.dtype).reshape(-1, fan_in),
       kernel.astype(self.dtype).reshape(fan_in, math.prod(out_dims)),
+      preferred_element_type=self.out_dtype,
     )
     if self.use_bias:
       bias: Any = self.param(
@@ -56,7 +59,7 @@ class Einsum(nn.Module):
         out_dims,
         self.param_dtype,
       )
-      y = y + bias.astype(self.dtype).reshape(1, -1)
+      y = y + bias.astype(y.dtype).reshape(1, -1)
     return y.reshape(*lead, *out_dims)
 
 
@@ -101,4 +104,5 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
   """`x / rms(x) * (1 + scale)` in float32."""
   x = x.astype(jnp.float32)
   inverse = jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
-  return x * inverse * (1 + jnp.expand_dims(scale, tuple(range(x.ndim - 1))))
+  scale = jnp.expand_dims(scale.astype(jnp.float32), tuple(range(x.ndim - 1)))
+  return x * inverse * (1 + scale)

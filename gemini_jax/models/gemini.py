@@ -113,6 +113,7 @@ class Gemini(nn.Module):
         (config.width, config.vocab_size),
         ('embed', 'vocab'),
         init_scale=config.init_scale,
+        out_dtype=jnp.dtype('float32'),
         **types,
       )
 
@@ -147,7 +148,10 @@ class Gemini(nn.Module):
     )
     dtype = jnp.dtype(self.config.dtype)
     options = cross_entropy.Options(
-      self.config.logit_softcap, label_smoothing, z_loss
+      self.config.logit_softcap,
+      label_smoothing,
+      z_loss,
+      num_classes=self.config.text_rows,
     )
 
     def local(x_BTD, table_VD, targets_BT, weights_BT):
@@ -458,7 +462,7 @@ class Gemini(nn.Module):
     if self.config.tie_embeddings:
       logits_BTV = self.token.attend(x_BTD)
     else:
-      logits_BTV = self.head('BTD,DV->BTV', x_BTD).astype(jnp.float32)
+      logits_BTV = self.head('BTD,DV->BTV', x_BTD)
     if self.config.logit_softcap:
       cap = self.config.logit_softcap
       logits_BTV = cap * jnp.tanh(logits_BTV / cap)

@@ -35,10 +35,13 @@ class Schedule:
   Attributes:
     microbatches: M; None: as many as stages.
     repeats: R; stage s runs the chunks s, s + S, s + 2 S, ... of R S.
+    in_stages: False: the same microbatches go through the layers one by one,
+      all on one stage. Slow, but it runs without compilation.
   """
 
   microbatches: int | None = None
   repeats: int = 1
+  in_stages: bool = True
 
   def count(self, num_stages: int) -> int:
     """M."""
@@ -154,6 +157,28 @@ def run(
   num_stages = _num_stages(jax.sharding.get_abstract_mesh())
   num, repeats = schedule.count(num_stages), schedule.repeats
   num_layers = jax.tree.leaves(params)[0].shape[0]
+
+  def split(leaf):
+    # A microbatch takes rows from every device: M is the inner dim.
+    return leaf.reshape(-1, num, *leaf.shape[1:]).swapaxes(0, 1)
+
+  if not schedule.in_stages:
+    parts = []
+    for microbatch in range(num):
+      part, own = jax.tree.map(
+        lambda leaf, microbatch=microbatch: split(leaf)[microbatch],
+        (x_BTD, rows),
+      )
+      total = []
+      for index in range(num_layers):
+        one = jax.tree.map(lambda leaf, index=index: leaf[index], params)
+        kind = pattern[index % len(pattern)]
+        part, scalars = layer(one, part, own, shared, index, microbatch, kind)
+        total.append(scalars)
+      parts.append((part, jax.tree.map(lambda *leaves: sum(leaves), *total)))
+    x_MbTD, scalars = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+    x_BTD = x_MbTD.swapaxes(0, 1).reshape(x_BTD.shape)
+    return x_BTD, jax.tree.map(jnp.mean, scalars)
   size = num_layers // (num_stages * repeats)
   assert size * num_stages * repeats == num_layers, 'see check'
   assert size % len(pattern) == 0 and (repeats == 1 or num >= num_stages)
@@ -245,10 +270,6 @@ def run(
     x_MbTD = jnp.where(stage == 0, stream_MbTD[:num], 0)
     total = lambda leaf: jnp.sum(leaf, keepdims=True) / num
     return x_MbTD[None], jax.tree.map(total, scalars)
-
-  def split(leaf):
-    # A microbatch takes rows from every device: M is the inner dim.
-    return leaf.reshape(-1, num, *leaf.shape[1:]).swapaxes(0, 1)
 
   def for_each(leaf):
     # One copy a stage, whose gradients XLA adds up outside of the stages: XLA

@@ -7,7 +7,7 @@ module turns the names into shardings and checks that they fit.
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -243,20 +243,33 @@ def like_params(mesh: Mesh, tree: Any, params: Any, shardings: Any) -> Any:
   A leaf whose path ends with a parameter's path and that has its shape lies
   like that parameter; every other leaf is replicated.
   """
-  known = {}
   flat = jax.tree_util.tree_flatten_with_path(params)[0]
-  for (path, leaf), where in zip(flat, jax.tree.leaves(shardings), strict=True):
-    known[tuple(map(str, path)), leaf.shape] = where
-  depths = sorted({len(path) for path, _ in known})
+  known = {
+    path: (leaf.shape, where)
+    for (path, leaf), where in zip(
+      flat, jax.tree.leaves(shardings), strict=True
+    )
+  }
 
   def one(path, leaf):
-    names = tuple(map(str, path))
-    for depth in depths:
-      if (names[-depth:], leaf.shape) in known:
-        return known[names[-depth:], leaf.shape]
+    mirrored = param_path(path, known)
+    if mirrored is not None and known[mirrored][0] == leaf.shape:
+      return known[mirrored][1]
     return NamedSharding(mesh, PartitionSpec())
 
   return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def param_path(
+  path: tuple[Any, ...], params: Container[tuple[Any, ...]]
+) -> tuple[Any, ...] | None:
+  """The path of the parameter that a leaf of a state is, or mirrors.
+
+  The longest end of the leaf's path that is among the paths `params`: that of
+  one parameter can be the end of another's. None: it mirrors no parameter.
+  """
+  ends = (path[i:] for i in range(len(path)))
+  return next((end for end in ends if end in params), None)
 
 
 def of_batch(mesh: Mesh, num_dims: int = 2) -> NamedSharding:

@@ -1,5 +1,7 @@
 """Which tensor went wrong first."""
 
+import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +11,7 @@ import jax.numpy as jnp
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.train import losses
+from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import step as step_lib
 
 
@@ -18,34 +21,56 @@ def first_not_finite(
   optimizer: Any,
   state: step_lib.TrainState,
   batch: batch_lib.Batch,
-) -> str:
-  """The name of the first tensor with a NaN or an infinity.
+) -> tuple[int, str]:
+  """The step, counted from 1, and the first tensor with a NaN or an infinity.
 
-  Looks in the order in which a step computes: parameters, the outputs of the
-  modules one by one, gradients, updates. Slow: the forward pass runs without
+  Looks in the order in which a step computes: parameters, which are the last
+  step's work, the outputs of the modules one by one, gradients, updates. All
+  randomness is that of the step. Slow: the forward pass runs without
   compilation.
+
+  Args:
+    config: of the run.
+    model: the network.
+    optimizer: its update rule.
+    state: from which the step started.
+    batch: what it read.
   """
+  step = int(state.step)
   if name := _first_in_tree(state.params):
-    return f'parameter {name}'
-  if name := _first_output(model, state, batch):
-    return f'output of {name}'
+    return step, f'parameter {name}'
   key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
-  weights = losses.weights_at(config, state.step)
-  grads, sums = jax.jit(
-    lambda params: step_lib.accumulated_gradient(
-      config, model, params, batch, key, weights
+  state = jax.jit(
+    functools.partial(
+      step_lib.with_new_decoder, config=config, model=model, optimizer=optimizer
     )
-  )(state.params)
+  )(state)
+  if name := _first_output(config, model, state, batch, key):
+    return step + 1, f'output of {name}'
+  grads, sums = jax.jit(
+    lambda state, batch, key: step_lib.accumulated_gradient(
+      config,
+      model,
+      state.params,
+      batch,
+      key,
+      losses.weights_at(config, state.step),
+    )
+  )(state, batch, key)
   if not jnp.isfinite(sums.objective):
-    return 'the loss'
+    return step + 1, 'the loss'
   if name := _first_in_tree(grads):
-    return f'gradient of {name}'
+    return step + 1, f'gradient of {name}'
+  weight = jnp.maximum(sums.weight, 1e-9)
   updates, _ = jax.jit(optimizer.update)(
-    grads, state.opt_state, state.params, value=sums.objective / sums.weight
+    jax.tree.map(lambda grad: grad / weight, grads),
+    state.opt_state,
+    optimizer_lib.trained(config.optimizer, state.params),
+    value=sums.objective / weight,
   )
   if name := _first_in_tree(updates):
-    return f'update of {name}'
-  return 'a norm, which overflows'
+    return step + 1, f'update of {name}'
+  return step + 1, 'a norm, which overflows'
 
 
 def _first_in_tree(tree: Any) -> str | None:
@@ -56,25 +81,35 @@ def _first_in_tree(tree: Any) -> str | None:
 
 
 def _first_output(
-  model: Any, state: step_lib.TrainState, batch: batch_lib.Batch
+  config: config_lib.Config,
+  model: Any,
+  state: step_lib.TrainState,
+  batch: batch_lib.Batch,
+  key: jax.Array,
 ) -> str | None:
   """The first module whose output is not finite, with its layer's number."""
-  found: list[str] = []
-  stack, layer = '', -1
+  names: list[str] = []
+  stack, num_layers, layer = '', 1, -1
 
   def look(next_function, args, kwargs, context):
-    nonlocal stack, layer
+    nonlocal stack, num_layers, layer
     path = '/'.join(context.module.path)
     kind = type(context.module).__name__
     if kind == 'Stack':
-      stack, layer = path, -1
+      stack, num_layers, layer = path, context.module.num_layers, -1
     elif kind == 'Block':
-      layer += 1
+      # From the first again, with the next microbatch.
+      layer = (layer + 1) % num_layers
     # Blocks are applied one by one, so their paths begin inside them.
     name = f'{stack} layer {layer}, {path or kind}' if stack else path or kind
+    if context.method_name != '__call__':
+      name = f'{name}.{context.method_name}'
     output = next_function(*args, **kwargs)
     if kind == 'Stack':
       stack = ''
+    if context.method_name == 'sums':
+      # Of the whole model: the loss.
+      return output
     leaves = jax.tree.leaves(output)
     bad = any(
       jnp.issubdtype(leaf.dtype, jnp.floating)
@@ -82,11 +117,25 @@ def _first_output(
       for leaf in leaves
       if isinstance(leaf, jax.Array)
     )
-    if bad and not found:
-      found.append(name)
+    if bad and not names:
+      names.append(name)
     return output
 
+  # A stage is a program of its own, which needs compilation.
+  model = model.clone(
+    schedule=dataclasses.replace(model.schedule, in_stages=False)
+  )
   # Without compilation every value is at hand, and a scan is a Python loop.
   with jax.disable_jit(), nn.intercept_methods(look):
-    model.apply({'params': state.params}, batch)
-  return found[0] if found else None
+    for part, part_key in step_lib.microbatches(config, batch, key):
+      losses.model_sums(
+        model,
+        state.params,
+        part,
+        key=part_key,
+        config=config.train,
+        loss_weights=losses.weights_at(config, state.step),
+      )
+      if names:
+        return names[0]
+  return None

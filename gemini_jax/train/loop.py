@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -212,7 +213,7 @@ def _train(run: run_lib.Run):
     values = {k: float(v) for k, v in jax.device_get(device_values).items()}
     stops = bool(values.pop('stops')) or stops
     if not values.pop('finite'):
-      raise_not_finite(run, state, data, done - 1, values)
+      raise_not_finite(run, state, data, done, values)
     tokens += values['tokens']
     if done % config.train.log_every and done != num_steps:
       return
@@ -574,25 +575,43 @@ def raise_not_finite(
   run: run_lib.Run,
   state: step_lib.TrainState,
   data: loader_lib.Loader,
-  index: int,
+  done: int,
   values: Mapping[str, Any],
 ):
   """Stops with the step and the first tensor that went wrong.
 
-  The state is still the one that the step started from: `train_step` kept it.
+  Args:
+    run: the run.
+    state: the last one that was applied: that of step `done`, or, where
+      `train_step` refused to apply it, the one before.
+    data: the training batches.
+    done: the step that was looked at.
+    values: its metrics.
+
+  Raises:
+    FloatingPointError: always, also where the search for the tensor fails.
   """
-  batch = next(device_batches(run, data, [data[index]]))
-  culprit = diagnosis.first_not_finite(
-    run.config, run.model, run.optimizer, state, batch
-  )
-  run.checkpoints.close()
-  steps = run.checkpoints.steps()
-  kept = f'{run.checkpoints.path(steps[-1])}' if steps else 'none yet'
-  raise FloatingPointError(
-    f'step {index + 1} is not finite (loss {float(values["loss"])}, gradient '
-    f'norm {float(values["grad_norm"])}): first in {culprit}; '
-    f'last good checkpoint: {kept}'
-  )
+  step, culprit = done, ''
+  try:
+    index = int(state.step)
+    step, culprit = diagnosis.first_not_finite(
+      run.config,
+      run.model,
+      run.optimizer,
+      state,
+      next(device_batches(run, data, [data[index]])),
+    )
+  finally:
+    culprit = culprit or f'unknown, the search failed: {sys.exception()!r}'
+    run.checkpoints.close()
+    steps = run.checkpoints.steps()
+    kept = f'{run.checkpoints.path(steps[-1])}' if steps else 'none yet'
+    of_step = '' if step == done else f' of step {done}'
+    raise FloatingPointError(
+      f'step {step} is not finite (loss {float(values["loss"])}, gradient norm '
+      f'{float(values["grad_norm"])}{of_step}): first in {culprit}; '
+      f'last good checkpoint: {kept}'
+    )
 
 
 class Stopper:

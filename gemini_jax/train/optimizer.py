@@ -1,7 +1,9 @@
 """Optax chains from a config: rules, schedules, decay, freezing, plateau."""
 
+import difflib
+import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -56,10 +58,107 @@ def paths_matching(pattern: str, params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(one, params)
 
 
+def check_patterns(config: config_lib.Optimizer, params: Any):
+  """Logs which parameters do not decay and which are frozen.
+
+  Raises:
+    ConfigError: a pattern matches no parameter, or all would be frozen.
+  """
+  sizes = {
+    jax.tree_util.keystr(path, simple=True, separator='/'): leaf.size
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
+  }
+  for name in ('no_decay', 'frozen'):
+    pattern = getattr(config, name)
+    if not pattern:
+      continue
+    matches = [path for path in sizes if re.search(pattern, path)]
+    if not matches:
+      raise config_lib.ConfigError(
+        f'optimizer.{name}={pattern!r} matches the path of no parameter; the '
+        f"nearest are {', '.join(_nearest(pattern, sizes))}; '' is for none"
+      )
+    config_lib.check(
+      name != 'frozen' or len(matches) < len(sizes),
+      f'optimizer.frozen={pattern!r} matches every parameter: none would be '
+      'trained',
+    )
+    logging.info(
+      'optimizer.%s=%r: %d of %d tensors, %s parameters',
+      name,
+      pattern,
+      len(matches),
+      len(sizes),
+      f'{sum(sizes[path] for path in matches):,}',
+    )
+
+
+def _nearest(pattern: str, paths: Iterable[str], count: int = 3) -> list[str]:
+  """The paths of which some components in a row are most like the pattern."""
+  text = pattern.strip('^$/')
+
+  def likeness(path):
+    parts = path.split('/')
+    runs = [
+      '/'.join(parts[i:j])
+      for i in range(len(parts))
+      for j in range(i + 1, len(parts) + 1)
+    ]
+    return max(difflib.SequenceMatcher(None, text, run).ratio() for run in runs)
+
+  return sorted(paths, key=likeness, reverse=True)[:count]
+
+
+def trained(config: config_lib.Optimizer, params: Any) -> Any:
+  """The parameters that are not frozen.
+
+  A MaskedNode, which holds no array, stands in the place of a frozen one.
+  """
+  return jax.tree.map(
+    lambda is_frozen, leaf: optax.MaskedNode() if is_frozen else leaf,
+    paths_matching(config.frozen, params),
+    params,
+  )
+
+
+def merged(trained_params: Any, params: Any) -> Any:
+  """`params` with the values of `trained_params`, the frozen ones as before."""
+  return jax.tree.map(
+    lambda new, old: old if _is_masked(new) else new,
+    trained_params,
+    params,
+    is_leaf=_is_masked,
+  )
+
+
+def apply_updates(params: Any, updates: Any) -> Any:
+  """The parameters after float32 updates; each sum is rounded once."""
+  return jax.tree.map(
+    lambda update, param: (
+      param if _is_masked(update) else (param + update).astype(param.dtype)
+    ),
+    updates,
+    params,
+    is_leaf=_is_masked,
+  )
+
+
+def to_float32(tree: Any) -> Any:
+  """The same numbers in float32."""
+  return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
+
+
+def _is_masked(leaf: Any) -> bool:
+  return isinstance(leaf, optax.MaskedNode)
+
+
 def make_optimizer(
   config: config_lib.Optimizer, num_steps: int
 ) -> optax.GradientTransformationExtraArgs:
-  """The update rule of a config; `update` wants the loss as `value=`."""
+  """The update rule of a config; `update` wants the loss as `value=`.
+
+  Its state and its updates are float32, in whatever type parameters are.
+  """
   schedule = make_schedule(config, num_steps)
   decayed = lambda params: jax.tree.map(
     lambda skip: not skip, paths_matching(config.no_decay, params)
@@ -126,7 +225,21 @@ def make_optimizer(
       {False: optimizer, True: optax.set_to_zero()},
       lambda params: paths_matching(config.frozen, params),
     )
-  return optax.with_extra_args_support(optimizer)
+  return in_float32(optimizer)
+
+
+def in_float32(
+  rule: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+  """`rule` of float32 gradients and parameters, so that its state is too."""
+  rule = optax.with_extra_args_support(rule)
+
+  def update(updates, state, params=None, **extra):
+    return rule.update(to_float32(updates), state, to_float32(params), **extra)
+
+  return optax.GradientTransformationExtraArgs(
+    lambda params: rule.init(to_float32(params)), update
+  )
 
 
 def matrix_dims(params: Any) -> Any:
@@ -222,20 +335,14 @@ def evaluation_params(params: Any, opt_state: Any) -> Any:
   if state is None:
     return params
   # Frozen parameters, which the rule does not see, are masked in its state.
-  is_masked = lambda leaf: isinstance(leaf, optax.MaskedNode)
   seen = jax.tree.map(
-    lambda z, param: z if is_masked(z) else param,
+    lambda z, param: z if _is_masked(z) else param,
     state.z,
     params,
-    is_leaf=is_masked,
+    is_leaf=_is_masked,
   )
   averaged = optax.contrib.schedule_free_eval_params(state, seen)
-  return jax.tree.map(
-    lambda average, param: param if is_masked(average) else average,
-    averaged,
-    params,
-    is_leaf=is_masked,
-  )
+  return merged(averaged, params)
 
 
 def learning_rate(

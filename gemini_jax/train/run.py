@@ -32,6 +32,7 @@ _FREE = (
   *('model.remat_offload', 'model.attention_kernel', 'model.over_sequence'),
   *('model.dtype', 'model.dropout'),
 )
+_OF_TOKENIZER = ('model.vocab_size', 'model.text_vocab_size')
 # Checkpoints that are tried while the run that trains removes them.
 _READS = 10
 
@@ -41,7 +42,7 @@ class Run:
   """The parts that every mode works with.
 
   Attributes:
-    config: resolved: `model.vocab_size` is set.
+    config: resolved: `model.vocab_size` and `text_vocab_size` are set.
     workdir: the folder of the run.
     tokenizer: trained or loaded.
     model: the network.
@@ -204,8 +205,9 @@ def open_run(
       sharding.check_batch(mesh, size, field)
   pipeline.check(config, mesh)
   # The shapes alone tell whether the mesh fits, before any data is read.
-  abstract_parts(with_vocab(config, 1 << 20), mesh)
+  _, _, abstract = abstract_parts(with_vocab(config, 1 << 20), mesh)
   if create:
+    optimizer_lib.check_patterns(config.optimizer, abstract.params)
     _make_writable(path, lock)
   elif not cluster.everywhere(os.path.isdir(path)):
     raise config_lib.ConfigError(f'--workdir={path} does not exist')
@@ -285,14 +287,16 @@ def _clean(checkpoints: checkpoint.Checkpointer):
 
 
 def with_vocab(config: config_lib.Config, size: int) -> config_lib.Config:
-  """The config with a token table for at least `size` tokens."""
+  """The config with a token table for a tokenizer of `size` tokens."""
   rows = config.model.vocab_size
   if rows is None:
-    size += len(config_lib.KINDS) if config.model.kinds else 0
-    rows = -(-size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
-    model = dataclasses.replace(config.model, vocab_size=rows)
-    return dataclasses.replace(config, model=model)
-  return config
+    least = size + (len(config_lib.KINDS) if config.model.kinds else 0)
+    rows = -(-least // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+  text = config.model.text_vocab_size or min(size, rows)
+  model = dataclasses.replace(
+    config.model, vocab_size=rows, text_vocab_size=text
+  )
+  return dataclasses.replace(config, model=model)
 
 
 def make_model(config: config_lib.Config, mesh: Mesh) -> gemini.Gemini:
@@ -399,14 +403,16 @@ def _changes(then: Any, now: Any, path: str = '') -> Iterator[tuple]:
     if dataclasses.is_dataclass(before):
       yield from _changes(before, value, name)
     # The tokenizer decides where the config does not.
-    elif before != value and (name, value) != ('model.vocab_size', None):
+    elif before != value and not (name in _OF_TOKENIZER and value is None):
       yield name, before, value
 
 
 def _state_shapes(config: config_lib.Config, mesh: Mesh) -> list[tuple]:
   """Path, shape and type of every array of the training state."""
   # Of any table: that of the tokens is compared with the model.
-  model = dataclasses.replace(config.model, vocab_size=_VOCAB_MULTIPLE)
+  model = dataclasses.replace(
+    config.model, vocab_size=_VOCAB_MULTIPLE, text_vocab_size=None
+  )
   config = dataclasses.replace(config, model=model)
   state = abstract_parts(config, mesh)[2]
   return [

@@ -1,7 +1,7 @@
 """One update, as a pure function of state and batch."""
 
 import functools
-import re
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -19,6 +19,9 @@ from gemini_jax.parallel import sharding
 from gemini_jax.train import losses
 from gemini_jax.train import optimizer as optimizer_lib
 
+# What the text decoder alone has, of the parameters of a Gemini.
+_DECODER = ('decoder', 'decoder_norm', 'head', 'latent_embedding')
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -28,7 +31,7 @@ class TrainState:
     step: int32, updates made.
     params: the parameters.
     opt_state: of the optimizer.
-    ema: moving average of the parameters, or None.
+    ema: moving average of the parameters, in float32, or None.
   """
 
   step: Any
@@ -60,12 +63,15 @@ def abstract_state(
   shardings = sharding.of_params(mesh, boxed)
   params = nn.meta.unbox(boxed)
   opt_state = jax.eval_shape(optimizer.init, params)
+  average = None
+  if config.optimizer.ema_decay:
+    average = jax.eval_shape(optimizer_lib.to_float32, params)
   replicated = NamedSharding(mesh, PartitionSpec())
   shapes = TrainState(
     step=jax.ShapeDtypeStruct((), jnp.int32),
     params=params,
     opt_state=opt_state,
-    ema=params if config.optimizer.ema_decay else None,
+    ema=average,
   )
   where = TrainState(
     step=replicated,
@@ -102,13 +108,15 @@ def fresh_state(
 ) -> TrainState:
   """The state before the first update."""
   params = nn.meta.unbox(gemini.init_params(model, key))
-  # A copy, so that both can be donated.
-  average = config.optimizer.ema_decay
+  average = None
+  if config.optimizer.ema_decay:
+    # A copy, so that both can be donated.
+    average = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     opt_state=optimizer.init(params),
-    ema=jax.tree.map(jnp.copy, params) if average else None,
+    ema=average,
   )
 
 
@@ -136,10 +144,11 @@ def train_step(
     config, model, state.params, batch, key, loss_weights
   )
   weight = jnp.maximum(sums.weight, 1e-9)
+  trained = functools.partial(optimizer_lib.trained, config.optimizer)
   grads = jax.tree.map(lambda grad: grad / weight.astype(grad.dtype), grads)
   objective = sums.objective / weight
   updates, opt_state = optimizer.update(
-    grads, state.opt_state, state.params, value=objective
+    grads, state.opt_state, trained(state.params), value=objective
   )
   metrics = {
     'loss': sums.loss / weight,
@@ -154,14 +163,17 @@ def train_step(
   if config.model.latent.dim:
     metrics['rate'] = sums.terms['rate'] / sums.terms['sequences']
     metrics['kl_weight'] = loss_weights['kl']
-  params = optax.apply_updates(state.params, updates)
+  params = optimizer_lib.apply_updates(state.params, updates)
   ema = state.ema
   if ema is not None:
     # The average starts as a plain mean, so that it forgets the first values.
     decay = jnp.minimum(
       config.optimizer.ema_decay, (1 + state.step) / (10 + state.step)
     )
-    ema = optax.incremental_update(params, ema, 1 - decay)
+    average = optax.incremental_update(
+      optimizer_lib.to_float32(trained(params)), trained(ema), 1 - decay
+    )
+    ema = optimizer_lib.merged(average, ema)
   applies = (
     jnp.isfinite(objective)
     & jnp.isfinite(metrics['grad_norm'])
@@ -187,18 +199,18 @@ def with_new_decoder(
   due = losses.decoder_reset(config.train.bottleneck, config.train.num_steps)
   if not due or not config.model.latent.dim:
     return state
-  replaced = re.compile(r'(^|/)(decoder|decoder_norm|head|latent_embedding)/')
+  params = {
+    path for path, _ in jax.tree_util.tree_flatten_with_path(state.params)[0]
+  }
+
+  def is_replaced(path):
+    mirrored = sharding.param_path(path, params)
+    return mirrored is not None and mirrored[0].key in _DECODER
 
   def reset(state):
     key = jax.random.fold_in(jax.random.key(config.train.seed), due)
     return jax.tree_util.tree_map_with_path(
-      lambda path, old, new: (
-        new
-        if replaced.search(
-          jax.tree_util.keystr(path, simple=True, separator='/')
-        )
-        else old
-      ),
+      lambda path, old, new: new if is_replaced(path) else old,
       state,
       fresh_state(config, model, optimizer, key),
     )
@@ -231,13 +243,20 @@ def accumulated_gradient(
   key: jax.Array,
   loss_weights: dict[str, Any],
 ) -> tuple[Any, cross_entropy.Sums]:
-  """Gradient of the summed objective, and the sums, part after part."""
+  """Gradient of the summed objective, and the sums, part after part.
+
+  The gradient is float32: so are then its sums over tokens and parts. It has
+  no array for a frozen parameter.
+  """
+  trained = optimizer_lib.to_float32(
+    optimizer_lib.trained(config.optimizer, params)
+  )
 
   def gradient(batch, key):
-    def objective(params):
+    def objective(trained):
       sums = losses.model_sums(
         model,
-        params,
+        optimizer_lib.merged(trained, params),
         batch,
         key=key,
         config=config.train,
@@ -245,24 +264,43 @@ def accumulated_gradient(
       )
       return sums.objective, sums
 
-    return jax.grad(objective, has_aux=True)(params)
+    return jax.grad(objective, has_aux=True)(trained)
 
   parts = config.optimizer.accumulation_steps
   if parts == 1:
     return gradient(batch, key)
-
-  def split(leaf):
-    # Every part takes rows from every device: part is the inner dim.
-    return leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1)
 
   def body(total, part):
     batch, index = part
     new = gradient(batch, jax.random.fold_in(key, index))
     return jax.tree.map(jnp.add, total, new), None
 
-  split_batch = jax.tree.map(split, batch)
+  split_batch = split(batch, parts)
   first = jax.eval_shape(
     gradient, jax.tree.map(lambda leaf: leaf[0], split_batch), key
   )
   zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
   return jax.lax.scan(body, zeros, (split_batch, jnp.arange(parts)))[0]
+
+
+def split(batch: batch_lib.Batch, parts: int) -> batch_lib.Batch:
+  """A batch in parts, one after the other: [parts, B / parts, ...]."""
+  return jax.tree.map(
+    # Every part takes rows from every device: part is the inner dim.
+    lambda leaf: leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1),
+    batch,
+  )
+
+
+def microbatches(
+  config: config_lib.Config, batch: batch_lib.Batch, key: jax.Array
+) -> Iterator[tuple[batch_lib.Batch, jax.Array]]:
+  """What `accumulated_gradient` reads, part after part, with its randomness."""
+  parts = config.optimizer.accumulation_steps
+  if parts == 1:
+    yield batch, key
+    return
+  split_batch = split(batch, parts)
+  for index in range(parts):
+    part = jax.tree.map(lambda leaf, index=index: leaf[index], split_batch)
+    yield part, jax.random.fold_in(key, index)

@@ -3,10 +3,13 @@
 B batch, T length, V vocabulary.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, PartitionSpec
 
 from gemini_jax.kernels import cross_entropy
 
@@ -27,17 +30,22 @@ def arguments(seed=0, scale=2.0):
 
 
 def reference(
-  logits_BTV, targets_BT, weights_BT, label_smoothing=0.0, z_loss=0.0
+  logits_BTV,
+  targets_BT,
+  weights_BT,
+  label_smoothing=0.0,
+  z_loss=0.0,
+  num_classes=SHAPE[-1],
 ):
   """(loss, objective, correct, weight), one token at a time."""
   totals = np.zeros(4)
-  num_tokens = SHAPE[-1]
   for place in np.ndindex(targets_BT.shape):
     logits_V = logits_BTV[place].astype(np.float64)
     top = logits_V.max()
     log_partition = top + np.log(np.exp(logits_V - top).sum())
     logprobs_V = logits_V - log_partition
-    wanted_V = np.full(num_tokens, label_smoothing / num_tokens)
+    wanted_V = np.zeros(SHAPE[-1])
+    wanted_V[:num_classes] = label_smoothing / num_classes
     wanted_V[targets_BT[place]] += 1 - label_smoothing
     values = (
       -logprobs_V[targets_BT[place]],
@@ -71,6 +79,7 @@ def as_tuple(sums):
     {'label_smoothing': 0.1},
     {'z_loss': 0.01},
     {'label_smoothing': 0.3, 'z_loss': 0.5},
+    {'label_smoothing': 0.3, 'z_loss': 0.5, 'num_classes': 7},
   ],
 )
 def test_sums_equal_the_reference(options):
@@ -96,9 +105,15 @@ def test_tokens_of_weight_0_do_not_matter():
   np.testing.assert_array_equal(as_tuple(sums), as_tuple(expected))
 
 
-def test_the_gradient_equals_finite_differences():
+@pytest.mark.parametrize('num_classes', [SHAPE[-1], 7])
+def test_the_gradient_equals_finite_differences(num_classes):
+  """Where a token is of no class, too."""
   logits_BTV, targets_BT, weights_BT = arguments()
-  options = {'label_smoothing': 0.2, 'z_loss': 0.05}
+  options = {
+    'label_smoothing': 0.2,
+    'z_loss': 0.05,
+    'num_classes': num_classes,
+  }
   gradient_BTV = jax.grad(
     lambda x: token_sums(x, targets_BT, weights_BT, **options).objective
   )(logits_BTV)
@@ -126,6 +141,39 @@ def test_a_large_constant_cancels(shift):
     lambda x: token_sums(x, targets_BT, weights_BT).objective
   )(shifted_BTV)
   assert np.isfinite(gradient_BTV).all()
+
+
+@pytest.mark.parametrize('num_classes', [3, 7, 12])
+def test_a_split_vocabulary_has_the_same_sums_and_gradients(num_classes):
+  """On a device with classes alone, with some and with none."""
+  _, targets_BT, weights_BT = arguments()
+  keys = jax.random.split(jax.random.key(0))
+  x_BTD = jax.random.normal(keys[0], (*SHAPE[:2], 4))
+  table_VD = jax.random.normal(keys[1], (12, 4))
+  options = {'label_smoothing': 0.2, 'num_classes': num_classes}
+
+  def objective(x_BTD, table_VD, axis=None):
+    return cross_entropy.token_sums(
+      cross_entropy.Options(vocab_axis=axis, **options),
+      x_BTD,
+      table_VD,
+      targets_BT,
+      weights_BT,
+    ).objective
+
+  whole, rows = PartitionSpec(), PartitionSpec('tensor')
+  split = jax.shard_map(
+    functools.partial(objective, axis='tensor'),
+    mesh=Mesh(np.array(jax.devices()[:3]), ('tensor',)),
+    in_specs=(whole, rows),
+    out_specs=whole,
+    check_vma=False,
+  )
+  value, grads = jax.value_and_grad(jax.jit(split), (0, 1))(x_BTD, table_VD)
+  expected, wanted = jax.value_and_grad(objective, (0, 1))(x_BTD, table_VD)
+  np.testing.assert_allclose(value, expected, rtol=1e-5)
+  for grad, want in zip(grads, wanted, strict=True):
+    np.testing.assert_allclose(grad, want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('softcap', [0.0, 3.0])

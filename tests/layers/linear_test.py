@@ -116,6 +116,26 @@ def test_rms_norm_equals_its_formula(shape):
   np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_small_scale_in_bfloat16_is_not_lost():
+  """Beside 1, bfloat16 has steps of 0.008."""
+  x, scale = toy.normal((2, 3, 16)), jnp.full(16, 0.003, jnp.bfloat16)
+  out = linear.rms_norm(x, scale, 0.1)
+  plain = linear.rms_norm(x, 0 * scale, 0.1)
+  np.testing.assert_allclose(out / plain, 1 + float(scale[0]), rtol=1e-6)
+
+
+def test_an_output_of_another_type_is_not_rounded_before():
+  x, kernel = toy.normal((3, 5)), toy.normal((5, 7), 1)
+  x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+  module = linear.Einsum(
+    (5, 7), (None, None), dtype=jnp.bfloat16, out_dtype=jnp.dtype('float32')
+  )
+  out = module.apply({'params': {'kernel': kernel}}, 'TD,DV->TV', x)
+  assert out.dtype == jnp.float32
+  expected = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
+  np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_rms_norm_starts_as_the_identity_on_unit_vectors():
   x = np.sign(toy.normal((2, 3, 16)))
   variables = linear.RMSNorm(0.0).init(jax.random.key(0), x)

@@ -259,6 +259,26 @@ def test_logits_are_float32_whatever_the_types():
   assert 0 < error_BTV.max() < 0.05 * np.abs(exact_BTV).max()
 
 
+def test_logits_of_an_untied_head_are_not_rounded():
+  """Those of decoding are those of the loss."""
+  model, params = built(
+    dtype='bfloat16', param_dtype='bfloat16', tie_embeddings=False
+  )
+  batch = toy.batch()
+  logits_BTV = logits_of(model, params, batch)
+  loss_BT = -jnp.take_along_axis(
+    jax.nn.log_softmax(logits_BTV), batch.targets[..., None], axis=-1
+  )[..., 0]
+  sums, _ = jax.jit(
+    lambda params: model.apply({'params': params}, batch, method='sums')
+  )(params)
+  np.testing.assert_allclose(
+    sums.loss, jnp.sum(loss_BT * batch.weights), rtol=1e-5
+  )
+  rounded_BTV = logits_BTV.astype(jnp.bfloat16).astype(jnp.float32)
+  assert np.mean(np.asarray(logits_BTV) == np.asarray(rounded_BTV)) < 0.1
+
+
 FULL = {
   'architecture': 'encoder_decoder',
   'num_encoder_layers': 3,

@@ -1,5 +1,7 @@
 """The first tensor that is not finite is found and named."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,9 @@ import pytest
 
 import tiny
 import toy
+from gemini_jax import config as config_lib
 from gemini_jax.models import gemini
+from gemini_jax.parallel import pipeline, sharding
 from gemini_jax.train import diagnosis
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import step as step_lib
@@ -27,9 +31,10 @@ def diagnose(change, batch=None, model=(), scan_layers=True, **optimizer):
   change(params)
   params = jax.tree.map(jnp.asarray, params)
   state = step_lib.TrainState(jnp.int32(0), params, rule.init(params), None)
-  return diagnosis.first_not_finite(
+  _, name = diagnosis.first_not_finite(
     config, network, rule, state, toy.batch() if batch is None else batch
   )
+  return name
 
 
 def layers(params, stack='decoder'):
@@ -119,3 +124,81 @@ def test_a_norm_alone():
 def test_nothing_when_all_is_well():
   found = diagnose(lambda params: None)
   assert found == 'a norm, which overflows'
+
+
+def walk(seed, change=lambda params: None, batch=None, mesh=None, **sections):
+  """(step, name) of a state after two updates, as a run would look for it."""
+  config = tiny.config(**sections)
+  schedule = pipeline.make_schedule(config.parallel)
+  network = gemini.Gemini(config.model, schedule)
+  rule = optimizer_lib.make_optimizer(config.optimizer, 10)
+  params = jax.tree.map(np.array, toy.model_params(network, seed))
+  change(params)
+  params = jax.tree.map(jnp.asarray, params)
+  state = step_lib.TrainState(jnp.int32(2), params, rule.init(params), None)
+  batch = toy.batch(rows=4) if batch is None else batch
+  with sharding.use(mesh) if mesh else contextlib.nullcontext():
+    return diagnosis.first_not_finite(config, network, rule, state, batch)
+
+
+def test_parameters_are_the_work_of_the_step_before():
+  """Their update overflowed; the loss of that step was finite."""
+
+  def change(params):
+    params['token']['embedding'][3, 2] = np.inf
+
+  assert walk(0, change) == (2, 'parameter token/embedding')
+
+  def overflow(params):
+    params['decoder_norm']['scale'][:] = 3e38
+
+  assert walk(0, overflow) == (3, 'output of decoder_norm')
+
+
+def test_what_only_a_draw_of_z_makes():
+  """The mean of z is finite, a draw of it is not."""
+
+  def change(params):
+    # Of mean and log-variance.
+    params['latent']['posterior']['bias'][1] = 200.0
+
+  step, name = walk(
+    0, change, model={'latent': {'dim': 3}}, data={'pack': False}
+  )
+  # exp(100) fits into float32, its square does not.
+  assert step == 3
+  assert name.startswith(('output of latent_embedding', 'output of decoder'))
+
+
+@pytest.mark.parametrize('parts', [1, 2])
+def test_what_only_dropout_makes(parts):
+  """What is kept is doubled, and overflows; of a part, with its own key."""
+
+  def change(params):
+    params['token']['embedding'][:] = 2e38
+
+  options = {'accumulation_steps': parts}
+  step, name = walk(0, change, model={'dropout': 0.5}, optimizer=options)
+  assert (step, name) == (3, 'output of dropout')
+
+
+@pytest.mark.parametrize('dropout', [0.0, 0.5])
+def test_a_layer_in_stages(dropout):
+  """Looked for on one stage, microbatch by microbatch, as they were drawn."""
+  parallel = config_lib.Parallel(data=1, pipeline=2)
+  mesh = sharding.make_mesh(parallel, jax.devices()[:2])
+
+  def change(params):
+    layers(params)['feedforward']['up']['kernel'][2] = 1e30
+    layers(params)['feedforward']['gate']['kernel'][2] = 1e30
+
+  step, name = walk(
+    0,
+    change,
+    mesh=mesh,
+    model={'num_layers': 4, 'dropout': dropout},
+    data={'batch_size': 4},
+    parallel={'data': 1, 'pipeline': 2},
+  )
+  assert step == 3
+  assert name.startswith('output of decoder layer 2, feedforward')

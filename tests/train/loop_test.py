@@ -455,6 +455,32 @@ def test_nobody_reads_along(file, tmp_path):
   assert json.loads(samples.read_text())['prompt'] == '\u4e00'
 
 
+def test_the_report_survives_a_search_that_fails(monkeypatch):
+  """With what is known; the failure stays in the traceback."""
+
+  def fail(*args):
+    raise NotImplementedError('no such operation')
+
+  monkeypatch.setattr(loop.diagnosis, 'first_not_finite', fail)
+  monkeypatch.setattr(loop, 'device_batches', lambda *args: iter([None]))
+  checkpoints = types.SimpleNamespace(
+    close=lambda: None, steps=lambda: [3], path='checkpoints/{}'.format
+  )
+  run = types.SimpleNamespace(
+    config=None, model=None, optimizer=None, checkpoints=checkpoints
+  )
+  state = types.SimpleNamespace(step=np.int32(4))
+  values = {'loss': np.nan, 'grad_norm': 2.0}
+  with pytest.raises(FloatingPointError) as error:
+    loop.raise_not_finite(run, state, [None] * 5, 5, values)
+  assert str(error.value) == (
+    'step 5 is not finite (loss nan, gradient norm 2.0): first in unknown, the '
+    "search failed: NotImplementedError('no such operation'); last good "
+    'checkpoint: checkpoints/3'
+  )
+  assert isinstance(error.value.__context__, NotImplementedError)
+
+
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_says_so(
   number, file, done, tmp_path, monkeypatch, capsys

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import types
 
+import flax.linen as nn
 import jax
 import pytest
 
 import tiny
 import toy
+from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.kernels import flash
 from gemini_jax.models import gemini
@@ -144,6 +146,93 @@ def test_forward_flops_agree_with_the_compiler(monkeypatch, name):
   assert 1 <= cost / expected < 1.1
 
 
+# Small in attention, and of everything that is beside the two stacks.
+EXTRA = {
+  'decoder': {},
+  'experts': EXPERTS,
+  'encoder-decoder': MODELS['encoder-decoder'],
+  'latent decoder': {
+    'latent': {'dim': 8, 'memory': 3},
+    'num_encoder_layers': 3,
+  },
+  'latent encoder-decoder': {
+    'architecture': 'encoder_decoder',
+    'latent': {'dim': 8},
+  },
+  'contrast': {
+    'architecture': 'encoder_decoder',
+    'contrast_dim': 16,
+    'num_encoder_layers': 3,
+  },
+  'images': {'image': {'height': 32, 'width': 32, 'num_layers': 2}},
+  'convolutions': {'image': {'height': 32, 'width': 32, 'num_blocks': 2}},
+  'resampler': {'image': {'height': 32, 'width': 32, 'num_tokens': 4}},
+  'sounds': {'audio': {'rate': 1000, 'num_mels': 8, 'num_layers': 1}},
+  'videos': {
+    'image': {'height': 16, 'width': 16, 'num_layers': 1},
+    'video': {'num_frames': 3, 'frame_tokens': 1},
+  },
+  'autoencoders': {
+    'architecture': 'encoder_decoder',
+    'image': {'height': 32, 'width': 32, 'autoencoder': {'dim': 4}},
+    'audio': {'rate': 1000, 'num_mels': 8, 'autoencoder': {'dim': 4}},
+  },
+}
+
+
+@pytest.mark.parametrize('name', EXTRA)
+def test_forward_flops_agree_with_what_is_traced(monkeypatch, name):
+  """Of the whole forward pass, on every pair of tokens."""
+  monkeypatch.setattr(flash, '_BANDS', 1)
+  fields = {
+    'vocab_size': 320,
+    'max_length': LENGTH,
+    'width': 64,
+    'num_layers': 2,
+    'num_heads': 4,
+  }
+  cross = EXTRA[name].get('architecture') == 'encoder_decoder'
+  objective = 'seq2seq' if cross else 'causal'
+  model = tiny.config(
+    model=fields | EXTRA[name], data={'pack': False, 'objective': objective}
+  ).model
+  network = gemini.Gemini(model)
+  media = {
+    kind: batch_lib.blank_media(kind, model, 1, 2) for kind in model.kinds
+  }
+  memory = LENGTH if model.encodes else 0
+  encoder = None
+  if model.cross:
+    memory = MEMORY
+    encoder = toy.sequence(1, MEMORY).replace(media=media)
+  batch = toy.batch(rows=1, length=LENGTH, encoder=encoder)
+  batch = batch.replace(decoder=batch.decoder.replace(media=media))
+  params = jax.eval_shape(
+    lambda: nn.unbox(gemini.init_params(network, jax.random.key(0)))
+  )
+  traced = jax.make_jaxpr(
+    lambda params: network.apply({'params': params}, batch, method='sums')
+  )(params)
+  masked = LENGTH**2 - pairs_by_hand(LENGTH, LENGTH, True)
+  masked *= 4 * model.num_layers * model.num_heads * model.head_width
+  counts = dict.fromkeys(model.kinds, 4 if model.cross else 2)
+  count = metrics.forward_flops(model, LENGTH, memory, counts)
+  assert count + masked == pytest.approx(
+    metrics.product_flops(traced.jaxpr), rel=5e-3
+  )
+
+
+def test_products_are_counted_where_they_are_repeated():
+  """In loops, and of branches the least."""
+
+  def function(x, kernel):
+    x, _ = jax.lax.scan(lambda x, _: (x @ kernel, None), x, length=3)
+    return jax.lax.cond(x[0, 0] > 0, lambda: x, lambda: x @ kernel)
+
+  traced = jax.make_jaxpr(function)(toy.normal((2, 4)), toy.normal((4, 4)))
+  assert metrics.product_flops(traced.jaxpr) == 3 * 2 * 2 * 4 * 4
+
+
 def test_flops_of_a_step():
   config = tiny.config(data={'batch_size': 6})
   assert metrics.step_flops(config) == 18 * metrics.forward_flops(
@@ -155,6 +244,19 @@ def test_flops_of_a_step():
   )
   assert metrics.step_flops(config) == 6 * metrics.forward_flops(
     config.model, 12, 7
+  )
+  # Nothing but the own tokens, which the encoder reads too.
+  config = tiny.config(model={'latent': {'dim': 3}}, data={'pack': False})
+  assert metrics.step_flops(config) == 6 * metrics.forward_flops(
+    config.model, 12, 12
+  )
+  image = {'height': 4, 'width': 4, 'patch': 2, 'num_layers': 1}
+  config = tiny.config(
+    model={'image': image},
+    data={'tasks': ('{image:a} {image:b} -> {c}',), 'pack': False},
+  )
+  assert metrics.step_flops(config) == 6 * metrics.forward_flops(
+    config.model, 12, media={'image': 2}
   )
 
 

@@ -256,6 +256,60 @@ def test_frozen_parameters_stay_bitwise(name):
       np.testing.assert_array_equal(evaluated[path], before[path])
 
 
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    (
+      {'frozen': '^tokens/'},
+      "optimizer.frozen='^tokens/' matches the path of no parameter; the "
+      'nearest are token/embedding, ',
+    ),
+    (
+      {'no_decay': 'atention_norm'},
+      "optimizer.no_decay='atention_norm' matches the path of no parameter; "
+      'the nearest are decoder/layers/attention_norm/scale, ',
+    ),
+    (
+      {'frozen': '.'},
+      "optimizer.frozen='.' matches every parameter: none would be trained",
+    ),
+  ],
+)
+def test_patterns_that_match_nothing_or_all_are_refused(fields, message):
+  with pytest.raises(config_lib.ConfigError) as error:
+    optimizer_lib.check_patterns(config_lib.Optimizer(**fields), network())
+  assert str(error.value).startswith(message)
+
+
+def test_what_patterns_match_is_logged(caplog):
+  caplog.set_level('INFO')
+  optimizer_lib.check_patterns(
+    config_lib.Optimizer(frozen='^token/|kernel$', no_decay=''), network()
+  )
+  optimizer_lib.check_patterns(config_lib.Optimizer(), network())
+  first, second = caplog.messages
+  # 8 * 6, 6 * 16, 16 * 6 and 2 * 3 * 6.
+  assert first == (
+    "optimizer.frozen='^token/|kernel$': 4 of 6 tensors, 276 parameters"
+  )
+  # The default, of which parts match nothing: 8 * 6, 16 and 6.
+  assert second.endswith(': 3 of 6 tensors, 70 parameters')
+
+
+def test_frozen_parameters_keep_the_state_that_checkpoints_have():
+  """Whether the rule is given all parameters or those that are trained."""
+  config = config_lib.Optimizer(frozen='^token/', plateau_patience=1)
+  rule = optimizer_lib.make_optimizer(config, 10)
+  params = network()
+  trained = optimizer_lib.trained(config, params)
+  state = rule.init(params)
+  assert jax.tree.structure(rule.init(trained)) == jax.tree.structure(state)
+  paths = by_path(state)
+  assert not any('token' in path for path in paths)
+  mu = 'inner_states/False/inner_state/1/0/mu/decoder/layers/'
+  assert any(path.startswith(mu) for path in paths), list(paths)
+
+
 def test_gradients_are_clipped_to_their_global_norm():
   params = {'kernel': jnp.zeros(4), 'bias': jnp.zeros(1)}
   grads = {'kernel': jnp.full(4, 300.0), 'bias': jnp.array([800.0])}

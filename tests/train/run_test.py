@@ -55,6 +55,36 @@ def test_the_token_table_has_room_for_the_tokenizer(config):
   assert rows(tiny.replace(config, 'model.vocab_size', 70), 65) == 70
 
 
+def test_the_text_of_the_token_table_is_the_tokenizers(config, tmp_path):
+  """Behind it are padding and placeholders; older runs did not write it."""
+  run = run_lib.open_run(config, tmp_path / 'run', create=True)
+  assert run.config.model.text_vocab_size == run.config.model.text_rows == 259
+  config = tiny.replace(config, 'model.text_vocab_size', 70)
+  assert run_lib.with_vocab(config, 200).model.text_vocab_size == 70
+  save(run, 1)
+  path = tmp_path / 'run' / 'config.json'
+  for edit in (lambda model: model.pop('text_vocab_size'), lambda model: None):
+    written = json.loads(path.read_text())
+    edit(written['model'])
+    path.write_text(json.dumps(written))
+    again = run_lib.open_run(
+      tiny.replace(config, 'model.text_vocab_size', None),
+      tmp_path / 'run',
+      create=True,
+    )
+    assert again.config == run.config
+
+
+def test_a_pattern_without_a_parameter_is_refused_before_data_is_read(
+  config, tmp_path
+):
+  config = tiny.replace(config, 'optimizer.frozen', '^encodr/')
+  config = tiny.replace(config, 'data.train', ('text:/nowhere/*',))
+  with pytest.raises(config_lib.ConfigError, match=r'^optimizer\.frozen='):
+    run_lib.open_run(config, tmp_path / 'run', create=True)
+  assert not (tmp_path / 'run').exists()
+
+
 def test_the_tokenizer_of_a_run_stays(config, tmp_path):
   """Other texts do not change the ids of a model that was trained."""
   config = tiny.replace(config, 'tokenizer.kind', 'characters')

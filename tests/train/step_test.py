@@ -5,11 +5,14 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import tiny
 import toy
+from gemini_jax import config as config_lib
 from gemini_jax.models import gemini
+from gemini_jax.train import losses
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import step as step_lib
 
@@ -188,6 +191,131 @@ def test_a_step_of_another_index_changes_nothing():
     assert_equal(after, state)
 
 
+def bfloat16_parts(name, **optimizer):
+  """(config, step function, shapes of a state) with bfloat16 parameters."""
+  config = tiny.config(
+    model={'param_dtype': 'bfloat16', 'tie_embeddings': False},
+    data={'batch_size': 4},
+    optimizer={'name': name, **optimizer},
+    train={'num_steps': 10},
+  )
+  network = gemini.Gemini(config.model)
+  rule = optimizer_lib.make_optimizer(config.optimizer, 10)
+  step = functools.partial(
+    step_lib.train_step, config=config, model=network, optimizer=rule
+  )
+  fresh = functools.partial(step_lib.fresh_state, config, network, rule)
+  return config, step, jax.eval_shape(fresh, jax.random.key(0))
+
+
+AROUND = {'ema_decay': 0.9, 'plateau_patience': 1, 'accumulation_steps': 2}
+
+
+@pytest.mark.parametrize('name', list(config_lib.LEARNING_RATES))
+@pytest.mark.parametrize('around', [{}, AROUND])
+def test_all_but_bfloat16_parameters_is_float32(name, around):
+  """And a step gives back the types that it takes, so that it compiles once."""
+  if name == 'schedule_free':
+    around = {k: v for k, v in around.items() if k == 'accumulation_steps'}
+  _, step, state = bfloat16_parts(name, **around)
+  types = lambda tree: {
+    leaf.dtype
+    for leaf in jax.tree.leaves(tree)
+    if jnp.issubdtype(leaf.dtype, jnp.floating)
+  }
+  assert types(state.params) == {jnp.dtype('bfloat16')}
+  assert types((state.opt_state, state.ema)) == {jnp.dtype('float32')}
+  new, metrics = jax.eval_shape(step, state, toy.batch(rows=4), 0)
+  assert types(metrics) == {jnp.dtype('float32')}
+  assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), new) == (
+    jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)
+  )
+
+
+@pytest.mark.parametrize('parts', [1, 2])
+def test_an_update_of_bfloat16_parameters_is_rounded_once(parts):
+  """All else of the step is that of float32 parameters of the same values."""
+  options = {'ema_decay': 0.9, 'accumulation_steps': parts}
+  config, step, shapes = bfloat16_parts('adamw', **options)
+  params = toy.random_tree(shapes.params)
+  rule = optimizer_lib.make_optimizer(config.optimizer, 10)
+  exact = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+  state = step_lib.TrainState(
+    jnp.int32(0), params, rule.init(params), ema=exact
+  )
+  wide = state.replace(params=exact)
+  run = jax.jit(step)
+  for index in range(2):
+    batch = toy.batch(rows=4, seed=index)
+    new, metrics = run(state, batch, index)
+    # The same program but for the types of the parameters.
+    expected, wanted = run(wide, batch, index)
+    for key in ('loss', 'grad_norm'):
+      np.testing.assert_allclose(metrics[key], wanted[key], rtol=1e-5)
+    jax.tree.map(
+      functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
+      new.opt_state,
+      expected.opt_state,
+    )
+    for a, b in zip(
+      jax.tree.leaves(new.params), jax.tree.leaves(expected.params), strict=True
+    ):
+      assert a.dtype == jnp.bfloat16
+      same = np.asarray(a) == np.asarray(b.astype(jnp.bfloat16))
+      assert same.mean() > 0.98
+    state = new
+    wide = new.replace(
+      params=jax.tree.map(lambda leaf: leaf.astype(jnp.float32), new.params)
+    )
+
+
+FROZEN = r'^token/|feedforward/up/'
+
+
+def test_frozen_parameters_have_no_gradient():
+  """Nor a part in the norm, in clipping, in the state and in the average."""
+  options = {'schedule': 'constant', 'ema_decay': 0.9, 'accumulation_steps': 2}
+  model = {'tie_embeddings': False}
+  step, state = parts(tuple((options | {'frozen': FROZEN}).items()), **model)
+  config = tiny.config(model=model, optimizer=options | {'frozen': FROZEN})
+  network = gemini.Gemini(config.model)
+  batch = toy.batch(rows=4)
+  weights = losses.weights_at(config, 0)
+  gradient = lambda config: step_lib.accumulated_gradient(
+    config, network, state.params, batch, jax.random.key(0), weights
+  )
+  grads, sums = jax.jit(gradient, static_argnums=0)(config)
+  is_frozen = optimizer_lib.paths_matching(FROZEN, state.params)
+  num_frozen = sum(jax.tree.leaves(is_frozen))
+  num_all = len(jax.tree.leaves(state.params))
+  assert num_frozen == 2 and len(jax.tree.leaves(grads)) == num_all - 2
+  plain = tiny.replace(config, 'optimizer.frozen', '')
+  full, _ = jax.jit(gradient, static_argnums=0)(plain)
+  squares = jax.tree.map(
+    lambda skip, grad: 0 if skip else jnp.sum(jnp.square(grad)), is_frozen, full
+  )
+  new, metrics = step(state, batch, 0)
+  np.testing.assert_allclose(
+    metrics['grad_norm'],
+    sum(jax.tree.leaves(squares)) ** 0.5 / sums.weight,
+    rtol=1e-5,
+  )
+  for skip, *leaves in zip(
+    *map(
+      jax.tree.leaves,
+      (is_frozen, state.params, new.params, new.ema),
+    ),
+    strict=True,
+  ):
+    before, after, average = leaves
+    assert np.array_equal(before, after) == skip
+    assert np.array_equal(before, average) == skip
+  # Moments of the trained alone, in the tree that checkpoints have had.
+  moments = optimizer_lib.find_state(new.opt_state, optax.ScaleByAdamState)
+  assert len(jax.tree.leaves(moments.mu)) == num_all - num_frozen
+  assert isinstance(new.opt_state, optax.transforms.PartitionState)
+
+
 def test_a_batch_without_weight_is_harmless():
   step, state = parts((('learning_rate', 0.01),))
   batch = toy.batch(rows=4)
@@ -241,6 +369,43 @@ def test_the_decoder_starts_anew_once():
   # And never again.
   state, after = after, step(after, batch, 3)[0]
   assert 0 < change('decoder') < 0.01
+
+
+def test_the_reset_leaves_decoders_of_media_alone():
+  """Of an autoencoder's `decoder_norm`, too, and of what mirrors it."""
+  config = tiny.config(
+    model={
+      'latent': {'dim': 3},
+      'image': {'height': 4, 'width': 4, 'patch': 2, 'autoencoder': {'dim': 2}},
+      'tie_embeddings': False,
+    },
+    data={'pack': False},
+    optimizer={'name': 'adafactor', 'ema_decay': 0.9},
+    train={'num_steps': 10, 'bottleneck': {'autoencode': 0.2}},
+  )
+  network = gemini.Gemini(config.model)
+  rule = optimizer_lib.make_optimizer(config.optimizer, 10)
+  fresh = functools.partial(step_lib.fresh_state, config, network, rule)
+  state = toy.random_tree(jax.eval_shape(fresh, jax.random.key(0)))
+  state = state.replace(step=jnp.int32(2))
+  after = step_lib.with_new_decoder(
+    state, config=config, model=network, optimizer=rule
+  )
+  changed = {'params': set(), 'opt_state': set(), 'ema': set()}
+  kept = set()
+  flat, _ = jax.tree_util.tree_flatten_with_path(state)
+  for (path, before), new in zip(flat, jax.tree.leaves(after), strict=True):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    part = name.partition('/')[0]
+    if np.array_equal(before, new):
+      kept.add(name)
+    else:
+      changed[part].add(name)
+  assert any('perception/' in n and '/decoder_norm/' in n for n in kept)
+  for part, names in changed.items():
+    assert not any('perception/' in name for name in names)
+    for module in ('decoder', 'decoder_norm', 'head', 'latent_embedding'):
+      assert any(f'/{module}/' in name for name in names), (part, module)
 
 
 def test_the_kl_term_follows_its_course():
