@@ -75,8 +75,8 @@ class Painter(decoding.Decoder):
 
   def decode_step(
     self, params: Params, state: decoding.State
-  ) -> tuple[jax.Array, decoding.State]:
-    """Scores of each row's next token, float32[B, V]; its z is in the state."""
+  ) -> tuple[jax.Array, jax.Array, decoding.State]:
+    """As `Decoder.decode_step`; z of the next token is in the state."""
     assert state.written is not None
     apply: Any = functools.partial(self.model.apply, {'params': params.model})
     rows_B = jnp.arange(self.batch_size)
@@ -92,7 +92,8 @@ class Painter(decoding.Decoder):
       cache=state.cache,
       method='decode_hidden',
     )
-    logits_BV = self.restrict(apply(x_B1D, method='logits')[:, 0], state)
+    logits_BV = apply(x_B1D, method='logits')[:, 0]
+    scores_BV = self.restrict(logits_BV, state)
     density = jax.tree.map(
       lambda leaf: leaf[:, 0], apply(self.kind, x_B1D, method=_density)
     )
@@ -109,12 +110,13 @@ class Painter(decoding.Decoder):
       )
       twice = lambda leaf: jnp.concatenate([leaf, leaf])
       z_BZ = twice(jax.vmap(draw)(own, plain, keys_B[:half]))
-      logits_BV = twice(logits_BV[:half])
+      scores_BV = twice(scores_BV[:half])
     else:
       draw = lambda own, key: mixture.sample(own, key, params.temperature)
       z_BZ = jax.vmap(draw)(density, keys_B)
     written = state.written.at[rows_B, state.lengths].set(z_BZ, mode='drop')
-    return logits_BV, dataclasses.replace(state, cache=cache, written=written)
+    state = dataclasses.replace(state, cache=cache, written=written)
+    return scores_BV, logits_BV, state
 
   def draw_keys(self, state: decoding.State) -> jax.Array:
     """By the place in the medium: a row and its twin draw the same."""
