@@ -1,6 +1,7 @@
 """From prompts to texts."""
 
 import dataclasses
+import itertools
 import json
 import logging
 import pathlib
@@ -388,6 +389,24 @@ def _to_sample(
     () if latent is None else tuple(latent.tolist()),
     steer,
   )
+
+
+def claim(path: pathlib.Path) -> pathlib.Path:
+  """Makes an empty file where none was: name.png, or name-2.png and so on.
+
+  Only the first process makes one; the others get `path`.
+  """
+  if not cluster.is_first():
+    return path
+  path.parent.mkdir(parents=True, exist_ok=True)
+  for number in itertools.count(1):
+    free = path if number == 1 else path.with_stem(f'{path.stem}-{number}')
+    try:
+      free.open('x').close()
+    except FileExistsError:
+      continue
+    return free
+  raise AssertionError('some number is free')
 
 
 def write_samples(path: pathlib.Path, samples: Sequence[Sample]):

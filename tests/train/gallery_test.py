@@ -120,3 +120,11 @@ def test_without_matplotlib_nothing_is_written_but_a_line(
   assert lines == [
     "page.png is not drawn: pip install 'gemini_jax[plot]' for matplotlib"
   ]
+
+
+def test_a_page_that_is_there_can_stay(tmp_path):
+  path = tmp_path / 'pages' / 'page.png'
+  for color in ((1, 2, 3), (4, 5, 6)):
+    assert gallery.write(path, [plain(color, 4, 4)], ['a'], keep=True)
+  assert shows(path, (1, 2, 3))[0] and not shows(path, (4, 5, 6))[0]
+  assert shows(path.with_name('page-2.png'), (4, 5, 6))[0]
