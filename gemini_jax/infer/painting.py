@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemini_jax import config as config_lib
+from gemini_jax.data import transforms
 from gemini_jax.infer import decoding, origin, request, sampling
 from gemini_jax.models import gemini, mixture, perception
 from gemini_jax.parallel import cluster
@@ -220,10 +221,7 @@ def paint(
     kind=kind,
     guided=guided,
   )
-  bos, eos = (
-    np.array([number], np.int32)
-    for number in (tokenizer.bos_id, tokenizer.eos_id)
-  )
+  request.warn(own.unknown for own in requests)
   num = model.config.soft_tokens(kind)
   own_params = Params(
     params, np.float32(options.temperature), np.float32(options.guidance)
@@ -237,9 +235,10 @@ def paint(
       together = [*part, *[(blank, 0)] * (size - len(part))]
       together += [(blank, number) for _, number in part]
     read = [own for own, _ in together]
-    inputs = [np.concatenate([own.tokens, eos]) for own in read]
-    prompts = [np.concatenate([bos, tokens]) for tokens in inputs]
-    longest = 1 if cross else max(map(len, prompts))
+    asked = [
+      transforms.question(own.tokens, config.data, tokenizer) for own in read
+    ]
+    longest = max(len(own.decoder) for own in asked)
     config_lib.check(
       longest + num <= painter.length,
       f'the inputs have {longest} tokens and a written {kind} {num}: together '
@@ -247,9 +246,9 @@ def paint(
     )
     state = painter.start(
       own_params,
-      [bos] * len(read) if cross else prompts,
+      [own.decoder for own in asked],
       max_tokens=num + 1,
-      inputs=inputs if cross else None,
+      inputs=[own.encoder for own in asked if own.encoder is not None],
       seed=options.seed,
       samples=[number for _, number in together],
       latents=origin.of_requests(config, model, params, tokenizer, together),

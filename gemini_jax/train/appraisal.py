@@ -81,7 +81,7 @@ def captions(
         asked = request.of_record(
           config,
           run.tokenizer,
-          seen,
+          task,
           record,
           names=source.names,
           folder=source.rows.folder,
