@@ -216,6 +216,10 @@ def _cast(value: Any, hint: Any, path: str) -> Any:
     f'{path}={_short(value)} must be {hint.__name__}, not '
     f'{type(value).__name__}',
   )
+  if hint is str:
+    # What is not UTF-8 on a command line comes as lone surrogates.
+    unicode = value.encode(errors='ignore').decode() == value
+    check(unicode, f'{path}={value!r} is not Unicode text in UTF-8')
   return value
 
 

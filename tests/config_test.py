@@ -584,6 +584,14 @@ CONFLICTS = [
     "generate.source='interpolate'",
   ),
   (
+    {'generate.prompt': 'caf\udce9'},
+    "generate.prompt='caf\\udce9' is not Unicode text in UTF-8",
+  ),
+  (
+    {'eval.samples': ('a', '\ud800')},
+    "eval.samples[1]='\\ud800' is not Unicode text in UTF-8",
+  ),
+  (
     {'eval.exact_match': 5},
     'eval.exact_match=5 needs pairs; set data.inputs_field and '
     'data.targets_field',

@@ -88,7 +88,8 @@ def figures(out, kind, seed):
   workdir = out / f'{kind}-{seed}'
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   last = json.loads(lines[-1])
-  path = max((workdir / 'samples').glob('*-generate.jsonl'))
+  paths = (workdir / 'samples').glob('*-generate*.jsonl')
+  path = max(paths, key=lambda path: (len(path.name), path.name))
   texts = [json.loads(line)['text'] for line in path.read_text().splitlines()]
   return {
     'kind': kind,

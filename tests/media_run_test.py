@@ -117,11 +117,6 @@ def generate(trained, capsys, *options):
   return code, found.out, found.err.splitlines()
 
 
-def written(workdir):
-  lines = (workdir / 'samples/00000002-generate.jsonl').read_text().splitlines()
-  return [json.loads(line) for line in lines]
-
-
 def test_what_is_unusable_is_counted_by_reason(trained):
   line = [line for line in trained[3] if line.startswith('data.train[0]')][-1]
   for reason in BAD.values():
@@ -159,7 +154,7 @@ def test_media_are_read(picture, sound, trained, capsys):
   options += [f'audio={folder / sound}'] if sound else []
   code, _, errors = generate(trained, capsys, *options)
   assert code == 0, errors
-  (sample,) = written(trained[1])
+  (sample,) = tiny.generated(trained[1])
   assert picture in sample['prompt']
   assert not sound or sound in sample['prompt']
 
@@ -172,7 +167,7 @@ def test_pictures_and_sounds_are_written(trained, capsys):
   assert code == 0, errors
   assert '3 written' in output
   pictures = []
-  for sample in written(workdir):
+  for sample in tiny.generated(workdir):
     with PIL.open(workdir / 'samples' / sample['file']) as picture:
       assert picture.size == (8, 8)
       pictures.append(np.asarray(picture).tobytes())
@@ -180,7 +175,7 @@ def test_pictures_and_sounds_are_written(trained, capsys):
   assert len(set(pictures)) == 3
   code, _, errors = generate(trained, capsys, 'prompt=dark', 'output=audio')
   assert code == 0, errors
-  (sample,) = written(workdir)
+  (sample,) = tiny.generated(workdir)
   samples, rate = soundfile.read(workdir / 'samples' / sample['file'])
   assert rate == 1000
   # Forty samples a z.

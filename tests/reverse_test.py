@@ -89,7 +89,14 @@ def test_only_the_whole_target_counts(monkeypatch):
   config = tiny.config(
     model={'architecture': 'encoder_decoder'},
     data={'objective': 'seq2seq', 'inputs_length': 5},
-    generate={'temperature': 0.9, 'count': 3, 'max_tokens': 1},
+    generate={
+      'temperature': 0.9,
+      'count': 3,
+      'max_tokens': 1,
+      'source': 'interpolate',
+      'prompt': 'a || b',
+      'steer': 'tone=good',
+    },
   )
   answers = {'ab': 'ba', 'abc': 'cbaa', 'ba': 'a', '': '', 'abcd': 'dcba'}
   seen = []
@@ -107,6 +114,8 @@ def test_only_the_whole_target_counts(monkeypatch):
   share = evaluation.exact_match(config, model, None, Words(), pairs)
   assert share == 3 / 6
   assert seen[0].temperature == 0
+  # How texts are generated for people to read is another matter.
+  assert (seen[0].source, seen[0].steer) == ('prompt', '')
   assert seen[0].count == seen[0].beam_size == 1
   assert seen[0].max_tokens == 12
 

@@ -54,8 +54,7 @@ def generate(run, *options):
 
 
 def written(run):
-  path = run[1] / 'samples' / '00000002-generate.jsonl'
-  return [json.loads(line) for line in path.read_text().splitlines()]
+  return tiny.generated(run[1])
 
 
 @pytest.mark.parametrize('method', ['ode', 'gradient', 'vector', 'best_of'])

@@ -1,7 +1,5 @@
 """The text VAE from the command line: trained, measured, sampled, refused."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -35,8 +33,7 @@ def trained(tmp_path_factory):
 def written(trained, *options):
   file, workdir, sizes = trained
   assert tiny.run(file, workdir, *sizes, *options, mode='generate') == 0
-  path = workdir / 'samples' / '00000006-generate.jsonl'
-  return [json.loads(line) for line in path.read_text().splitlines()]
+  return tiny.generated(workdir)
 
 
 def test_a_run_tells_what_its_latent_does(trained):

@@ -143,6 +143,13 @@ def metrics(workdir, *without):
   ]
 
 
+def generated(workdir):
+  """The newest samples of `--mode=generate`, as dicts."""
+  paths = (workdir / 'samples').glob('*-generate*.jsonl')
+  newest = max(paths, key=lambda path: (len(path.name), path.name))
+  return [json.loads(line) for line in newest.read_text().splitlines()]
+
+
 def config(**sections):
   """A Config for toy.batch: `sections` hold fields by section."""
   small = {

@@ -2,6 +2,9 @@
 
 A document is `bos tokens eos`, a pair `bos inputs eos targets eos`. Position k
 of a decoder reads token k of a document and predicts token k + 1.
+
+What a trained model is asked with (`question`) is cut out of such a row, so it
+is laid out as the rows that the model has learned from.
 """
 
 import dataclasses
@@ -24,6 +27,14 @@ class Tokenizer(Protocol):
   def encode(self, text: str) -> np.ndarray:
     """Ids of `text`, without special ones."""
     ...
+
+
+class SpecialTokens(Protocol):
+  """What laying out tokens asks of a tokenizer."""
+
+  pad_id: int
+  bos_id: int
+  eos_id: int
 
 
 class Slots(NamedTuple):
@@ -65,11 +76,74 @@ def document(
     tokenizer: of the text.
     placeholders: token of each kind of medium.
   """
+  return join([side(own, tokenizer, placeholders) for own in sides], tokenizer)
+
+
+def join(
+  sides: Sequence[np.ndarray], tokenizer: SpecialTokens
+) -> tuple[np.ndarray, int]:
+  """`document` of sides that are tokens already."""
   parts: list = [[tokenizer.bos_id]]
   for own in sides:
-    parts += [side(own, tokenizer, placeholders), [tokenizer.eos_id]]
-  first = 1 if len(sides) == 1 else len(parts[1]) + 2
+    parts += [own, [tokenizer.eos_id]]
+  first = 1 if len(sides) == 1 else len(sides[0]) + 2
   return np.concatenate(parts).astype(np.int32), first
+
+
+class Question(NamedTuple):
+  """What a model reads before the first token that it writes.
+
+  Attributes:
+    decoder: int32[n], tokens of the decoder.
+    encoder: int32[m], tokens of the encoder; None unless seq2seq.
+  """
+
+  decoder: np.ndarray
+  encoder: np.ndarray | None = None
+
+
+def question(
+  inputs: np.ndarray, config: config_lib.Data, tokenizer: SpecialTokens
+) -> Question:
+  """The row of an example, up to where it predicts its first target.
+
+  Args:
+    inputs: tokens of the inputs of a pair, or of the beginning of a text: its
+      targets continue that.
+    config: of the data.
+    tokenizer: of the tokens.
+  """
+  # An example whose targets are empty has a row as any other.
+  sides = [inputs, inputs[:0]] if config.pairs else [inputs]
+  tokens, first = join(sides, tokenizer)
+  if not config.pairs:
+    first = len(inputs) + 1
+  length = len(tokens)
+  pieces = packing.Pieces(*np.array([[0], [0], [length - 1], [first]]))
+  room = dataclasses.replace(
+    config, sequence_length=length, inputs_length=length
+  )
+  row = assemble(tokens, pieces, 1, room, tokenizer)
+  stop = int(np.argmax(row.weights[0] > 0)) + 1
+  encoder = None
+  if row.encoder is not None:
+    encoder = row.encoder.tokens[0][row.encoder.segments[0] > 0]
+  return Question(row.decoder.tokens[0, :stop], encoder)
+
+
+def source(
+  inputs: np.ndarray, config: config_lib.Data, tokenizer: SpecialTokens
+) -> np.ndarray:
+  """int32[n], what an encoder reads of a text, or of the inputs of a pair.
+
+  Where it is that of a latent alone, it reads the targets of the decoder, as in
+  `Gemini.source`, and so whole texts.
+  """
+  if config.objective != 'seq2seq':
+    return join([inputs], tokenizer)[0][1:]
+  encoder = question(inputs, config, tokenizer).encoder
+  assert encoder is not None
+  return encoder
 
 
 def side(
@@ -165,7 +239,7 @@ def assemble(
   pieces: packing.Pieces,
   num_rows: int,
   config: config_lib.Data,
-  tokenizer: tokenizer_lib.Tokenizer,
+  tokenizer: SpecialTokens,
 ) -> batch_lib.Batch:
   """The batch of `num_rows` rows that hold `pieces` of `tokens`.
 

@@ -24,8 +24,9 @@ class Hypothesis:
 
   Attributes:
     tokens: int32[n], generated ids, with eos if it came.
-    logprobs: float32[n], theirs.
-    score: sum of the log-probabilities over the length penalty.
+    logprobs: float32[n], log-probability of each under the model itself.
+    score: log-probability of them all under what the decoder chooses by, over
+      the length penalty.
   """
 
   tokens: np.ndarray
@@ -134,12 +135,13 @@ def search_loop(
 
   def body(carry):
     live_PK, state, finished = carry
-    logits_BV, state = decoder.decode_step(params, state)
-    logprobs_BV = sampling.forbid(
-      jax.nn.log_softmax(logits_BV), decoder.forbidden_V
+    scores_BV, logits_BV, state = decoder.decode_step(params, state)
+    scores_BV = sampling.forbid(
+      jax.nn.log_softmax(scores_BV), decoder.forbidden_V
     )
-    vocab_size = logprobs_BV.shape[-1]
-    scores_PKV = live_PK[:, :, None] + beams(logprobs_BV)
+    logprobs_BV = jax.nn.log_softmax(logits_BV)
+    vocab_size = scores_BV.shape[-1]
+    scores_PKV = live_PK[:, :, None] + beams(scores_BV)
     live_PK, best_PK = jax.lax.top_k(
       scores_PKV.reshape(shape[0], -1), beam_size
     )

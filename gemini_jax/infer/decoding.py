@@ -335,9 +335,9 @@ class Decoder:
 
     def body(carry):
       i, state = carry
-      logits_BV, state = self.decode_step(params, state)
+      scores_BV, logits_BV, state = self.decode_step(params, state)
       key_B = self.draw_keys(state)
-      token_B = sampling.sample(key_B, logits_BV, sampler, self.forbidden_V)
+      token_B = sampling.sample(key_B, scores_BV, sampler, self.forbidden_V)
       logprob_B = jnp.take_along_axis(
         jax.nn.log_softmax(logits_BV), token_B[:, None], axis=-1
       )[:, 0]
@@ -345,8 +345,13 @@ class Decoder:
 
     return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state))[1]
 
-  def decode_step(self, params: Any, state: State) -> tuple[jax.Array, State]:
-    """Scores of each row's next token, float32[B, V]: the one step.
+  def decode_step(
+    self, params: Any, state: State
+  ) -> tuple[jax.Array, jax.Array, State]:
+    """Scores and logits of each row's next token, float32[B, V] both.
+
+    Tokens are chosen by the scores. The logits are the model's own; here both
+    are the same.
 
     The last token of each row is read here. Where prefill has read it
     already, its cache entry is written again as it was.
@@ -359,7 +364,8 @@ class Decoder:
       cache=state.cache,
       method='decode',
     )[:2]
-    return logits_B1V[:, 0], dataclasses.replace(state, cache=cache)
+    logits_BV = logits_B1V[:, 0]
+    return logits_BV, logits_BV, dataclasses.replace(state, cache=cache)
 
   def draw_keys(self, state: State) -> jax.Array:
     """What each row's next token is drawn with, key[B]."""

@@ -1,6 +1,7 @@
 """From prompts to texts."""
 
 import dataclasses
+import itertools
 import json
 import logging
 import pathlib
@@ -12,6 +13,7 @@ import numpy as np
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
+from gemini_jax.data import transforms
 from gemini_jax.infer import beam, decoding, origin, sampling
 from gemini_jax.infer import guide as guide_lib
 from gemini_jax.infer import request as request_lib
@@ -76,10 +78,12 @@ class Prompt:
   # What the decoder starts from, and what the encoder reads.
   tokens: np.ndarray
   inputs: np.ndarray | None
-  # Text of the tokens that the output continues.
+  # Text of the tokens that the output continues; '' where it answers them.
   prefix: str
   # Where it is the inputs of a task.
   request: request_lib.Request | None = None
+  # Characters of it that the tokenizer does not know.
+  unknown: str = ''
 
 
 def generate(
@@ -101,8 +105,8 @@ def generate(
     model: what generates.
     params: of the model.
     tokenizer: of the model.
-    prompts: texts to continue, or to read for an encoder-decoder; or inputs
-      of tasks.
+    prompts: texts to continue, or inputs to answer where the data are pairs;
+      or inputs of tasks.
     on_text: called with the index of a sample and the text that was added to
       it, while it grows. The pieces of a sample make its text. A beam search
       knows its text only at the end.
@@ -132,6 +136,7 @@ def generate(
   ]
   if not rows:
     return []
+  request_lib.warn(prompt.unknown for prompt in read)
   if latents is None:
     requests = [(p.request, n) for p, n in rows if p.request is not None]
     if requests:
@@ -251,31 +256,30 @@ def read_prompt(
   tokenizer: Tokenizer,
   prompt: str | request_lib.Request,
 ) -> Prompt:
-  """The tokens of a prompt, laid out as the training data are."""
+  """The tokens of a prompt, laid out as the training data are.
+
+  Where those are tasks, a text fills in the one that reads text.
+
+  Raises:
+    ConfigError: no task, or more than one, reads text and writes it.
+  """
+  if isinstance(prompt, str) and config.data.tasks:
+    options = dataclasses.replace(config.generate, prompt=prompt)
+    filled = dataclasses.replace(config, generate=options)
+    prompt = request_lib.fill(filled, tokenizer)
   if isinstance(prompt, request_lib.Request):
-    return _read_request(model, tokenizer, prompt)
-  text = prompt
-  ids = np.asarray(tokenizer.encode(text), np.int32)
-  bos = np.array([tokenizer.bos_id], np.int32)
-  eos = np.array([tokenizer.eos_id], np.int32)
-  if model.config.cross:
-    return Prompt(text, bos, np.concatenate([ids, eos]), '')
-  if config.generate.source not in ('prompt', 'prior'):
+    question = transforms.question(prompt.tokens, config.data, tokenizer)
+    return Prompt(prompt.text, *question, '', prompt, prompt.unknown)
+  ids = np.asarray(tokenizer.encode(prompt), np.int32)
+  texts = dataclasses.replace(config.generate, prompt=prompt).texts
+  unknown = request_lib.unknown(tokenizer, texts)
+  continues = not (config.data.pairs or model.config.cross)
+  if continues and config.generate.source not in ('prompt', 'prior'):
     # The text is in z; the decoder begins from nothing.
-    return Prompt(text, bos, None, '')
-  if config.data.objective == 'prefix':
-    return Prompt(text, np.concatenate([bos, ids, eos]), None, '')
-  return Prompt(text, np.concatenate([bos, ids]), None, tokenizer.decode(ids))
-
-
-def _read_request(
-  model: gemini.Gemini, tokenizer: Tokenizer, own: request_lib.Request
-) -> Prompt:
-  bos, eos = np.array([[tokenizer.bos_id], [tokenizer.eos_id]], np.int32)
-  inputs = np.concatenate([own.tokens, eos])
-  if model.config.cross:
-    return Prompt(own.text, bos, inputs, '', own)
-  return Prompt(own.text, np.concatenate([bos, inputs]), None, '', own)
+    ids = ids[:0]
+  question = transforms.question(ids, config.data, tokenizer)
+  prefix = tokenizer.decode(ids) if continues else ''
+  return Prompt(prompt, *question, prefix, unknown=unknown)
 
 
 def _media(
@@ -388,6 +392,24 @@ def _to_sample(
     () if latent is None else tuple(latent.tolist()),
     steer,
   )
+
+
+def claim(path: pathlib.Path) -> pathlib.Path:
+  """Makes an empty file where none was: name.png, or name-2.png and so on.
+
+  Only the first process makes one; the others get `path`.
+  """
+  if not cluster.is_first():
+    return path
+  path.parent.mkdir(parents=True, exist_ok=True)
+  for number in itertools.count(1):
+    free = path if number == 1 else path.with_stem(f'{path.stem}-{number}')
+    try:
+      free.open('x').close()
+    except FileExistsError:
+      continue
+    return free
+  raise AssertionError('some number is free')
 
 
 def write_samples(path: pathlib.Path, samples: Sequence[Sample]):

@@ -45,7 +45,7 @@ class Params:
 
 @dataclasses.dataclass(frozen=True)
 class Guided(decoding.Decoder):
-  """A decoder whose step has a wish; log-probabilities are those with it."""
+  """A decoder whose scores have a wish; logits are the model's, without it."""
 
   @classmethod
   def of(cls, decoder: decoding.Decoder) -> 'Guided':
@@ -108,11 +108,11 @@ class Fudge(Guided):
 
   def decode_step(
     self, params: Params, state: decoding.State
-  ) -> tuple[jax.Array, decoding.State]:
-    """Scores of each row's next token, float32[B, V]."""
+  ) -> tuple[jax.Array, jax.Array, decoding.State]:
+    """As `Decoder.decode_step`."""
     x_BD, logits_BV, cache = self.read(params, state, state.cache)
-    gain_BV = self.gain(params, x_BD, logits_BV)
-    return logits_BV + gain_BV, dataclasses.replace(state, cache=cache)
+    scores_BV = logits_BV + self.gain(params, x_BD, logits_BV)
+    return scores_BV, logits_BV, dataclasses.replace(state, cache=cache)
 
 
 class Pplm(Guided):
@@ -129,8 +129,8 @@ class Pplm(Guided):
 
   def decode_step(
     self, params: Params, state: decoding.State
-  ) -> tuple[jax.Array, decoding.State]:
-    """Scores of each row's next token, float32[B, V]."""
+  ) -> tuple[jax.Array, jax.Array, decoding.State]:
+    """As `Decoder.decode_step`."""
     x_BD, logits_BV, cache = self.read(params, state, state.cache)
     gain_BV = self.gain(params, x_BD, logits_BV)
     log_probs_BV = jax.nn.log_softmax(logits_BV)
@@ -179,7 +179,7 @@ class Pplm(Guided):
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), past)
     delta, _ = jax.lax.scan(step, zeros, length=_NUM_STEPS)
     fused_BV = _FUSION * moved(delta) + (1 - _FUSION) * log_probs_BV
-    return fused_BV, dataclasses.replace(state, cache=cache)
+    return fused_BV, logits_BV, dataclasses.replace(state, cache=cache)
 
 
 def variance(log_probs_BV: jax.Array, values_BV: jax.Array) -> jax.Array:

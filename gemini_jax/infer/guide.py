@@ -6,24 +6,19 @@ N samples or texts, Z numbers in z.
 import dataclasses
 import logging
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gemini_jax import config as config_lib
+from gemini_jax.data import transforms
 from gemini_jax.infer import attribute, decoding, guidance, origin, steering
 from gemini_jax.infer import example as example_lib
 from gemini_jax.models import gemini
 from gemini_jax.models import latent as latent_lib
 from gemini_jax.parallel import sharding
-
-
-class Tokenizer(origin.Tokenizer, Protocol):
-  """What reading a text as the decoder does asks of a tokenizer."""
-
-  bos_id: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +123,7 @@ def learn(
   config: config_lib.Config,
   model: gemini.Gemini,
   params: Any,
-  tokenizer: Tokenizer,
+  tokenizer: origin.Tokenizer,
   labelled: example_lib.Examples,
 ) -> Guide:
   """The guide to what `generate.steer` asks for.
@@ -153,7 +148,7 @@ def learn(
   labels = list(labelled.labels)
   direction_Z = prior = None
   if options.steer_method in guidance.METHODS:
-    read = [_framed(tokenizer, row) for row in rows]
+    read = [transforms.join([row], tokenizer)[0] for row in rows]
     features, _ = guidance.read_texts(
       model, params, read, _any_latents(model, params, len(read))
     )
@@ -170,9 +165,7 @@ def learn(
         most,
       )
     attribute.check(options.steer, wishes, labels)
-    posterior: Any = origin.encode_ids(
-      model, params, tokenizer, rows, origin.limit(config)
-    )
+    posterior: Any = origin.encode_ids(config, model, params, tokenizer, rows)
     prior = jax.tree.map(np.asarray, origin.find_prior(model, params))
     moments = jax.tree.map(np.asarray, prior.moments())
     features = attribute.Features(
@@ -210,7 +203,7 @@ def shares(
   config: config_lib.Config,
   model: gemini.Gemini,
   params: Any,
-  tokenizer: Tokenizer,
+  tokenizer: origin.Tokenizer,
   texts: Sequence[str],
 ) -> dict[str, float]:
   """Share of the texts that the model of each attribute reads as wished for.
@@ -219,7 +212,7 @@ def shares(
   """
   rows = [np.asarray(tokenizer.encode(text), np.int32) for text in texts]
   if guide.prior is None:
-    read = [_framed(tokenizer, row) for row in rows]
+    read = [transforms.join([row], tokenizer)[0] for row in rows]
     latents = _any_latents(model, params, len(read))
     _, x_NF = guidance.read_texts(model, params, read, latents)
   else:
@@ -227,7 +220,7 @@ def shares(
     rows = [row[:most] for row in rows if len(row)]
     if not rows:
       return dict.fromkeys(guide.names, 0.0)
-    x_NF = origin.encode_ids(model, params, tokenizer, rows, most + 1).mean
+    x_NF = origin.encode_ids(config, model, params, tokenizer, rows).mean
   found = {}
   for name, learned, place in zip(
     guide.names, guide.wish.attributes, guide.wish.wanted, strict=True
@@ -237,11 +230,6 @@ def shares(
     having = np.sum(log_probs_NC.argmax(axis=1) == place)
     found[name] = float(having) / len(texts)
   return found
-
-
-def _framed(tokenizer: Tokenizer, row: np.ndarray) -> np.ndarray:
-  """A text as the decoder writes it."""
-  return np.concatenate([[tokenizer.bos_id], row, [tokenizer.eos_id]])
 
 
 def _any_latents(

@@ -14,6 +14,7 @@ import numpy as np
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
+from gemini_jax.data import transforms
 from gemini_jax.infer import request
 from gemini_jax.models import gemini
 from gemini_jax.models import latent as latent_lib
@@ -26,6 +27,7 @@ class Tokenizer(Protocol):
   """What encoding asks of a tokenizer."""
 
   pad_id: int
+  bos_id: int
   eos_id: int
 
   def encode(self, text: str) -> np.ndarray:
@@ -45,8 +47,8 @@ def latents(
   one text to another.
 
   Raises:
-    ConfigError: the model has no latent, a text cannot be used, or the z that
-      is given has another size.
+    ConfigError: the model has no latent, a text cannot be used, the encoder
+      reads more than the text, or the z that is given has another size.
   """
   options, dim = config.generate, model.config.latent.dim
   source, temperature = options.source, options.latent_temperature
@@ -65,7 +67,18 @@ def latents(
   keys = sample_keys(options.seed, options.count)
   if is_drawn(options, model):
     return np.asarray(draw_prior(model, params, keys, temperature))
-  found = encode(model, params, tokenizer, options.texts, limit(config))
+  config_lib.check(
+    source in ('prompt', 'posterior') or not model.config.cross,
+    f'{asked} is of a model whose decoder reads z alone, not the text too; '
+    "model.architecture='encoder_decoder' takes prompt, prior or posterior",
+  )
+  config_lib.check(
+    model.config.cross or not config.data.pairs,
+    f'{asked} is of plain text; the latent of a decoder of pairs '
+    f'(data.inputs_field={config.data.inputs_field!r}) reads inputs and '
+    'targets together',
+  )
+  found = encode(config, model, params, tokenizer, options.texts)
   if source == 'interpolate':
     start_Z, end_Z = found.mean
     return between(start_Z, end_Z, options.count)
@@ -111,16 +124,17 @@ def of_requests(
     return np.asarray(draw_prior(model, params, keys, temperature))
   requests = [own for own, _ in rows]
   ids = [own.tokens for own in requests]
-  found = encode_ids(model, params, tokenizer, ids, limit(config), requests)
+  found = encode_ids(config, model, params, tokenizer, ids, requests)
   return np.asarray(draw_posteriors(found, keys, temperature))
 
 
 def is_drawn(options: config_lib.Generate, model: gemini.Gemini) -> bool:
   """Whether z is a draw of the prior, not of a text."""
-  return (
-    options.source in ('prompt', 'prior')
-    and not model.config.cross
-    and not options.latent
+  if options.latent:
+    return False
+  # A prompt that is read by an encoder has a posterior.
+  return options.source == 'prior' or (
+    options.source == 'prompt' and not model.config.cross
   )
 
 
@@ -162,18 +176,18 @@ def limit(config: config_lib.Config) -> int:
 
 
 def encode(
+  config: config_lib.Config,
   model: gemini.Gemini,
   params: Any,
   tokenizer: Tokenizer,
   texts: Sequence[str],
-  length: int,
 ) -> latent_lib.Normal:
   """The posterior of each text, numpy's [N, Z].
 
   Raises:
-    ConfigError: a text is empty, or has more tokens than `length`.
+    ConfigError: a text is empty, or has more tokens than `limit`.
   """
-  rows = []
+  rows, length = [], limit(config)
   for text in texts:
     config_lib.check(bool(text), 'an empty text has no latent; write one')
     ids = np.asarray(tokenizer.encode(text), np.int32)
@@ -183,21 +197,25 @@ def encode(
       'encoded',
     )
     rows.append(ids)
-  return encode_ids(model, params, tokenizer, rows, length)
+  return encode_ids(config, model, params, tokenizer, rows)
 
 
 def encode_ids(
+  config: config_lib.Config,
   model: gemini.Gemini,
   params: Any,
   tokenizer: Tokenizer,
   rows: Sequence[np.ndarray],
-  length: int,
   requests: Sequence[request.Request] = (),
 ) -> latent_lib.Normal:
-  """The posterior of each text, numpy's [N, Z], of ids below `length`.
+  """The posterior of the ids of each text, numpy's [N, Z].
 
   Those of requests are read with their media.
+
+  Raises:
+    ConfigError: one has more tokens than `limit`, with the end.
   """
+  length = limit(config)
   size = min(_MAX_ROWS, 1 << (len(rows) - 1).bit_length())
   found = []
   for first in range(0, len(rows), size):
@@ -205,9 +223,13 @@ def encode_ids(
     tokens = np.full((size, length), tokenizer.pad_id, np.int32)
     lengths = np.zeros(size, np.int32)
     for i, row in enumerate(part):
-      tokens[i, : len(row)] = row
-      tokens[i, len(row)] = tokenizer.eos_id
-      lengths[i] = len(row) + 1
+      own = transforms.source(row, config.data, tokenizer)
+      config_lib.check(
+        len(own) <= length,
+        f'a text has {len(own)} tokens, of which {length} can be encoded',
+      )
+      tokens[i, : len(own)] = own
+      lengths[i] = len(own)
     media = request.stack(model.config, requests[first : first + size], size)
     sequence = batch_lib.plain_sequence(tokens, lengths)
     posterior = _encode(

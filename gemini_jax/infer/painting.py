@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemini_jax import config as config_lib
+from gemini_jax.data import transforms
 from gemini_jax.infer import decoding, origin, request, sampling
 from gemini_jax.models import gemini, mixture, perception
 from gemini_jax.parallel import cluster
@@ -75,8 +76,8 @@ class Painter(decoding.Decoder):
 
   def decode_step(
     self, params: Params, state: decoding.State
-  ) -> tuple[jax.Array, decoding.State]:
-    """Scores of each row's next token, float32[B, V]; its z is in the state."""
+  ) -> tuple[jax.Array, jax.Array, decoding.State]:
+    """As `Decoder.decode_step`; z of the next token is in the state."""
     assert state.written is not None
     apply: Any = functools.partial(self.model.apply, {'params': params.model})
     rows_B = jnp.arange(self.batch_size)
@@ -92,7 +93,8 @@ class Painter(decoding.Decoder):
       cache=state.cache,
       method='decode_hidden',
     )
-    logits_BV = self.restrict(apply(x_B1D, method='logits')[:, 0], state)
+    logits_BV = apply(x_B1D, method='logits')[:, 0]
+    scores_BV = self.restrict(logits_BV, state)
     density = jax.tree.map(
       lambda leaf: leaf[:, 0], apply(self.kind, x_B1D, method=_density)
     )
@@ -109,12 +111,13 @@ class Painter(decoding.Decoder):
       )
       twice = lambda leaf: jnp.concatenate([leaf, leaf])
       z_BZ = twice(jax.vmap(draw)(own, plain, keys_B[:half]))
-      logits_BV = twice(logits_BV[:half])
+      scores_BV = twice(scores_BV[:half])
     else:
       draw = lambda own, key: mixture.sample(own, key, params.temperature)
       z_BZ = jax.vmap(draw)(density, keys_B)
     written = state.written.at[rows_B, state.lengths].set(z_BZ, mode='drop')
-    return logits_BV, dataclasses.replace(state, cache=cache, written=written)
+    state = dataclasses.replace(state, cache=cache, written=written)
+    return scores_BV, logits_BV, state
 
   def draw_keys(self, state: decoding.State) -> jax.Array:
     """By the place in the medium: a row and its twin draw the same."""
@@ -218,10 +221,7 @@ def paint(
     kind=kind,
     guided=guided,
   )
-  bos, eos = (
-    np.array([number], np.int32)
-    for number in (tokenizer.bos_id, tokenizer.eos_id)
-  )
+  request.warn(own.unknown for own in requests)
   num = model.config.soft_tokens(kind)
   own_params = Params(
     params, np.float32(options.temperature), np.float32(options.guidance)
@@ -235,9 +235,10 @@ def paint(
       together = [*part, *[(blank, 0)] * (size - len(part))]
       together += [(blank, number) for _, number in part]
     read = [own for own, _ in together]
-    inputs = [np.concatenate([own.tokens, eos]) for own in read]
-    prompts = [np.concatenate([bos, tokens]) for tokens in inputs]
-    longest = 1 if cross else max(map(len, prompts))
+    asked = [
+      transforms.question(own.tokens, config.data, tokenizer) for own in read
+    ]
+    longest = max(len(own.decoder) for own in asked)
     config_lib.check(
       longest + num <= painter.length,
       f'the inputs have {longest} tokens and a written {kind} {num}: together '
@@ -245,9 +246,9 @@ def paint(
     )
     state = painter.start(
       own_params,
-      [bos] * len(read) if cross else prompts,
+      [own.decoder for own in asked],
       max_tokens=num + 1,
-      inputs=inputs if cross else None,
+      inputs=[own.encoder for own in asked if own.encoder is not None],
       seed=options.seed,
       samples=[number for _, number in together],
       latents=origin.of_requests(config, model, params, tokenizer, together),

@@ -1,7 +1,8 @@
 """What is asked of a model whose data are tasks: one side of one, filled in."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,6 +30,7 @@ class Request:
     text: what a person reads of them.
     tokens: int32, without bos and eos.
     media: of each kind, in order.
+    unknown: characters of it that the tokenizer does not know.
   """
 
   text: str
@@ -36,6 +38,28 @@ class Request:
   media: Mapping[str, Sequence[media_lib.Medium]] = dataclasses.field(
     default_factory=dict
   )
+  unknown: str = ''
+
+
+def unknown(tokenizer: Tokenizer, texts: Iterable[str]) -> str:
+  """The characters of texts that the tokenizer does not know, each once."""
+  unk_id = getattr(tokenizer, 'unk_id', None)
+  is_unknown = lambda text: (
+    unk_id is not None and unk_id in tokenizer.encode(text)
+  )
+  characters = dict.fromkeys(''.join(filter(is_unknown, texts)))
+  return ''.join(filter(is_unknown, characters))
+
+
+def warn(unknown: Iterable[str]):
+  """A warning with the unknown characters of prompts, if there are some."""
+  characters = ''.join(dict.fromkeys(''.join(unknown)))
+  if characters:
+    logging.warning(
+      'the tokenizer does not know %r; the model reads each of these '
+      'characters as one and the same unknown token',
+      characters,
+    )
 
 
 def choose(config: config_lib.Config) -> task_lib.Task:
@@ -45,16 +69,16 @@ def choose(config: config_lib.Config) -> task_lib.Task:
     ConfigError: there is none, or more than one; with those there are.
   """
   options = config.generate
-  tasks = [t.without(config.data.without) for t in task_lib.of(config.data)]
   given = {kind for kind in config_lib.KINDS if getattr(options, kind)}
   fitting = []
-  for task in tasks:
+  for task in task_lib.of(config.data):
     targets = task.kinds(1)
     writes = targets[0] if targets else 'text'
+    read = set(task.kinds(0)) - set(config.data.without)
     if options.task:
       if task.name == options.task and writes == options.output:
         fitting.append(task)
-    elif set(task.kinds(0)) == given and writes == options.output:
+    elif read == given and writes == options.output:
       fitting.append(task)
   there = '; '.join(config.data.tasks)
   asked = (
@@ -85,7 +109,8 @@ def fill(config: config_lib.Config, tokenizer: Tokenizer) -> Request:
   """
   options = config.generate
   task = choose(config)
-  fields = [p for p in task.sides[0] if p.kind != task_lib.LITERAL]
+  apart = (task_lib.LITERAL, *config.data.without)
+  fields = [p for p in task.sides[0] if p.kind not in apart]
   wanted = [piece.kind for piece in fields]
   for kind in (*config_lib.KINDS, task_lib.TEXT):
     name = 'prompt' if kind == task_lib.TEXT else kind
@@ -127,6 +152,9 @@ def of_record(
 ) -> Request:
   """The inputs of a task, of the fields of a record.
 
+  Kinds of `data.without` are left out as rows of training leave them out: the
+  texts on both sides of such a medium are tokenized apart.
+
   Args:
     config: of the run.
     tokenizer: of the run.
@@ -144,7 +172,9 @@ def of_record(
   found: dict[str, list[media_lib.Medium]] = {}
   shown = []
   for piece in task.sides[0]:
-    if piece.kind in config_lib.KINDS:
+    if piece.kind in config.data.without:
+      parts.append(transforms.Slots(piece.kind, 0))
+    elif piece.kind in config_lib.KINDS:
       value = record.get(piece.value)
       try:
         medium = media_lib.read(
@@ -172,9 +202,10 @@ def of_record(
   tokens = transforms.side(
     parts,
     tokenizer,
-    {kind: config.model.placeholder(kind) for kind in found},
+    {kind: config.model.placeholder(kind) for kind in config.model.kinds},
   )
-  return Request(''.join(shown), tokens, found)
+  texts = [part for part in parts if isinstance(part, str)]
+  return Request(''.join(shown), tokens, found, unknown(tokenizer, texts))
 
 
 def stack(

@@ -159,7 +159,9 @@ def swap(
   fitting = fitting[: min(_SWAPPED, len(fitting) // 2 * 2)]
   if not fitting:
     return {'pairs': 0, 'share': None, 'own': None, 'other': None}
-  posterior = origin.encode(run.model, params, run.tokenizer, fitting, limit)
+  posterior = origin.encode(
+    run.config, run.model, params, run.tokenizer, fitting
+  )
   config = comparison.sampling(run.config, 0.0, len(fitting), 0)
   samples = write(
     config, run.model, params, run.tokenizer, [''], latents=posterior.mean

@@ -46,6 +46,10 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
       _paint(run, restored.step, params, asked)
       return
     guide = guide_lib.learn(*parts, examples) if examples else None
+    # What the output continues is shown before it.
+    continues = bool(
+      generation.read_prompt(run.config, run.model, run.tokenizer, asked).prefix
+    )
     shown = -1
 
     def show(index: int, text: str):
@@ -53,8 +57,6 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
       if index != shown:
         header = f'--- {index + 1} of {config.generate.count} ---\n'
         header = header if config.generate.count > 1 else ''
-        continues = config.generate.source in ('prompt', 'prior')
-        continues &= not (run.config.model.cross or run.config.data.tasks)
         lead = config.generate.prompt if continues else ''
         sys.stdout.write(f'{"" if shown < 0 else chr(10)}{header}{lead}')
         shown = index
@@ -73,14 +75,20 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
       for index, sample in enumerate(samples):
         show(index, sample.text)
     report = '' if guide is None else _report(guide, parts, samples)
-  path = run.workdir / 'samples' / f'{restored.step:08d}-generate.jsonl'
   try:
+    path = _claim(run, restored.step)
     generation.write_samples(path, samples)
     where = f'written to {path}'
   except OSError as error:
     # On a disk that can only be read the text is worth as much.
-    where = f'not written to {path}: {error.strerror}'
+    where = f'not written to {run.workdir / "samples"}: {error.strerror}'
   print(f'\n\n{report}{where}')
+
+
+def _claim(run: run_lib.Run, step: int) -> pathlib.Path:
+  """A new file for samples; those of an earlier call stay."""
+  folder = run.workdir / 'samples'
+  return generation.claim(folder / f'{step:08d}-generate.jsonl')
 
 
 def _check_media(config: config_lib.Config):
@@ -118,15 +126,14 @@ def _paint(run: run_lib.Run, step: int, params: Any, asked: request.Request):
   found = painting.paint(
     run.config, run.model, params, run.tokenizer, options.output, [asked]
   )
-  folder = run.workdir / 'samples'
-  folder.mkdir(exist_ok=True)
+  path = _claim(run, step)
   lines, audio = [], run.config.model.audio
   for i, own in enumerate(found):
-    path = folder / f'{step:08d}-generate-{i + 1:03d}'
+    medium = path.with_name(f'{path.stem}-{i + 1:03d}')
     if options.output == 'image':
-      path = path.with_suffix('.png')
+      medium = medium.with_suffix('.png')
       if cluster.is_first():
-        gallery.write_picture(path, own.values)
+        gallery.write_picture(medium, own.values)
     elif cluster.is_first():
       scale: dict[str, Any] = {
         'rate': audio.rate,
@@ -134,7 +141,7 @@ def _paint(run: run_lib.Run, step: int, params: Any, asked: request.Request):
       }
       scale |= {'low': audio.low, 'high': audio.top}
       waveform.write_spectrogram(
-        path.with_suffix('.png'), own.values, **scale, title=own.prompt
+        medium.with_suffix('.png'), own.values, **scale, title=own.prompt
       )
       samples = waveform.from_log_mel(
         own.values,
@@ -142,10 +149,11 @@ def _paint(run: run_lib.Run, step: int, params: Any, asked: request.Request):
         window_samples=audio.window_samples,
         num_mels=audio.num_mels,
       )
-      path = path.with_suffix('.wav')
-      waveform.write_wav(path, samples, audio.rate)
-    lines.append({'prompt': own.prompt, 'file': path.name, 'z': own.z.tolist()})
-  path = folder / f'{step:08d}-generate.jsonl'
+      medium = medium.with_suffix('.wav')
+      waveform.write_wav(medium, samples, audio.rate)
+    lines.append(
+      {'prompt': own.prompt, 'file': medium.name, 'z': own.z.tolist()}
+    )
   page = path.with_suffix('.png')
   if cluster.is_first():
     path.write_text(''.join(f'{json.dumps(line)}\n' for line in lines))

@@ -152,9 +152,15 @@ def measure(config: config_lib.Config, devices: Sequence[Any]) -> Measured:
     rows = config.data.batch_size if rows is None else rows
     if rows:
       decoder, rows = abstract_rows(config, model, mesh, rows)
+
+      def decode_step(params, state):
+        # Its scores are its logits: one output, as where tokens are drawn.
+        scores_BV, _, state = decoder.decode_step(params, state)
+        return scores_BV, state
+
       decode = _compile(
         'decode step',
-        jax.jit(decoder.decode_step, donate_argnums=1),
+        jax.jit(decode_step, donate_argnums=1),
         (state.params, rows),
         {'parameters': state.params, 'cache': rows.cache},
         mesh,

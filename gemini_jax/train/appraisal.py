@@ -81,7 +81,7 @@ def captions(
         asked = request.of_record(
           config,
           run.tokenizer,
-          seen,
+          task,
           record,
           names=source.names,
           folder=source.rows.folder,
@@ -114,6 +114,7 @@ def captions(
           for text, own in zip(texts[:_SHOWN], references, strict=False)
         ],
         config.model.audio.rate,
+        keep=True,
       )
   return results
 
@@ -176,6 +177,7 @@ def appraise(
         _page(run, split, task, step),
         [drawn(own[i]) for i in chosen for own in (written, real)],
         [f'{wished[i]}{end}' for i in chosen for end in ('', ' (real)')],
+        keep=True,
       )
     logging.info(
       '%s: %d written in %.0f s',

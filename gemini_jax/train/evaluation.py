@@ -127,18 +127,23 @@ def exact_match(
   """
   greedy = dataclasses.replace(
     config.generate,
+    prompt='',
+    source='prompt',
+    latent=(),
+    steer='',
     temperature=0.0,
     count=1,
     beam_size=1,
     max_tokens=config.model.max_length,
   )
+  config = dataclasses.replace(config, generate=greedy)
   fitting = [
     (inputs, targets)
     for inputs, targets in pairs
     if fits(generation.read_prompt(config, model, tokenizer, inputs), config)
   ]
   samples = generation.generate(
-    dataclasses.replace(config, generate=greedy),
+    config,
     model,
     params,
     tokenizer,

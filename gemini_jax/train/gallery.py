@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 
 from gemini_jax import config as config_lib
+from gemini_jax.infer import generation
 
 # Cells in a row of pictures, and in one of sounds.
 _COLUMNS, _SOUND_COLUMNS = 8, 4
@@ -32,6 +33,7 @@ def write(
   items: Sequence[np.ndarray],
   captions: Sequence[str],
   rate: int = 0,
+  keep: bool = False,
 ) -> bool:
   """Writes a page; False, and one line in the log, where that cannot be.
 
@@ -42,6 +44,8 @@ def write(
       to its extent.
     captions: one for each; its lines are kept apart.
     rate: samples a second of the sounds.
+    keep: a file that is there already stays, and the page gets a number:
+      page-2.png.
   """
   assert len(items) == len(captions) > 0, (len(items), len(captions))
   try:
@@ -80,6 +84,7 @@ def write(
     axes.set_title(title, fontsize=7, fontfamily=fonts, parse_math=False)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
+    path = generation.claim(path) if keep else path
     with warnings.catch_warnings():
       # A box stands for a character that no font has.
       warnings.filterwarnings('ignore', 'Glyph .* missing')

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemini_jax import batch as batch_lib
+from gemini_jax.data import transforms
 from gemini_jax.models import gemini
 from gemini_jax.models import latent as latent_lib
 from gemini_jax.parallel import cluster
@@ -99,21 +100,23 @@ def of_texts(
   assert not model.config.latent.dim and not model.config.cross
   most, vocab_size = model.config.max_length, model.config.vocab_size
   assert vocab_size, 'the tokenizer sets model.vocab_size'
-  ids = [[*tokenizer.encode(text), tokenizer.eos_id][:most] for text in texts]
-  lengths_N = np.array([len(row) for row in ids])
+  documents = [
+    transforms.join([tokenizer.encode(text)], tokenizer)[0][: most + 1]
+    for text in texts
+  ]
+  lengths_N = np.array([len(row) - 1 for row in documents])
   width = min(most, -(-lengths_N.max(initial=1) // 8) * 8)
   size = min(_MAX_ROWS, max(1, _MAX_LOGITS // (width * vocab_size)))
-  size = min(1 << (size.bit_length() - 1), 1 << (len(ids) - 1).bit_length())
+  size = min(1 << (size.bit_length() - 1), 1 << (len(texts) - 1).bit_length())
   nats = []
-  for first in range(0, len(ids), size):
-    part = ids[first : first + size]
-    targets = np.full((size, width), tokenizer.pad_id, np.int32)
+  for first in range(0, len(texts), size):
+    part = documents[first : first + size]
+    tokens, targets = np.full((2, size, width), tokenizer.pad_id, np.int32)
     for i, row in enumerate(part):
-      targets[i, : len(row)] = row
+      tokens[i, : len(row) - 1] = row[:-1]
+      targets[i, : len(row) - 1] = row[1:]
     lengths = np.zeros(size, np.int32)
     lengths[: len(part)] = lengths_N[first : first + size]
-    tokens = np.roll(targets, 1, axis=1)
-    tokens[:, 0] = tokenizer.bos_id
     decoder = batch_lib.plain_sequence(tokens, lengths)
     batch = batch_lib.Batch(
       decoder=decoder,

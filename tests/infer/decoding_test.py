@@ -182,7 +182,7 @@ def forced_logits(decoder, params, state, new_nB):
   """float32[n, B, V]: scores before each of the given tokens, cached."""
 
   def step(state, token_B):
-    logits_BV, state = decoder.decode_step(params, state)
+    logits_BV, _, state = decoder.decode_step(params, state)
     return state.append(token_B, 0.0 * token_B, False & state.done), logits_BV
 
   return jax.lax.scan(step, state, new_nB)[1]

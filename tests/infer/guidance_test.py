@@ -14,7 +14,14 @@ import pytest
 
 import toy
 from gemini_jax import batch as batch_lib
-from gemini_jax.infer import attribute, decoding, guidance, sampling, steering
+from gemini_jax.infer import (
+  attribute,
+  beam,
+  decoding,
+  guidance,
+  sampling,
+  steering,
+)
 
 PAD, BOS, EOS = 0, 1, 2
 # Three words of each tone; the others have none.
@@ -152,6 +159,60 @@ def test_no_weight_writes_what_the_model_writes(method):
     np.testing.assert_array_equal(found, row)
 
 
+def rescored(rows):
+  """Log-probability of each token after bos by one plain forward pass."""
+  model, params = trained()
+  tokens_NT = np.full((len(rows), LENGTH), PAD, np.int32)
+  for i, row in enumerate(rows):
+    tokens_NT[i, : len(row)] = row
+  sequence = batch_lib.plain_sequence(
+    tokens_NT, np.array([len(row) for row in rows])
+  )
+  logits_NTV = model.apply({'params': params}, sequence, method='decode')[0]
+  logprobs_NTV = np.asarray(jax.nn.log_softmax(logits_NTV))
+  return [
+    logprobs_NTV[i, np.arange(len(row) - 1), row[1:]]
+    for i, row in enumerate(rows)
+  ]
+
+
+@pytest.mark.parametrize('beams', [1, 4])
+@pytest.mark.parametrize('method', [None, *guidance.METHODS])
+def test_log_probabilities_are_the_models_own(method, beams):
+  """Whatever chose the tokens: a wish, a temperature, filters or beams."""
+  decoder, params = guided(method, 2.0) if method else (plain(), trained()[1])
+  prompts = [np.array([BOS], np.int32)] * (NUM_ROWS // beams)
+  if beams > 1:
+    found = [
+      own
+      for hypotheses in beam.search(
+        decoder, params, prompts[:2], beam_size=beams, max_tokens=10
+      )
+      for own in hypotheses
+    ]
+    tokens = [own.tokens for own in found]
+    logprobs = [own.logprobs for own in found]
+    chosen = [own.score * ((5 + len(own.tokens)) / 6) ** 0.6 for own in found]
+  else:
+    state = decoder.start(
+      params, prompts, max_tokens=10, samples=range(len(prompts))
+    )
+    sampler = sampling.Sampler(0.7, top_k=6)
+    state = jax.device_get(decoder.decode(params, state, sampler, 10))
+    spans = [slice(1, length) for length in state.lengths]
+    tokens = [own[span] for own, span in zip(state.tokens, spans, strict=True)]
+    logprobs = [
+      own[span] for own, span in zip(state.logprobs, spans, strict=True)
+    ]
+  expected = rescored([np.concatenate([[BOS], own]) for own in tokens])
+  for own, right in zip(logprobs, expected, strict=True):
+    np.testing.assert_allclose(own, right, atol=1e-4)
+  if beams > 1:
+    # What ranks hypotheses is what they were chosen by.
+    sums = [own.sum() for own in logprobs]
+    assert np.allclose(chosen, sums, atol=1e-3) == (method is None)
+
+
 @pytest.mark.parametrize('method', guidance.METHODS)
 def test_rows_do_not_see_one_another(method):
   """And prompts of any length run in the program that is there."""
@@ -171,8 +232,9 @@ def test_a_step_leaves_the_cache_as_the_model_writes_it():
   rows = [np.array([BOS, 9, 10, 11], np.int32)]
   decoder, params = guided('pplm')
   state = decoder.start(params, rows, max_tokens=2)
-  logits_BV, after = decoder.decode_step(params, state)
-  expected_BV, expected = plain().decode_step(params.model, state)
+  logits_BV, own_BV, after = decoder.decode_step(params, state)
+  expected_BV, _, expected = plain().decode_step(params.model, state)
+  np.testing.assert_allclose(own_BV[0], expected_BV[0], atol=1e-5)
   moved = jax.nn.log_softmax(logits_BV[0]) - jax.nn.log_softmax(expected_BV[0])
   assert np.abs(moved).max() > 0.1
   jax.tree.map(
@@ -186,8 +248,9 @@ def test_weighted_decoding_is_bayes_rule():
   rows = [np.array([BOS, 9, 10], np.int32)]
   decoder, params = guided('fudge', 2.0)
   state = decoder.start(params, rows, max_tokens=2)
-  logits_BV, _ = decoder.decode_step(params, state)
-  plain_BV, _ = plain().decode_step(params.model, state)
+  logits_BV, own_BV, _ = decoder.decode_step(params, state)
+  plain_BV, _, _ = plain().decode_step(params.model, state)
+  np.testing.assert_allclose(own_BV[0], plain_BV[0], atol=1e-5)
   x_BTD = decoder.model.apply(
     {'params': params.model},
     batch_lib.plain_sequence(rows[0][None], np.array([3])),

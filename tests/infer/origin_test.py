@@ -31,14 +31,22 @@ def built():
   return model, toy.model_params(model)
 
 
-def drawn(built, **fields):
+def drawn(built, data=(), **fields):
   model, params = built
   config = config_lib.Config(
     model=model.config,
-    data=config_lib.Data(pack=False, sequence_length=12),
+    data=config_lib.Data(pack=False, sequence_length=12, **dict(data)),
     generate=config_lib.Generate(**fields),
   )
   return origin.latents(config, model, params, Words())
+
+
+def encoded(built, *texts):
+  model, params = built
+  config = config_lib.Config(
+    model=model.config, data=config_lib.Data(pack=False, sequence_length=12)
+  )
+  return origin.encode(config, model, params, Words(), texts)
 
 
 def test_a_sample_has_its_own_z_whatever_their_number(built):
@@ -54,9 +62,8 @@ def test_a_sample_has_its_own_z_whatever_their_number(built):
 def test_a_text_has_the_z_of_its_posterior(built):
   options = {'source': 'posterior', 'prompt': 'abcd'}
   mean = drawn(built, latent_temperature=0.0, **options)
-  model, params = built
-  alone = origin.encode(model, params, Words(), ['abcd'], 12)
-  among = origin.encode(model, params, Words(), ['xyz', 'abcd', 'a'], 12)
+  alone = encoded(built, 'abcd')
+  among = encoded(built, 'xyz', 'abcd', 'a')
   np.testing.assert_allclose(mean[0], alone.mean[0], rtol=1e-5)
   np.testing.assert_allclose(among.mean[1], alone.mean[0], rtol=1e-5)
   assert not np.allclose(among.mean[0], alone.mean[0], atol=1e-3)
@@ -117,10 +124,7 @@ def test_an_analogy_is_a_sum(built):
   found = drawn(
     built, source='analogy', prompt='ab||cd||xy', latent_temperature=0.0
   )
-  model, params = built
-  one, two, three = origin.encode(
-    model, params, Words(), ['ab', 'cd', 'xy'], 12
-  ).mean
+  one, two, three = encoded(built, 'ab', 'cd', 'xy').mean
   np.testing.assert_allclose(found[0], three + two - one, rtol=1e-4, atol=1e-5)
 
 
@@ -164,6 +168,37 @@ def test_a_model_without_a_latent_is_told(fields):
   model = toy.model()
   with pytest.raises(config_lib.ConfigError, match=r'model\.latent\.dim is 0'):
     drawn((model, toy.model_params(model)), **fields)
+
+
+def test_pairs_have_no_z_of_their_inputs_alone(built):
+  """The latent of a decoder has learned from inputs and targets together."""
+  pairs = {'inputs_field': 'a', 'targets_field': 'b'}
+  with pytest.raises(config_lib.ConfigError, match=r'data.inputs_field=.a.'):
+    drawn(built, pairs, source='posterior', prompt='abcd')
+  assert drawn(built, pairs, source='prior', prompt='abcd').shape == (1, DIM)
+
+
+@pytest.fixture(scope='module')
+def reader():
+  """Whose decoder reads the text beside its z."""
+  model = toy.model(
+    latent=config_lib.Latent(dim=DIM), architecture='encoder_decoder'
+  )
+  return model, toy.model_params(model)
+
+
+def test_the_prior_is_what_is_asked_for_with_an_encoder(reader):
+  seq2seq = {'objective': 'seq2seq', 'inputs_length': 12}
+  prior = drawn(reader, seq2seq, source='prior', latent_temperature=0.0)
+  np.testing.assert_array_equal(prior, np.zeros((1, DIM)))
+  read = [
+    drawn(reader, seq2seq, source=source, prompt='ab', latent_temperature=0.0)
+    for source in ('prompt', 'posterior')
+  ]
+  np.testing.assert_array_equal(*read)
+  assert np.abs(read[0]).max() > 1e-3
+  with pytest.raises(config_lib.ConfigError, match=r'takes prompt, prior or'):
+    drawn(reader, seq2seq, source='interpolate', prompt='ab || cd')
 
 
 def test_a_given_z_serves_all_samples(built):

@@ -128,3 +128,11 @@ def test_a_page_that_cannot_be_written_costs_a_line(tmp_path, caplog):
   picture = plain((250, 0, 0), 4, 4)
   assert not gallery.write(tmp_path / 'samples/page.png', [picture], ['a'])
   assert 'page.png cannot be written: ' in caplog.text
+
+
+def test_a_page_that_is_there_can_stay(tmp_path):
+  path = tmp_path / 'pages' / 'page.png'
+  for color in ((1, 2, 3), (4, 5, 6)):
+    assert gallery.write(path, [plain(color, 4, 4)], ['a'], keep=True)
+  assert shows(path, (1, 2, 3))[0] and not shows(path, (4, 5, 6))[0]
+  assert shows(path.with_name('page-2.png'), (4, 5, 6))[0]

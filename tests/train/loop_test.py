@@ -542,10 +542,7 @@ def generate(file, workdir, capsys, *overrides):
   capsys.readouterr()
   assert tiny.run(file, workdir, *overrides, mode='generate') == 0
   out = capsys.readouterr().out
-  lines = (
-    (workdir / 'samples' / '00000020-generate.jsonl').read_text().splitlines()
-  )
-  return out, [json.loads(line) for line in lines]
+  return out, tiny.generated(workdir)
 
 
 def test_generate_mode(done, file, capsys):
@@ -563,7 +560,13 @@ def test_generate_mode(done, file, capsys):
   assert 1 <= len(samples[0]['tokens']) <= 6
   assert samples[0]['logprob'] < 0
   assert 'written to' in out
-  assert generate(file, workdir, capsys, *greedy)[1] == samples
+  folder = workdir / 'samples'
+  first = (folder / '00000020-generate.jsonl').read_bytes()
+  out, again = generate(file, workdir, capsys, *greedy)
+  assert again == samples
+  # What is there stays, and the line names the new file.
+  assert f'written to {folder}/00000020-generate-2.jsonl' in out
+  assert (folder / '00000020-generate.jsonl').read_bytes() == first
   before = [function._cache_size() for function in functions]
   for prompt, temperature, seed in (
     ('a', 0.5, 1),
