@@ -292,8 +292,8 @@ class Checkpointer:
     """
     self.wait()
     if jax.process_index() == 0:
-      manifest = self.manifest(step) | values | {'metric': metric}
-      self._write_manifest(self.path(step), manifest)
+      manifest = self.manifest(step) | values | {'metric': _finite(metric)}
+      _write_manifest(self.path(step), manifest)
       self._prune()
 
   def clean(self):

@@ -305,9 +305,8 @@ def _picture(
     with _decoding(otherwise):
       try:
         opened = stack.enter_context(pillow.open(file, formats=_PICTURES))
-      except bombs:
-        opened = None
-    _check(opened is not None, _TOO_LARGE)
+      except bombs as error:
+        raise readers.UnusableError(_TOO_LARGE) from error
     _check_frame(opened.size, max_pixels)
     yield opened
 

@@ -80,7 +80,7 @@ def latents(
   )
   found = encode(config, model, params, tokenizer, options.texts)
   if source == 'interpolate':
-    start_Z, end_Z = found.mean
+    start_Z, end_Z = np.asarray(found.mean)
     return between(start_Z, end_Z, options.count)
   if source == 'analogy':
     one, other, third = found.mean

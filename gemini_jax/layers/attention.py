@@ -78,8 +78,8 @@ class Attention(nn.Module):
   qk_norm: bool = False
   use_bias: bool = False
   norm_eps: float = 1e-6
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: jax.typing.DTypeLike = jnp.float32
+  param_dtype: jax.typing.DTypeLike = jnp.float32
   init_scale: float | None = None
   kernel: str = 'chunked'
   over_sequence: str = 'all_gather'

@@ -33,8 +33,8 @@ class Block(nn.Module):
   """
 
   expansion: int = 2
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: jax.typing.DTypeLike = jnp.float32
+  param_dtype: jax.typing.DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x_BHWC: jax.Array, real_BHW1: jax.Array) -> jax.Array:
@@ -93,8 +93,8 @@ class Pyramid(nn.Module):
   patch: tuple[int, int]
   width: int
   num_blocks: int
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: jax.typing.DTypeLike = jnp.float32
+  param_dtype: jax.typing.DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(

@@ -28,8 +28,8 @@ class Embedding(nn.Module):
   num_embeddings: int
   width: int
   axes: tuple[str | None, str | None] = ('vocab', 'embed')
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: jax.typing.DTypeLike = jnp.float32
+  param_dtype: jax.typing.DTypeLike = jnp.float32
   init_scale: float = 0.02
 
   def setup(self):

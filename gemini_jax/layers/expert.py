@@ -42,8 +42,8 @@ class MixtureOfExperts(nn.Module):
   shared_dim: int = 0
   activation: str = 'gelu'
   gated: bool = True
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: jax.typing.DTypeLike = jnp.float32
+  param_dtype: jax.typing.DTypeLike = jnp.float32
   init_scale: float | None = None
 
   @nn.compact
@@ -131,8 +131,8 @@ class ExpertKernel(nn.Module):
 
   shape: tuple[int, ...]
   axes: tuple[str | None, ...]
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: jax.typing.DTypeLike = jnp.float32
+  param_dtype: jax.typing.DTypeLike = jnp.float32
   init_scale: float | None = None
 
   @nn.compact

@@ -40,8 +40,8 @@ class FeedForward(nn.Module):
   activation: str = 'gelu'
   gated: bool = True
   use_bias: bool = False
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: jax.typing.DTypeLike = jnp.float32
+  param_dtype: jax.typing.DTypeLike = jnp.float32
   init_scale: float | None = None
   axes: tuple[str | None, str | None] = ('embed', 'mlp')
 

@@ -28,10 +28,10 @@ class Einsum(nn.Module):
   shape: tuple[int, ...]
   axes: tuple[str | None, ...]
   use_bias: bool = False
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: jax.typing.DTypeLike = jnp.float32
+  param_dtype: jax.typing.DTypeLike = jnp.float32
   init_scale: float | None = None
-  out_dtype: jnp.dtype | None = None
+  out_dtype: jax.typing.DTypeLike | None = None
 
   @nn.compact
   def __call__(self, equation: str, x: jax.Array) -> jax.Array:
@@ -85,8 +85,8 @@ class RMSNorm(nn.Module):
   """
 
   eps: float = 1e-6
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: jax.typing.DTypeLike = jnp.float32
+  param_dtype: jax.typing.DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:

@@ -41,8 +41,8 @@ class Autoencoder(nn.Module):
   config: architecture.Autoencoder
   patch: tuple[int, int]
   channels: int
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: jax.typing.DTypeLike = jnp.float32
+  param_dtype: jax.typing.DTypeLike = jnp.float32
 
   def setup(self):
     """The two halves, mirror images."""

@@ -88,8 +88,8 @@ class ImageStem(nn.Module):
   patch: int
   width: int
   num_blocks: int = 0
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: jax.typing.DTypeLike = jnp.float32
+  param_dtype: jax.typing.DTypeLike = jnp.float32
   scale: float = 1.0
 
   @nn.compact
@@ -175,8 +175,8 @@ class AudioStem(nn.Module):
   patch: int
   hop: int
   width: int
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: jax.typing.DTypeLike = jnp.float32
+  param_dtype: jax.typing.DTypeLike = jnp.float32
   scale: float = 1.0
 
   @nn.compact

@@ -104,8 +104,8 @@ class Latent(nn.Module):
   config: config_lib.Latent
   width: int
   num_heads: int
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: jax.typing.DTypeLike = jnp.float32
+  param_dtype: jax.typing.DTypeLike = jnp.float32
 
   def setup(self):
     """The pooling, the two maps to z, the prior and the multiplier."""

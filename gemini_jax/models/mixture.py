@@ -32,7 +32,7 @@ class MixtureHead(nn.Module):
 
   num_components: int
   dim: int
-  param_dtype: jnp.dtype = jnp.float32
+  param_dtype: jax.typing.DTypeLike = jnp.float32
   init_scale: float | None = None
 
   @nn.compact
