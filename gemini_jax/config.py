@@ -699,7 +699,7 @@ def to_json(config: Config) -> str:
   return json.dumps(dataclasses.asdict(config), indent=2) + '\n'
 
 
-def from_json(text: str) -> Config:
+def from_json(text: str | bytes) -> Config:
   """The config that `to_json` wrote.
 
   Raises:
@@ -733,7 +733,7 @@ def read(path: pathlib.Path) -> Config:
     ConfigError: it cannot be read, or is no config of this version.
   """
   try:
-    return from_json(host.read_file(path).decode())
+    return from_json(host.read_file(path))
   except OSError as error:
     raise ConfigError(f'{path} cannot be read: {error.strerror}') from error
   except ValueError as error:

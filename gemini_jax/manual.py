@@ -7,9 +7,10 @@ import inspect
 import itertools
 import textwrap
 import types
-import typing
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
+
+from gemini_jax import schema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ def fields(section: type) -> Mapping[str, Field]:
   """The fields of a dataclass by name, in their order."""
   source = inspect.getsource(section)
   lines = source.splitlines()
-  hints = typing.get_type_hints(section, include_extras=True)
+  hints = schema.hints(section)
   (node,) = ast.parse(source).body
   assert isinstance(node, ast.ClassDef)
   found, meaning = {}, ''
@@ -50,23 +51,6 @@ def fields(section: type) -> Mapping[str, Field]:
   return types.MappingProxyType(found)
 
 
-def type_name(hint: Any) -> str:
-  """A type in words: `int or None`, `'a' | 'b'`, `tuple of str`."""
-  origin, args = typing.get_origin(hint), typing.get_args(hint)
-  if origin is typing.Annotated:
-    return type_name(args[0])
-  if origin in (types.UnionType, typing.Union):
-    kinds = ['None' if arg is type(None) else type_name(arg) for arg in args]
-    return ' or '.join(kinds)
-  if origin is Literal:
-    return ' | '.join(map(repr, args))
-  if origin is tuple and args[-1] is Ellipsis:
-    return f'tuple of {type_name(args[0])}'
-  if origin is tuple:
-    return f'({", ".join(map(type_name, args))})'
-  return hint.__name__
-
-
 def pages(config: Any, prefix: str = '', width: int = 80) -> Iterator[str]:
   """Paragraphs about every field of a config whose path begins with `prefix`.
 
@@ -82,7 +66,9 @@ def pages(config: Any, prefix: str = '', width: int = 80) -> Iterator[str]:
       full = f'{path}.{name}' if path else name
       if dataclasses.is_dataclass(value) or not full.startswith(prefix):
         continue
-      line = f'{full} = {value!r}  ({type_name(field.hint)})  {field.meaning}'
+      line = (
+        f'{full} = {value!r}  ({schema.describe(field.hint)})  {field.meaning}'
+      )
       lines += textwrap.wrap(
         line,
         width,

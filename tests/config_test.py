@@ -544,6 +544,16 @@ def test_none_and_zero_are_told_apart():
 # Values that are wrong together, as one dict of section.field.
 CONFLICTS = [
   (
+    {'train.accept_changes': ('data.batchsize',)},
+    "train.accept_changes: 'data.batchsize' is not a field that it takes; did "
+    'you mean data.batch_size or data.pack?',
+  ),
+  (
+    {'model.vocab_size': 64, 'model.text_vocab_size': 65},
+    'model.text_vocab_size=65 must be at least 1 and at most '
+    'model.vocab_size=64',
+  ),
+  (
     {'model.contrast_dim': 8},
     "model.contrast_dim=8 needs model.architecture='encoder_decoder': the "
     'encoder reads both sides',

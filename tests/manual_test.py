@@ -1,12 +1,9 @@
 """Every field of a config is listed with its value, type and meaning."""
 
 import dataclasses
-from typing import Annotated, Literal
-
-import pytest
 
 from gemini_jax import config as config_lib
-from gemini_jax import manual
+from gemini_jax import manual, schema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +12,7 @@ class Inner:
 
   # How large:
   # in metres.
-  size: Annotated[float, 'at least 0'] = 1.0
+  size: schema.NonNegative = 1.0
   # Corners.
   x: int = 3
   y: int = 4
@@ -44,35 +41,18 @@ def test_the_comment_above_a_field_is_its_meaning():
   assert manual.fields(Outer)['name'].meaning == 'Its name.'
 
 
-@pytest.mark.parametrize(
-  ('hint', 'expected'),
-  [
-    (int, 'int'),
-    (int | None, 'int or None'),
-    (Annotated[int, 1], 'int'),
-    (Annotated[int, 1] | None, 'int or None'),
-    (Annotated[int | None, 1], 'int or None'),
-    (tuple[str, ...], 'tuple of str'),
-    (tuple[Annotated[float, 1], int], '(float, int)'),
-    (Literal['a', 3], "'a' | 3"),
-  ],
-)
-def test_a_type_in_words(hint, expected):
-  assert manual.type_name(hint) == expected
-
-
 def test_pages():
   assert list(manual.pages(Outer())) == [
     "# : All.\nname = 'a b'  (str)  Its name.",
     '# inner: What is inside.\n'
-    'inner.size = 1.0  (float)  How large: in metres.\n'
+    'inner.size = 1.0  (float, at least 0)  How large: in metres.\n'
     'inner.x = 3  (int)  Corners.\n'
     'inner.y = 4  (int)  Corners.',
   ]
   assert list(manual.pages(Outer(), 'inner.s', 40)) == [
     '# inner: What is inside.\n'
-    'inner.size = 1.0  (float)  How large: in\n'
-    '    metres.',
+    'inner.size = 1.0  (float, at least 0)\n'
+    '    How large: in metres.',
   ]
   assert not list(manual.pages(Outer(), 'none'))
 
