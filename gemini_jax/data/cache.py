@@ -49,7 +49,7 @@ class Corpus:
     tally: records that could be used, and those left out.
     unknown: tokens that stand for what the tokenizer cannot encode.
     note: what was done to the source, for the log.
-    digest: hex digest of the content.
+    digest: hex digest of the tokens and, where there are some, of the media.
   """
 
   tokens: np.ndarray
@@ -133,7 +133,7 @@ def _write(work, read, tokenizer, placeholders):
   dtype = np.uint16 if largest < 1 << 16 else np.uint32
   offsets, firsts, sizes, origins = (array.array('q') for _ in range(4))
   offsets.append(0)
-  unknown, buffer, buffered = 0, [], 0
+  unknown, buffer, buffered, media = 0, [], 0, hashlib.sha256()
   examples, note = read(tally)
   writing = lambda: _writing(work.parent)
 
@@ -150,6 +150,7 @@ def _write(work, read, tokenizer, placeholders):
     firsts.append(first)
     sizes.append(example.num_bytes)
     origins.append(example.origin)
+    media.update(example.media)
     buffer.append(tokens.astype(dtype))
     buffered += len(tokens)
     if buffered > _BUFFER_TOKENS:
@@ -167,6 +168,7 @@ def _write(work, read, tokenizer, placeholders):
   meta = {
     'dtype': np.dtype(dtype).name,
     'files': {name: _digest(work / name) for name in _FILES},
+    'media': media.hexdigest()[:32] if placeholders else '',
     'usable': tally.usable,
     'absent': tally.num_absent,
     'unusable': dict(tally.unusable),
@@ -256,5 +258,13 @@ def _corpus(path: pathlib.Path, meta: dict[str, Any]) -> Corpus:
     ),
     unknown=meta['unknown'],
     note=meta['note'],
-    digest=hashlib.sha256(repr(meta['files']).encode()).hexdigest()[:32],
+    digest=' '.join(
+      filter(
+        None,
+        (
+          hashlib.sha256(repr(meta['files']).encode()).hexdigest()[:32],
+          meta['media'],
+        ),
+      )
+    ),
   )

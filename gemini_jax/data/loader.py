@@ -206,7 +206,7 @@ class Loader:
       ConfigError: other fields or the content differ, with their names.
     """
     now = self.state(0)['fingerprint']
-    then = _by_content(state['fingerprint'])
+    then = _by_content(state['fingerprint'], now[f'data.{self.split}'])
     changes = {
       name: self._change(name, then.get(name), now.get(name))
       for name in {**then, **now}
@@ -239,14 +239,16 @@ class Loader:
 
   def _change(self, name: str, then: Any, now: Any) -> str:
     """What of the fingerprint was another, for an error."""
-    if name != f'data.{self.split}' or not then or len(then) != len(now):
+    counts = [
+      len(value)
+      if name == f'data.{self.split}' and isinstance(value, list)
+      else None
+      for value in (then, now)
+    ]
+    if None in counts or counts[0] != counts[1]:
       shown = [
-        'absent'
-        if value is None
-        else f'{len(value)} sources'
-        if name == f'data.{self.split}'
-        else value
-        for value in (then, now)
+        'absent' if value is None else f'{count} sources' if count else value
+        for value, count in zip((then, now), counts, strict=True)
       ]
       return f'{name} was {shown[0]}, is {shown[1]}'
     names = [
@@ -257,17 +259,26 @@ class Loader:
     return f'{name} had other records: {", ".join(names)}'
 
 
-def _by_content(fingerprint: dict[str, Any]) -> dict[str, Any]:
-  """A fingerprint without the names of sources, which earlier ones have."""
+def _by_content(
+  fingerprint: dict[str, Any], digests: Sequence[str]
+) -> dict[str, Any]:
+  """A fingerprint as this version writes it, of one of any version.
+
+  Earlier ones named the sources, and knew nothing of the content of media:
+  where the tokens are those of `digests`, so are the media taken to be.
+  """
   values: dict[str, Any] = {}
-  digests: dict[str, dict[int, str]] = {}
+  by_number: dict[str, dict[int, Any]] = {}
   for name, value in fingerprint.items():
     if match := _SOURCE.fullmatch(name):
-      digests.setdefault(match[1], {})[int(match[2])] = value
+      by_number.setdefault(match[1], {})[int(match[2])] = value
     else:
       values[name] = value
-  for name, of_source in digests.items():
-    values[name] = [of_source[number] for number in sorted(of_source)]
+  for name, of_source in by_number.items():
+    values[name] = [
+      next((now for now in digests if now.split()[0] == then), then)
+      for _, then in sorted(of_source.items())
+    ]
   return values
 
 

@@ -14,6 +14,7 @@ import math
 import os
 import pathlib
 import re
+import warnings
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
@@ -33,6 +34,9 @@ _MAX_CHANNELS = 64
 _RATES = (100, 1_000_000)
 # Samples that are decoded at once.
 _BLOCK = 1 << 16
+# Of an MP3: tags and padding before it, and bytes that are decoded at most,
+# more than half an hour at the highest rate.
+_MPEG_TAGS, _MPEG_BYTES = 8, 1 << 26
 # Of the slower rate: a resampler sees no farther ahead.
 _REACH = 400
 # Floats are nominally in [-1, 1] and clipped; beyond this they are no samples.
@@ -298,15 +302,18 @@ def _picture(
 ) -> Iterator[Any]:
   """Pillow's picture of a file, not yet decoded and not too large."""
   pillow = _module('PIL').Image
-  bombs = pillow.DecompressionBombError, pillow.DecompressionBombWarning
-  # Pillow looks as well where a frame makes the picture larger.
+  # Pillow looks as well where a frame makes the picture larger: it warns, and
+  # refuses twice as many.
   pillow.MAX_IMAGE_PIXELS = max_pixels
+  is_bomb = False
   with contextlib.ExitStack() as stack:
-    with _decoding(otherwise):
+    with _decoding(otherwise), warnings.catch_warnings():
+      warnings.simplefilter('ignore', pillow.DecompressionBombWarning)
       try:
         opened = stack.enter_context(pillow.open(file, formats=_PICTURES))
-      except bombs as error:
-        raise readers.UnusableError(_TOO_LARGE) from error
+      except pillow.DecompressionBombError:
+        is_bomb = True
+    _check(not is_bomb, _TOO_LARGE)
     _check_frame(opened.size, max_pixels)
     yield opened
 
@@ -428,7 +435,12 @@ def _decoded(
       try:
         opened = stack.enter_context(soundfile.SoundFile(file))
       except soundfile.LibsndfileError:
-        frames = _mpeg_frames(file)
+        start = _mpeg_start(file)
+        if not start:
+          raise
+        file.seek(start)
+        # libsndfile would seek to what stands before.
+        frames = io.BytesIO(file.read(_MPEG_BYTES))
         opened = stack.enter_context(soundfile.SoundFile(frames))
     _check(opened.channels <= _MAX_CHANNELS, 'a sound of too many channels')
     rate = opened.samplerate
@@ -444,23 +456,24 @@ def _decoded(
     return np.concatenate(blocks), rate
 
 
-def _mpeg_frames(file: BinaryIO) -> BinaryIO:
-  """The frames of an MP3, behind what libsndfile does not skip.
+def _mpeg_start(file: BinaryIO) -> int:
+  """Where the frames of an MP3 begin, behind what libsndfile does not skip.
 
   Without a file's name it goes by the first bytes, and knows neither a tag
   with a footer nor the zeros that some writers put behind a tag.
   """
-  file.seek(0)
-  content, start = file.read(), 0
-  while True:
-    start += len(content) - start - len(content[start:].lstrip(b'\0'))
-    tag = _MPEG_TAG.match(content, start)
+  start = 0
+  for _ in range(_MPEG_TAGS):
+    file.seek(start)
+    block = file.read(_BLOCK)
+    start += len(block) - len(block.lstrip(b'\0'))
+    tag = _MPEG_TAG.match(block.lstrip(b'\0'))
     if not tag:
-      return io.BytesIO(content[start:])
+      break
     # Seven bits of each byte.
     size = sum(byte << (21 - 7 * i) for i, byte in enumerate(tag[2]))
-    footer = 10 if tag[1][0] & 16 else 0
-    start = tag.end() + size + footer
+    start += tag.end() + size + (10 if tag[1][0] & 16 else 0)
+  return start
 
 
 # Videos.
@@ -584,6 +597,7 @@ def _container(
         context = stream.codec_context
         size = context.width, context.height
         # FFmpeg refuses larger frames in the middle, before it makes them.
-        context.options = context.options | {'max_pixels': str(max_pixels)}
+        most = min(max_pixels, 2**31 - 1)
+        context.options = context.options | {'max_pixels': str(most)}
     _check_frame(size, max_pixels, count)
     yield opened, stream

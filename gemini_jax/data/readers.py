@@ -55,7 +55,11 @@ class UnusableError(Exception):
 
 
 class AbsentError(UnusableError):
-  """A record lacks a field that is asked for, or has nothing in it."""
+  """A record lacks a field that is asked for."""
+
+
+class EmptyError(AbsentError):
+  """A field that is asked for has nothing in it."""
 
 
 @dataclasses.dataclass
@@ -64,8 +68,8 @@ class Tally:
 
   Attributes:
     usable: those that can.
-    num_absent: those of the unusable that their record merely lacks, and gives
-      another task what it asks for.
+    num_absent: those of the unusable that are merely empty, or that their
+      record lacks while it gives another task what it asks for.
     unusable: those that cannot, by reason.
     shown: the number of a record, the reason and its beginning, of a few.
   """
@@ -92,7 +96,7 @@ class Tally:
       number: of the record.
       record: what it holds, if that is known.
       count: of examples.
-      absent: whether the record gives other examples.
+      absent: whether they are merely not there; see `num_absent`.
     """
     reason = str(error)
     self.unusable[reason] += count

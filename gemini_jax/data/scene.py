@@ -65,6 +65,8 @@ def layout(
     parts.append(model.image)
   return {kind: model.placeholder(kind) for kind in kinds}, (
     config.audio_rate if 'audio' in kinds else None,
+    # Of sounds nothing depends on it.
+    config.max_media_pixels if {'image', 'video'}.intersection(kinds) else None,
     model.vocab_size if kinds else None,
     parts,
   )

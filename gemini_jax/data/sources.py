@@ -296,7 +296,7 @@ def examples(
   tasks = task_lib.of(config)
 
   # Several tasks may read the same field, one after the other.
-  slots: dict[Any, transforms.Slots] = {}
+  slots: dict[Any, tuple[transforms.Slots, bytes]] = {}
   last: Any = None
 
   def part(record, piece):
@@ -307,16 +307,23 @@ def examples(
       slots.clear()
       last = record
     if piece not in slots:
-      _, size = medium(source, record, piece, config, model)
+      values, size = medium(source, record, piece, config, model)
       count = model.tokens_of(piece.kind, size.tolist())
-      slots[piece] = transforms.Slots(piece.kind, count)
-    return slots[piece]
+      digest = hashlib.sha256(values.tobytes()).digest()
+      slots[piece] = transforms.Slots(piece.kind, count), digest
+    found, digest = slots[piece]
+    content.append(digest)
+    return found
+
+  content: list[bytes] = []
 
   def read(record, task):
-    return tuple(tuple(part(record, p) for p in side) for side in task.sides)
+    content.clear()
+    sides = tuple(tuple(part(record, p) for p in side) for side in task.sides)
+    return sides, b''.join(content)
 
-  for origin, sides in _usable(source, tasks, tally, read):
-    yield transforms.Example(origin, sides)
+  for origin, (sides, media_digest) in _usable(source, tasks, tally, read):
+    yield transforms.Example(origin, sides, media_digest)
 
 
 def medium(
@@ -344,8 +351,10 @@ def medium(
       config.max_media_pixels,
     )
   except readers.UnusableError as error:
-    empty = isinstance(value, np.ndarray | bytes) and not len(value)
-    kind = readers.AbsentError if empty else readers.UnusableError
+    # Of numpy's arrays of one number, which have no length, too.
+    is_empty = isinstance(value, str | bytes | list) and not value
+    is_empty |= isinstance(value, np.ndarray) and not value.size
+    kind = readers.EmptyError if is_empty else readers.UnusableError
     raise kind(f'{piece.value!r}: {error}') from error
 
 
@@ -388,8 +397,9 @@ def _usable(
       tally.usable += 1
       yield index * len(tasks) + number, example
     for error in errors:
-      absent = isinstance(error, readers.AbsentError)
-      absent = absent and len(errors) < len(tasks)
+      absent = isinstance(error, readers.EmptyError) or (
+        isinstance(error, readers.AbsentError) and len(errors) < len(tasks)
+      )
       tally.leave_out(error, source.number(index), record, absent=absent)
 
 
@@ -447,7 +457,7 @@ def text_of(
   except UnicodeError as error:
     raise readers.UnusableError(f'{field!r} is not Unicode') from error
   if not value:
-    raise readers.AbsentError(f'{field!r} is empty')
+    raise readers.EmptyError(f'{field!r} is empty')
   return value
 
 

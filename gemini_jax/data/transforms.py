@@ -50,10 +50,12 @@ class Example(NamedTuple):
   Attributes:
     origin: number of both, to find the media again.
     sides: parts of the text, or of the inputs and of the targets.
+    media: digests of the media, in order.
   """
 
   origin: int
   sides: tuple[tuple[str | Slots, ...], ...]
+  media: bytes = b''
 
   @property
   def num_bytes(self) -> int:

@@ -86,6 +86,12 @@ class Prompt:
   unknown: str = ''
 
 
+def neutral(options: config_lib.Generate, **fields: Any) -> config_lib.Generate:
+  """`options` for prompts of an evaluation, which no wish of a user changes."""
+  blank = {'prompt': '', 'source': 'prompt', 'latent': (), 'steer': ''}
+  return dataclasses.replace(options, **(blank | fields))
+
+
 def generate(
   config: config_lib.Config,
   model: gemini.Gemini,

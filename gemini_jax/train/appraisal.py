@@ -64,7 +64,7 @@ def captions(
   config, results = run.config, {}
   greedy = dataclasses.replace(
     config,
-    generate=dataclasses.replace(
+    generate=generation.neutral(
       config.generate,
       count=1,
       beam_size=1,
@@ -155,7 +155,7 @@ def appraise(
     found = painting.paint(
       dataclasses.replace(
         config,
-        generate=dataclasses.replace(
+        generate=generation.neutral(
           config.generate, count=1, output=task.kinds(1)[0]
         ),
       ),

@@ -121,9 +121,11 @@ def _first_output(
       names.append(name)
     return output
 
-  # A stage is a program of its own, which needs compilation.
+  # A stage is a program of its own, which needs compilation, as remat does.
+  # Neither changes a number.
   model = model.clone(
-    schedule=dataclasses.replace(model.schedule, in_stages=False)
+    config=dataclasses.replace(model.config, remat=False),
+    schedule=dataclasses.replace(model.schedule, in_stages=False),
   )
   # Without compilation every value is at hand, and a scan is a Python loop.
   with jax.disable_jit(), nn.intercept_methods(look):

@@ -125,12 +125,8 @@ def exact_match(
 
   Inputs that are too long for the model count as wrong.
   """
-  greedy = dataclasses.replace(
+  greedy = generation.neutral(
     config.generate,
-    prompt='',
-    source='prompt',
-    latent=(),
-    steer='',
     temperature=0.0,
     count=1,
     beam_size=1,
