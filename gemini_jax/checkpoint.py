@@ -534,11 +534,10 @@ def _remove(path: pathlib.Path):
 
 
 def _write_manifest(path: pathlib.Path, manifest: dict[str, Any]):
+  # Encoded once: the caller may go on with what it gave.
+  manifest = json.loads(_encode(manifest))
   manifest['checksum'] = zlib.crc32(_encode(manifest))
-  with (path / MANIFEST).open('wb') as file:
-    file.write(_encode(manifest))
-    file.flush()
-    os.fsync(file.fileno())
+  host.replace_file(path / MANIFEST, _encode(manifest))
 
 
 def _check_manifest(manifest: dict[str, Any], step: int):

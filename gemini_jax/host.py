@@ -156,6 +156,22 @@ def check_regular(path: str | os.PathLike):
     raise OSError(errno.EINVAL, 'not a regular file', str(path))
 
 
+def replace_file(path: pathlib.Path, content: bytes):
+  """Writes a file in one piece: a reader sees the old one or the new one.
+
+  Raises:
+    OSError: it cannot be written; the old one is then still there.
+  """
+  draft = path.with_name(f'{path.name}.draft')
+  # Whatever has that name, such as a FIFO, is not written to.
+  draft.unlink(missing_ok=True)
+  with draft.open('xb') as file:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
+  draft.replace(path)
+
+
 def read_file(path: str | os.PathLike, limit: int = 1 << 26) -> bytes:
   """What a regular file holds, which is at most `limit` bytes.
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
+from gemini_jax import host
 from gemini_jax.data import transforms
 from gemini_jax.infer import beam, decoding, origin, sampling
 from gemini_jax.infer import guide as guide_lib
@@ -426,16 +427,17 @@ def write_samples(path: pathlib.Path, samples: Sequence[Sample]):
   if not cluster.is_first():
     return
   path.parent.mkdir(parents=True, exist_ok=True)
-  with path.open('w', encoding='utf-8') as file:
-    for sample in samples:
-      line = {
-        'prompt': sample.prompt,
-        'text': sample.text,
-        'logprob': sample.logprob,
-        'tokens': list(sample.tokens),
-      }
-      if sample.steer:
-        line['steer'] = sample.steer
-      if sample.latent:
-        line['z'] = list(sample.latent)
-      file.write(json.dumps(line, ensure_ascii=False) + '\n')
+  lines = []
+  for sample in samples:
+    line = {
+      'prompt': sample.prompt,
+      'text': sample.text,
+      'logprob': sample.logprob,
+      'tokens': list(sample.tokens),
+    }
+    if sample.steer:
+      line['steer'] = sample.steer
+    if sample.latent:
+      line['z'] = list(sample.latent)
+    lines.append(json.dumps(line, ensure_ascii=False) + '\n')
+  host.replace_file(path, ''.join(lines).encode())

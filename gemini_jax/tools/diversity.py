@@ -246,14 +246,10 @@ def _mark_copies(
 
 def _last_test(workdir: pathlib.Path) -> dict[str, float]:
   """The last numbers of the test split that the run has logged."""
-  try:
-    lines = (workdir / metrics.FILE).read_text().splitlines()
-  except OSError:
-    return {}
-  for line in reversed(lines):
+  for line in metrics.newest_lines(workdir):
     found = {
       name.removeprefix('test/'): value
-      for name, value in json.loads(line).items()
+      for name, value in line.items()
       if name.startswith('test/')
     }
     if found:

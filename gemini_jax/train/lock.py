@@ -27,6 +27,7 @@ FILE = 'train.lock'
 # What a file system without locks answers.
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _HELD = (errno.EAGAIN, errno.EACCES)
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 
 class LostError(Exception):
@@ -39,6 +40,7 @@ class Lock:
   def __init__(self):
     self._path: pathlib.Path | None = None
     self._descriptor = -1
+    self._folder: os.stat_result | None = None
 
   def acquire(self, workdir: pathlib.Path):
     """Takes the lock.
@@ -65,6 +67,7 @@ class Lock:
         break
       os.close(descriptor)
     self._path, self._descriptor = path, descriptor
+    self._folder = os.stat(workdir)
     holder = {
       'host': socket.gethostname(),
       'pid': os.getpid(),
@@ -74,15 +77,34 @@ class Lock:
     os.write(descriptor, json.dumps(holder).encode())
 
   def check(self):
-    """Raises LostError unless the folder is still the one that was locked.
+    """Sees that the folder is still the one that was locked.
 
+    Where only the file of the lock was removed, it is made and locked again.
     Does nothing on the processes that hold no lock.
+
+    Raises:
+      LostError: the folder is another, or none.
+      ConfigError: another process has locked it meanwhile.
     """
-    if self._path is not None and not _is_at(self._descriptor, self._path):
+    path, folder = self._path, self._folder
+    if path is None or folder is None:
+      return
+    try:
+      same = os.path.samestat(os.stat(path.parent), folder)
+    except OSError as error:
+      if error.errno not in _GONE:
+        raise
+      same = False
+    if not same:
       raise LostError(
-        f'{self._path.parent} was removed or replaced during the run; what '
-        'was not copied elsewhere is lost'
+        f'{path.parent} was removed or replaced during the run; what was not '
+        'copied elsewhere is lost'
       )
+    if not _is_at(self._descriptor, path):
+      logging.warning('%s was removed during the run; made again', path)
+      os.close(self._descriptor)
+      self._path = None
+      self.acquire(path.parent)
 
   def __enter__(self) -> 'Lock':
     return self
@@ -139,6 +161,6 @@ def _is_at(descriptor: int, path: pathlib.Path) -> bool:
   try:
     return os.path.samestat(os.fstat(descriptor), os.lstat(path))
   except OSError as error:
-    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
+    if error.errno in _GONE:
       return False
     raise

@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
-from gemini_jax import host
+from gemini_jax import host, schema
 from gemini_jax.data import loader as loader_lib
 from gemini_jax.infer import generation
 from gemini_jax.models import gemini
@@ -145,8 +145,6 @@ def _train(run: run_lib.Run):
     data.check(manifest['data'], config.train.accept_changes)
     # The checkpoint was written before the step was evaluated.
     state = observe(config, state, manifest.get('observed'))
-  # Nothing is refused from here on.
-  run.write_config()
   results: dict[str, float] = manifest.get('results', {})
 
   def evaluates(done: int) -> bool:
@@ -197,7 +195,16 @@ def _train(run: run_lib.Run):
         config.train.save_every,
         config.train.eval_every,
       )
-  writer = metrics.Writer(run.workdir, config, step, size)
+  writer = _open_writer(run, step, size)
+  if writer.size() < size:
+    # The user has put an empty file in its place.
+    cluster.on_first(
+      lambda: run.checkpoints.attach(
+        step, {'metrics_bytes': writer.size()}, manifest.get('metric')
+      )
+    )
+  # Nothing is refused from here on.
+  run.write_config()
   progress = metrics.Progress(step, num_steps)
   stopper = Stopper(run.mesh)
   stopwatch = metrics.Stopwatch()
@@ -217,7 +224,7 @@ def _train(run: run_lib.Run):
     tokens += values['tokens']
     if done % config.train.log_every and done != num_steps:
       return
-    run.lock.check()
+    cluster.on_first(run.lock.check)
     seconds = stopwatch.lap()
     line: dict[str, float | None] = {
       f'train/{name}': value for name, value in values.items()
@@ -238,7 +245,7 @@ def _train(run: run_lib.Run):
         'config': dataclasses.asdict(config),
         'data': data.state(done),
         'metrics_bytes': writer.size(),
-        'results': results,
+        'results': dict(results),
         'due': is_due(done),
       },
     )
@@ -268,24 +275,24 @@ def _train(run: run_lib.Run):
       write_samples(run, state)
     value = evaluation.objective(new, config.loss_weights)
     if saved:
+      known = {
+        'metrics_bytes': writer.size(),
+        'results': results,
+        'due': False,
+        'observed': value,
+      }
+      run.checkpoints.wait()
       cluster.on_first(run.lock.check)
-      run.checkpoints.attach(
-        done,
-        {
-          'metrics_bytes': writer.size(),
-          'results': results,
-          'due': False,
-          'observed': value,
-        },
-        value,
-      )
+      cluster.on_first(lambda: run.checkpoints.attach(done, known, value))
     return observe(config, state, value)
 
   batches = device_batches(run, data, loader_lib.iterate(data, step))
   norm = jax.jit(optax.tree.norm)
   try:
     if due:
+      stopwatch.pause()
       state = examine(state, step, saved=True)
+      stopwatch.resume()
     for done in range(step + 1, num_steps + 1):
       index = np.int32(done - 1)
       state, values = train_step(state, next(batches), index)
@@ -327,6 +334,18 @@ def _train(run: run_lib.Run):
   print(f'{run.workdir} is done: {num_steps:,} steps{_results(results)}')
 
 
+def _open_writer(run: run_lib.Run, step: int, size: int) -> metrics.Writer:
+  """Where numbers go; the first process alone can be refused something."""
+  writers = []
+  open_one = lambda: writers.append(
+    metrics.Writer(run.workdir, run.config, step, size)
+  )
+  cluster.on_first(open_one)
+  if not writers:
+    open_one()
+  return writers[0]
+
+
 def observe(
   config: config_lib.Config, state: step_lib.TrainState, value: float | None
 ) -> step_lib.TrainState:
@@ -352,11 +371,11 @@ def _course_change(
     step: of the checkpoint.
   """
   try:
-    then = config_lib.from_config_dict(
-      {
-        'optimizer': before['optimizer'],
-        'train': {'num_steps': before['train']['num_steps']},
-      }
+    optimizer = schema.convert(
+      before['optimizer'], config_lib.Optimizer, 'optimizer'
+    )
+    train = schema.convert(
+      {'num_steps': before['train']['num_steps']}, config_lib.Train, 'train'
     )
   except (config_lib.ConfigError, KeyError):
     # Written by a version with other fields.
@@ -365,8 +384,8 @@ def _course_change(
     rate, planned = (
       f'{float(np.asarray(schedule(step))):.6g}'
       for schedule in (
-        optimizer_lib.make_schedule(own.optimizer, own.train.num_steps)
-        for own in (config, then)
+        optimizer_lib.make_schedule(config.optimizer, config.train.num_steps),
+        optimizer_lib.make_schedule(optimizer, train.num_steps),
       )
     )
   if rate == planned:

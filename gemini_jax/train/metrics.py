@@ -13,7 +13,7 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -240,8 +240,10 @@ def check(config: config_lib.Config):
 _TAIL = 1 << 20
 
 
-def last_step(workdir: pathlib.Path) -> int:
-  """The last step that metrics.jsonl tells of; 0 where it tells of none.
+def newest_lines(workdir: pathlib.Path) -> Iterator[dict[str, Any]]:
+  """The last lines of metrics.jsonl, the newest first.
+
+  What was cut off or damaged is passed over.
 
   Raises:
     ConfigError: it is no file.
@@ -251,13 +253,16 @@ def last_step(workdir: pathlib.Path) -> int:
     lines = file.read().splitlines()
   for line in reversed(lines):
     try:
-      step = json.loads(line)['step']
-    # A line that was cut off, or damaged.
-    except (ValueError, KeyError, TypeError, RecursionError):
+      values = json.loads(line)
+    except (ValueError, RecursionError):
       continue
-    if type(step) is int:
-      return step
-  return 0
+    if isinstance(values, dict) and type(values.get('step')) is int:
+      yield values
+
+
+def last_step(workdir: pathlib.Path) -> int:
+  """The last step that metrics.jsonl tells of; 0 where it tells of none."""
+  return next((line['step'] for line in newest_lines(workdir)), 0)
 
 
 def check_record(workdir: pathlib.Path, size: int):
@@ -326,7 +331,7 @@ class Writer:
     if not self._writes:
       return
     self._wandb = (
-      _wandb(workdir, config) if config.train.wandb_project else None
+      _wandb(workdir, config, step) if config.train.wandb_project else None
     )
     check_record(workdir, size)
     path = workdir / FILE
@@ -417,13 +422,13 @@ def _import_wandb(config: config_lib.Config) -> Any:
   return config_lib.optional('wandb', asked, 'wandb')
 
 
-def _wandb(workdir: pathlib.Path, config: config_lib.Config) -> Any:
+def _wandb(workdir: pathlib.Path, config: config_lib.Config, step: int) -> Any:
   wandb = _import_wandb(config)
   try:
     return wandb.init(
       project=config.train.wandb_project,
       name=workdir.resolve().name,
-      id=_wandb_id(workdir / _WANDB_ID_FILE),
+      id=_wandb_id(workdir, step),
       resume='allow',
       dir=str(workdir),
       config=json.loads(config_lib.to_json(config)),
@@ -436,16 +441,19 @@ def _wandb(workdir: pathlib.Path, config: config_lib.Config) -> Any:
     ) from error
 
 
-def _wandb_id(path: pathlib.Path) -> str:
-  """The id in the file, which is made once for a work folder."""
+def _wandb_id(workdir: pathlib.Path, step: int) -> str:
+  """The id of the run in a work folder, which is made once.
+
+  Runs of earlier versions, which go on from a step without one, have the name
+  of their folder.
+  """
+  path = workdir / _WANDB_ID_FILE
   if path.is_file():
-    identity = path.read_text(errors='replace').strip()
-    if re.fullmatch('[0-9a-z]{1,64}', identity):
+    identity = host.read_file(path).decode(errors='replace').strip()
+    if re.fullmatch(r'[^\s/\\#?%:]{1,128}', identity):
       return identity
-  identity = uuid.uuid4().hex[:12]
-  draft = path.with_name(f'{path.name}.draft')
-  draft.write_text(f'{identity}\n')
-  draft.replace(path)
+  identity = workdir.resolve().name if step else uuid.uuid4().hex[:12]
+  host.replace_file(path, f'{identity}\n'.encode())
   return identity
 
 

@@ -87,10 +87,8 @@ class Run:
     path = self.workdir / CONFIG_FILE
 
     def write():
-      draft = path.with_name(f'{path.name}.draft')
       try:
-        draft.write_text(config_lib.to_json(self.config))
-        draft.replace(path)
+        host.replace_file(path, config_lib.to_json(self.config).encode())
       except OSError as error:
         raise config_lib.ConfigError(
           f'{path} cannot be written: {error.strerror}'
@@ -156,16 +154,21 @@ class Run:
     data, size, results = (
       manifest.get(name) for name in ('data', 'metrics_bytes', 'results')
     )
+    config, observed = manifest.get('config', {}), manifest.get('observed')
     config_lib.check(
       isinstance(data, dict)
       and isinstance(data.get('fingerprint'), dict)
+      and type(data.get('next_batch')) is int
+      and isinstance(config, dict)
+      and all(isinstance(section, dict) for section in config.values())
+      and (observed is None or isinstance(observed, (int, float)))
       and type(size) is int
       and size >= 0
       and isinstance(results, dict)
       and all(isinstance(value, (int, float)) for value in results.values()),
       f'{self.checkpoints.path(restored.step)} cannot be gone on from: its '
-      f'{checkpoint.MANIFEST} lacks data, metrics_bytes or results as a '
-      'training saves them',
+      f'{checkpoint.MANIFEST} lacks data, config, metrics_bytes or results as '
+      'a training saves them',
     )
     return size  # pyright: ignore
 
@@ -204,6 +207,12 @@ def open_run(
     if size is not None:
       sharding.check_batch(mesh, size, field)
   pipeline.check(config, mesh)
+  try:
+    checkpoints = checkpoint.Checkpointer(
+      path / 'checkpoints', config.train.keep_last, config.train.keep_best
+    )
+  except checkpoint.PathError as error:
+    raise config_lib.ConfigError(f'--workdir={path}: {error}') from error
   # The shapes alone tell whether the mesh fits, before any data is read.
   _, _, abstract = abstract_parts(with_vocab(config, 1 << 20), mesh)
   if create:
@@ -211,12 +220,6 @@ def open_run(
     _make_writable(path, lock)
   elif not cluster.everywhere(os.path.isdir(path)):
     raise config_lib.ConfigError(f'--workdir={path} does not exist')
-  try:
-    checkpoints = checkpoint.Checkpointer(
-      path / 'checkpoints', config.train.keep_last, config.train.keep_best
-    )
-  except checkpoint.PathError as error:
-    raise config_lib.ConfigError(f'--workdir={path}: {error}') from error
   if checkpoints.steps():
     _check_same_run(path, config, mesh)
   elif create:
@@ -233,7 +236,7 @@ def open_run(
     cluster.on_first(lambda: _clean(checkpoints))
   model, optimizer, abstract = abstract_parts(config, mesh)
   logging.info('attention: %s', model.config.attention_kernel)
-  run = Run(
+  return Run(
     config,
     path,
     words,
@@ -244,9 +247,6 @@ def open_run(
     checkpoints,
     lock or lock_lib.Lock(),
   )
-  if create and not checkpoints.steps():
-    run.write_config()
-  return run
 
 
 def _begin(path: pathlib.Path) -> str:
@@ -271,9 +271,11 @@ def _check_not_lost(
   )
   # A run that was killed early has none either; but its first save is on the
   # disk before the second begins.
-  reached = metrics.last_step(path)
+  reached, apart = metrics.last_step(path), config.train.save_every
+  if (path / CONFIG_FILE).exists():
+    apart = max(apart, config_lib.read(path / CONFIG_FILE).train.save_every)
   config_lib.check(
-    reached <= 2 * config.train.save_every,
+    reached <= 2 * apart,
     f'{path / metrics.FILE} goes to step {reached:,}, but there is no '
     f'checkpoint; {_begin(path)}',
   )
@@ -349,7 +351,8 @@ def _make_writable(path: pathlib.Path, lock: lock_lib.Lock | None):
       path.mkdir(parents=True, exist_ok=True)
       if lock is not None:
         lock.acquire(path)
-      probe.write_text('')
+      probe.unlink(missing_ok=True)
+      probe.open('x').close()
     except OSError as error:
       raise config_lib.ConfigError(
         f'--workdir={path} cannot be written: {error.strerror}'
@@ -383,6 +386,14 @@ def _check_same_run(path: pathlib.Path, config: config_lib.Config, mesh: Mesh):
     for field, before, value in changes
     if field.startswith(('optimizer.', 'train.'))
   ]
+  # On the devices that are here now.
+  free = [field.removeprefix('model.') for field in _FREE]
+  free_values = {field: getattr(config.model, field) for field in free}
+  then = dataclasses.replace(
+    then,
+    model=dataclasses.replace(then.model, **free_values),
+    parallel=config.parallel,
+  )
   config_lib.check(
     not state or _state_shapes(then, mesh) == _state_shapes(config, mesh),
     f'--workdir={path} holds another state of training: {"; ".join(state)}; '

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import pathlib
-import pwd
 import shutil
 from concurrent import futures
 
@@ -176,17 +175,6 @@ def test_the_folder_follows_config_and_environment(monkeypatch, tmp_path):
   assert cache.folder(config.Data()) == expected
   monkeypatch.setenv('HOME', '/h')
   assert cache.folder(config.Data(cache_dir='~/a')) == pathlib.Path('/h/a')
-
-
-def test_without_a_home_a_folder_must_be_named(monkeypatch):
-  def nobody(uid):
-    raise KeyError(uid)
-
-  monkeypatch.delenv('HOME')
-  monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
-  monkeypatch.setattr(pwd, 'getpwuid', nobody)
-  with pytest.raises(config.ConfigError, match=r'data\.cache_dir=None'):
-    cache.folder(config.Data())
 
 
 def test_large_vocabularies_take_wider_tokens(tmp_path):

@@ -392,8 +392,10 @@ def test_every_name_that_a_state_has_may_be_accepted(make, tmp_path):
 def test_too_many_unusable_records_are_an_error(make, tmp_path):
   """Whether they are read or were tokenized before, by whoever reads them."""
   path = tmp_path / 'a.jsonl'
-  bad = ['{"text": "a",', '{"text": ["b"]}', '7', '{"text": ""}']
-  path.write_text('\n'.join(['{"text": "good"}'] * 96 + bad))
+  bad = ['{"text": "a",', '{"text": ["b"]}', '7', '{"txt": "c"}']
+  # What is merely empty does not count.
+  empty = ['{"text": ""}'] * 9
+  path.write_text('\n'.join(['{"text": "good"}'] * 96 + bad + empty))
   train = (f'jsonl:{path}',)
   texts = lambda limit: loader.texts(
     config.Data(train=train, max_unusable=limit), 'train'
@@ -406,10 +408,10 @@ def test_too_many_unusable_records_are_an_error(make, tmp_path):
     with pytest.raises(config.ConfigError) as error:
       read()
     assert str(error.value) == (
-      f"data.train[0]=jsonl:{path}: of 100 examples, 4 unusable: 1 'text' is "
-      "empty, 1 'text' is not text, 1 invalid JSON, 1 not a JSON object, more "
-      'than data.max_unusable=0.03 allows; record 96: invalid JSON: '
-      '\'{"text": "a",\\n\'; record 97: \'text\' is not text: '
+      f"data.train[0]=jsonl:{path}: of 100 examples, 13 unusable: 9 'text' is "
+      "empty, 1 'text' is not text, 1 invalid JSON, 1 no field 'text', 1 not a "
+      'JSON object, more than data.max_unusable=0.03 allows; record 96: '
+      'invalid JSON: \'{"text": "a",\\n\'; record 97: \'text\' is not text: '
       "{'text': ['b']}; record 98: not a JSON object: '7\\n'; repair or "
       'remove them, or set data.max_unusable to the share that may be left out'
     )

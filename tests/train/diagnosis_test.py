@@ -102,7 +102,7 @@ def test_a_gradient_alone():
 
 def test_an_update_alone():
   found = diagnose(
-    lambda params: None, learning_rate=3e38, weight_decay=1e10, clip_norm=0.0
+    lambda params: None, learning_rate=3e38, weight_decay=10.0, clip_norm=0.0
   )
   assert found.startswith('update of ')
 

@@ -32,10 +32,13 @@ def save(run, step, manifest=None, metric=1.0):
   data = {'fingerprint': {'tokenizer': run.tokenizer.fingerprint}}
   run.checkpoints.save(step, state, manifest or {'data': data}, metric)
   run.checkpoints.wait()
+  run.write_config()
 
 
 def test_opened_again_it_is_the_same(config, tmp_path):
   run = run_lib.open_run(config, tmp_path / 'run', create=True)
+  assert not (tmp_path / 'run' / 'config.json').exists()
+  run.write_config()
   assert run.config.model.vocab_size == 320
   assert run.checkpoints.steps() == []
   written = json.loads((tmp_path / 'run' / 'config.json').read_text())
@@ -155,7 +158,7 @@ def test_a_changed_tokenizer_is_refused(config, tmp_path, create):
     (content[:-1], 'not a tokenizer'),
     (b'\x0a\x07', 'not a SentencePiece model'),
     (b'', 'not a SentencePiece model'),
-    (None, 'no tokenizer'),
+    (None, 'tokenizer: not a regular file'),
   ):
     file.unlink()
     os.mkfifo(file) if changed is None else file.write_bytes(changed)
@@ -180,7 +183,6 @@ def test_what_is_refused_is_not_kept(config, tmp_path):
 
 def test_a_config_that_cannot_be_written(config, tmp_path):
   run = run_lib.open_run(config, tmp_path / 'run', create=True)
-  (tmp_path / 'run' / 'config.json').unlink()
   (tmp_path / 'run' / 'config.json').mkdir()
   with pytest.raises(
     config_lib.ConfigError, match=r'config\.json cannot be wr'
@@ -268,11 +270,15 @@ def test_what_is_no_file_is_not_read(name, kind, config, tmp_path):
     {'metrics_bytes': -1},
     {'results': [1.0]},
     {'results': {'a': 'b'}},
+    {'config': 3},
+    {'config': {'train': 3}},
+    {'observed': 'x'},
   ],
 )
 def test_a_checkpoint_that_no_training_saved(values, config, tmp_path):
   run = run_lib.open_run(config, tmp_path / 'run', create=True)
-  right = {'data': {'fingerprint': {}}, 'metrics_bytes': 0, 'results': {}}
+  data = {'fingerprint': {}, 'next_batch': 0}
+  right = {'data': data, 'metrics_bytes': 0, 'results': {}}
   save(run, 1, right)
   assert run.resume().step == 1
   save(run, 2, right | values if values else {})
