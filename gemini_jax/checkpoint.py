@@ -1,4 +1,4 @@
-"""Checkpoints: the only user of Orbax; knows nothing else of ours.
+"""Checkpoints: whole trees of arrays with a manifest, the newest and the best.
 
 A checkpoint is a folder `checkpoints/<step>` with the arrays in `state` and
 `manifest.json`: what the caller put in, the shape of every array and the
@@ -12,7 +12,6 @@ them make the same calls.
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import itertools
 import json
@@ -22,20 +21,15 @@ import os
 import pathlib
 import re
 import shutil
-import sys
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils.epath import gpath
 from jax.experimental import multihost_utils
-from orbax.checkpoint import multihost
-from orbax.checkpoint import v1 as ocp
 
-from gemini_jax import host
+from gemini_jax import host, storage
 
 MANIFEST = 'manifest.json'
 _STATE = 'state'
@@ -47,8 +41,6 @@ _LEFTOVER = re.compile(
   rf'{_STATE}(\.orbax-checkpoint-tmp.*)?|{MANIFEST}\.draft|checksums\.\d+'
 )
 _CHUNK = 1 << 24
-# Part of the paths of Orbax's files.
-_ORBAX = f'{os.sep}orbax{os.sep}checkpoint{os.sep}'
 # Longest wait for the other processes' part of a save. A process that dies is
 # noticed sooner, by jax itself.
 _BARRIER_MILLISECONDS = 3_600_000
@@ -64,8 +56,7 @@ class DamageError(Exception):
   """A file of a checkpoint is missing or not what was written."""
 
 
-class PathError(ValueError):
-  """No checkpoints can be kept in this folder."""
+PathError = storage.PathError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,15 +87,7 @@ class Checkpointer:
     self._keep_best = keep_best
     self._worker = concurrent.futures.ThreadPoolExecutor(1)
     self._pending: concurrent.futures.Future | None = None
-    # TensorStore takes a backslash for a slash, etils /gs/x for gs://x, and
-    # paths in TensorStore's specs are UTF-8.
-    name = str(self._directory)
-    printable = name.encode(errors='replace').decode()
-    if '\\' in name or name != printable or str(_Path(name)) != name:
-      raise PathError(
-        f'{printable} cannot hold checkpoints: its name must be UTF-8 without '
-        r'\ and must not begin with /gs, /s3, /az or /hf'
-      )
+    storage.check_path(self._directory)
 
   def steps(self) -> list[int]:
     """Steps of the finished checkpoints, oldest first."""
@@ -192,7 +175,7 @@ class Checkpointer:
     manifest = manifest | {
       'step': step,
       'metric': _finite(metric),
-      'arrays': _shapes(state),
+      'arrays': storage.shapes(state),
     }
     draft = _with_ending(path, _UNFINISHED)
     if jax.process_index() == 0:
@@ -201,8 +184,7 @@ class Checkpointer:
       self._directory.mkdir(exist_ok=True)
       draft.mkdir()
     # Orbax lets the processes wait for each other before it looks at `draft`.
-    with _system_errors():
-      writing = ocp.save_async(_Path(draft / _STATE), state)
+    writing = storage.Writing(draft / _STATE, state)
     self._pending = self._worker.submit(
       self._finish, path, draft, writing, manifest, next(_SERIAL)
     )
@@ -216,13 +198,11 @@ class Checkpointer:
     serial: int,
   ):
     """On every process, in its background thread."""
-    barrier = multihost.get_barrier_sync_fn()
-    wait = lambda name: barrier(
-      key=f'{name} of save {serial}', timeout_ms=_BARRIER_MILLISECONDS
+    wait = lambda name: storage.barrier(
+      f'{name} of save {serial}', _BARRIER_MILLISECONDS
     )
     # Orbax returns on any process once the arrays of all are in the files.
-    with _system_errors():
-      writing.result()
+    writing.result()
     names = sorted(
       str(file.relative_to(draft))
       for file in (draft / _STATE).rglob('*')
@@ -408,7 +388,7 @@ class Checkpointer:
     _check_arrays(path, manifest['arrays'])
 
   def _match(self, step: int, manifest: dict[str, Any], abstract: Any):
-    saved, wanted = manifest['arrays'], _shapes(abstract)
+    saved, wanted = manifest['arrays'], storage.shapes(abstract)
     converted = []
     for name in sorted(saved.keys() | wanted.keys()):
       if saved.get(name) == wanted.get(name):
@@ -435,80 +415,9 @@ class Checkpointer:
 
   def _load(self, step: int, abstract: Any) -> Any:
     try:
-      return ocp.load(_Path(self.path(step) / _STATE), abstract)
-    except _UNREADABLE as error:
-      raise DamageError(f'{_STATE} cannot be read: {_short(error)}') from error
-
-
-class _Path(gpath.PosixGPath):
-  """A folder for Orbax, which etils would take for part of a pattern.
-
-  Orbax merges the processes' files by such a pattern. Where it matches
-  nothing it leaves a checkpoint without arrays, and only logs it.
-  """
-
-  def glob(self, pattern: str) -> Iterator['_Path']:
-    """Files in this folder, whose name may hold any character."""
-    for path in pathlib.Path(os.fspath(self)).glob(pattern):
-      yield type(self)(path)
-
-
-# What Orbax and TensorStore raise for files that they did not write so: each
-# was seen with changed files whose checksums had been forged. Nothing is lost
-# should one have another cause: a checkpoint is set aside only if another can
-# be restored in its place.
-_UNREADABLE = (
-  ValueError,
-  KeyError,
-  TypeError,
-  AttributeError,
-  RecursionError,
-  FileNotFoundError,
-  IsADirectoryError,
-  NotADirectoryError,
-)
-
-
-@contextlib.contextmanager
-def _system_errors() -> Iterator[None]:
-  """Raises TensorStore's errors of the file system as OSError."""
-  try:
-    yield
-  except ValueError as error:
-    code = re.search(r"\[os_error_code='(\d+)'\]", str(error))
-    if code is None:
-      raise
-    raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-  """Whether a line of the log is not a traceback of Orbax's threads.
-
-  It logs one in each of them, and raises the exception to its caller too.
-  """
-  trace = record.exc_info[2] if record.exc_info else None
-  while trace is not None:
-    if _ORBAX in trace.tb_frame.f_code.co_filename:
-      return False
-    trace = trace.tb_next
-  return True
-
-
-def _tell_unraisable(unraisable: Any, tell: Any = sys.unraisablehook):
-  """Leaves out what follows when Orbax stops at the first error.
-
-  Its other reads are given up, and TensorStore's answers to them find no
-  event loop to go to.
-  """
-  code = getattr(unraisable.object, 'cr_code', None)
-  given_up = code is not None and _ORBAX in code.co_filename
-  if not given_up and str(unraisable.exc_value) != 'Event loop is closed':
-    tell(unraisable)
-
-
-for _name in ('absl', 'asyncio'):
-  logging.getLogger(_name).addFilter(_is_news)
-sys.unraisablehook = _tell_unraisable
+      return storage.load(self.path(step) / _STATE, abstract)
+    except storage.UnreadableError as error:
+      raise DamageError(f'{_STATE} {error}') from error
 
 
 def _is_step(name: str) -> bool:
@@ -588,21 +497,15 @@ def _check_arrays(path: pathlib.Path, arrays: dict[str, str]):
     DamageError: they are not `arrays`.
   """
   try:
-    # Where something is not readable, Orbax tells less and logs why.
-    stored = _shapes(ocp.metadata(_Path(path / _STATE)).metadata)
-  except _UNREADABLE as error:
-    raise DamageError(f'{_STATE} is not readable: {_short(error)}') from error
+    stored = storage.stored_shapes(path / _STATE)
+  except storage.UnreadableError as error:
+    raise DamageError(f'{_STATE} {error}') from error
   for name in sorted(stored.keys() | arrays.keys()):
     if stored.get(name) != arrays.get(name):
       raise DamageError(
         f'{_STATE} holds {name} as {stored.get(name, "absent")}, '
         f'{arrays.get(name, "absent")} was written'
       )
-
-
-def _short(error: BaseException) -> str:
-  """The start of a message that may hold a whole TensorStore spec."""
-  return f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
 
 
 def _finite(metric: Any) -> float | None:
@@ -651,15 +554,6 @@ def _anywhere(flag: bool) -> bool:
   if jax.process_count() == 1:
     return flag
   return bool(np.any(multihost_utils.process_allgather(np.int32(flag))))
-
-
-def _shapes(tree: Any) -> dict[str, str]:
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='/'): (
-      f'{leaf.dtype}{list(leaf.shape)}'
-    )
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-  }
 
 
 def _encode(manifest: dict[str, Any]) -> bytes:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from gemini_jax import checkpoint
+from gemini_jax import checkpoint, storage
 
 
 @flax.struct.dataclass
@@ -383,9 +383,8 @@ def test_what_cannot_be_read_back_does_not_count(tmp_path, monkeypatch):
   checkpoints = checkpoint.Checkpointer(tmp_path, keep_last=1)
   checkpoints.save(1, make(1), {})
   checkpoints.wait()
-  path = checkpoint._Path if hasattr(checkpoint, '_Path') else pathlib.Path
   with monkeypatch.context() as patch:
-    patch.setattr(path, 'glob', lambda path, pattern: iter(()))
+    patch.setattr(storage._Path, 'glob', lambda path, pattern: iter(()))
     checkpoints.save(2, make(2), {})
     with pytest.raises(checkpoint.DamageError, match='cannot be read back'):
       checkpoints.wait()
@@ -577,7 +576,7 @@ def test_a_full_disk(number, tmp_path, monkeypatch):
 
   with monkeypatch.context() as patch:
     patch.setattr(
-      checkpoint.ocp,
+      storage.ocp,
       'save_async',
       lambda path, state: types.SimpleNamespace(result=fail),
     )

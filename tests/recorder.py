@@ -12,12 +12,12 @@ import numpy as np
 
 from gemini_jax import main
 from gemini_jax.parallel import cluster
-from gemini_jax.train import loop
+from gemini_jax.train import run as run_lib
 
 
 def record(path):
   """Training batches as they lie on the devices of all processes."""
-  device_batches = loop.device_batches
+  device_batches = run_lib.device_batches
 
   def recorded(run, loader, batches):
     for batch in device_batches(run, loader, batches):
@@ -29,7 +29,7 @@ def record(path):
             file.write(f'{hashlib.sha256(content).hexdigest()}\n')
       yield batch
 
-  loop.device_batches = recorded
+  run_lib.device_batches = recorded
 
 
 if __name__ == '__main__':

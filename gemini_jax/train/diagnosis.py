@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -10,8 +12,10 @@ import jax.numpy as jnp
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
+from gemini_jax.data import loader as loader_lib
 from gemini_jax.train import losses
 from gemini_jax.train import optimizer as optimizer_lib
+from gemini_jax.train import run as run_lib
 from gemini_jax.train import step as step_lib
 
 
@@ -141,3 +145,46 @@ def _first_output(
       if names:
         return names[0]
   return None
+
+
+def raise_not_finite(
+  run: run_lib.Run,
+  state: step_lib.TrainState,
+  data: loader_lib.Loader,
+  done: int,
+  values: Mapping[str, Any],
+):
+  """Stops with the step and the first tensor that went wrong.
+
+  Args:
+    run: the run.
+    state: the last one that was applied: that of step `done`, or, where
+      `train_step` refused to apply it, the one before.
+    data: the training batches.
+    done: the step that was looked at.
+    values: its metrics.
+
+  Raises:
+    FloatingPointError: always, also where the search for the tensor fails.
+  """
+  step, culprit = done, ''
+  try:
+    index = int(state.step)
+    step, culprit = first_not_finite(
+      run.config,
+      run.model,
+      run.optimizer,
+      state,
+      next(run_lib.device_batches(run, data, [data[index]])),
+    )
+  finally:
+    culprit = culprit or f'unknown, the search failed: {sys.exception()!r}'
+    run.checkpoints.close()
+    steps = run.checkpoints.steps()
+    kept = f'{run.checkpoints.path(steps[-1])}' if steps else 'none yet'
+    of_step = '' if step == done else f' of step {done}'
+    raise FloatingPointError(
+      f'step {step} is not finite (loss {float(values["loss"])}, gradient norm '
+      f'{float(values["grad_norm"])}{of_step}): first in {culprit}; '
+      f'last good checkpoint: {kept}'
+    )

@@ -1,6 +1,5 @@
 """The training loop, read from top to bottom."""
 
-import collections
 import dataclasses
 import functools
 import itertools
@@ -8,21 +7,17 @@ import json
 import logging
 import math
 import os
-import signal
-import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
-from gemini_jax import host, schema
+from gemini_jax import host
 from gemini_jax.data import loader as loader_lib
 from gemini_jax.infer import generation
 from gemini_jax.models import gemini
@@ -33,15 +28,13 @@ from gemini_jax.train import (
   evaluation,
   likelihood,
   metrics,
+  preemption,
   retrieval,
 )
 from gemini_jax.train import lock as lock_lib
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import run as run_lib
 from gemini_jax.train import step as step_lib
-
-# Batches on the device ahead of the step that reads them.
-_ON_DEVICE = 2
 
 
 def train(config: config_lib.Config, workdir: str | os.PathLike):
@@ -160,7 +153,7 @@ def _train(run: run_lib.Run):
   if step >= num_steps and not due:
     print(
       f'{run.workdir} is done: step {step:,} of {num_steps:,}'
-      f'{_results(results)}'
+      f'{metrics.spell_results(results)}'
     )
     return
   print(
@@ -169,7 +162,11 @@ def _train(run: run_lib.Run):
   )
   print(f'{"resuming" if step else "starting"} at step {step:,}', flush=True)
   if 'config' in manifest and step < num_steps:
-    print(_course_change(config, manifest['config'], step), end='', flush=True)
+    print(
+      optimizer_lib.course_change(config, manifest['config'], step),
+      end='',
+      flush=True,
+    )
   if config.model.kinds and not step and cluster.is_first():
     appraisal.show_batch(run, data[0])
 
@@ -177,7 +174,9 @@ def _train(run: run_lib.Run):
   train_step: Any = None
   eval_step: Any = None
   if step < num_steps:
-    first = next(device_batches(run, data, loader_lib.iterate(data, step, 0)))
+    first = next(
+      run_lib.device_batches(run, data, loader_lib.iterate(data, step, 0))
+    )
     train_step = compile_step(
       config, run.model, run.optimizer, run.abstract, first
     )
@@ -206,7 +205,7 @@ def _train(run: run_lib.Run):
   # Nothing is refused from here on.
   run.write_config()
   progress = metrics.Progress(step, num_steps)
-  stopper = Stopper(run.mesh)
+  guard = preemption.PreemptionGuard(run.mesh)
   stopwatch = metrics.Stopwatch()
   # The last step of the line before, and the tokens since.
   logged, tokens = step, 0.0
@@ -220,7 +219,7 @@ def _train(run: run_lib.Run):
     values = {k: float(v) for k, v in jax.device_get(device_values).items()}
     stops = bool(values.pop('stops')) or stops
     if not values.pop('finite'):
-      raise_not_finite(run, state, data, done, values)
+      diagnosis.raise_not_finite(run, state, data, done, values)
     tokens += values['tokens']
     if done % config.train.log_every and done != num_steps:
       return
@@ -270,7 +269,7 @@ def _train(run: run_lib.Run):
         new |= appraisals(run, state, held_out, done)
       results.update(new)
       writer.write(done, new)
-      progress.note(f'step {done:,}{_results(new)}')
+      progress.note(f'step {done:,}{metrics.spell_results(new)}')
     if last:
       write_samples(run, state)
     value = evaluation.objective(new, config.loss_weights)
@@ -286,7 +285,7 @@ def _train(run: run_lib.Run):
       cluster.on_first(lambda: run.checkpoints.attach(done, known, value))
     return observe(config, state, value)
 
-  batches = device_batches(run, data, loader_lib.iterate(data, step))
+  batches = run_lib.device_batches(run, data, loader_lib.iterate(data, step))
   norm = jax.jit(optax.tree.norm)
   try:
     if due:
@@ -299,7 +298,7 @@ def _train(run: run_lib.Run):
       # The host reads a step's numbers while the next one runs.
       if pending is not None:
         settle(pending)
-      pending = (done, values | {'stops': stopper.anywhere()})
+      pending = (done, values | {'stops': guard.anywhere()})
       due = is_due(done)
       saves = done % config.train.save_every == 0 or done == num_steps
       if not (due or saves or stops):
@@ -310,7 +309,7 @@ def _train(run: run_lib.Run):
       saves = saves or stops
       # An update can overflow where the loss before it was finite.
       if saves and not np.isfinite(norm(state.params)):
-        raise_not_finite(run, state, data, done, values)
+        diagnosis.raise_not_finite(run, state, data, done, values)
       # Saved first: what is due may fail, and can be done at the next start.
       if saves:
         save(state, done)
@@ -330,8 +329,9 @@ def _train(run: run_lib.Run):
     finally:
       progress.close()
       writer.close()
-      stopper.close()
-  print(f'{run.workdir} is done: {num_steps:,} steps{_results(results)}')
+      guard.close()
+  numbers = metrics.spell_results(results)
+  print(f'{run.workdir} is done: {num_steps:,} steps{numbers}')
 
 
 def _open_writer(run: run_lib.Run, step: int, size: int) -> metrics.Writer:
@@ -360,42 +360,6 @@ def observe(
   )
 
 
-def _course_change(
-  config: config_lib.Config, before: Mapping[str, Any], step: int
-) -> str:
-  """A line where the learning rate of the next step is not the one planned.
-
-  Args:
-    config: of the run that goes on.
-    before: the config, as JSON, of the run that wrote the checkpoint.
-    step: of the checkpoint.
-  """
-  try:
-    optimizer = schema.convert(
-      before['optimizer'], config_lib.Optimizer, 'optimizer'
-    )
-    train = schema.convert(
-      {'num_steps': before['train']['num_steps']}, config_lib.Train, 'train'
-    )
-  except (config_lib.ConfigError, KeyError):
-    # Written by a version with other fields.
-    return ''
-  with sharding.on_one_device():
-    rate, planned = (
-      f'{float(np.asarray(schedule(step))):.6g}'
-      for schedule in (
-        optimizer_lib.make_schedule(config.optimizer, config.train.num_steps),
-        optimizer_lib.make_schedule(optimizer, train.num_steps),
-      )
-    )
-  if rate == planned:
-    return ''
-  return (
-    f'the learning rate at step {step + 1:,} is {rate}; the run before would '
-    f'have had {planned}\n'
-  )
-
-
 def evaluate_splits(
   run: run_lib.Run,
   state: step_lib.TrainState,
@@ -415,7 +379,7 @@ def evaluate_splits(
     values = evaluation.evaluate(
       eval_step,
       params,
-      device_batches(run, loader, itertools.islice(batches, limit)),
+      run_lib.device_batches(run, loader, itertools.islice(batches, limit)),
       loader.bytes_per_target,
     )
     results |= {f'{split}/{name}': value for name, value in values.items()}
@@ -423,7 +387,7 @@ def evaluate_splits(
       own = loader.of_task(number)
       batches = itertools.islice(loader_lib.iterate(own), limit)
       values = evaluation.evaluate(
-        eval_step, params, device_batches(run, own, batches), None
+        eval_step, params, run_lib.device_batches(run, own, batches), None
       )
       if own.writes_media:
         # What was written is judged as a whole; see appraisals.
@@ -433,7 +397,7 @@ def evaluate_splits(
       values = likelihood.measure(
         run.model,
         params,
-        device_batches(run, loader, loader_lib.iterate(loader)),
+        run_lib.device_batches(run, loader, loader_lib.iterate(loader)),
         num_samples=run.config.eval.importance_samples,
         most=measures,
       )
@@ -498,7 +462,7 @@ def retrievals(
     values = retrieval.measure(
       step,
       params,
-      device_batches(run, own, loader_lib.iterate(own)),
+      run_lib.device_batches(run, own, loader_lib.iterate(own)),
       tuple(model.placeholder(kind) for kind in model.kinds),
       run.config.eval.retrieval,
     )
@@ -523,7 +487,7 @@ def compile_eval(
   run: run_lib.Run, state: step_lib.TrainState, loader: loader_lib.Loader
 ) -> Any:
   """`eval_step`, compiled once for all splits."""
-  batch = next(device_batches(run, loader, [loader[0]]))
+  batch = next(run_lib.device_batches(run, loader, [loader[0]]))
   step = jax.jit(
     functools.partial(
       evaluation.eval_step,
@@ -553,22 +517,6 @@ def enable_compilation_cache(config: config_lib.Config):
     jax.config.update('jax_compilation_cache_dir', str(host.expand_path(path)))
 
 
-def device_batches(
-  run: run_lib.Run,
-  loader: loader_lib.Loader,
-  batches: Iterable[batch_lib.Batch],
-) -> Iterator[batch_lib.Batch]:
-  """The loader's batches as global arrays, put on devices a little ahead."""
-  queue: collections.deque = collections.deque()
-  for batch in batches:
-    queue.append(
-      sharding.put_batch(run.mesh, batch, loader.rows, loader.batch_size)
-    )
-    if len(queue) >= _ON_DEVICE:
-      yield queue.popleft()
-  yield from queue
-
-
 def write_samples(run: run_lib.Run, state: step_lib.TrainState):
   """Continues the prompts of `eval.samples` and shows them."""
   prompts = run.config.eval.samples
@@ -588,115 +536,3 @@ def write_samples(run: run_lib.Run, state: step_lib.TrainState):
   for sample in samples:
     print(f'\n--- {sample.prompt!r} ---\n{sample.prompt}{sample.text}')
   print(flush=True)
-
-
-def raise_not_finite(
-  run: run_lib.Run,
-  state: step_lib.TrainState,
-  data: loader_lib.Loader,
-  done: int,
-  values: Mapping[str, Any],
-):
-  """Stops with the step and the first tensor that went wrong.
-
-  Args:
-    run: the run.
-    state: the last one that was applied: that of step `done`, or, where
-      `train_step` refused to apply it, the one before.
-    data: the training batches.
-    done: the step that was looked at.
-    values: its metrics.
-
-  Raises:
-    FloatingPointError: always, also where the search for the tensor fails.
-  """
-  step, culprit = done, ''
-  try:
-    index = int(state.step)
-    step, culprit = diagnosis.first_not_finite(
-      run.config,
-      run.model,
-      run.optimizer,
-      state,
-      next(device_batches(run, data, [data[index]])),
-    )
-  finally:
-    culprit = culprit or f'unknown, the search failed: {sys.exception()!r}'
-    run.checkpoints.close()
-    steps = run.checkpoints.steps()
-    kept = f'{run.checkpoints.path(steps[-1])}' if steps else 'none yet'
-    of_step = '' if step == done else f' of step {done}'
-    raise FloatingPointError(
-      f'step {step} is not finite (loss {float(values["loss"])}, gradient norm '
-      f'{float(values["grad_norm"])}{of_step}): first in {culprit}; '
-      f'last good checkpoint: {kept}'
-    )
-
-
-class Stopper:
-  """Turns SIGTERM, SIGHUP and Ctrl-C into a wish that all processes share.
-
-  A signal that the process was started to ignore (nohup, `&` in a script)
-  stays ignored.
-  """
-
-  def __init__(self, mesh: Mesh):
-    # bool[devices]: each is told what its process was asked.
-    where = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    self._wishes = [
-      jax.make_array_from_callback(
-        (mesh.size,), where, lambda _, wish=wish: np.array([wish])
-      )
-      for wish in (False, True)
-    ]
-    self._any = jax.jit(
-      jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec())
-    )
-    self._wished = False
-    names = 'SIGTERM', 'SIGINT', 'SIGHUP'
-    # Windows has no SIGHUP.
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    self._before = {
-      number: signal.signal(number, self._wish)
-      for number in numbers
-      if signal.getsignal(number) != signal.SIG_IGN
-    }
-
-  def _wish(self, number: int, frame: Any):
-    del frame
-    if self._wished and number == signal.SIGINT:
-      raise KeyboardInterrupt
-    self._wished = True
-
-  def anywhere(self) -> jax.Array | np.bool_:
-    """Whether any process was asked to stop; may still be on the devices.
-
-    Every process calls it at the same step, and reads the same answer.
-    """
-    if jax.process_count() == 1:
-      return np.bool_(self._wished)
-    return self._any(self._wishes[self._wished])
-
-  def close(self):
-    """Gives the signals back."""
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
-
-
-# Of the results, what a line shows.
-_SHOWN = frozenset(
-  (
-    *('loss', 'bits_per_byte', 'accuracy', 'exact_match'),
-    *('nll', 'rate', 'mi', 'active_units'),
-  )
-)
-
-
-def _results(values: dict[str, float]) -> str:
-  shown = [
-    f'{name} {value:.4f}'
-    for name, value in values.items()
-    if name.split('/')[-1] in _SHOWN
-    or (name.endswith('_accuracy') and not name.endswith('token_accuracy'))
-  ]
-  return ''.join(f'  {item}' for item in shown)

@@ -550,3 +550,23 @@ def devices_line() -> str:
     f'{len(devices)} x {devices[0].device_kind} ({jax.default_backend()})'
     f'{f" of {count} processes" if count > 1 else ""}, jax {jax.__version__}'
   )
+
+
+# Of the results, what a line shows.
+_SHOWN = frozenset(
+  (
+    *('loss', 'bits_per_byte', 'accuracy', 'exact_match'),
+    *('nll', 'rate', 'mi', 'active_units'),
+  )
+)
+
+
+def spell_results(values: Mapping[str, float]) -> str:
+  """The numbers of an evaluation that a line shows."""
+  shown = [
+    f'{name} {value:.4f}'
+    for name, value in values.items()
+    if name.split('/')[-1] in _SHOWN
+    or (name.endswith('_accuracy') and not name.endswith('token_accuracy'))
+  ]
+  return ''.join(f'  {item}' for item in shown)

@@ -3,14 +3,17 @@
 import difflib
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from gemini_jax import config as config_lib
+from gemini_jax import schema
+from gemini_jax.parallel import sharding
 
 Schedule = Callable[[Any], Any]
 
@@ -357,3 +360,39 @@ def learning_rate(
   if prodigy is not None:
     rate = rate * prodigy.estim_lr
   return rate
+
+
+def course_change(
+  config: config_lib.Config, before: Mapping[str, Any], step: int
+) -> str:
+  """A line where the learning rate of the next step is not the one planned.
+
+  Args:
+    config: of the run that goes on.
+    before: the config, as JSON, of the run that wrote the checkpoint.
+    step: of the checkpoint.
+  """
+  try:
+    optimizer = schema.convert(
+      before['optimizer'], config_lib.Optimizer, 'optimizer'
+    )
+    train = schema.convert(
+      {'num_steps': before['train']['num_steps']}, config_lib.Train, 'train'
+    )
+  except (config_lib.ConfigError, KeyError):
+    # Written by a version with other fields.
+    return ''
+  with sharding.on_one_device():
+    rate, planned = (
+      f'{float(np.asarray(schedule(step))):.6g}'
+      for schedule in (
+        make_schedule(config.optimizer, config.train.num_steps),
+        make_schedule(optimizer, train.num_steps),
+      )
+    )
+  if rate == planned:
+    return ''
+  return (
+    f'the learning rate at step {step + 1:,} is {rate}; the run before would '
+    f'have had {planned}\n'
+  )

@@ -1,16 +1,18 @@
 """A run: what its config and its folder make, put together once."""
 
+import collections
 import dataclasses
 import logging
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 import optax
 from jax.sharding import Mesh
 
+from gemini_jax import batch as batch_lib
 from gemini_jax import checkpoint, host
 from gemini_jax import config as config_lib
 from gemini_jax.data import loader, tokenizer
@@ -33,6 +35,8 @@ _FREE = (
   *('model.dtype', 'model.dropout'),
 )
 _OF_TOKENIZER = ('model.vocab_size', 'model.text_vocab_size')
+# Batches on the device ahead of the step that reads them.
+_ON_DEVICE = 2
 # Checkpoints that are tried while the run that trains removes them.
 _READS = 10
 
@@ -486,3 +490,19 @@ def _open_tokenizer(
     'the tokenizer and a placeholder for each kind of media',
   )
   return words
+
+
+def device_batches(
+  run: Run,
+  source: loader.Loader,
+  batches: Iterable[batch_lib.Batch],
+) -> Iterator[batch_lib.Batch]:
+  """The loader's batches as global arrays, put on devices a little ahead."""
+  queue: collections.deque = collections.deque()
+  for batch in batches:
+    queue.append(
+      sharding.put_batch(run.mesh, batch, source.rows, source.batch_size)
+    )
+    if len(queue) >= _ON_DEVICE:
+      yield queue.popleft()
+  yield from queue

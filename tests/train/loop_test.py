@@ -20,7 +20,7 @@ from gemini_jax import checkpoint
 from gemini_jax import config as config_lib
 from gemini_jax.infer import beam, decoding
 from gemini_jax.parallel import sharding
-from gemini_jax.train import loop, metrics
+from gemini_jax.train import diagnosis, loop, metrics, preemption
 
 
 class Compilations(logging.Handler):
@@ -327,7 +327,7 @@ def test_times_are_of_steps_alone(file, tmp_path, monkeypatch):
 
     return run
 
-  clock = types.SimpleNamespace(monotonic=lambda: now)
+  clock = types.SimpleNamespace(monotonic=lambda: now, time=lambda: now)
   monkeypatch.setattr(loop, 'compile_step', compiled)
   monkeypatch.setattr(loop, 'time', clock)
   monkeypatch.setattr(metrics, 'time', clock)
@@ -425,10 +425,12 @@ def test_ignored_signals_stay_ignored(monkeypatch):
   """As under nohup."""
   before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
   try:
-    stopper = loop.Stopper(sharding.make_mesh(config_lib.Parallel()))
+    guard = preemption.PreemptionGuard(
+      sharding.make_mesh(config_lib.Parallel())
+    )
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    assert signal.getsignal(signal.SIGTERM) == stopper._wish
-    stopper.close()
+    assert signal.getsignal(signal.SIGTERM) == guard._wish
+    guard.close()
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
   finally:
     signal.signal(signal.SIGHUP, before)
@@ -461,8 +463,10 @@ def test_the_report_survives_a_search_that_fails(monkeypatch):
   def fail(*args):
     raise NotImplementedError('no such operation')
 
-  monkeypatch.setattr(loop.diagnosis, 'first_not_finite', fail)
-  monkeypatch.setattr(loop, 'device_batches', lambda *args: iter([None]))
+  monkeypatch.setattr(diagnosis, 'first_not_finite', fail)
+  monkeypatch.setattr(
+    diagnosis.run_lib, 'device_batches', lambda *args: iter([None])
+  )
   checkpoints = types.SimpleNamespace(
     close=lambda: None, steps=lambda: [3], path='checkpoints/{}'.format
   )
@@ -472,7 +476,7 @@ def test_the_report_survives_a_search_that_fails(monkeypatch):
   state = types.SimpleNamespace(step=np.int32(4))
   values = {'loss': np.nan, 'grad_norm': 2.0}
   with pytest.raises(FloatingPointError) as error:
-    loop.raise_not_finite(run, state, [None] * 5, 5, values)
+    diagnosis.raise_not_finite(run, state, [None] * 5, 5, values)
   assert str(error.value) == (
     'step 5 is not finite (loss nan, gradient norm 2.0): first in unknown, the '
     "search failed: NotImplementedError('no such operation'); last good "

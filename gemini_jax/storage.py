@@ -1,0 +1,186 @@
+"""Trees of arrays in folders: the only user of Orbax, and what it needs.
+
+Orbax takes some characters of a path for patterns, raises what its libraries
+raise, and logs a traceback in each of its threads.
+"""
+
+import contextlib
+import logging
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from etils.epath import gpath
+from orbax.checkpoint import multihost
+from orbax.checkpoint import v1 as ocp
+
+# Part of the paths of Orbax's files.
+_ORBAX = f'{os.sep}orbax{os.sep}checkpoint{os.sep}'
+
+
+class PathError(ValueError):
+  """Nothing can be kept in this folder."""
+
+
+class UnreadableError(Exception):
+  """The files in a folder are not those of a tree."""
+
+
+def check_path(folder: pathlib.Path):
+  """Raises PathError where Orbax would write to another folder."""
+  # TensorStore takes a backslash for a slash, etils /gs/x for gs://x, and
+  # paths in TensorStore's specs are UTF-8.
+  name = str(folder)
+  printable = name.encode(errors='replace').decode()
+  if '\\' in name or name != printable or str(_Path(name)) != name:
+    raise PathError(
+      f'{printable} cannot hold checkpoints: its name must be UTF-8 without '
+      r'\ and must not begin with /gs, /s3, /az or /hf'
+    )
+
+
+class Writing:
+  """A tree that is being written in the background."""
+
+  def __init__(self, folder: pathlib.Path, tree: Any):
+    """Begins; returns once the arrays have left the device.
+
+    Raises:
+      OSError: the folder cannot be written.
+    """
+    with _system_errors():
+      self._response = ocp.save_async(_Path(folder), tree)
+
+  def result(self):
+    """Returns once the arrays of all processes are in the files.
+
+    Raises:
+      OSError: they could not be written.
+    """
+    with _system_errors():
+      self._response.result()
+
+
+def load(folder: pathlib.Path, abstract: Any) -> Any:
+  """The tree in a folder.
+
+  Args:
+    folder: where it lies.
+    abstract: ShapeDtypeStructs with the shardings to restore to; floats are
+      converted to the types wanted.
+
+  Raises:
+    UnreadableError: it is damaged.
+  """
+  try:
+    return ocp.load(_Path(folder), abstract)
+  except _UNREADABLE as error:
+    raise UnreadableError(f'cannot be read: {_short(error)}') from error
+
+
+def stored_shapes(folder: pathlib.Path) -> dict[str, str]:
+  """The `shapes` of the tree in a folder; no array's numbers are read.
+
+  Raises:
+    UnreadableError: it is damaged.
+  """
+  try:
+    # Where something is not readable, Orbax tells less and logs why.
+    return shapes(ocp.metadata(_Path(folder)).metadata)
+  except _UNREADABLE as error:
+    raise UnreadableError(f'is not readable: {_short(error)}') from error
+
+
+def shapes(tree: Any) -> dict[str, str]:
+  """Type and shape of each array by path, such as `float32[2, 3]`."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): (
+      f'{leaf.dtype}{list(leaf.shape)}'
+    )
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+  }
+
+
+def barrier(name: str, milliseconds: int):
+  """Waits for the other processes; each name serves once."""
+  multihost.get_barrier_sync_fn()(key=name, timeout_ms=milliseconds)
+
+
+def _short(error: BaseException) -> str:
+  """The start of a message that may hold a whole TensorStore spec."""
+  return f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
+
+
+class _Path(gpath.PosixGPath):
+  """A folder for Orbax, which etils would take for part of a pattern.
+
+  Orbax merges the processes' files by such a pattern. Where it matches
+  nothing it leaves a checkpoint without arrays, and only logs it.
+  """
+
+  def glob(self, pattern: str) -> Iterator['_Path']:
+    """Files in this folder, whose name may hold any character."""
+    for path in pathlib.Path(os.fspath(self)).glob(pattern):
+      yield type(self)(path)
+
+
+# What Orbax and TensorStore raise for files that they did not write so: each
+# was seen with changed files whose checksums had been forged. Nothing is lost
+# should one have another cause: a checkpoint is set aside only if another can
+# be restored in its place.
+_UNREADABLE = (
+  ValueError,
+  KeyError,
+  TypeError,
+  AttributeError,
+  RecursionError,
+  FileNotFoundError,
+  IsADirectoryError,
+  NotADirectoryError,
+)
+
+
+@contextlib.contextmanager
+def _system_errors() -> Iterator[None]:
+  """Raises TensorStore's errors of the file system as OSError."""
+  try:
+    yield
+  except ValueError as error:
+    code = re.search(r"\[os_error_code='(\d+)'\]", str(error))
+    if code is None:
+      raise
+    raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+  """Whether a line of the log is not a traceback of Orbax's threads.
+
+  It logs one in each of them, and raises the exception to its caller too.
+  """
+  trace = record.exc_info[2] if record.exc_info else None
+  while trace is not None:
+    if _ORBAX in trace.tb_frame.f_code.co_filename:
+      return False
+    trace = trace.tb_next
+  return True
+
+
+def _tell_unraisable(unraisable: Any, tell: Any = sys.unraisablehook):
+  """Leaves out what follows when Orbax stops at the first error.
+
+  Its other reads are given up, and TensorStore's answers to them find no
+  event loop to go to.
+  """
+  code = getattr(unraisable.object, 'cr_code', None)
+  given_up = code is not None and _ORBAX in code.co_filename
+  if not given_up and str(unraisable.exc_value) != 'Event loop is closed':
+    tell(unraisable)
+
+
+for _name in ('absl', 'asyncio'):
+  logging.getLogger(_name).addFilter(_is_news)
+sys.unraisablehook = _tell_unraisable
