@@ -107,6 +107,13 @@ class Checkpointer:
     """The folder of one checkpoint."""
     return self._directory / f'{step:08d}'
 
+  def has_leftovers(self) -> bool:
+    """Whether a save was begun here that did not end."""
+    return any(
+      path.suffix == _UNFINISHED or _is_step(path.name)
+      for path in self._folders()
+    )
+
   def damaged(self) -> list[pathlib.Path]:
     """Checkpoints that were set aside."""
     return [
@@ -180,9 +187,12 @@ class Checkpointer:
     draft = _with_ending(path, _UNFINISHED)
     if jax.process_index() == 0:
       _remove(draft)
-      # The work folder itself is not made again where somebody removed it.
-      self._directory.mkdir(exist_ok=True)
-      draft.mkdir()
+      try:
+        # The work folder itself is not made again where somebody removed it.
+        self._directory.mkdir(exist_ok=True)
+        draft.mkdir()
+      except FileNotFoundError as error:
+        raise DamageError(f'{self._directory.parent} was removed') from error
     # Orbax lets the processes wait for each other before it looks at `draft`.
     writing = storage.Writing(draft / _STATE, state)
     self._pending = self._worker.submit(
@@ -197,7 +207,28 @@ class Checkpointer:
     manifest: dict,
     serial: int,
   ):
-    """On every process, in its background thread."""
+    """On every process, in its background thread.
+
+    Raises:
+      OSError: the files cannot be written.
+      DamageError: they cannot be read back, or were removed meanwhile.
+    """
+    try:
+      self._write(path, draft, writing, manifest, serial)
+    # Whatever Orbax makes of a folder that is not there any more.
+    except Exception as error:
+      if draft.exists() or path.exists():
+        raise
+      raise DamageError(f'{draft} was removed while it was written') from error
+
+  def _write(
+    self,
+    path: pathlib.Path,
+    draft: pathlib.Path,
+    writing: Any,
+    manifest: dict,
+    serial: int,
+  ):
     wait = lambda name: storage.barrier(
       f'{name} of save {serial}', _BARRIER_MILLISECONDS
     )

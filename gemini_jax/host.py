@@ -1,6 +1,7 @@
 """The host process: XLA's flags, memory, output, files and caches."""
 
 import atexit
+import contextlib
 import ctypes
 import errno
 import functools
@@ -10,11 +11,17 @@ import os
 import pathlib
 import select
 import shutil
+import signal
 import stat
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
 from importlib import metadata
 from typing import Any, TextIO
+
+# What the system says of a file that is no longer where it was.
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 # glibc's mallopt parameters, from malloc.h.
 _ARENA_MAX, _MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD = -8, -4, -1, -2
@@ -102,6 +109,38 @@ def _lossy(stream: TextIO | None, descriptor: int) -> TextIO:
   )
 
 
+@contextlib.contextmanager
+def no_interrupt() -> Iterator[None]:
+  """Ctrl-C is a KeyboardInterrupt after the block, and not inside of it.
+
+  For libraries that take it for an error of theirs. A second one is not held
+  back. Other threads than the main one see no Ctrl-C.
+  """
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  before = signal.getsignal(signal.SIGINT)
+  if before is not signal.default_int_handler:
+    # Ignored, or turned into a wish to stop already.
+    yield
+    return
+  wished = False
+
+  def note(number: int, frame: Any):
+    nonlocal wished
+    if wished:
+      raise KeyboardInterrupt
+    wished = True
+
+  signal.signal(signal.SIGINT, note)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, before)
+  if wished:
+    raise KeyboardInterrupt
+
+
 def expand_path(path: str | os.PathLike) -> pathlib.Path:
   """`path` with `~` and `~user` expanded, unchanged where that is unknown."""
   return pathlib.Path(os.path.expanduser(path))
@@ -184,3 +223,13 @@ def read_file(path: str | os.PathLike, limit: int = 1 << 26) -> bytes:
   if len(content) > limit:
     raise OSError(errno.EFBIG, f'larger than {limit:,} bytes', str(path))
   return content
+
+
+def is_at(descriptor: int, path: pathlib.Path) -> bool:
+  """Whether the open file is the one at `path`."""
+  try:
+    return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+  except OSError as error:
+    if error.errno in GONE:
+      return False
+    raise

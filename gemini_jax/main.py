@@ -75,10 +75,11 @@ def _main(argv: Sequence[str]) -> int:
   except config_lib.ConfigError as error:
     return _refuse(error)
   # Imported once the flags are known to be right: jax takes a second.
-  from gemini_jax import checkpoint
-  from gemini_jax.parallel import cluster
-  from gemini_jax.tools import generate, plan
-  from gemini_jax.train import lock, loop
+  with host.no_interrupt():
+    from gemini_jax import checkpoint
+    from gemini_jax.parallel import cluster
+    from gemini_jax.tools import generate, plan
+    from gemini_jax.train import lock, loop
 
   run = {
     'train': loop.train,
@@ -90,6 +91,7 @@ def _main(argv: Sequence[str]) -> int:
     # A plan runs on no device, so no other process has a part in it.
     if mode != 'plan':
       cluster.start()
+      cluster.check_devices()
       if not cluster.is_first():
         _keep_to_errors()
     code = run[mode](config, workdir)

@@ -18,6 +18,8 @@ from etils.epath import gpath
 from orbax.checkpoint import multihost
 from orbax.checkpoint import v1 as ocp
 
+from gemini_jax import host
+
 # Part of the paths of Orbax's files.
 _ORBAX = f'{os.sep}orbax{os.sep}checkpoint{os.sep}'
 
@@ -77,7 +79,8 @@ def load(folder: pathlib.Path, abstract: Any) -> Any:
     UnreadableError: it is damaged.
   """
   try:
-    return ocp.load(_Path(folder), abstract)
+    with host.no_interrupt():
+      return ocp.load(_Path(folder), abstract)
   except _UNREADABLE as error:
     raise UnreadableError(f'cannot be read: {_short(error)}') from error
 
@@ -90,7 +93,8 @@ def stored_shapes(folder: pathlib.Path) -> dict[str, str]:
   """
   try:
     # Where something is not readable, Orbax tells less and logs why.
-    return shapes(ocp.metadata(_Path(folder)).metadata)
+    with host.no_interrupt():
+      return shapes(ocp.metadata(_Path(folder)).metadata)
   except _UNREADABLE as error:
     raise UnreadableError(f'is not readable: {_short(error)}') from error
 

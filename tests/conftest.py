@@ -35,6 +35,38 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 _MAPS = pathlib.Path('/proc/self/maps')
 _MANY_MAPS = 10_000
 
+# What is exhaustive, or trains for long: by the beginning of a test's name,
+# with what is quick enough of it after that. `pytest -m slow` runs it.
+_SLOW = {
+  'multiprocess_test.py': (),
+  'parallel/sharding_test.py::test_a_mesh_does_not_change': (
+    'test_a_mesh_does_not_change_the_run[data_fsdp_tensor]',
+    'test_a_mesh_does_not_change_the_run[ring]',
+  ),
+  'parallel/pipeline_test.py::test_stages_do_not_change_the_run': (
+    'test_stages_do_not_change_the_run[stages_2]',
+  ),
+  'parallel/pipeline_test.py::test_the_memory_goes_with': (),
+  'parallel/pipeline_test.py::test_a_layer_may_run': (),
+  'models/transformer_test.py::test_every_way_to_run': (
+    '[fields0',
+    '[fields6-scan_remat_attended]',
+  ),
+  'train/diagnosis_test.py::test_a_layer_in_stages': (),
+  'train/loop_test.py::test_an_encoder_decoder': (),
+  'train/loop_test.py::test_options_survive_a_restart': ('[average]',),
+  'train/appraisal_test.py::test_media_are_judged': (),
+  'tools/plan_test.py::test_what_does_not_fit': (),
+  'tools/plan_test.py::test_hosts_of_gpus': (),
+  'tools/refusal_test.py': (),
+  'tools/steered_test.py': (),
+  'tools/diversity_test.py': (),
+  'resume_test.py::test_stopped_and_damaged': (),
+  'reverse_test.py': (),
+  'steered_text_test.py': (),
+  'text_vae_test.py': (),
+}
+
 # Why a test may be skipped where nothing should be missing (.ci/run).
 _ALLOWED_SKIPS = (
   'a superuser reads everything',
@@ -44,6 +76,14 @@ _ALLOWED_SKIPS = (
   'no WordNet here',
   'Vorbis has no such rate',
 )
+
+
+def pytest_collection_modifyitems(items):
+  for item in items:
+    name = item.nodeid.removeprefix('tests/')
+    for beginning, quick in _SLOW.items():
+      if name.startswith(beginning) and not any(q in name for q in quick):
+        item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True, scope='module')

@@ -77,7 +77,7 @@ def trained(tmp_path_factory):
     f"data.train = ('jsonl:{path}',)",
     f"data.validation = ('jsonl:{path}#[:8]',)",
     f'data.tasks = {TASKS!r}',
-    'data.max_unusable = 0.2',
+    'data.max_unusable = 0.3',
     "data.objective = 'prefix'",
     'data.pack = False',
     'data.sequence_length = 24',

@@ -181,7 +181,6 @@ def assert_close(workdir, expected):
     assert line == pytest.approx(other, rel=1e-6)
 
 
-@pytest.mark.slow
 def test_the_same_run_as_one_process(whole, folder):
   assert_close(whole[2], whole[1])
   digests = [
@@ -264,7 +263,6 @@ def assert_same(workdir, expected):
     np.testing.assert_array_equal(leaf, others[path], err_msg=path)
 
 
-@pytest.mark.slow
 def test_one_is_stopped_or_killed_and_both_start_again(
   whole, launch, folder, file
 ):
@@ -301,7 +299,6 @@ def test_one_is_stopped_or_killed_and_both_start_again(
   assert_same(workdir, whole[2])
 
 
-@pytest.mark.slow
 def test_generate_and_eval(whole, launch, folder, file):
   prompt = 'generate.prompt=three four', 'generate.beam_size=2'
   texts = []

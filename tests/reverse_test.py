@@ -54,7 +54,6 @@ def experiment(folder, num_steps):
   )
 
 
-@pytest.mark.slow
 def test_words_are_reversed_after_training_and_not_before(tmp_path):
   results = {}
   for num_steps in (130, 1):

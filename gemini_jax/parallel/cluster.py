@@ -54,6 +54,17 @@ def start():
   logging.info('process %d of %d', jax.process_index(), jax.process_count())
 
 
+def check_devices():
+  """ConfigError unless jax finds the devices that it is asked for."""
+  try:
+    jax.devices()
+  except RuntimeError as error:
+    reason = str(error).splitlines()[0]
+    raise config_lib.ConfigError(
+      f'JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS", "")!r}: {reason}'
+    ) from error
+
+
 def _by_hand(environ: Mapping[str, str]) -> dict[str, Any]:
   """Arguments of initialize for a group of several, or nothing."""
   values = {name: environ[name] for name in _BY_HAND if environ.get(name)}

@@ -16,6 +16,7 @@ import stat
 import time
 
 from gemini_jax import config as config_lib
+from gemini_jax import host
 
 try:
   import fcntl
@@ -27,7 +28,6 @@ FILE = 'train.lock'
 # What a file system without locks answers.
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _HELD = (errno.EAGAIN, errno.EACCES)
-_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 
 class LostError(Exception):
@@ -63,7 +63,7 @@ class Lock:
         raise
       # The holder removes the file when it ends: it may have done so between
       # the two calls, and another process may have made a new one.
-      if _is_at(descriptor, path):
+      if host.is_at(descriptor, path):
         break
       os.close(descriptor)
     self._path, self._descriptor = path, descriptor
@@ -92,7 +92,7 @@ class Lock:
     try:
       same = os.path.samestat(os.stat(path.parent), folder)
     except OSError as error:
-      if error.errno not in _GONE:
+      if error.errno not in host.GONE:
         raise
       same = False
     if not same:
@@ -100,7 +100,7 @@ class Lock:
         f'{path.parent} was removed or replaced during the run; what was not '
         'copied elsewhere is lost'
       )
-    if not _is_at(self._descriptor, path):
+    if not host.is_at(self._descriptor, path):
       logging.warning('%s was removed during the run; made again', path)
       os.close(self._descriptor)
       self._path = None
@@ -114,7 +114,7 @@ class Lock:
       return
     # While it is locked, so that nobody else's file is removed.
     with contextlib.suppress(OSError):
-      if _is_at(self._descriptor, self._path):
+      if host.is_at(self._descriptor, self._path):
         self._path.unlink()
     os.close(self._descriptor)
     self._path = None
@@ -154,13 +154,3 @@ def _holder(descriptor: int) -> str:
   except (OSError, ValueError, KeyError, TypeError, RecursionError):
     # It has locked the file and not written yet.
     return 'another process'
-
-
-def _is_at(descriptor: int, path: pathlib.Path) -> bool:
-  """Whether the open file is the one at `path`."""
-  try:
-    return os.path.samestat(os.fstat(descriptor), os.lstat(path))
-  except OSError as error:
-    if error.errno in _GONE:
-      return False
-    raise

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import io
 import json
+import logging
 import math
 import os
 import pathlib
@@ -335,11 +336,11 @@ class Writer:
     )
     check_record(workdir, size)
     path = workdir / FILE
-    path.touch()
-    self._file = path.open('r+')
+    self._path, self._size = path, size
+    # At the end, whatever becomes of the file meanwhile.
+    self._file = path.open('a')
     # An empty file stays empty; it would be filled up with zeros.
     self._file.truncate(min(size, path.stat().st_size))
-    self._file.seek(0, os.SEEK_END)
     self._board = _Board(workdir / 'tensorboard', step + 1)
 
   def write(self, step: int, values: Mapping[str, float | None]):
@@ -363,7 +364,15 @@ class Writer:
       return 0
     self._file.flush()
     os.fsync(self._file.fileno())
-    return self._file.tell()
+    if not host.is_at(self._file.fileno(), self._path):
+      logging.warning('%s was removed; it begins anew', self._path)
+      self._file.close()
+      self._file, self._size = self._path.open('a'), 0
+    size = os.fstat(self._file.fileno()).st_size
+    if size < self._size:
+      logging.warning('%s has lost lines during the run', self._path)
+    self._size = size
+    return size
 
   def close(self):
     """Closes every sink."""

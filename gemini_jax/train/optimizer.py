@@ -61,8 +61,10 @@ def paths_matching(pattern: str, params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(one, params)
 
 
-def check_patterns(config: config_lib.Optimizer, params: Any):
-  """Logs which parameters do not decay and which are frozen.
+def check_patterns(
+  config: config_lib.Optimizer, params: Any, *, tell: bool = True
+):
+  """Sees that patterns match parameters; logs how many, with `tell`.
 
   Raises:
     ConfigError: a pattern matches no parameter, or all would be frozen.
@@ -86,6 +88,8 @@ def check_patterns(config: config_lib.Optimizer, params: Any):
       f'optimizer.frozen={pattern!r} matches every parameter: none would be '
       'trained',
     )
+    if not tell:
+      continue
     logging.info(
       'optimizer.%s=%r: %d of %d tensors, %s parameters',
       name,

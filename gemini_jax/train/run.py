@@ -100,6 +100,21 @@ class Run:
 
     cluster.on_first(write)
 
+  def clean(self):
+    """Removes what an interrupted save left behind.
+
+    Raises:
+      ConfigError: a folder that is not ours is where a checkpoint would be.
+    """
+
+    def remove():
+      try:
+        self.checkpoints.clean()
+      except checkpoint.PathError as error:
+        raise config_lib.ConfigError(str(error)) from error
+
+    cluster.on_first(remove)
+
   def restore(self, which: str = 'latest') -> checkpoint.Restored:
     """The newest checkpoint, or the best by validation loss, to read only.
 
@@ -220,7 +235,7 @@ def open_run(
   # The shapes alone tell whether the mesh fits, before any data is read.
   _, _, abstract = abstract_parts(with_vocab(config, 1 << 20), mesh)
   if create:
-    optimizer_lib.check_patterns(config.optimizer, abstract.params)
+    optimizer_lib.check_patterns(config.optimizer, abstract.params, tell=False)
     _make_writable(path, lock)
   elif not cluster.everywhere(os.path.isdir(path)):
     raise config_lib.ConfigError(f'--workdir={path} does not exist')
@@ -236,10 +251,10 @@ def open_run(
     f'--workdir={path}: what was asked for is not the config of every process; '
     'start all of them alike',
   )
-  if create:
-    cluster.on_first(lambda: _clean(checkpoints))
   model, optimizer, abstract = abstract_parts(config, mesh)
   logging.info('attention: %s', model.config.attention_kernel)
+  if create:
+    optimizer_lib.check_patterns(config.optimizer, abstract.params)
   return Run(
     config,
     path,
@@ -273,23 +288,22 @@ def _check_not_lost(
     f'--workdir={path} holds damaged checkpoints alone, '
     f'{", ".join(folder.name for folder in damaged)}; {_begin(path)}',
   )
-  # A run that was killed early has none either; but its first save is on the
-  # disk before the second begins.
-  reached, apart = metrics.last_step(path), config.train.save_every
+  # A run that was killed before its first save has none either, and one that
+  # was killed in it has left something behind.
+  train = config.train
   if (path / CONFIG_FILE).exists():
-    apart = max(apart, config_lib.read(path / CONFIG_FILE).train.save_every)
+    train = config_lib.read(path / CONFIG_FILE).train
+  first = min(train.save_every, train.num_steps)
+  line = next(metrics.newest_lines(path), {'step': 0})
+  # What is evaluated was saved before.
+  saved = line['step'] > first or (
+    line['step'] == first and 'train/loss' not in line
+  )
   config_lib.check(
-    reached <= 2 * apart,
-    f'{path / metrics.FILE} goes to step {reached:,}, but there is no '
+    not saved or checkpoints.has_leftovers(),
+    f'{path / metrics.FILE} goes to step {line["step"]:,}, but there is no '
     f'checkpoint; {_begin(path)}',
   )
-
-
-def _clean(checkpoints: checkpoint.Checkpointer):
-  try:
-    checkpoints.clean()
-  except checkpoint.PathError as error:
-    raise config_lib.ConfigError(str(error)) from error
 
 
 def with_vocab(config: config_lib.Config, size: int) -> config_lib.Config:
