@@ -585,3 +585,34 @@ def test_a_full_disk(number, tmp_path, monkeypatch):
       checkpoints.close()
   assert error.value.errno == number
   assert checkpoints.steps() == [1]
+
+
+def test_what_is_attached_is_written_in_one_piece(tmp_path, monkeypatch):
+  """A kill at any moment leaves the old manifest or the new one."""
+  checkpoints = checkpoint.Checkpointer(tmp_path)
+  results = {'a': 1.0}
+  checkpoints.save(1, make(1), {'results': results})
+  checkpoints.wait()
+  path = checkpoints.path(1) / checkpoint.MANIFEST
+  before = path.read_bytes()
+
+  def killed(self, target):
+    assert path.read_bytes() == before
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(pathlib.Path, 'replace', killed)
+    with pytest.raises(KeyboardInterrupt):
+      checkpoints.attach(1, {'results': {'a': 2.0}}, 0.5)
+  assert checkpoints.manifest(1)['results'] == {'a': 1.0}
+  checkpoints.attach(1, {'results': {'a': 2.0}}, 0.5)
+  assert checkpoints.manifest(1)['results'] == {'a': 2.0}
+  assert checkpoints.best() == 1
+  checkpoints.close()
+
+
+def test_a_folder_that_goes_while_it_is_written(tmp_path):
+  checkpoints = checkpoint.Checkpointer(tmp_path / 'run' / 'checkpoints')
+  with pytest.raises(checkpoint.DamageError, match='run was removed'):
+    checkpoints.save(1, make(1), {})
+  checkpoints.close()

@@ -3,6 +3,7 @@
 import io
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -152,3 +153,17 @@ def test_closed_and_narrow_streams():
     check=True,
   )
   assert done.stdout == b'caf\xe9 \\u4e00\n'
+
+
+def test_an_interrupt_waits_for_the_end_of_a_block():
+  steps = []
+  with pytest.raises(KeyboardInterrupt), host.no_interrupt():
+    signal.raise_signal(signal.SIGINT)
+    steps.append('after the first')
+  assert steps == ['after the first']
+  with pytest.raises(KeyboardInterrupt), host.no_interrupt():
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
+    steps.append('after the second')
+  assert len(steps) == 1
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -360,3 +360,32 @@ def test_a_resume_with_other_tasks_is_refused(records):
   state = make(records, READS).state(3)
   with pytest.raises(config_lib.ConfigError, match=r'data\.without was'):
     make(records, READS, without=('image',)).check(state)
+
+
+def test_a_larger_limit_is_heeded_by_what_was_tokenized(tmp_path):
+  records = photo.write(tmp_path)
+  with pytest.raises(config_lib.ConfigError, match=r'data\.max_media_pixels'):
+    make(records, READS, max_media_pixels=10)
+  assert make(records, READS).num_records == 12
+
+
+def test_media_are_part_of_the_content(tmp_path):
+  """Other pictures of the same size and words are other data."""
+  for name, seed in (('a', 0), ('same', 0), ('other', 1)):
+    (tmp_path / name).mkdir()
+    photo.write(tmp_path / name, seed=seed)
+    if name == 'other':
+      for path in (tmp_path / 'a').glob('*.wav'):
+        (tmp_path / name / path.name).write_bytes(path.read_bytes())
+  made = {
+    name: make(tmp_path / name / 'records.jsonl', READS, split='train')
+    for name in ('a', 'same', 'other')
+  }
+  state = made['a'].state(3)
+  assert made['same'].check(state) == 3
+  with pytest.raises(config_lib.ConfigError, match='had other records'):
+    made['other'].check(state)
+  # Earlier versions did not know what media hold.
+  (digest,) = state['fingerprint']['data.train']
+  state['fingerprint']['data.train'] = [digest.split()[0]]
+  assert made['a'].check(state) == 3

@@ -202,3 +202,12 @@ def test_a_layer_in_stages(dropout):
   )
   assert step == 3
   assert name.startswith('output of decoder layer 2, feedforward')
+
+
+def test_remat_hides_nothing():
+  def change(params):
+    layers(params)['feedforward']['up']['kernel'][1] = 1e30
+    layers(params)['feedforward']['gate']['kernel'][1] = 1e30
+
+  found = diagnose(change, model={'remat': True})
+  assert found.startswith('output of decoder layer 1, feedforward')

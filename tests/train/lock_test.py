@@ -102,3 +102,17 @@ def test_a_folder_that_is_removed(replaced, tmp_path):
     # It is not ours to remove.
     other.check()
     other.__exit__()
+
+
+def test_a_lock_that_is_cleaned_away_is_made_again(tmp_path, caplog):
+  """By whoever removes files that he does not know."""
+  with lock.Lock() as own:
+    own.acquire(tmp_path)
+    (tmp_path / lock.FILE).unlink()
+    own.check()
+    assert 'was removed during the run; made again' in caplog.text
+    with (
+      pytest.raises(config_lib.ConfigError, match='trains there'),
+      lock.Lock() as other,
+    ):
+      other.acquire(tmp_path)

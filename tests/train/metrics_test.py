@@ -479,3 +479,21 @@ def test_a_terminal_gets_a_bar(capsys, monkeypatch):
   assert 'loss 1.2500' in err
   assert 'MFU 50.0%' in err
   assert '510/1000' in err
+
+
+@pytest.mark.parametrize('how', ['cut', 'removed'])
+def test_a_record_that_goes_during_the_run(how, tmp_path, caplog):
+  """It is said; lines go on, and the checkpoint counts on what is there."""
+  writer = metrics.Writer(tmp_path, tiny.config(), 0, 0)
+  path = tmp_path / 'metrics.jsonl'
+  writer.write(1, {'a': 1.0})
+  writer.size()
+  path.write_text('') if how == 'cut' else path.unlink()
+  writer.write(2, {'a': 2.0})
+  size = writer.size()
+  assert ('has lost lines' if how == 'cut' else 'was removed') in caplog.text
+  writer.write(3, {'a': 3.0})
+  writer.close()
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  assert [line['step'] for line in lines] == ([2, 3] if how == 'cut' else [3])
+  assert size == (len('{"step": 2, "a": 2.0}\n') if how == 'cut' else 0)
