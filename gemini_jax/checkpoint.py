@@ -25,7 +25,6 @@ import zlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -424,7 +423,7 @@ class Checkpointer:
     for name in sorted(saved.keys() | wanted.keys()):
       if saved.get(name) == wanted.get(name):
         continue
-      if not _is_convertible(saved.get(name, ''), wanted.get(name, '')):
+      if not storage.is_convertible(saved.get(name, ''), wanted.get(name, '')):
         raise MismatchError(
           f'{self.path(step)} holds another model: {name} is '
           f'{saved.get(name, "absent")} there and '
@@ -544,21 +543,6 @@ def _finite(metric: Any) -> float | None:
   if isinstance(metric, (int, float)) and math.isfinite(metric):
     return float(metric)
   return None
-
-
-def _is_convertible(saved: str, wanted: str) -> bool:
-  """Whether both are floats of the same shape, such as `float32[2, 3]`."""
-  kinds, shapes = zip(
-    *(text.partition('[')[::2] for text in (saved, wanted)), strict=True
-  )
-  return shapes[0] == shapes[1] and all(map(_is_floating, kinds))
-
-
-def _is_floating(name: str) -> bool:
-  try:
-    return jnp.issubdtype(jnp.dtype(name), jnp.floating)
-  except TypeError:
-    return False
 
 
 def _share(names: list[str]) -> list[str]:

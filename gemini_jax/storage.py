@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from etils.epath import gpath
 from orbax.checkpoint import multihost
 from orbax.checkpoint import v1 as ocp
@@ -107,6 +108,21 @@ def shapes(tree: Any) -> dict[str, str]:
     )
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
   }
+
+
+def is_convertible(saved: str, wanted: str) -> bool:
+  """Whether both are floats of the same shape, such as `float32[2, 3]`."""
+  kinds, shapes = zip(
+    *(text.partition('[')[::2] for text in (saved, wanted)), strict=True
+  )
+  return shapes[0] == shapes[1] and all(map(_is_floating, kinds))
+
+
+def _is_floating(name: str) -> bool:
+  try:
+    return jnp.issubdtype(jnp.dtype(name), jnp.floating)
+  except TypeError:
+    return False
 
 
 def barrier(name: str, milliseconds: int):

@@ -336,11 +336,11 @@ class Writer:
     )
     check_record(workdir, size)
     path = workdir / FILE
-    self._path, self._size = path, size
     # At the end, whatever becomes of the file meanwhile.
     self._file = path.open('a')
     # An empty file stays empty; it would be filled up with zeros.
-    self._file.truncate(min(size, path.stat().st_size))
+    self._path, self._size = path, min(size, path.stat().st_size)
+    self._file.truncate(self._size)
     self._board = _Board(workdir / 'tensorboard', step + 1)
 
   def write(self, step: int, values: Mapping[str, float | None]):
@@ -351,8 +351,10 @@ class Writer:
       name: value if value is not None and math.isfinite(value) else None
       for name, value in values.items()
     }
-    self._file.write(json.dumps({'step': step} | values) + '\n')
+    line = json.dumps({'step': step} | values) + '\n'
+    self._file.write(line)
     self._file.flush()
+    self._size += len(line)
     known = {name: value for name, value in values.items() if value is not None}
     self._board.write(step, known)
     if self._wandb:

@@ -50,6 +50,7 @@ def runs(tmp_path_factory):
     )
     run.checkpoints.save(1, state, {})
     run.checkpoints.wait()
+    run.write_config()
   shutil.copytree(folder / 'lm', folder / 'judge')
   file = folder / 'judge/config.json'
   config = json.loads(file.read_text())
