@@ -197,7 +197,8 @@ def _train(run: run_lib.Run):
   writer = _open_writer(run, step, size)
   # Not before the lines of what was cut off are gone; see run.py.
   run.clean()
-  if writer.size() < size:
+  # The others write none.
+  if not cluster.everywhere(not cluster.is_first() or writer.size() >= size):
     # The user has put an empty file in its place.
     cluster.on_first(
       lambda: run.checkpoints.attach(

@@ -385,7 +385,7 @@ def test_media_are_part_of_the_content(tmp_path):
   assert made['same'].check(state) == 3
   with pytest.raises(config_lib.ConfigError, match='had other records'):
     made['other'].check(state)
-  # Earlier versions did not know what media hold.
-  (digest,) = state['fingerprint']['data.train']
-  state['fingerprint']['data.train'] = [digest.split()[0]]
+  # Earlier versions named the source and did not know what media hold.
+  (digest,) = state['fingerprint'].pop('data.train')
+  state['fingerprint']['data.train[0]=jsonl:a'] = digest.split()[0]
   assert made['a'].check(state) == 3
