@@ -333,27 +333,27 @@ def kill(out, count):
   begin = time.monotonic()
   assert tiny.start(file, whole).wait() == 0
   seconds = time.monotonic() - begin
-  draw, kills = random.SystemRandom(), 0
+  draw, kills, same = random.SystemRandom(), 0, True
   while kills < count:
-    process = tiny.start(file, run)
-    try:
-      process.wait(draw.uniform(2, 2 + seconds / 2))
-    except subprocess.TimeoutExpired:
-      process.kill()
-      process.wait()
-      kills += 1
-      continue
-    print(f'done after {kills} kills')
-    break
-  process = tiny.start(file, run)
-  output, _ = process.communicate()
-  assert process.returncode == 0, output
-  same = tiny.metrics(run, *metrics.TIMINGS) == tiny.metrics(
-    whole, *metrics.TIMINGS
-  )
-  arrays, wanted = tiny.arrays(run), tiny.arrays(whole)
-  for path, leaf in wanted.items():
-    same &= np.array_equal(arrays[path], leaf)
+    shutil.rmtree(run, ignore_errors=True)
+    ended = False
+    while not ended:
+      process = tiny.start(file, run)
+      try:
+        # Once there were enough, it is left alone.
+        limit = draw.uniform(1, 1 + seconds / 5) if kills < count else None
+        process.wait(limit)
+        ended = True
+      except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        kills += 1
+    assert process.returncode == 0, process.stdout.read()
+    lines = [tiny.metrics(folder, *metrics.TIMINGS) for folder in (run, whole)]
+    arrays, wanted = tiny.arrays(run), tiny.arrays(whole)
+    same &= lines[0] == lines[1] and arrays.keys() == wanted.keys()
+    for path, leaf in wanted.items():
+      same &= np.array_equal(arrays[path], leaf)
   return kills, same
 
 
