@@ -10,7 +10,7 @@ from typing import Any
 import flax.struct
 import numpy as np
 
-from gemini_jax import architecture
+from gemini_jax import config as config_lib
 
 # numpy's on the host, jax's on devices, or shapes alone.
 Array = Any
@@ -69,7 +69,7 @@ class Batch:
   encoder: Sequence | None = None
 
 
-def blank_media(kind: str, config: architecture.Model, *lead: int) -> Media:
+def blank_media(kind: str, config: config_lib.Model, *lead: int) -> Media:
   """Media of a kind, [B, M], none of which is there."""
   canvas = config.image.height, config.image.width, config.image.channels
   shape, dtype, num_dims = {

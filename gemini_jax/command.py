@@ -18,7 +18,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from gemini_jax import config as config_lib
-from gemini_jax import host, manual
+from gemini_jax import host
+from gemini_jax.config import manual
 
 # Sections that say what is done with a trained run, and on which devices; the
 # others say what it is.

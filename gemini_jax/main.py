@@ -25,7 +25,7 @@ FILE, only its sections parallel, eval, generate and plan are read then.
   --help --workdir=DIR   of the run in DIR
   --help=optimizer       those that begin with optimizer, here at their defaults
 
-The fields stand in gemini_jax/config.py and gemini_jax/architecture.py. On
+The fields stand in gemini_jax/config.py and gemini_jax/config/model.py. On
 several hosts the same line is started once on each.
 
 Exit codes: 0 done, 2 a mistake in what was asked for, 130 Ctrl-C, 1 anything
@@ -76,9 +76,10 @@ def _main(argv: Sequence[str]) -> int:
     return _refuse(error)
   # Imported once the flags are known to be right: jax takes a second.
   with host.no_interrupt():
-    from gemini_jax import checkpoint
-    from gemini_jax.parallel import cluster
-    from gemini_jax.tools import generate, plan
+    from gemini_jax.checkpoint import checkpointer
+    from gemini_jax.commands import generate
+    from gemini_jax.parallel import processes
+    from gemini_jax.plan import plan
     from gemini_jax.train import lock, loop
 
   run = {
@@ -90,16 +91,16 @@ def _main(argv: Sequence[str]) -> int:
   try:
     # A plan runs on no device, so no other process has a part in it.
     if mode != 'plan':
-      cluster.start()
-      cluster.check_devices()
-      if not cluster.is_first():
+      processes.start()
+      processes.check_devices()
+      if not processes.is_first():
         _keep_to_errors()
     code = run[mode](config, workdir)
-  except (config_lib.ConfigError, checkpoint.MismatchError) as error:
+  except (config_lib.ConfigError, checkpointer.MismatchError) as error:
     return _refuse(error)
   except (
     FloatingPointError,
-    checkpoint.DamageError,
+    checkpointer.DamageError,
     lock.LostError,
   ) as error:
     print(f'error: {error}', file=sys.stderr)
@@ -107,7 +108,7 @@ def _main(argv: Sequence[str]) -> int:
   except OSError as error:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not workdir:
       raise
-    steps = checkpoint.Checkpointer(
+    steps = checkpointer.Checkpointer(
       pathlib.Path(workdir, 'checkpoints')
     ).steps()
     saved = f'step {steps[-1]:,} is saved' if steps else 'no step is saved yet'

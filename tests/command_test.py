@@ -7,7 +7,7 @@ import pytest
 
 from gemini_jax import command
 from gemini_jax import config as config_lib
-from gemini_jax.tools import bench, diversity, steered
+from gemini_jax.commands import bench, diversity, steered
 
 EXPERIMENT = """
 from experiments import base

@@ -13,7 +13,7 @@ import types
 import typing
 
 from gemini_jax import config as config_lib
-from gemini_jax import schema
+from gemini_jax.config import schema
 
 
 class Field(typing.NamedTuple):

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import tiny
-from gemini_jax import checkpoint, main
+from gemini_jax import main
+from gemini_jax.checkpoint import checkpointer
 from gemini_jax.train import loop
 
 
@@ -406,7 +407,7 @@ def test_a_run_that_is_not_finite_stops_and_names_the_tensor(tmp_path, capsys):
     messages.append(lines[-1])
     assert len(lines) == 1, lines
   assert messages[0] == messages[1]
-  checkpoints = checkpoint.Checkpointer(tmp_path / 'run' / 'checkpoints')
+  checkpoints = checkpointer.Checkpointer(tmp_path / 'run' / 'checkpoints')
   last = checkpoints.steps()[-1]
   assert messages[0].startswith(f'error: step {last + 1} is not finite (loss ')
   assert ': first in ' in messages[0]
@@ -467,7 +468,7 @@ def test_what_was_lost_is_not_overwritten(
   elif how == 'half a record':
     record.write_bytes(record.read_bytes()[:9])
   elif how == 'all damaged':
-    (newest / checkpoint.MANIFEST).write_text('{}')
+    (newest / checkpointer.MANIFEST).write_text('{}')
   elif how == 'all set aside':
     newest.rename(newest.with_name('00000002.damaged'))
   else:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import tiny
-from gemini_jax import checkpoint
+from gemini_jax.checkpoint import checkpointer
 from gemini_jax.train import metrics
 
 NUM_STEPS = 20
@@ -268,7 +268,7 @@ def test_one_is_stopped_or_killed_and_both_start_again(
 ):
   """Told to stop, one tells the other, and both save once."""
   workdir, digests = folder / 'stopped', folder / 'digests_stopped'
-  checkpoints = checkpoint.Checkpointer(workdir / 'checkpoints')
+  checkpoints = checkpointer.Checkpointer(workdir / 'checkpoints')
   begin, stops = 0, set()
   for index, step, number in (
     (1, 3, signal.SIGTERM),

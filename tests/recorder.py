@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from gemini_jax import main
-from gemini_jax.parallel import cluster
+from gemini_jax.parallel import processes
 from gemini_jax.train import run as run_lib
 
 
@@ -22,9 +22,9 @@ def record(path):
   def recorded(run, loader, batches):
     for batch in device_batches(run, loader, batches):
       if loader.split == 'train':
-        leaves = jax.tree.leaves(cluster.fetch(batch))
+        leaves = jax.tree.leaves(processes.fetch(batch))
         content = b''.join(np.asarray(leaf).tobytes() for leaf in leaves)
-        if cluster.is_first():
+        if processes.is_first():
           with open(path, 'a') as file:
             file.write(f'{hashlib.sha256(content).hexdigest()}\n')
       yield batch
@@ -35,5 +35,5 @@ def record(path):
 if __name__ == '__main__':
   logging.basicConfig(level=logging.INFO)
   record(sys.argv[1])
-  cluster._TIMEOUT_SECONDS = 20
+  processes._TIMEOUT_SECONDS = 20
   sys.exit(main.main(sys.argv[1:]))

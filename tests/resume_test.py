@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tiny
-from gemini_jax import checkpoint
+from gemini_jax.checkpoint import checkpointer
 from gemini_jax.train import metrics
 
 NUM_STEPS = 100
@@ -91,7 +91,7 @@ def test_stopped_and_damaged(setup, tmp_path):
     code, output = interrupt(process, signal.SIGTERM, step, 0.005)
     assert code == 0, output
     assert 'stopped by a signal; step' in output
-    checkpoints = checkpoint.Checkpointer(tmp_path / 'run' / 'checkpoints')
+    checkpoints = checkpointer.Checkpointer(tmp_path / 'run' / 'checkpoints')
     saved.append(checkpoints.steps()[-1])
   assert 5 < saved[0] < 40 < saved[1] < NUM_STEPS
   newest = checkpoints.path(saved[1])

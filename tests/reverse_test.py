@@ -8,8 +8,8 @@ import pytest
 import tiny
 from gemini_jax import config as config_lib
 from gemini_jax.data import loader
+from gemini_jax.evaluate import evaluation
 from gemini_jax.infer import generation
-from gemini_jax.train import evaluation
 
 LETTERS = 'abcdefgh'
 

@@ -13,8 +13,9 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from gemini_jax import checkpoint, main
 from gemini_jax import config as config_lib
+from gemini_jax import main
+from gemini_jax.checkpoint import checkpointer
 
 # Of a process with one device, which keeps all that it compiled; see conftest.
 ENVIRONMENT = {
@@ -181,7 +182,7 @@ def replace(values, path, value):
 
 def arrays(workdir, step=None):
   """The arrays of a checkpoint by path, as they lie on the disk."""
-  checkpoints = checkpoint.Checkpointer(workdir / 'checkpoints')
+  checkpoints = checkpointer.Checkpointer(workdir / 'checkpoints')
   step = checkpoints.steps()[-1] if step is None else step
   path = checkpoints.path(step) / 'state'
   one = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from gemini_jax import architecture
 from gemini_jax import config as config_lib
 from gemini_jax.data import media, readers
 
@@ -27,7 +26,7 @@ DIRECTIONS = {'up': (-1, 0), 'down': (1, 0), 'left': (0, -1), 'right': (0, 1)}
 _NUM_FRAMES, _PIXELS_A_FRAME = 6, 2
 _CANVAS = 40
 # As Fashion-MNIST's are.
-_PICTURE = architecture.Image(height=28, width=28, channels=1, patch=1)
+_PICTURE = config_lib.Image(height=28, width=28, channels=1, patch=1)
 
 
 def digits(where: str, config: config_lib.Data) -> readers.Rows:

@@ -8,7 +8,7 @@ import numpy as np
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
-from gemini_jax.data import cache, packing, readers, scene, transforms
+from gemini_jax.data import cache, media_reader, packing, readers, transforms
 from gemini_jax.data import tokenizer as tokenizer_lib
 
 
@@ -23,7 +23,7 @@ class Epochs:
     tokenizer: tokenizer_lib.Tokenizer,
     seed: tuple[int, int],
     training: bool,
-    scenes: scene.Scenes | None = None,
+    scenes: media_reader.Scenes | None = None,
     only: int | None = None,
   ):
     self.name, self.corpus = name, corpus

@@ -21,12 +21,12 @@ from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.data import (
   cache,
+  deduplication,
   epochs,
   media,
+  media_reader,
   packing,
-  passages,
   readers,
-  scene,
   sources,
 )
 from gemini_jax.data import task as task_lib
@@ -289,7 +289,7 @@ def texts(config: config_lib.Data, split: Split) -> Iterator[str]:
     ConfigError: a source cannot be read.
   """
   unique = (
-    passages.sources_without_repeats(config) if config.deduplicate else {}
+    deduplication.sources_without_repeats(config) if config.deduplicate else {}
   )
   for spec in getattr(config, split):
     if unique:
@@ -431,7 +431,7 @@ def _corpora(
   tokenizer: tokenizer_lib.Tokenizer,
   split: Split,
   model: config_lib.Model,
-) -> Iterator[tuple[str, cache.Corpus, scene.Scenes | None]]:
+) -> Iterator[tuple[str, cache.Corpus, media_reader.Scenes | None]]:
   """The tokenized sources of a split under the names that errors use.
 
   With what their media are read from, where the tasks have some.
@@ -440,7 +440,9 @@ def _corpora(
   config_lib.check(
     len(specs) > 0, f'data.{split}=() names no source; write KIND:WHERE#SLICE'
   )
-  unique = functools.cache(lambda: passages.sources_without_repeats(config))
+  unique = functools.cache(
+    lambda: deduplication.sources_without_repeats(config)
+  )
 
   tasks = task_lib.of(config)
   fields = {field for task in tasks for field in task.fields}
@@ -450,7 +452,7 @@ def _corpora(
       f'data.permuted={config.permuted}: {field!r} is no field of '
       f'data.tasks={config.tasks}',
     )
-  placeholders, layout = scene.layout(tasks, config, model)
+  placeholders, layout = media_reader.layout(tasks, config, model)
 
   def open_source(spec):
     permuted = config.permuted if split == 'train' else ()
@@ -470,7 +472,7 @@ def _corpora(
   for i, spec in enumerate(specs):
     source = open_source(spec)
     if config.deduplicate:
-      read, identity = deduplicated, passages.fingerprint(config)
+      read, identity = deduplicated, deduplication.fingerprint(config)
     else:
       read, identity = plain, source.fingerprint
     key = cache.key(
@@ -489,5 +491,7 @@ def _corpora(
     )
     scenes = None
     if placeholders:
-      scenes = scene.Scenes(source, tasks, config, model, split == 'train')
+      scenes = media_reader.Scenes(
+        source, tasks, config, model, split == 'train'
+      )
     yield name, corpus, scenes

@@ -20,7 +20,6 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from gemini_jax import architecture
 from gemini_jax import config as config_lib
 from gemini_jax.data import readers
 
@@ -77,7 +76,7 @@ class Medium(NamedTuple):
 def read(
   kind: str,
   value: Any,
-  config: architecture.Model,
+  config: config_lib.Model,
   rate: int | None = None,
   folder: str | None = '',
   max_pixels: int = config_lib.Data.max_media_pixels,
@@ -101,7 +100,7 @@ def read(
 
 def image(
   value: Any,
-  config: architecture.Image,
+  config: config_lib.Image,
   folder: str | None = '',
   max_pixels: int = config_lib.Data.max_media_pixels,
 ) -> Medium:
@@ -138,7 +137,7 @@ def image(
 
 def audio(
   value: Any,
-  config: architecture.Audio,
+  config: config_lib.Audio,
   rate: int | None = None,
   folder: str | None = '',
 ) -> Medium:
@@ -177,7 +176,7 @@ def audio(
 
 def video(
   value: Any,
-  config: architecture.Model,
+  config: config_lib.Model,
   folder: str | None = '',
   max_pixels: int = config_lib.Data.max_media_pixels,
 ) -> Medium:
@@ -378,7 +377,7 @@ def _of_array(values: np.ndarray, channels: int) -> Any:
   return _flat(picture, channels)
 
 
-def _extent(picture: Any, config: architecture.Image) -> tuple[int, int]:
+def _extent(picture: Any, config: config_lib.Image) -> tuple[int, int]:
   """Height and width of a picture on the canvas: whole patches."""
   width, height = picture.size
   scale = min(config.height / height, config.width / width)
@@ -403,7 +402,7 @@ def _fitted(picture: Any, extent: tuple[int, int]) -> np.ndarray:
 # Sounds.
 
 
-def _needed(config: architecture.Audio, source: int) -> int:
+def _needed(config: config_lib.Audio, source: int) -> int:
   """Samples at the rate `source` that the longest sound is made of."""
   reach = _REACH / min(source, config.rate)
   return math.ceil((config.num_samples / config.rate + reach) * source)
@@ -426,7 +425,7 @@ def _mono(values: np.ndarray) -> np.ndarray:
 
 
 def _decoded(
-  file: BinaryIO, config: architecture.Audio
+  file: BinaryIO, config: config_lib.Audio
 ) -> tuple[np.ndarray, int]:
   """float32[n], as much of a file as is needed, and its rate."""
   soundfile = _module('soundfile')

@@ -15,7 +15,7 @@ import numpy as np
 
 from gemini_jax import batch as batch_lib
 from gemini_jax.infer import decoding, sampling
-from gemini_jax.parallel import cluster
+from gemini_jax.parallel import processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ def search(
   finished = search_loop(
     decoder, beam_size, params, state, np.float32(length_penalty)
   )
-  finished = cluster.fetch(finished)
+  finished = processes.fetch(finished)
 
   def hypothesis(i, k):
     span = slice(len(prompts[i]), int(finished.lengths[i, k]))

@@ -15,11 +15,12 @@ from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax import host
 from gemini_jax.data import transforms
-from gemini_jax.infer import beam, decoding, origin, sampling
-from gemini_jax.infer import guide as guide_lib
+from gemini_jax.infer import beam, decoding, sampling
+from gemini_jax.infer import latents as latents_lib
 from gemini_jax.infer import request as request_lib
 from gemini_jax.models import gemini
-from gemini_jax.parallel import cluster
+from gemini_jax.parallel import processes
+from gemini_jax.steer import controller as controller_lib
 
 # Rows that are generated together: as many as have caches of so many bytes,
 # within these limits.
@@ -101,7 +102,7 @@ def generate(
   prompts: Sequence[str | request_lib.Request],
   on_text: Callable[[int, str], None] | None = None,
   latents: np.ndarray | None = None,
-  guide: guide_lib.Guide | None = None,
+  guide: controller_lib.Guide | None = None,
 ) -> list[Sample]:
   """`generate.count` samples of each prompt, those of a prompt together.
 
@@ -127,8 +128,8 @@ def generate(
   """
   options = config.generate
   if options.steer and guide is None:
-    examples = guide_lib.examples(config)
-    guide = guide_lib.learn(config, model, params, tokenizer, examples)
+    examples = controller_lib.examples(config)
+    guide = controller_lib.learn(config, model, params, tokenizer, examples)
   beams = options.beam_size
   config_lib.check(
     beams == 1 or options.count <= beams,
@@ -147,7 +148,9 @@ def generate(
   if latents is None:
     requests = [(p.request, n) for p, n in rows if p.request is not None]
     if requests:
-      latents = origin.of_requests(config, model, params, tokenizer, requests)
+      latents = latents_lib.of_requests(
+        config, model, params, tokenizer, requests
+      )
     else:
       texts = [prompt.text for prompt in read]
       latents = _latents(config, model, params, tokenizer, texts, guide)
@@ -213,7 +216,7 @@ def _latents(
   params: Any,
   tokenizer: Tokenizer,
   prompts: Sequence[str],
-  guide: guide_lib.Guide | None,
+  guide: controller_lib.Guide | None,
 ) -> np.ndarray | None:
   """Z of every sample, those of a prompt together; None without a latent."""
   options = config.generate
@@ -226,7 +229,7 @@ def _latents(
     count = options.count if options.beam_size == 1 else 1
     count *= 1 if guide is None else guide.draws
     own = dataclasses.replace(options, prompt=prompt, count=count)
-    z_NZ = origin.latents(
+    z_NZ = latents_lib.latents(
       dataclasses.replace(config, generate=own), model, params, tokenizer
     )
     found.append(z_NZ if guide is None else guide.steer(z_NZ))
@@ -324,7 +327,7 @@ def _sample(
   done_B = np.zeros(1, bool)
   while not done_B.all():
     state = decoder.decode(params, state, sampler, num_tokens)
-    tokens_BT, logprobs_BT, lengths_B, done_B = cluster.fetch(
+    tokens_BT, logprobs_BT, lengths_B, done_B = processes.fetch(
       (state.tokens, state.logprobs, state.lengths, state.done)
     )
     grown = []
@@ -406,7 +409,7 @@ def claim(path: pathlib.Path) -> pathlib.Path:
 
   Only the first process makes one; the others get `path`.
   """
-  if not cluster.is_first():
+  if not processes.is_first():
     return path
   path.parent.mkdir(parents=True, exist_ok=True)
   for number in itertools.count(1):
@@ -424,7 +427,7 @@ def write_samples(path: pathlib.Path, samples: Sequence[Sample]):
 
   Every process has the samples; the first writes them.
   """
-  if not cluster.is_first():
+  if not processes.is_first():
     return
   path.parent.mkdir(parents=True, exist_ok=True)
   lines = []

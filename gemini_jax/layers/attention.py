@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from gemini_jax.kernels import flash, masking
+from gemini_jax.kernels import dot_product_attention, masking
 from gemini_jax.layers import embedding, linear
 from gemini_jax.parallel import sharding
 
@@ -65,7 +65,7 @@ class Attention(nn.Module):
     dtype: of the computation.
     param_dtype: of the parameters.
     init_scale: of the initial kernels; None: 1 / sqrt(fan in).
-    kernel: which of flash.IMPLEMENTATIONS computes it.
+    kernel: which of dot_product_attention.IMPLEMENTATIONS computes it.
     over_sequence: how keys cross the sequence axis: all_gather or ring.
     num_memory: keys and values that `latent_BZ` makes.
   """
@@ -158,17 +158,21 @@ class Attention(nn.Module):
     def local(q_BTNH, k_BSKH, v_BSKH, mask, memory):
       split = q_BTNH.shape[1] < length
       if not split and memory is None:
-        return flash.attention(
+        return dot_product_attention.attention(
           q_BTNH, k_BSKH, v_BSKH, mask, implementation=self.kernel, **options
         )
-      function = flash.with_log_sum
+      function = dot_product_attention.with_log_sum
       if split:
         function = functools.partial(
-          flash.over_axis, axis='sequence', how=self.over_sequence
+          dot_product_attention.over_axis,
+          axis='sequence',
+          how=self.over_sequence,
         )
       found = function(q_BTNH, k_BSKH, v_BSKH, mask, **options)
       if memory is not None:
-        found = flash.merge(found, flash.over_all(*memory, **options))
+        found = dot_product_attention.merge(
+          found, dot_product_attention.over_all(*memory, **options)
+        )
       return found[0].astype(v_BSKH.dtype)
 
     length = q_BTNH.shape[1]

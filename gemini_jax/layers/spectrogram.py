@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gemini_jax import schema
+from gemini_jax.config import schema
 
 # Added to powers before the logarithm: what is softer reads as silence.
 FLOOR = 1e-8

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gemini_jax import architecture
+from gemini_jax import config as config_lib
 from gemini_jax.layers import convolution, linear
 from gemini_jax.models import latent, mixture
 
@@ -38,7 +38,7 @@ class Autoencoder(nn.Module):
     param_dtype: of the parameters.
   """
 
-  config: architecture.Autoencoder
+  config: config_lib.Autoencoder
   patch: tuple[int, int]
   channels: int
   dtype: jax.typing.DTypeLike = jnp.float32

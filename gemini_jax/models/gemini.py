@@ -17,7 +17,7 @@ from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.kernels import cross_entropy, masking
 from gemini_jax.layers import attention, embedding, linear
-from gemini_jax.models import contrast, perception, transformer
+from gemini_jax.models import contrast, media_embeddings, transformer
 from gemini_jax.models import latent as latent_lib
 from gemini_jax.parallel import pipeline, sharding
 
@@ -99,7 +99,7 @@ class Gemini(nn.Module):
         config.contrast_dim, config.width, types
       )
     if config.kinds:
-      self.perception = perception.Perception(config, self.schedule)
+      self.perception = media_embeddings.Perception(config, self.schedule)
     self.decoder = transformer.Stack(
       config,
       config.num_layers,
@@ -282,14 +282,14 @@ class Gemini(nn.Module):
 
   def perceive(
     self, media: Mapping[str, batch_lib.Media], deterministic: bool = True
-  ) -> perception.Seen | None:
+  ) -> media_embeddings.Seen | None:
     """What media are; None of a model that reads none."""
     if not self.config.kinds:
       return None
     return self.perception(media, deterministic)
 
   def place(
-    self, sequence: batch_lib.Sequence, seen: perception.Seen | None
+    self, sequence: batch_lib.Sequence, seen: media_embeddings.Seen | None
   ) -> jax.Array | None:
     """Soft tokens at placeholders, 0 elsewhere; None of a model of text."""
     if seen is None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.data import loader as loader_lib
-from gemini_jax.train import losses
+from gemini_jax.objectives import losses
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import run as run_lib
 from gemini_jax.train import step as step_lib

@@ -19,18 +19,11 @@ from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax import host
 from gemini_jax.data import loader as loader_lib
+from gemini_jax.evaluate import evaluation, likelihood, media_metrics, retrieval
 from gemini_jax.infer import generation
 from gemini_jax.models import gemini
-from gemini_jax.parallel import cluster, sharding
-from gemini_jax.train import (
-  appraisal,
-  diagnosis,
-  evaluation,
-  likelihood,
-  metrics,
-  preemption,
-  retrieval,
-)
+from gemini_jax.parallel import processes, sharding
+from gemini_jax.train import diagnosis, metrics, preemption
 from gemini_jax.train import lock as lock_lib
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import run as run_lib
@@ -63,7 +56,7 @@ def evaluate(config: config_lib.Config, workdir: str | os.PathLike):
     ConfigError: there is no checkpoint or no held-out split, or what `eval`
       asks for cannot be done.
   """
-  appraisal.check(config)
+  media_metrics.check(config)
   run = run_lib.open_run(config, workdir, create=False)
   enable_compilation_cache(config)
   held_out = _held_out(run)
@@ -120,7 +113,7 @@ def _train(run: run_lib.Run):
   config = run.config
   num_steps = config.train.num_steps
   enable_compilation_cache(config)
-  appraisal.check(config)
+  media_metrics.check(config)
   data = run.loader('train')
   held_out = _held_out(run)
   _check_generation(run, held_out)
@@ -167,8 +160,8 @@ def _train(run: run_lib.Run):
       end='',
       flush=True,
     )
-  if config.model.kinds and not step and cluster.is_first():
-    appraisal.show_batch(run, data[0])
+  if config.model.kinds and not step and processes.is_first():
+    media_metrics.show_batch(run, data[0])
 
   # One compilation each, before the first batch.
   train_step: Any = None
@@ -198,9 +191,11 @@ def _train(run: run_lib.Run):
   # Not before the lines of what was cut off are gone; see run.py.
   run.clean()
   # The others write none.
-  if not cluster.everywhere(not cluster.is_first() or writer.size() >= size):
+  if not processes.everywhere(
+    not processes.is_first() or writer.size() >= size
+  ):
     # The user has put an empty file in its place.
-    cluster.on_first(
+    processes.on_first(
       lambda: run.checkpoints.attach(
         step, {'metrics_bytes': writer.size()}, manifest.get('metric')
       )
@@ -226,7 +221,7 @@ def _train(run: run_lib.Run):
     tokens += values['tokens']
     if done % config.train.log_every and done != num_steps:
       return
-    cluster.on_first(run.lock.check)
+    processes.on_first(run.lock.check)
     seconds = stopwatch.lap()
     line: dict[str, float | None] = {
       f'train/{name}': value for name, value in values.items()
@@ -239,7 +234,7 @@ def _train(run: run_lib.Run):
     progress.update(done, line)
 
   def save(state, done):
-    cluster.on_first(run.lock.check)
+    processes.on_first(run.lock.check)
     run.checkpoints.save(
       done,
       state,
@@ -284,8 +279,8 @@ def _train(run: run_lib.Run):
         'observed': value,
       }
       run.checkpoints.wait()
-      cluster.on_first(run.lock.check)
-      cluster.on_first(lambda: run.checkpoints.attach(done, known, value))
+      processes.on_first(run.lock.check)
+      processes.on_first(lambda: run.checkpoints.attach(done, known, value))
     return observe(config, state, value)
 
   batches = run_lib.device_batches(run, data, loader_lib.iterate(data, step))
@@ -324,7 +319,7 @@ def _train(run: run_lib.Run):
         state = examine(state, done, saves)
       stopwatch.resume()
     run.checkpoints.close()
-    cluster.on_first(run.lock.check)
+    processes.on_first(run.lock.check)
   finally:
     try:
       # Also after an error: the last save is on its way to the disk.
@@ -343,7 +338,7 @@ def _open_writer(run: run_lib.Run, step: int, size: int) -> metrics.Writer:
   open_one = lambda: writers.append(
     metrics.Writer(run.workdir, run.config, step, size)
   )
-  cluster.on_first(open_one)
+  processes.on_first(open_one)
   if not writers:
     open_one()
   return writers[0]
@@ -442,9 +437,9 @@ def appraisals(
   if run.config.eval.retrieval:
     results |= retrievals(run, params, split, loaders[split])
   if run.config.eval.captions:
-    results |= appraisal.captions(run, params, split, step)
+    results |= media_metrics.captions(run, params, split, step)
   if run.config.eval.judged:
-    results |= appraisal.appraise(run, params, split, step)
+    results |= media_metrics.appraise(run, params, split, step)
   return results
 
 

@@ -27,10 +27,10 @@ from jax.sharding import Mesh
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax import host
-from gemini_jax.data import scene
+from gemini_jax.data import media_reader
 from gemini_jax.data import task as task_lib
-from gemini_jax.models import perception
-from gemini_jax.parallel import chip, cluster
+from gemini_jax.models import media_embeddings
+from gemini_jax.parallel import chip, processes
 
 # Fields that measure this machine and not the run; all others repeat.
 TIMINGS = ('train/tokens_per_second', 'train/step_seconds', 'train/mfu')
@@ -104,8 +104,8 @@ def forward_flops(
     flops += 2 * 2 * width * config.contrast_dim
   if config.latent.dim:
     flops += _latent_flops(config, length, memory_length)
-  for kind in perception.written(config):
-    head = perception.part(config, kind).autoencoder
+  for kind in media_embeddings.written(config):
+    head = media_embeddings.part(config, kind).autoencoder
     flops += 2 * length * width * head.num_components * (1 + 2 * head.dim)
   if media:
     flops += media_flops(config, tuple(media.items()))
@@ -141,7 +141,7 @@ def media_flops(
   config = dataclasses.replace(
     config, attention_kernel='chunked', scan_layers=True, remat=False
   )
-  reader = perception.Perception(config)
+  reader = media_embeddings.Perception(config)
   # As a device sees it that has the whole of everything.
   one = Mesh(
     np.array(jax.local_devices()[:1]).reshape([1] * len(config_lib.AXES)),
@@ -203,7 +203,7 @@ def step_flops(config: config_lib.Config) -> float:
   media = collections.Counter()
   if config.model.kinds and data.tasks:
     tasks = task_lib.of(data)
-    for sides in scene.sides(data).values():
+    for sides in media_reader.sides(data).values():
       media.update(task_lib.most(tasks, sides))
   sequence = forward_flops(config.model, data.sequence_length, memory, media)
   return 3 * data.batch_size * sequence
@@ -328,7 +328,7 @@ class Writer:
     Raises:
       ConfigError: metrics.jsonl is not what was written until then.
     """
-    self._writes = cluster.is_first()
+    self._writes = processes.is_first()
     if not self._writes:
       return
     self._wandb = (
@@ -504,7 +504,7 @@ class Progress:
     self._bar = None
     self._begin = time.monotonic()
     self._start, self._total = start, total
-    if sys.stderr.isatty() and cluster.is_first():
+    if sys.stderr.isatty() and processes.is_first():
       self._bar = tqdm.tqdm(
         initial=start, total=total, unit='step', dynamic_ncols=True
       )

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from gemini_jax import config as config_lib
-from gemini_jax import schema
+from gemini_jax.config import schema
 from gemini_jax.parallel import sharding
 
 Schedule = Callable[[Any], Any]

@@ -13,12 +13,13 @@ import optax
 from jax.sharding import Mesh
 
 from gemini_jax import batch as batch_lib
-from gemini_jax import checkpoint, host
 from gemini_jax import config as config_lib
+from gemini_jax import host
+from gemini_jax.checkpoint import checkpointer
 from gemini_jax.data import loader, tokenizer
-from gemini_jax.kernels import flash
+from gemini_jax.kernels import dot_product_attention
 from gemini_jax.models import gemini
-from gemini_jax.parallel import cluster, pipeline, sharding
+from gemini_jax.parallel import pipeline, processes, sharding
 from gemini_jax.train import lock as lock_lib
 from gemini_jax.train import metrics
 from gemini_jax.train import optimizer as optimizer_lib
@@ -64,7 +65,7 @@ class Run:
   optimizer: optax.GradientTransformationExtraArgs
   mesh: Mesh
   abstract: step_lib.TrainState
-  checkpoints: checkpoint.Checkpointer
+  checkpoints: checkpointer.Checkpointer
   lock: lock_lib.Lock
 
   def loader(self, split: loader.Split) -> loader.Loader:
@@ -98,7 +99,7 @@ class Run:
           f'{path} cannot be written: {error.strerror}'
         ) from error
 
-    cluster.on_first(write)
+    processes.on_first(write)
 
   def clean(self):
     """Removes what an interrupted save left behind.
@@ -110,12 +111,12 @@ class Run:
     def remove():
       try:
         self.checkpoints.clean()
-      except checkpoint.PathError as error:
+      except checkpointer.PathError as error:
         raise config_lib.ConfigError(str(error)) from error
 
-    cluster.on_first(remove)
+    processes.on_first(remove)
 
-  def restore(self, which: str = 'latest') -> checkpoint.Restored:
+  def restore(self, which: str = 'latest') -> checkpointer.Restored:
     """The newest checkpoint, or the best by validation loss, to read only.
 
     Raises:
@@ -140,7 +141,7 @@ class Run:
         restored = self.checkpoints.restore(
           self.abstract, best, set_aside=False
         )
-      except checkpoint.DamageError as error:
+      except checkpointer.DamageError as error:
         if best is not None and best not in self.checkpoints.steps():
           # The run that trains has removed it for a better one.
           continue
@@ -150,7 +151,7 @@ class Run:
         return restored
     raise config_lib.ConfigError(f'--workdir={self.workdir} was emptied')
 
-  def resume(self) -> checkpoint.Restored | None:
+  def resume(self) -> checkpointer.Restored | None:
     """The newest checkpoint, to train on from; None where a run begins.
 
     Raises:
@@ -159,7 +160,7 @@ class Run:
     """
     try:
       restored = self.checkpoints.restore(self.abstract)
-    except checkpoint.DamageError as error:
+    except checkpointer.DamageError as error:
       raise config_lib.ConfigError(
         f'{error}; {_begin(self.workdir)}'
       ) from error
@@ -167,7 +168,7 @@ class Run:
     metrics.check_record(self.workdir, size)
     return restored
 
-  def _check_manifest(self, restored: checkpoint.Restored) -> int:
+  def _check_manifest(self, restored: checkpointer.Restored) -> int:
     """Of what a training saved, `metrics_bytes`."""
     manifest = restored.manifest
     data, size, results = (
@@ -186,8 +187,8 @@ class Run:
       and isinstance(results, dict)
       and all(isinstance(value, (int, float)) for value in results.values()),
       f'{self.checkpoints.path(restored.step)} cannot be gone on from: its '
-      f'{checkpoint.MANIFEST} lacks data, config, metrics_bytes or results as '
-      'a training saves them',
+      f'{checkpointer.MANIFEST} lacks data, config, metrics_bytes or results '
+      'as a training saves them',
     )
     return size  # pyright: ignore
 
@@ -227,17 +228,17 @@ def open_run(
       sharding.check_batch(mesh, size, field)
   pipeline.check(config, mesh)
   try:
-    checkpoints = checkpoint.Checkpointer(
+    checkpoints = checkpointer.Checkpointer(
       path / 'checkpoints', config.train.keep_last, config.train.keep_best
     )
-  except checkpoint.PathError as error:
+  except checkpointer.PathError as error:
     raise config_lib.ConfigError(f'--workdir={path}: {error}') from error
   # The shapes alone tell whether the mesh fits, before any data is read.
   _, _, abstract = abstract_parts(with_vocab(config, 1 << 20), mesh)
   if create:
     optimizer_lib.check_patterns(config.optimizer, abstract.params, tell=False)
     _make_writable(path, lock)
-  elif not cluster.everywhere(os.path.isdir(path)):
+  elif not processes.everywhere(os.path.isdir(path)):
     raise config_lib.ConfigError(f'--workdir={path} does not exist')
   if checkpoints.steps():
     _check_same_run(path, config, mesh)
@@ -247,7 +248,7 @@ def open_run(
   _check_same_tokenizer(path, words, checkpoints)
   config = with_vocab(config, words.vocab_size)
   config_lib.check(
-    cluster.same_everywhere(config_lib.to_json(config)),
+    processes.same_everywhere(config_lib.to_json(config)),
     f'--workdir={path}: what was asked for is not the config of every process; '
     'start all of them alike',
   )
@@ -279,7 +280,7 @@ def _begin(path: pathlib.Path) -> str:
 def _check_not_lost(
   path: pathlib.Path,
   config: config_lib.Config,
-  checkpoints: checkpoint.Checkpointer,
+  checkpoints: checkpointer.Checkpointer,
 ):
   """Refuses to begin where a training has lost its checkpoints."""
   damaged = checkpoints.damaged()
@@ -326,7 +327,7 @@ def make_model(config: config_lib.Config, mesh: Mesh) -> gemini.Gemini:
     ConfigError: an attention kernel asked for by name is not there, or not
       for this model.
   """
-  kernel = flash.choose(
+  kernel = dot_product_attention.choose(
     config.model.attention_kernel,
     mesh.devices.flat[0].platform,
     plain='parallel.sequence above 1'
@@ -376,9 +377,9 @@ def _make_writable(path: pathlib.Path, lock: lock_lib.Lock | None):
         f'--workdir={path} cannot be written: {error.strerror}'
       ) from error
 
-  cluster.on_first(write)
-  shared = cluster.everywhere(probe.exists())
-  cluster.on_first(lambda: probe.unlink(missing_ok=True))
+  processes.on_first(write)
+  shared = processes.everywhere(probe.exists())
+  processes.on_first(lambda: probe.unlink(missing_ok=True))
   config_lib.check(
     shared, f'--workdir={path} must be a folder that all processes share'
   )
@@ -453,13 +454,13 @@ def _state_shapes(config: config_lib.Config, mesh: Mesh) -> list[tuple]:
 def _check_same_tokenizer(
   path: pathlib.Path,
   words: tokenizer.Tokenizer,
-  checkpoints: checkpoint.Checkpointer,
+  checkpoints: checkpointer.Checkpointer,
 ):
   """Refuses a tokenizer file that is not that of the newest checkpoint."""
   for step in reversed(checkpoints.steps()):
     try:
       manifest = checkpoints.manifest(step)
-    except checkpoint.DamageError:
+    except checkpointer.DamageError:
       continue
     match manifest:
       case {'data': {'fingerprint': {'tokenizer': then}}}:
@@ -494,7 +495,7 @@ def _open_tokenizer(
         config.tokenizer, lambda: loader.texts(config.data, 'train')
       ).save(file)
 
-    cluster.on_first(make)
+    processes.on_first(make)
     words = tokenizer.load(file)
   rows = config.model.vocab_size
   least = words.vocab_size + bool(config.model.kinds) * len(config_lib.KINDS)

@@ -15,8 +15,8 @@ from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.kernels import cross_entropy
 from gemini_jax.models import gemini
+from gemini_jax.objectives import losses
 from gemini_jax.parallel import sharding
-from gemini_jax.train import losses
 from gemini_jax.train import optimizer as optimizer_lib
 
 # What the text decoder alone has, of the parameters of a Gemini.

@@ -13,7 +13,6 @@ import pytest
 import soundfile
 import soxr
 
-from gemini_jax import architecture
 from gemini_jax import config as config_lib
 from gemini_jax.data import media, readers
 
@@ -21,10 +20,10 @@ PREPARED = pathlib.Path(__file__).parents[2] / '../shared/tfds'
 needs_prepared = pytest.mark.skipif(
   not PREPARED.is_dir(), reason='no prepared data sets in ../shared/tfds'
 )
-GREY = architecture.Image(height=28, width=28, channels=1, patch=7)
-COLOUR = architecture.Image(height=32, width=48, channels=3, patch=8)
-SOUND = architecture.Audio(rate=8000, seconds=0.5)
-FILM = architecture.Model(image=COLOUR, video=architecture.Video(num_frames=4))
+GREY = config_lib.Image(height=28, width=28, channels=1, patch=7)
+COLOUR = config_lib.Image(height=32, width=48, channels=3, patch=8)
+SOUND = config_lib.Audio(rate=8000, seconds=0.5)
+FILM = config_lib.Model(image=COLOUR, video=config_lib.Video(num_frames=4))
 
 
 def pixels(seed, *shape):
@@ -511,9 +510,7 @@ def test_a_phone_s_video_is_turned_upright():
 
 
 def test_a_video_in_grey():
-  config = architecture.Model(
-    image=GREY, video=architecture.Video(num_frames=2)
-  )
+  config = config_lib.Model(image=GREY, video=config_lib.Video(num_frames=2))
   found = media.video(pixels(0, 2, 28, 28), config)
   np.testing.assert_array_equal(found.values[..., 0], pixels(0, 2, 28, 28))
 
@@ -635,7 +632,7 @@ def test_a_mistake_of_ours_is_no_damage(kind, name, value, monkeypatch):
     raise TypeError('a mistake')
 
   monkeypatch.setattr(media, name, wrong)
-  config = architecture.Model(image=COLOUR, audio=SOUND, video=FILM.video)
+  config = config_lib.Model(image=COLOUR, audio=SOUND, video=FILM.video)
   with pytest.raises(TypeError, match='a mistake'):
     media.read(kind, value, config)
 
@@ -658,7 +655,7 @@ def test_a_missing_library_is_told_with_the_remedy(
   for module in [m for m in sys.modules if m.split('.')[0] == name]:
     monkeypatch.setitem(sys.modules, module, None)
   monkeypatch.setitem(sys.modules, name, None)
-  config = architecture.Model(image=COLOUR, audio=SOUND, video=FILM.video)
+  config = config_lib.Model(image=COLOUR, audio=SOUND, video=FILM.video)
   with pytest.raises(config_lib.ConfigError, match=remedy):
     media.read(kind, value, config)
 
@@ -671,12 +668,12 @@ def test_prepared_data_sets_are_read(name):
   side = 28 if name == 'fashion_mnist' else 64
   for index in range(6):
     record = rows.records[index]
-    canvas = architecture.Image(height=side, width=side, patch=4)
+    canvas = config_lib.Image(height=side, width=side, patch=4)
     found = media.image(record['image'], canvas)
     assert found.size.tolist() == [side, side]
     assert found.values.std() > 5
     if name == 'stamps' and len(record['speech_fr']):
-      spoken = architecture.Audio(rate=16000, seconds=1.0)
+      spoken = config_lib.Audio(rate=16000, seconds=1.0)
       found = media.audio(record['speech_fr'], spoken, rate=8000)
       assert found.size[0] == min(16000, 2 * len(record['speech_fr']))
       assert found.values.std() > 50

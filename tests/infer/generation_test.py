@@ -17,7 +17,7 @@ import toy
 from gemini_jax import config as config_lib
 from gemini_jax.data import loader, sources, tokenizer
 from gemini_jax.data import task as task_lib
-from gemini_jax.infer import generation, origin, request
+from gemini_jax.infer import generation, latents, request
 from gemini_jax.models import gemini
 
 # What examples may be, and the fields of the data that say so.
@@ -220,7 +220,7 @@ def test_a_latent_is_of_the_row_that_its_encoder_learned_from(
       prompts = [f'{row}.wav' for row in range(len(LENGTHS))]
     # Of nothing there is no z.
     keep = [i for i, prompt in enumerate(prompts) if prompt]
-    found = origin.encode(
+    found = latents.encode(
       config, model, params, TOKENIZER, [prompts[i] for i in keep]
     ).mean
   else:
@@ -228,7 +228,7 @@ def test_a_latent_is_of_the_row_that_its_encoder_learned_from(
     calm = dataclasses.replace(config.generate, latent_temperature=0.0)
     config = dataclasses.replace(config, generate=calm)
     rows = [(prompt, 0) for prompt in prompts]
-    found = origin.of_requests(config, model, params, TOKENIZER, rows)
+    found = latents.of_requests(config, model, params, TOKENIZER, rows)
   assert len(keep) > 1
   np.testing.assert_allclose(found, expected.mean[np.array(keep)], atol=1e-5)
   assert np.std(found, axis=0).max() > 1e-3

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import toy
-from gemini_jax.kernels import flash, masking
+from gemini_jax.kernels import dot_product_attention, masking
 from gemini_jax.layers import attention, embedding
 
 B, T, S, D, N, K, H = 2, 5, 7, 10, 4, 2, 6
@@ -51,7 +51,9 @@ def apply(module, params, *args, **kwargs):
   return module.apply({'params': params}, *args, **kwargs)
 
 
-attend = jax.jit(flash.attention, static_argnames=('scale', 'softcap'))
+attend = jax.jit(
+  dot_product_attention.attention, static_argnames=('scale', 'softcap')
+)
 
 
 def angles_at(positions_BT):

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import toy
-from gemini_jax import architecture
+from gemini_jax import config as config_lib
 from gemini_jax.models import autoencoder, latent
 
 KEY = jax.random.key(0)
@@ -28,7 +28,7 @@ def apply(module, params, *args, method='__call__', grid=None, **kwargs):
 
 
 def build(patch, channels=1, width=16, **fields):
-  config = architecture.Autoencoder(dim=Z, width=width, **fields)
+  config = config_lib.Autoencoder(dim=Z, width=width, **fields)
   module = autoencoder.Autoencoder(config, patch, channels)
   picture = jnp.zeros((1, *patch, channels))
   return module, toy.random_params(module, picture, KEY, scale=0.5)
@@ -52,7 +52,7 @@ def test_any_patch_gives_a_normal_each_and_a_picture(
 
 def test_parameters_are_the_same_on_all_devices():
   """No mesh must divide its few channels."""
-  model = autoencoder.Autoencoder(architecture.Autoencoder(dim=2), (6, 6), 3)
+  model = autoencoder.Autoencoder(config_lib.Autoencoder(dim=2), (6, 6), 3)
   variables = jax.eval_shape(
     model.init, jax.random.key(0), np.zeros((1, 12, 12, 3)), jax.random.key(0)
   )

@@ -12,9 +12,10 @@ import photo
 import toy
 from gemini_jax import config as config_lib
 from gemini_jax.data import loader, tokenizer
+from gemini_jax.evaluate import retrieval
 from gemini_jax.kernels import contrastive
 from gemini_jax.models import contrast, gemini
-from gemini_jax.train import losses, retrieval
+from gemini_jax.objectives import losses
 
 READS = 'see = {image:picture} -> {word}'
 HEARS = 'hear = {audio:sound} -> {word}'

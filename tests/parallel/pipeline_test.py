@@ -18,8 +18,9 @@ from jax.sharding import PartitionSpec as P
 import toy
 from gemini_jax import config as config_lib
 from gemini_jax.models import gemini, transformer
+from gemini_jax.objectives import losses
 from gemini_jax.parallel import pipeline, sharding
-from gemini_jax.train import loop, losses, step
+from gemini_jax.train import loop, step
 from gemini_jax.train import optimizer as optimizer_lib
 
 ROWS, LAYERS = 8, 8

@@ -17,11 +17,12 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import toy
-from gemini_jax import checkpoint
 from gemini_jax import config as config_lib
+from gemini_jax.checkpoint import checkpointer
 from gemini_jax.models import gemini
+from gemini_jax.objectives import losses as losses_lib
 from gemini_jax.parallel import sharding
-from gemini_jax.train import loop, losses, step
+from gemini_jax.train import loop, step
 from gemini_jax.train import optimizer as optimizer_lib
 
 NUM_DEVICES = 8
@@ -489,7 +490,7 @@ def test_a_checkpoint_goes_on_on_every_mesh(source, tmp_path):
 
   Each mesh hands on to the next one and to a single device.
   """
-  checkpoints = checkpoint.Checkpointer(tmp_path)
+  checkpoints = checkpointer.Checkpointer(tmp_path)
   checkpoints.save(5, trained(source)[2], {})
   checkpoints.wait()
   losses = {}
@@ -587,7 +588,7 @@ def test_accumulation_reads_one_part_at_a_time():
       step.accumulated_gradient,
       config,
       model,
-      loss_weights=losses.weights_at(config, 0),
+      loss_weights=losses_lib.weights_at(config, 0),
     )
     program = jax.make_jaxpr(grads)(
       toy.model_params(model), batch_of(0), jax.random.key(0)

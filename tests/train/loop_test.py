@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 import tiny
-from gemini_jax import checkpoint
 from gemini_jax import config as config_lib
+from gemini_jax.checkpoint import checkpointer
 from gemini_jax.infer import beam, decoding
 from gemini_jax.parallel import sharding
 from gemini_jax.train import diagnosis, loop, metrics, preemption
@@ -81,7 +81,7 @@ def test_the_folder_of_a_run(done):
   assert config['model']['vocab_size'] == 320, '259 bytes, rounded up to 64s'
   assert (workdir / 'tokenizer').exists()
   assert list((workdir / 'tensorboard').iterdir())
-  checkpoints = checkpoint.Checkpointer(workdir / 'checkpoints')
+  checkpoints = checkpointer.Checkpointer(workdir / 'checkpoints')
   assert checkpoints.steps() == [10, 20]
   assert checkpoints.best() == 20
   samples = (workdir / 'samples' / '00000020.jsonl').read_text().splitlines()
@@ -277,7 +277,7 @@ def test_a_step_is_saved_before_it_is_evaluated(
   with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
     patch.setattr(loop, name, fail)
     tiny.run(file, workdir, *overrides)
-  assert checkpoint.Checkpointer(workdir / 'checkpoints').steps()[-1] == step
+  assert checkpointer.Checkpointer(workdir / 'checkpoints').steps()[-1] == step
   capsys.readouterr()
   assert tiny.run(file, workdir, *overrides) == 0
   assert f'resuming at step {step}\n' in capsys.readouterr().out
@@ -289,7 +289,7 @@ def test_a_step_is_saved_before_it_is_evaluated(
     np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
   names = 'step', 'metric', 'results', 'due', 'observed'
   last, wanted = (
-    checkpoint.Checkpointer(path / 'checkpoints').manifest(20)
+    checkpointer.Checkpointer(path / 'checkpoints').manifest(20)
     for path in (workdir, whole)
   )
   assert [last[name] for name in names] == [wanted[name] for name in names]
@@ -335,7 +335,7 @@ def test_times_are_of_steps_alone(file, tmp_path, monkeypatch):
     defaults = (clock.monotonic,)
     monkeypatch.setattr(metrics.Stopwatch.__init__, '__defaults__', defaults)
   takes(loop, 'evaluate_splits', 1000)
-  takes(checkpoint.Checkpointer, 'save', 1000)
+  takes(checkpointer.Checkpointer, 'save', 1000)
   assert tiny.run(file, tmp_path / 'run', 'train.save_every=7') == 0
   lines = [
     line for line in tiny.metrics(tmp_path / 'run') if 'train/mfu' in line
@@ -503,7 +503,7 @@ def test_a_signal_saves_and_says_so(
     patch.setattr(metrics.Progress, 'update', kill)
     assert tiny.run(file, tmp_path / 'run') == 0
   assert signal.signal(number, original) == before
-  steps = checkpoint.Checkpointer(tmp_path / 'run' / 'checkpoints').steps()
+  steps = checkpointer.Checkpointer(tmp_path / 'run' / 'checkpoints').steps()
   assert len(steps) == 1
   assert 4 < steps[0] < 10
   assert f'stopped by a signal; step {steps[0]} is saved' in (
@@ -663,7 +663,7 @@ def test_a_metric_belongs_to_its_step(file, tmp_path, caplog):
       == 0
     )
   assert caplog.text.count('only the checkpoints of every 6 steps') == 1
-  checkpoints = checkpoint.Checkpointer(tmp_path / 'run' / 'checkpoints')
+  checkpoints = checkpointer.Checkpointer(tmp_path / 'run' / 'checkpoints')
   losses = {
     line['step']: line['validation/loss']
     for line in tiny.metrics(tmp_path / 'run')

@@ -12,7 +12,7 @@ import tiny
 import toy
 from gemini_jax import config as config_lib
 from gemini_jax.models import gemini
-from gemini_jax.train import losses
+from gemini_jax.objectives import losses as losses_lib
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import step as step_lib
 
@@ -280,7 +280,7 @@ def test_frozen_parameters_have_no_gradient():
   config = tiny.config(model=model, optimizer=options | {'frozen': FROZEN})
   network = gemini.Gemini(config.model)
   batch = toy.batch(rows=4)
-  weights = losses.weights_at(config, 0)
+  weights = losses_lib.weights_at(config, 0)
   gradient = lambda config: step_lib.accumulated_gradient(
     config, network, state.params, batch, jax.random.key(0), weights
   )

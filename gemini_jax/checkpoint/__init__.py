@@ -1,0 +1,1 @@
+"""Checkpoints: whole trees of arrays with a manifest."""

@@ -1,0 +1,194 @@
+"""Texts, pictures and sounds from a trained run."""
+
+import json
+import logging
+import os
+import pathlib
+import sys
+import tempfile
+import time
+from typing import Any
+
+from gemini_jax import config as config_lib
+from gemini_jax.evaluate import gallery, media_metrics
+from gemini_jax.infer import generation, media_generation, request, waveform
+from gemini_jax.parallel import processes, sharding
+from gemini_jax.steer import controller as controller_lib
+from gemini_jax.train import loop
+from gemini_jax.train import run as run_lib
+
+
+def generate(config: config_lib.Config, workdir: str | os.PathLike):
+  """Continues `generate.prompt` (or reads it, with an encoder) and shows it.
+
+  A run of tasks is asked for one of them, with the media that it reads; what
+  is written may be a medium.
+
+  Raises:
+    ConfigError: there is no checkpoint, the prompt does not fit, or what is
+      asked for is none of the run's tasks.
+  """
+  run = run_lib.open_run(config, workdir, create=False)
+  _check_media(run.config)
+  if config.generate.output != 'text':
+    _check_writable(run.workdir / 'samples')
+  asked: Any = config.generate.prompt
+  if config.data.tasks:
+    asked = request.fill(run.config, run.tokenizer)
+  # What is wrong with a wish is told before anything is computed.
+  examples = controller_lib.examples(config) if config.generate.steer else None
+  loop.enable_compilation_cache(run.config)
+  with sharding.use(run.mesh):
+    restored = run.restore(config.generate.checkpoint)
+    logging.info('generating with step %d', restored.step)
+    params = restored.state.evaluation_params()
+    parts = run.config, run.model, params, run.tokenizer
+    if config.generate.output != 'text':
+      _paint(run, restored.step, params, asked)
+      return
+    guide = controller_lib.learn(*parts, examples) if examples else None
+    # What the output continues is shown before it.
+    continues = bool(
+      generation.read_prompt(run.config, run.model, run.tokenizer, asked).prefix
+    )
+    shown = -1
+
+    def show(index: int, text: str):
+      nonlocal shown
+      if index != shown:
+        header = f'--- {index + 1} of {config.generate.count} ---\n'
+        header = header if config.generate.count > 1 else ''
+        lead = config.generate.prompt if continues else ''
+        sys.stdout.write(f'{"" if shown < 0 else chr(10)}{header}{lead}')
+        shown = index
+      sys.stdout.write(text)
+      sys.stdout.flush()
+
+    # Several samples grow side by side; only one can be shown as it grows.
+    alone = config.generate.count == 1
+    samples = generation.generate(
+      *parts,
+      [asked],
+      on_text=show if alone else None,
+      guide=guide,
+    )
+    if not alone:
+      for index, sample in enumerate(samples):
+        show(index, sample.text)
+    report = '' if guide is None else _report(guide, parts, samples)
+  try:
+    path = _claim(run, restored.step)
+    generation.write_samples(path, samples)
+    where = f'written to {path}'
+  except OSError as error:
+    # On a disk that can only be read the text is worth as much.
+    where = f'not written to {run.workdir / "samples"}: {error.strerror}'
+  print(f'\n\n{report}{where}')
+
+
+def _claim(run: run_lib.Run, step: int) -> pathlib.Path:
+  """A new file for samples; those of an earlier call stay."""
+  folder = run.workdir / 'samples'
+  return generation.claim(folder / f'{step:08d}-generate.jsonl')
+
+
+def _check_media(config: config_lib.Config):
+  """ConfigError for media that are asked for where there are no tasks."""
+  options = config.generate
+  if config.data.tasks:
+    return
+  for name in (*config_lib.KINDS, 'task'):
+    value = getattr(options, name)
+    config_lib.check(
+      not value, f'generate.{name}={value!r} needs a model of data.tasks'
+    )
+  config_lib.check(
+    options.output == 'text',
+    f'generate.output={options.output!r} needs a model of data.tasks that '
+    'writes it',
+  )
+
+
+def _check_writable(folder: pathlib.Path):
+  """ConfigError unless media can be written, before any work on them."""
+  try:
+    folder.mkdir(exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
+  except OSError as error:
+    raise config_lib.ConfigError(
+      f'{folder} cannot be written: {error.strerror}'
+    ) from error
+
+
+def _paint(run: run_lib.Run, step: int, params: Any, asked: request.Request):
+  """Writes media beside a line for each."""
+  options = run.config.generate
+  begin = time.monotonic()
+  found = media_generation.paint(
+    run.config, run.model, params, run.tokenizer, options.output, [asked]
+  )
+  path = _claim(run, step)
+  lines, audio = [], run.config.model.audio
+  for i, own in enumerate(found):
+    medium = path.with_name(f'{path.stem}-{i + 1:03d}')
+    if options.output == 'image':
+      medium = medium.with_suffix('.png')
+      if processes.is_first():
+        gallery.write_picture(medium, own.values)
+    elif processes.is_first():
+      scale: dict[str, Any] = {
+        'rate': audio.rate,
+        'hop_samples': audio.hop_samples,
+      }
+      scale |= {'low': audio.low, 'high': audio.top}
+      waveform.write_spectrogram(
+        medium.with_suffix('.png'), own.values, **scale, title=own.prompt
+      )
+      samples = waveform.from_log_mel(
+        own.values,
+        **scale,
+        window_samples=audio.window_samples,
+        num_mels=audio.num_mels,
+      )
+      medium = medium.with_suffix('.wav')
+      waveform.write_wav(medium, samples, audio.rate)
+    lines.append(
+      {'prompt': own.prompt, 'file': medium.name, 'z': own.z.tolist()}
+    )
+  page = path.with_suffix('.png')
+  if processes.is_first():
+    path.write_text(''.join(f'{json.dumps(line)}\n' for line in lines))
+    gallery.write(
+      page,
+      [media_metrics.drawn(own.values) for own in found],
+      [asked.text] * len(found),
+    )
+  print(
+    f'{asked.text}: {len(found)} written to {path} in '
+    f'{time.monotonic() - begin:.0f} s; {page.name} shows all'
+  )
+
+
+def _report(
+  guide: controller_lib.Guide, parts: Any, samples: list[generation.Sample]
+) -> str:
+  """How many samples have what was wished for, and what each took."""
+  texts = [sample.text for sample in samples]
+  lines = [
+    f'{wish.strip()}: {100 * share:.1f} % of {len(texts)}, by the model that '
+    'steered'
+    for wish, share in zip(
+      guide.options.steer.split(','),
+      controller_lib.shares(guide, *parts, texts=texts).values(),
+      strict=True,
+    )
+  ]
+  num_tokens = sum(len(sample.tokens) for sample in samples) / len(samples)
+  cost = guide.cost(parts[1], num_tokens)
+  lines.append(
+    'passes for a sample, forward and backward: '
+    f'{cost.attribute_forward:.0f} and {cost.attribute_backward:.0f} of the '
+    f'attributes, {cost.decoder_forward:.0f} and {cost.decoder_backward:.0f} '
+    'of the decoder'
+  )
+  return '\n'.join(lines) + '\n\n'

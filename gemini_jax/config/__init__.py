@@ -1,0 +1,77 @@
+"""The one config: every field, its type, its default and what it means.
+
+An experiment edits a ConfigDict made by `to_config_dict`; `from_config_dict`
+turns it into the frozen dataclasses of this package, a section a file,
+strictly. Nothing else in the package sees a ConfigDict, and no field has a
+second default anywhere.
+"""
+
+from gemini_jax.config.config import (
+  FILE,
+  Config,
+  from_config_dict,
+  from_json,
+  read,
+  to_config_dict,
+  to_json,
+)
+from gemini_jax.config.data import (
+  BATCH_FIELDS,
+  TASK_FIELDS,
+  Augment,
+  Data,
+  Tokenizer,
+)
+from gemini_jax.config.evaluate import Eval
+from gemini_jax.config.generate import SEPARATOR, Generate
+from gemini_jax.config.model import (
+  KINDS,
+  Audio,
+  Autoencoder,
+  Image,
+  Latent,
+  Model,
+  Video,
+)
+from gemini_jax.config.optimizer import LEARNING_RATES, Optimizer
+from gemini_jax.config.parallel import AXES, Parallel
+from gemini_jax.config.plan import Plan
+from gemini_jax.config.schema import ConfigError, check, nearest, optional
+from gemini_jax.config.train import Bottleneck, LossWeights, Train
+
+__all__ = [
+  'AXES',
+  'BATCH_FIELDS',
+  'FILE',
+  'KINDS',
+  'LEARNING_RATES',
+  'SEPARATOR',
+  'TASK_FIELDS',
+  'Audio',
+  'Augment',
+  'Autoencoder',
+  'Bottleneck',
+  'Config',
+  'ConfigError',
+  'Data',
+  'Eval',
+  'Generate',
+  'Image',
+  'Latent',
+  'LossWeights',
+  'Model',
+  'Optimizer',
+  'Parallel',
+  'Plan',
+  'Tokenizer',
+  'Train',
+  'Video',
+  'check',
+  'from_config_dict',
+  'from_json',
+  'nearest',
+  'optional',
+  'read',
+  'to_config_dict',
+  'to_json',
+]

@@ -1,0 +1,206 @@
+"""Everything that defines a run, and the file in which it is kept."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import ml_collections
+
+from gemini_jax import host
+from gemini_jax.config import data as data_lib
+from gemini_jax.config import evaluate as evaluate_lib
+from gemini_jax.config import generate as generate_lib
+from gemini_jax.config import model as model_lib
+from gemini_jax.config import optimizer as optimizer_lib
+from gemini_jax.config import parallel as parallel_lib
+from gemini_jax.config import plan as plan_lib
+from gemini_jax.config import schema
+from gemini_jax.config import train as train_lib
+
+# A global batch of all processes holds no more than this, or it could not even
+# be prepared: tokens of all its sequences, and bytes of one kind of media.
+MAX_BATCH_TOKENS = 2**28
+MAX_BATCH_BYTES = 2**35
+
+# Where a run keeps its config, in its folder.
+FILE = 'config.json'
+
+
+@schema.section()
+class Config:
+  """Everything that defines a run."""
+
+  model: model_lib.Model = dataclasses.field(default_factory=model_lib.Model)
+  data: data_lib.Data = dataclasses.field(default_factory=data_lib.Data)
+  tokenizer: data_lib.Tokenizer = dataclasses.field(
+    default_factory=data_lib.Tokenizer
+  )
+  optimizer: optimizer_lib.Optimizer = dataclasses.field(
+    default_factory=optimizer_lib.Optimizer
+  )
+  parallel: parallel_lib.Parallel = dataclasses.field(
+    default_factory=parallel_lib.Parallel
+  )
+  train: train_lib.Train = dataclasses.field(default_factory=train_lib.Train)
+  eval: evaluate_lib.Eval = dataclasses.field(default_factory=evaluate_lib.Eval)
+  generate: generate_lib.Generate = dataclasses.field(
+    default_factory=generate_lib.Generate
+  )
+  plan: plan_lib.Plan = dataclasses.field(default_factory=plan_lib.Plan)
+  loss_weights: train_lib.LossWeights = dataclasses.field(
+    default_factory=train_lib.LossWeights
+  )
+
+  def __post_init__(self):
+    seq2seq = self.data.objective == 'seq2seq'
+    schema.check(
+      seq2seq == self.model.cross,
+      f'data.objective={self.data.objective!r} does not go with '
+      f'model.architecture={self.model.architecture!r}; encoder_decoder goes '
+      'with seq2seq, decoder with causal or prefix',
+    )
+    schema.check(
+      not self.eval.exact_match or bool(self.data.inputs_field),
+      f'eval.exact_match={self.eval.exact_match} needs pairs; set '
+      'data.inputs_field and data.targets_field',
+    )
+    schema.check(
+      not (self.model.latent.dim and self.data.pack),
+      f'model.latent.dim={self.model.latent.dim} is one z for each row; set '
+      'data.pack=False',
+    )
+    schema.check(
+      not (self.model.contrast_dim and self.data.pack),
+      f'model.contrast_dim={self.model.contrast_dim} compares the examples of '
+      'rows; set data.pack=False',
+    )
+    schema.check(
+      not self.eval.retrieval or bool(self.model.contrast_dim),
+      f'eval.retrieval={self.eval.retrieval} needs vectors of both sides; set '
+      'model.contrast_dim',
+    )
+    schema.check(
+      self.data.sequence_length <= self.model.max_length,
+      f'data.sequence_length={self.data.sequence_length} must be at most '
+      f'model.max_length={self.model.max_length}',
+    )
+    schema.check(
+      not self.model.cross
+      or self.model.position != 'learned'
+      or self.data.inputs_length <= self.model.max_length,
+      f'data.inputs_length={self.data.inputs_length} must be at most '
+      f"model.max_length={self.model.max_length} for model.position='learned'",
+    )
+    schema.check(
+      self.data.batch_size % self.optimizer.accumulation_steps == 0,
+      f'optimizer.accumulation_steps={self.optimizer.accumulation_steps} must '
+      f'divide data.batch_size={self.data.batch_size}',
+    )
+    canvas = min(self.model.image.height, self.model.image.width)
+    padding = self.data.augment.crop_padding
+    schema.check(
+      not canvas or padding <= canvas,
+      f'data.augment.crop_padding={padding} must be at most {canvas}, the '
+      'smaller of model.image.height and model.image.width',
+    )
+    for field, rows in (
+      ('data.batch_size', self.data.batch_size),
+      ('eval.batch_size', self.eval.batch_size),
+      ('plan.decode_batch_size', self.plan.decode_batch_size),
+    ):
+      self._check_batch(field, rows or 0)
+
+  def _check_batch(self, field: str, num_rows: int):
+    """Estimates a batch of so many rows before anything is allocated."""
+    data, model = self.data, self.model
+    lengths = f'data.sequence_length={data.sequence_length}'
+    length = data.sequence_length
+    if model.cross:
+      lengths += f' and data.inputs_length={data.inputs_length}'
+      length += data.inputs_length
+    schema.check(
+      num_rows * length <= MAX_BATCH_TOKENS,
+      f'{field}={num_rows} rows of {lengths} are {num_rows * length:,} '
+      f'tokens; a batch holds at most {MAX_BATCH_TOKENS:,}',
+    )
+    image, audio, video = model.image, model.audio, model.video
+    canvas = f'model.image.height={image.height} x width={image.width} pixels'
+    sizes = {
+      'image': canvas,
+      'audio': f'model.audio.seconds={audio.seconds} at rate={audio.rate}',
+      'video': f'model.video.num_frames={video.num_frames} of {canvas}',
+    }
+    limit = MAX_BATCH_BYTES // 2**30
+    for kind, num_bytes in model.media_bytes().items():
+      total = round(num_rows * num_bytes / 2**30)
+      schema.check(
+        num_rows * num_bytes <= MAX_BATCH_BYTES,
+        f'{field}={num_rows} rows with {sizes[kind]} are {total} GiB; the '
+        f'{kind}s of a batch hold at most {limit} GiB',
+      )
+
+
+def from_config_dict(values) -> Config:
+  """The frozen config of a ConfigDict or of a nested dict.
+
+  Raises:
+    ConfigError: a field is unknown, has the wrong type or a value outside
+      what is accepted.
+  """
+  return schema.convert(values, Config)
+
+
+def to_config_dict(config: Config | None = None) -> ml_collections.ConfigDict:
+  """A ConfigDict that holds every field, to be edited by an experiment."""
+  return schema.to_config_dict(Config() if config is None else config, Config)
+
+
+def to_json(config: Config) -> str:
+  """The resolved config as readable JSON."""
+  return json.dumps(dataclasses.asdict(config), indent=2) + '\n'
+
+
+def from_json(text: str | bytes) -> Config:
+  """The config that `to_json` wrote.
+
+  Raises:
+    ConfigError: the text is not JSON, names a field twice, or holds no config.
+  """
+
+  def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    names = [name for name, _ in pairs]
+    for name in values:
+      schema.check(
+        names.count(name) == 1, f'{name!r} stands twice in one section'
+      )
+    return values
+
+  try:
+    values = json.loads(text, object_pairs_hook=once)
+  except schema.ConfigError:
+    raise
+  except RecursionError as error:
+    raise schema.ConfigError('the config is nested too deeply') from error
+  except ValueError as error:
+    raise schema.ConfigError(f'the config is not JSON: {error}') from error
+  return from_config_dict(values)
+
+
+def read(path: pathlib.Path) -> Config:
+  """The config in a file that this version or an earlier one wrote.
+
+  What an earlier version did not know yet has its default.
+
+  Raises:
+    ConfigError: it cannot be read, or is no config of this version.
+  """
+  try:
+    return from_json(host.read_file(path))
+  except OSError as error:
+    raise schema.ConfigError(
+      f'{path} cannot be read: {error.strerror}'
+    ) from error
+  except ValueError as error:
+    raise schema.ConfigError(f'{path}: {error}') from error

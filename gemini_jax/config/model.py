@@ -1,0 +1,540 @@
+"""What a model is made of: the section `model` of a config."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from gemini_jax.config import schema
+
+# What remat can keep of a layer, whose code gives it these names.
+Tensor = Literal['query', 'key', 'value', 'attended', 'gate', 'up', 'residual']
+
+# What there is beside text.
+KINDS = ('image', 'audio', 'video')
+
+# Types of fields.
+Experts = Annotated[int, schema.Range(0, cap=2**16)]
+RotaryBase = Annotated[float, schema.Range(1)]
+Pixels = Annotated[int, schema.Range(0, cap=2**14)]
+Seconds = Annotated[float, schema.Range(0, above=True, cap=60)]
+
+# Numbers of the matrix from a spectrum to the mel scale.
+_MAX_FILTERS = 2**28
+
+
+@schema.section('model.latent')
+class Latent:
+  """The variational head: one vector z for each sequence, see models/latent.
+
+  The decoder writes a sequence given its z; the encoder tells which z.
+  """
+
+  # Numbers in z; 0: no latent.
+  dim: schema.SizeOrZero = 0
+  # What z is before a sequence is seen: a standard normal, or a learned
+  # mixture of normals.
+  prior: Literal['normal', 'mixture'] = 'normal'
+  # Normals in the mixture.
+  num_components: schema.Size = 32
+  # z as keys and values that every layer attends to: so many; 0: none.
+  memory: schema.SizeOrZero = 1
+  # z as a vector added to every embedding.
+  embedding: bool = True
+
+  def __post_init__(self):
+    schema.check(
+      not self.dim or self.memory > 0 or self.embedding,
+      'model.latent.memory=0 needs model.latent.embedding=True: the decoder '
+      'would not see z',
+    )
+
+
+@schema.section('model.KIND.autoencoder')
+class Autoencoder:
+  """A convolutional VAE whose z the Transformer reads, and can write.
+
+  One z for each token; see models/autoencoder.
+  """
+
+  # Numbers in the z of a token; 0: no autoencoder.
+  dim: schema.SizeOrZero = 0
+  # Channels of the widest convolution.
+  width: schema.Size = 64
+  # Residual convolutions between two strides, of the encoder and the decoder.
+  num_blocks: schema.Layers = 1
+  # Normals in the mixture that the Transformer writes z from.
+  num_components: schema.Size = 8
+
+
+@schema.section('model.image')
+class Image:
+  """Pictures, as soft tokens in a sequence; see models/media_encoders."""
+
+  # Pixels of the canvas that pictures are fitted to; 0: no pictures.
+  height: Pixels = 0
+  width: Pixels = 0
+  # 1: grey, 3: red, green and blue.
+  channels: Literal[1, 3] = 3
+  # Pixels along a side of what one token sees.
+  patch: Annotated[int, schema.Range(1, cap=2**14)] = 8
+  # Residual convolutions after each stride from pixels to patches, which see
+  # beyond a patch; 0: a patch is mapped alone, by a matrix.
+  num_blocks: schema.LayersOrZero = 0
+  # Layers of an encoder of its own, before what it says enters a sequence.
+  num_layers: schema.LayersOrZero = 0
+  # How that encoder knows places: rotary angles or sinusoids, in two dims.
+  # Patches that go straight into a sequence always bring sinusoids.
+  position: Literal['rotary', 'sincos'] = 'rotary'
+  # Tokens that a resampler leaves of a picture; 0: no resampler, all.
+  num_tokens: schema.SizeOrZero = 0
+  # Reads and writes pictures as z; without one they are read as patches.
+  autoencoder: Autoencoder = dataclasses.field(default_factory=Autoencoder)
+
+  def __post_init__(self):
+    schema.check(
+      self.height % self.patch == 0 == self.width % self.patch,
+      f'model.image.patch={self.patch} must divide model.image.height='
+      f'{self.height} and model.image.width={self.width}',
+    )
+    schema.check(
+      bool(self.height) == bool(self.width),
+      f'model.image.height={self.height} and model.image.width={self.width} '
+      'must be set together',
+    )
+
+  @property
+  def grid(self) -> tuple[int, int]:
+    """Patches along height and width."""
+    return self.height // self.patch, self.width // self.patch
+
+  def patches_of(self, height: int, width: int) -> int:
+    """Patches of a picture of so many pixels."""
+    rows, columns = (
+      min(-(-size // self.patch), most)
+      for size, most in zip((height, width), self.grid, strict=True)
+    )
+    return rows * columns
+
+  def tokens_of(self, height: int, width: int) -> int:
+    """Soft tokens of a picture of so many pixels; of a resampler always all."""
+    count = self.patches_of(height, width)
+    return (self.num_tokens or count) if count else 0
+
+  @property
+  def soft_tokens(self) -> int:
+    """Tokens of a picture of the canvas' size."""
+    return self.tokens_of(self.height, self.width)
+
+
+@schema.section('model.audio')
+class Audio:
+  """Sounds, as soft tokens in a sequence: their log-mel spectrogram is read."""
+
+  # Samples a second that sounds are brought to; 0: no sounds.
+  rate: Annotated[int, schema.Range(0, cap=1_000_000)] = 0
+  # The longest sound; of longer ones the beginning is read.
+  seconds: Annotated[float, schema.Range(0, above=True, cap=1_000_000)] = 1.0
+  # Bands of the mel scale.
+  num_mels: Annotated[int, schema.Range(1, cap=1024)] = 64
+  # Where they begin and end, in Hz; None: half the rate.
+  low: schema.NonNegative = 20.0
+  high: schema.Positive | None = None
+  # Seconds that a frame of the spectrogram sees, and from one to the next.
+  window: Seconds = 0.025
+  hop: Seconds = 0.010
+  # Frames that one token sees.
+  patch: schema.Size = 4
+  # Layers of an encoder of its own, and tokens that a resampler leaves.
+  num_layers: schema.LayersOrZero = 0
+  num_tokens: schema.SizeOrZero = 0
+  # Reads and writes sounds as z; without one, convolutions read the frames.
+  autoencoder: Autoencoder = dataclasses.field(default_factory=Autoencoder)
+
+  def __post_init__(self):
+    path = 'model.audio'
+    if not self.rate:
+      return
+    schema.check(
+      self.low < self.top <= self.rate / 2,
+      f'{path}.high={self.high} must be above {path}.low={self.low} and at '
+      f'most half of {path}.rate={self.rate}',
+    )
+    schema.check(
+      self.hop_samples > 0, f'{path}.hop={self.hop} is less than a sample'
+    )
+    filters = self.window_samples * self.num_mels
+    schema.check(
+      filters <= _MAX_FILTERS,
+      f'{path}.window={self.window} of {self.window_samples:,} samples and '
+      f'{path}.num_mels={self.num_mels} make a matrix of {filters:,} numbers; '
+      f'it holds at most {_MAX_FILTERS:,}',
+    )
+
+  @property
+  def top(self) -> float:
+    """The highest frequency of the bands, Hz."""
+    return self.rate / 2 if self.high is None else self.high
+
+  @property
+  def window_samples(self) -> int:
+    """Samples that a frame sees."""
+    return max(round(self.window * self.rate), self.hop_samples)
+
+  @property
+  def hop_samples(self) -> int:
+    """Samples from one frame to the next."""
+    return round(self.hop * self.rate)
+
+  @property
+  def num_samples(self) -> int:
+    """Samples of the longest sound: of whole tokens."""
+    if not self.rate:
+      return 0
+    size = self.hop_samples * self.patch
+    return -(-round(self.seconds * self.rate) // size) * size
+
+  @property
+  def num_frames(self) -> int:
+    """Frames of the longest sound."""
+    return self.num_samples // self.hop_samples if self.rate else 0
+
+  def tokens_of(self, num_samples: int) -> int:
+    """Soft tokens of a sound of so many samples; of a resampler always all."""
+    if not self.rate:
+      return 0
+    num_samples = min(num_samples, self.num_samples)
+    count = -(-num_samples // (self.hop_samples * self.patch))
+    return (self.num_tokens or count) if count else 0
+
+  @property
+  def soft_tokens(self) -> int:
+    """Tokens of the longest sound."""
+    return self.tokens_of(self.num_samples)
+
+
+@schema.section('model.video')
+class Video:
+  """Frames, each read as a picture (model.image), as soft tokens in order."""
+
+  # Frames of a video, taken at even distances; 0: no videos.
+  num_frames: schema.SizeOrZero = 0
+  # Tokens that are left of each frame: the mean over patches (1) or of as many
+  # rectangles of them; 0: all. A mean is of use where model.image.num_layers
+  # has made patches tell of their place and neighbours.
+  frame_tokens: schema.SizeOrZero = 0
+
+
+@schema.section('model')
+class Model:
+  """The Transformer. Llama and Gemma 2/3 are values of these fields."""
+
+  # decoder: decoder-only. encoder_decoder: the decoder reads an encoder.
+  architecture: Literal['decoder', 'encoder_decoder'] = 'decoder'
+  # Rows of the token table; None takes the tokenizer's.
+  vocab_size: schema.Length | None = None
+  # Rows of it that stand for text, the first ones; after them come padding and
+  # the placeholders of media. None takes the tokenizer's.
+  text_vocab_size: schema.Length | None = None
+  # Longest sequence (tokens) of the decoder, prompt and output together.
+  max_length: schema.Length = 256
+  # Width of the residual stream.
+  width: schema.Size = 256
+  # Layers of the decoder.
+  num_layers: schema.Layers = 4
+  # Layers of the encoder; None: as many as the decoder.
+  num_encoder_layers: schema.LayersOrZero | None = None
+  # Query heads.
+  num_heads: schema.Size = 4
+  # Key and value heads (grouped-query attention); None: num_heads.
+  num_kv_heads: schema.Size | None = None
+  # Width of one head; None: width / num_heads.
+  head_dim: schema.Size | None = None
+  # Hidden width of the feed-forward layer; None: 4 * width.
+  mlp_dim: schema.Size | None = None
+  # Experts of the feed-forward layer (mixture of experts); 0: dense.
+  num_experts: Experts = 0
+  # Experts that each token visits, by its router's choice.
+  experts_per_token: Experts = 2
+  # Hidden width of one expert; None: mlp_dim.
+  expert_dim: schema.Size | None = None
+  # Hidden width of an expert that every token visits; 0: none.
+  shared_expert_dim: schema.SizeOrZero = 0
+  # Nonlinearity of the feed-forward layer.
+  activation: Literal['gelu', 'gelu_exact', 'silu', 'relu', 'relu2'] = 'gelu'
+  # Gate the hidden layer with a second projection (GLU).
+  gated: bool = True
+  # Bias terms of the query, key and value projections (as in Qwen 2), and of
+  # the feed-forward projections.
+  attention_bias: bool = False
+  mlp_bias: bool = False
+  # Layers repeat this pattern, e.g. ('local', 'global').
+  attention_pattern: tuple[Literal['global', 'local'], ...] = ('global',)
+  # A local layer sees this many positions, itself included.
+  window: schema.Steps = 128
+  # How positions enter: rotary angles in attention, or a learned table.
+  position: Literal['rotary', 'learned', 'none'] = 'rotary'
+  # Rotary base (theta) of global and of local layers; local None: global's.
+  rope_base: RotaryBase = 10_000.0
+  rope_base_local: RotaryBase | None = None
+  # Positions of global layers are divided by this (linear interpolation).
+  rope_scale: Annotated[float, schema.Range(0, above=True, cap=1_000_000)] = 1.0
+  # Llama 3's frequency-dependent rescaling: its original context; 0: off.
+  rope_llama3_context: schema.LengthOrZero = 0
+  # Its (factor, low, high): see layers/embedding.py.
+  rope_llama3_factors: tuple[
+    schema.Positive, schema.Positive, schema.Positive
+  ] = (8.0, 1.0, 4.0)
+  # pre: x + f(norm(x)); pre_post: x + norm(f(norm(x))), as in Gemma 2.
+  norm: Literal['pre', 'pre_post'] = 'pre'
+  # Added to the mean square under the root of every norm.
+  norm_eps: schema.PositiveShare = 1e-6
+  # Normalise queries and keys per head, as in Gemma 3.
+  qk_norm: bool = False
+  # Scores are divided by sqrt(this); None: head_dim.
+  query_scale: schema.Positive | None = None
+  # tanh soft-caps of attention scores and of logits; 0: off.
+  attention_softcap: schema.NonNegative = 0.0
+  logit_softcap: schema.NonNegative = 0.0
+  # One table for input embedding and output projection.
+  tie_embeddings: bool = True
+  # Multiply embeddings by sqrt(width), as Gemma does.
+  scale_embeddings: bool = False
+  # Numbers in the vectors by which the two sides of an example find each
+  # other, for retrieval (see loss_weights.contrastive); 0: none.
+  contrast_dim: schema.SizeOrZero = 0
+  # Dropout rate on embeddings and on what each block adds.
+  dropout: schema.PartialShare = 0.0
+  # Standard deviation of the initial weights; None: 1/sqrt(fan in).
+  init_scale: schema.Positive | None = None
+  # Compute and parameter types. Norms, softmax, logits, loss: float32.
+  dtype: Literal['float32', 'bfloat16'] = 'float32'
+  param_dtype: Literal['float32', 'bfloat16'] = 'float32'
+  # One scanned layer body, or layers unrolled. Never changes the result.
+  scan_layers: bool = True
+  # What computes attention; auto: the best there is on the platform of the
+  # run. chunked is plain XLA; see kernels/dot_product_attention.py.
+  attention_kernel: Literal['auto', 'chunked', 'splash', 'cudnn'] = 'auto'
+  # How keys reach the queries of other devices where parallel.sequence splits
+  # the length: all at once, or neighbour by neighbour in less memory.
+  over_sequence: Literal['all_gather', 'ring'] = 'all_gather'
+  # Recompute the forward pass in the backward pass.
+  remat: bool = False
+  # Under remat, the tensors that are kept, not computed again: on the device,
+  # and in the host's memory (on a CPU that is the same).
+  remat_save: tuple[Tensor, ...] = ()
+  remat_offload: tuple[Tensor, ...] = ()
+  # The variational head.
+  latent: Latent = dataclasses.field(default_factory=Latent)
+  # Pictures, read and written beside text.
+  image: Image = dataclasses.field(default_factory=Image)
+  # Sounds, likewise.
+  audio: Audio = dataclasses.field(default_factory=Audio)
+  # Videos, which are read.
+  video: Video = dataclasses.field(default_factory=Video)
+
+  def __post_init__(self):
+    schema.check(
+      self.text_vocab_size is None
+      or 1 <= self.text_vocab_size <= (self.vocab_size or math.inf),
+      f'model.text_vocab_size={self.text_vocab_size} must be at least 1 and at '
+      f'most model.vocab_size={self.vocab_size}',
+    )
+    schema.check(
+      not self.encodes or self.encoder_layers > 0,
+      f'model.num_encoder_layers={self.num_encoder_layers} must be at least 1 '
+      'where there is an encoder',
+    )
+    schema.check(
+      not self.contrast_dim or self.cross,
+      f'model.contrast_dim={self.contrast_dim} needs '
+      "model.architecture='encoder_decoder': the encoder reads both sides",
+    )
+    schema.check(
+      self.num_heads % self.kv_heads == 0,
+      f'model.num_kv_heads={self.num_kv_heads} must divide '
+      f'model.num_heads={self.num_heads}',
+    )
+    schema.check(
+      self.head_dim is not None or self.width % self.num_heads == 0,
+      f'model.num_heads={self.num_heads} must divide model.width={self.width} '
+      'unless model.head_dim is set',
+    )
+    schema.check(
+      self.position != 'rotary' or self.head_width % 2 == 0,
+      f'model.head_dim={self.head_width} must be even for rotary positions',
+    )
+    schema.check(
+      len(self.attention_pattern) > 0, 'model.attention_pattern is empty'
+    )
+    both = set(self.remat_save).intersection(self.remat_offload)
+    schema.check(
+      not both,
+      f'model.remat_save={self.remat_save} and model.remat_offload='
+      f'{self.remat_offload} must not share names: {", ".join(sorted(both))}',
+    )
+    factor, low, high = self.rope_llama3_factors
+    schema.check(
+      not self.rope_llama3_context or low < high,
+      f'model.rope_llama3_factors={(factor, low, high)} must be (factor, low, '
+      'high) with low below high',
+    )
+    self._check_experts()
+    self._check_media()
+
+  def _check_media(self):
+    schema.check(
+      not self.video.num_frames or self.image.height > 0,
+      f'model.video.num_frames={self.video.num_frames} needs '
+      'model.image.height and model.image.width, of the frames',
+    )
+    schema.check(
+      self.video.frame_tokens <= 1 or not self.image.num_tokens,
+      f'model.video.frame_tokens={self.video.frame_tokens} are rectangles of '
+      f'patches: of the tokens that model.image.num_tokens='
+      f'{self.image.num_tokens} leaves, use 0 or 1',
+    )
+    for kind, frames in (('image', self.video.num_frames), ('audio', 0)):
+      own = getattr(self, kind)
+      for name in ('num_blocks', 'num_layers', 'num_tokens'):
+        schema.check(
+          not (getattr(own, name, 0) and own.autoencoder.dim) or frames > 0,
+          f'model.{kind}.{name}={getattr(own, name, 0)} has no use beside '
+          f'model.{kind}.autoencoder.dim={own.autoencoder.dim}: the z of each '
+          'patch is read',
+        )
+    schema.check(
+      not self.image.num_layers
+      or self.image.position != 'rotary'
+      or self.head_width % 4 == 0,
+      f'model.head_dim={self.head_width} must be a multiple of 4 for '
+      "model.image.position='rotary' in model.image.num_layers="
+      f'{self.image.num_layers}',
+    )
+    schema.check(
+      not self.audio.num_layers or self.head_width % 2 == 0,
+      f'model.head_dim={self.head_width} must be even for the rotary '
+      f'positions of model.audio.num_layers={self.audio.num_layers}',
+    )
+
+  def _check_experts(self):
+    if not self.num_experts:
+      for name in ('expert_dim', 'shared_expert_dim'):
+        schema.check(
+          not getattr(self, name),
+          f'model.{name}={getattr(self, name)} needs model.num_experts above 0',
+        )
+      return
+    schema.check(
+      1 <= self.experts_per_token <= self.num_experts,
+      f'model.experts_per_token={self.experts_per_token} must be at least 1 '
+      f'and at most model.num_experts={self.num_experts}',
+    )
+    schema.check(
+      not self.mlp_bias,
+      f'model.mlp_bias=True needs model.num_experts=0, not {self.num_experts}',
+    )
+
+  @property
+  def kv_heads(self) -> int:
+    """Key and value heads."""
+    return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+  @property
+  def head_width(self) -> int:
+    """Width of one head."""
+    return (
+      self.width // self.num_heads if self.head_dim is None else self.head_dim
+    )
+
+  @property
+  def mlp_width(self) -> int:
+    """Hidden width of the feed-forward layer."""
+    return 4 * self.width if self.mlp_dim is None else self.mlp_dim
+
+  @property
+  def expert_width(self) -> int:
+    """Hidden width of one expert."""
+    return self.mlp_width if self.expert_dim is None else self.expert_dim
+
+  @property
+  def kinds(self) -> tuple[str, ...]:
+    """Of KINDS, those that the model reads."""
+    there = (self.image.height, self.audio.rate, self.video.num_frames)
+    return tuple(k for k, size in zip(KINDS, there, strict=True) if size)
+
+  def writes(self, kind: str) -> bool:
+    """Whether the model writes a kind: what an autoencoder has z of."""
+    if kind == 'video' or kind not in self.kinds:
+      return False
+    return getattr(self, kind).autoencoder.dim > 0
+
+  @property
+  def text_rows(self) -> int:
+    """Rows of the table that stand for text, as far as is known."""
+    assert self.vocab_size, 'the tokenizer sets model.vocab_size'
+    rows = self.vocab_size - (len(KINDS) if self.kinds else 0)
+    return self.text_vocab_size or rows
+
+  def placeholder(self, kind: str) -> int:
+    """The token that stands where a soft token of a kind is read or written.
+
+    They are the last of the table.
+    """
+    assert self.vocab_size, 'the tokenizer sets model.vocab_size'
+    return self.vocab_size - len(KINDS) + KINDS.index(kind)
+
+  def tokens_of(self, kind: str, size: Sequence[int]) -> int:
+    """Soft tokens of a medium of the real extent `size`; 0 of none."""
+    if kind == 'image' and self.writes('image'):
+      # What is read as z has one for each patch; frames may be resampled.
+      return self.image.patches_of(*size)
+    if kind == 'image':
+      return self.image.tokens_of(*size)
+    if kind == 'audio':
+      return self.audio.tokens_of(*size)
+    frames, *picture = size
+    each = self.image.tokens_of(*picture)
+    each = (self.video.frame_tokens or each) if each else 0
+    return min(frames, self.video.num_frames) * each
+
+  def soft_tokens(self, kind: str) -> int:
+    """Soft tokens of the largest picture, sound or video."""
+    canvas = (self.image.height, self.image.width)
+    sizes = {
+      'image': canvas,
+      'audio': (self.audio.num_samples,),
+      'video': (self.video.num_frames, *canvas),
+    }
+    return self.tokens_of(kind, sizes[kind])
+
+  def media_bytes(self) -> dict[str, int]:
+    """Bytes of the largest medium of each of KINDS that is read, in float32."""
+    image = self.image.height * self.image.width * self.image.channels
+    numbers = {
+      'image': image,
+      'audio': self.audio.num_samples,
+      'video': self.video.num_frames * image,
+    }
+    return {kind: 4 * numbers[kind] for kind in self.kinds}
+
+  @property
+  def cross(self) -> bool:
+    """Whether the decoder attends to what the encoder says."""
+    return self.architecture == 'encoder_decoder'
+
+  @property
+  def encodes(self) -> bool:
+    """Whether there is an encoder: to attend to, or for a latent."""
+    return self.cross or self.latent.dim > 0
+
+  @property
+  def encoder_layers(self) -> int:
+    """Layers of the encoder; 0 without one."""
+    if not self.encodes:
+      return 0
+    return (
+      self.num_layers
+      if self.num_encoder_layers is None
+      else self.num_encoder_layers
+    )

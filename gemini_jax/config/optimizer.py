@@ -1,0 +1,101 @@
+"""The update rule, its learning rate and what surrounds it."""
+
+import re
+from typing import Annotated, Literal
+
+from gemini_jax.config import schema
+
+# Peak learning rates that train a small Transformer, by optimizer.
+LEARNING_RATES = {
+  'adamw': 1e-3,
+  'adafactor': 1e-3,
+  'muon': 3e-3,
+  'lion': 2e-4,
+  'prodigy': 1.0,
+  'schedule_free': 3e-3,
+  'momo_adam': 1e-2,
+}
+
+
+@schema.section('optimizer')
+class Optimizer:
+  """The update rule, its learning rate and what surrounds it."""
+
+  # The update rule.
+  name: Literal[
+    'adamw',
+    'adafactor',
+    'muon',
+    'lion',
+    'prodigy',
+    'schedule_free',
+    'momo_adam',
+  ] = 'adamw'
+  # Peak learning rate; None: a usual one, see LEARNING_RATES. Of prodigy,
+  # which finds its own, a multiplier near 1.
+  learning_rate: schema.Positive | None = None
+  # Its course after the warm-up; schedule_free never decays.
+  schedule: Literal['constant', 'cosine', 'wsd', 'inverse_sqrt'] = 'cosine'
+  # Linear warm-up, in steps.
+  warmup_steps: schema.StepsOrZero = 0
+  # The last learning rate as a share of the peak (cosine, wsd).
+  final_scale: schema.Share = 0.1
+  # Share of the steps in which wsd decays.
+  decay_share: schema.Share = 0.2
+  # Multiply the learning rate by plateau_factor once the validation loss
+  # has not improved for plateau_patience evaluations; 0: off.
+  plateau_patience: schema.StepsOrZero = 0
+  # What a plateau multiplies the learning rate by.
+  plateau_factor: Annotated[
+    float, schema.Range(0, 1, above=True, below=True)
+  ] = 0.5
+  # Decay rates of the first and of the second moment.
+  b1: schema.PartialShare = 0.9
+  b2: schema.PartialShare = 0.95
+  # Added to the root of the second moment.
+  eps: schema.Positive = 1e-8
+  # Decoupled weight decay.
+  weight_decay: Annotated[float, schema.Range(0, cap=10)] = 0.1
+  # Parameters whose path matches this regular expression do not decay.
+  no_decay: str = (
+    r'(scale|bias|embedding|positions|latent/(query|multiplier|prior_\w+))$'
+  )
+  # Parameters whose path matches stay as they are; '': all are trained.
+  frozen: str = ''
+  # Largest global norm of the gradient; 0: no clipping.
+  clip_norm: schema.NonNegative = 1.0
+  # Sequences of a batch are processed in this many parts, one by one.
+  accumulation_steps: schema.Size = 1
+  # Evaluate an exponential moving average of the parameters; 0: off.
+  ema_decay: schema.PartialShare = 0.0
+
+  def __post_init__(self):
+    schema.check(
+      self.b1 > 0 or self.name != 'schedule_free',
+      f'optimizer.b1={self.b1} must be above 0 with schedule_free, which '
+      'divides by it',
+    )
+    schema.check(
+      not (self.ema_decay and self.name == 'schedule_free'),
+      'optimizer.ema_decay must be 0 with schedule_free, which averages itself',
+    )
+    schema.check(
+      not (self.plateau_patience and self.name == 'schedule_free'),
+      'optimizer.plateau_patience must be 0 with schedule_free, whose average '
+      'would not see the scaled steps',
+    )
+    for name in ('no_decay', 'frozen'):
+      try:
+        re.compile(getattr(self, name))
+      except re.error as error:
+        raise schema.ConfigError(
+          f'optimizer.{name}={getattr(self, name)!r} is not a regular '
+          f'expression: {error}'
+        ) from error
+
+  @property
+  def peak(self) -> float:
+    """The learning rate after warm-up."""
+    if self.learning_rate is None:
+      return LEARNING_RATES[self.name]
+    return self.learning_rate

@@ -1,0 +1,115 @@
+"""The training loop, and the weights of what it minimises."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+from gemini_jax.config import data, schema
+
+# How much a term of the loss counts.
+Weight = Annotated[float, schema.Range(0, cap=1_000_000)]
+
+
+@schema.section('train.bottleneck')
+class Bottleneck:
+  """How much a latent may say, and when; loss_weights.kl weighs what it says.
+
+  Against posterior collapse, where a decoder learns to write without z.
+  """
+
+  # Course of the weight of the KL term. cyclical: it rises from 0 in every
+  # cycle (Fu et al. 2019); monotonic: once; constant: never below its value.
+  schedule: Literal['cyclical', 'monotonic', 'constant'] = 'cyclical'
+  # Cycles of all steps.
+  cycles: schema.Steps = 4
+  # Share of a cycle in which the weight is 0, and in which it rises.
+  off: schema.PartialShare = 0.0
+  ramp: schema.PartialShare = 0.5
+  # Nats of each dimension of z that cost nothing (Kingma et al. 2016).
+  free_bits: schema.NonNegative = 0.2
+  # Nats that z must carry on average, by a learned multiplier (Minimum
+  # Desired Rate, Pelsmaeker and Aziz 2020); 0: off.
+  min_rate: schema.NonNegative = 0.0
+  # Share of the steps in which the KL term is off; then the decoder starts
+  # anew and the schedule begins (Li et al. 2019).
+  autoencode: schema.PartialShare = 0.0
+  # Rate of the decoder's input tokens that are hidden from it.
+  word_dropout: schema.PartialShare = 0.0
+
+  def __post_init__(self):
+    schema.check(
+      not self.min_rate or self.schedule == 'constant',
+      f'train.bottleneck.min_rate={self.min_rate} needs schedule constant: '
+      'while the KL term is off nothing would hold its multiplier',
+    )
+    schema.check(
+      self.off + self.ramp <= 1,
+      f'train.bottleneck.off={self.off} and ramp={self.ramp} must together be '
+      'at most 1',
+    )
+
+
+@schema.section('train')
+class Train:
+  """The training loop."""
+
+  # Updates of the parameters.
+  num_steps: schema.Steps = 1000
+  # All randomness of a run follows from it.
+  seed: schema.Seed = 0
+  # What may differ from the data of the checkpoint that a run resumes from:
+  # 'data.batch_size', or 'data.train' for other records. Step t then reads the
+  # batch that a run of the new values would have there.
+  accept_changes: tuple[str, ...] = ()
+  # Steps between lines of metrics, evaluations and checkpoints.
+  log_every: schema.Count = 10
+  eval_every: schema.Count = 200
+  save_every: schema.Count = 200
+  # Newest checkpoints kept.
+  keep_last: schema.Count = 2
+  # Keep the best by validation loss as well, to which terms of media count by
+  # their weights.
+  keep_best: bool = True
+  # Label smoothing of the cross-entropy.
+  label_smoothing: schema.PartialShare = 0.0
+  # Training of a latent.
+  bottleneck: Bottleneck = dataclasses.field(default_factory=Bottleneck)
+  # Compiled programs kept here; None: ~/.cache/gemini_jax/xla; '': off.
+  compilation_cache: str | None = None
+  # Project on Weights & Biases (pip install 'gemini_jax[wandb]'); '': off.
+  wandb_project: str = ''
+
+  def __post_init__(self):
+    fields = ('train', *data.BATCH_FIELDS, *data.TASK_FIELDS)
+    known = (*(f'data.{name}' for name in fields), 'train.seed')
+    for name in self.accept_changes:
+      schema.check(
+        name in known,
+        f'train.accept_changes: {name!r} is not a field that it takes'
+        f'{schema.nearest(name, known)}',
+      )
+
+
+@schema.section('loss_weights')
+class LossWeights:
+  """Weights of the terms that the model returns beside its outputs."""
+
+  # Mean squared log-partition of the logits (PaLM, section 5).
+  z_loss: Weight = 0.0
+  # How unevenly routers load their experts: 1 at best (Switch, section 2.2).
+  router_balance: Weight = 0.01
+  # Mean squared log-partition of the routers' logits (ST-MoE, section 3.1).
+  router_z: Weight = 0.001
+  # What a latent says, in nats, as it stands in the evidence bound at 1; see
+  # train.bottleneck for its course.
+  kl: Weight = 1.0
+  # What a latent should say and does not, by its multiplier.
+  min_rate: Weight = 1.0
+  # Written media: nats of each number of a z, as one token's cross-entropy.
+  media_nll: Weight = 1.0
+  # Autoencoders of media, for each medium: absolute error of a number; nats of
+  # a token's z; edges of a picture, or loud parts of a sound.
+  reconstruction: Weight = 1.0
+  media_rate: Weight = 0.003
+  detail: Weight = 0.0
+  # Nats of finding the other side of an example among those of the batch.
+  contrastive: Weight = 1.0

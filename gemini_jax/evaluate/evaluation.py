@@ -1,0 +1,163 @@
+"""Evaluation over whole splits."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gemini_jax import batch as batch_lib
+from gemini_jax import config as config_lib
+from gemini_jax.infer import generation
+from gemini_jax.kernels import cross_entropy
+from gemini_jax.models import gemini
+from gemini_jax.objectives import losses
+
+# The term of the examples that are right as a whole.
+_WHOLE = 'accuracy'
+
+
+def eval_step(
+  params: Any, batch: batch_lib.Batch, *, model: gemini.Gemini, whole: bool
+) -> cross_entropy.Sums:
+  """The sums of one batch.
+
+  Args:
+    params: of the model.
+    batch: a row for each example, if `whole`.
+    model: what is evaluated.
+    whole: also count the examples whose targets are all the likeliest tokens:
+      those that greedy decoding would write.
+  """
+  sums = losses.model_sums(model, params, batch)
+  if not whole:
+    return sums
+  logits_BTV, _ = model.apply({'params': params}, batch)
+  real_BT = batch.weights > 0
+  right_BT = jnp.argmax(logits_BTV, axis=-1) == batch.targets
+  there_B = jnp.any(real_BT, axis=1)
+  right_B = jnp.all(right_BT | ~real_BT, axis=1) & there_B
+  counts = jnp.stack([jnp.sum(right_B), jnp.sum(there_B)])
+  terms = sums.terms | {_WHOLE: counts.astype(jnp.float32)}
+  return dataclasses.replace(sums, terms=terms)
+
+
+def summarize(
+  total: cross_entropy.Sums, bytes_per_token: float | None
+) -> dict[str, float]:
+  """Numbers of a split from its sums.
+
+  accuracy is of tokens, or of whole examples where those were counted. Of a
+  model with a latent, loss is the evidence bound and rate its KL term,
+  in nats a sequence.
+
+  Args:
+    total: sums over the split, on the host.
+    bytes_per_token: UTF-8 bytes of text for each target; None: not text.
+  """
+  loss = float(total.loss) / float(total.weight)
+  values = {
+    'loss': loss,
+    'perplexity': math.exp(min(loss, 700.0)),
+    'accuracy': float(total.correct) / float(total.weight),
+  }
+  if 'rate' in total.terms:
+    values['rate'] = float(total.terms['rate'] / total.terms['sequences'])
+  # Of whole examples, where those are counted.
+  if _WHOLE in total.terms:
+    values['token_accuracy'] = values['accuracy']
+  values |= {
+    name: float(mean) for name, mean in losses.media_means(total.terms).items()
+  }
+  if bytes_per_token:
+    values['bits_per_byte'] = loss / bytes_per_token / math.log(2)
+  return values
+
+
+def objective(
+  results: dict[str, float], loss_weights: config_lib.LossWeights
+) -> float | None:
+  """What a better model has less of: `validation/loss`, and terms of media.
+
+  Those by their weights in training. None where nothing was validated.
+  """
+  if 'validation/loss' not in results:
+    return None
+  return results['validation/loss'] + sum(
+    weight * results.get(f'validation/{name}', 0.0)
+    for name, weight in vars(loss_weights).items()
+  )
+
+
+def evaluate(
+  step: Any, params: Any, batches: Any, bytes_per_token: float | None
+) -> dict[str, float]:
+  """Loss (nats a token), perplexity, accuracy and bits per byte of a split.
+
+  Args:
+    step: compiled `eval_step` of (params, batch).
+    params: the parameters.
+    batches: device batches; padding carries weight 0.
+    bytes_per_token: see `summarize`.
+  """
+  sums = [step(params, batch) for batch in batches]
+  host = jax.device_get(sums)
+  # float64: the sums of a split outgrow float32's integers.
+  total = functools.reduce(
+    lambda a, b: jax.tree.map(np.add, a, b),
+    (jax.tree.map(np.float64, item) for item in host),
+  )
+  return summarize(total, bytes_per_token)
+
+
+def exact_match(
+  config: config_lib.Config,
+  model: gemini.Gemini,
+  params: Any,
+  tokenizer: generation.Tokenizer,
+  pairs: Sequence[tuple[str, ...]],
+) -> float:
+  """Share of (inputs, targets) whose greedy output is the targets, all of it.
+
+  Inputs that are too long for the model count as wrong.
+  """
+  greedy = generation.neutral(
+    config.generate,
+    temperature=0.0,
+    count=1,
+    beam_size=1,
+    max_tokens=config.model.max_length,
+  )
+  config = dataclasses.replace(config, generate=greedy)
+  fitting = [
+    (inputs, targets)
+    for inputs, targets in pairs
+    if fits(generation.read_prompt(config, model, tokenizer, inputs), config)
+  ]
+  samples = generation.generate(
+    config,
+    model,
+    params,
+    tokenizer,
+    [inputs for inputs, _ in fitting],
+  )
+  right = sum(
+    sample.text == targets
+    for sample, (_, targets) in zip(samples, fitting, strict=True)
+  )
+  return right / len(pairs)
+
+
+def fits(
+  prompt: generation.Prompt, config: config_lib.Config, room: int = 1
+) -> bool:
+  """Whether the model can read a prompt and write `room` tokens."""
+  inputs = () if prompt.inputs is None else prompt.inputs
+  return (
+    len(prompt.tokens) + room <= config.model.max_length
+    and len(inputs) <= config.data.inputs_length
+  )

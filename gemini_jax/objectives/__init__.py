@@ -1,0 +1,1 @@
+"""What is minimised: sums and the weights of losses."""

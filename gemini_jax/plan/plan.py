@@ -1,0 +1,96 @@
+"""What a run would need and how fast it could be, on devices not here yet.
+
+Compiles the train step and the decode step, runs neither.
+
+B rows, T decoder length, S encoder length.
+"""
+
+import json
+import os
+import pathlib
+import sys
+from typing import Any
+
+import jax
+
+from gemini_jax import config as config_lib
+from gemini_jax.data import tokenizer
+from gemini_jax.plan import compile as compile_lib
+from gemini_jax.plan import compiler_errors, report, suggestions, topology
+from gemini_jax.train import run as run_lib
+
+FILE = 'plan.json'
+# Rows of the token table of a tokenizer whose characters are not known yet.
+_CHARACTERS = 256
+
+
+def plan(config: config_lib.Config, workdir: str | os.PathLike) -> int:
+  """Prints the plan and writes `plan.json`; 1 where a train step does not fit.
+
+  Also 1, and nothing is written, where the compiler refuses for its own reason.
+
+  Raises:
+    ConfigError: the config does not go with the devices, or these are not
+      known.
+  """
+  path = pathlib.Path(workdir)
+  assumptions: list[str] = []
+  config = with_vocab(config, path, assumptions)
+  if config.plan.topology:
+    # No accelerator of this machine is touched for a topology's sake.
+    jax.config.update('jax_platforms', 'cpu')
+  devices = find_devices(config)
+  try:
+    measured = compile_lib.measure(config, devices)
+  except compiler_errors.RefusedError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 1
+  result = report.build(measured, assumptions)
+  print(report.spell(result), flush=True)
+  if not result['fits']:
+    result['suggestions'] = [
+      found.summary() for found in suggestions.search(measured)
+    ]
+    print(suggestions.spell(result['suggestions']))
+  _write(path, result)
+  return 0 if result['fits'] else 1
+
+
+def find_devices(config: config_lib.Config) -> list[Any]:
+  """The devices of `plan.topology`, or those of this machine."""
+  if not config.plan.topology:
+    return list(jax.devices())
+  return topology.devices(config.plan.topology, config.parallel.slices)
+
+
+def with_vocab(
+  config: config_lib.Config, path: pathlib.Path, assumptions: list[str]
+) -> config_lib.Config:
+  """The config with `model.vocab_size`, without reading any data."""
+  if config.model.vocab_size is not None:
+    return config
+  file = path / run_lib.TOKENIZER_FILE
+  if file.exists():
+    return run_lib.with_vocab(config, tokenizer.load(file).vocab_size)
+  sizes = {
+    'sentencepiece': config.tokenizer.vocab_size,
+    'bytes': tokenizer.Bytes().vocab_size,
+    'characters': _CHARACTERS,
+  }
+  config = run_lib.with_vocab(config, sizes[config.tokenizer.kind])
+  assumptions.append(
+    f'no tokenizer is trained: {config.model.vocab_size} rows of the token '
+    f'table, for {config.tokenizer.kind}'
+  )
+  return config
+
+
+def _write(path: pathlib.Path, result: dict[str, Any]):
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    (path / FILE).write_text(json.dumps(result, indent=2) + '\n')
+  except OSError as error:
+    raise config_lib.ConfigError(
+      f'--workdir={path} cannot be written: {error.strerror}'
+    ) from error
+  print(f'written to {path / FILE}')

@@ -1,0 +1,1 @@
+"""Steering what is written: attributes in z, and guided decoding."""

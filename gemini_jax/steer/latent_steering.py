@@ -1,0 +1,200 @@
+"""Steering a latent z towards attributes.
+
+N samples, K draws, Z numbers in z, F features, A attributes.
+"""
+
+import dataclasses
+import functools
+from typing import Any, Protocol
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from gemini_jax.models import latent as latent_lib
+from gemini_jax.steer import attribute_classifier
+
+# Of the flow (Song et al. 2021, VP-SDE) and of what corrects it.
+_NUM_EULER = 50
+_BETAS = (0.1, 20.0)
+_NUM_LANGEVIN = 10
+_LANGEVIN_STEP = 0.1
+# Steps of plain ascent, and the length of each in deviations of the prior.
+_NUM_ASCENT = 5
+_ASCENT_STEP = 0.5
+# Draws that the best is chosen from.
+BEST_OF = 8
+
+
+@flax.struct.dataclass
+class Wish:
+  """What a text should be.
+
+  Attributes:
+    attributes: the model of each of the A attributes.
+    wanted: place of the wished value among those of each attribute.
+    weights_A: strength of each.
+  """
+
+  attributes: tuple[attribute_classifier.Attribute, ...]
+  wanted: tuple[int, ...] = flax.struct.field(pytree_node=False)
+  weights_A: Any
+
+  def log_prob(self, x_F: jax.Array) -> jax.Array:
+    """Weighted log-probability that it has what is wished for, a scalar."""
+    return sum(
+      (
+        weight * model.log_probs(x_F)[place]
+        for model, place, weight in zip(
+          self.attributes, self.wanted, self.weights_A, strict=True
+        )
+      ),
+      jnp.zeros(()),
+    )
+
+
+class Scores(Protocol):
+  """What the methods ask of a wish."""
+
+  def log_prob(self, x_F: jax.Array) -> jax.Array:
+    """Of one z."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+  """Passes that one sample takes, of attribute models and of the decoder.
+
+  An attribute's pass is of all wished attributes together; a decoder's is of
+  one token.
+  """
+
+  attribute_forward: float = 0
+  attribute_backward: float = 0
+  decoder_forward: float = 0
+  decoder_backward: float = 0
+
+
+def cost(method: str, correct: bool) -> Cost:
+  """What the steering of one z takes."""
+  gradients = {
+    'ode': _NUM_EULER + correct * (1 + _NUM_LANGEVIN),
+    'gradient': _NUM_ASCENT,
+  }.get(method, 0)
+  draws = BEST_OF if method == 'best_of' else 0
+  return Cost(gradients + draws, gradients)
+
+
+@functools.partial(jax.jit, static_argnames='correct')
+def ode(
+  wish: Scores,
+  prior: latent_lib.Mixture,
+  z_NZ: jax.Array,
+  keys_N: jax.Array,
+  correct: bool = True,
+) -> jax.Array:
+  """Z carried along the probability-flow ODE of the wish, [N, Z].
+
+  dz/dt = -1/2 beta(t) grad_z log p(wish | z) from t = 1 to 0: the flow of a
+  variance-preserving diffusion whose prior is the same at all times, so that
+  its own terms cancel (LatentOps, Liu et al. 2022, equation 9). A draw of the
+  prior stays one where the wish says nothing.
+
+  Langevin steps on log p(z) + c log p(wish | z) then bring z back to where the
+  prior is, each accepted or not as Metropolis's rule says, so that they never
+  leave that density; c is the integral of beta / 2, what the flow has pushed
+  with in all. With c = 1 they would undo a part of what it reached.
+
+  Args:
+    wish: weighted log p(wish | z).
+    prior: of z.
+    z_NZ: where each sample starts, a draw of the prior.
+    keys_N: of the Langevin steps.
+    correct: whether those are done; not where z is of a given text.
+  """
+  _, scale_Z = prior.moments()
+  low, high = _BETAS
+  strength = (low + high) / 4
+
+  def carry(z_Z, key):
+    def euler(z_Z, i):
+      t = 1 - i / _NUM_EULER
+      beta = low + t * (high - low)
+      push_Z = jax.grad(wish.log_prob)(z_Z)
+      return z_Z + 0.5 * beta / _NUM_EULER * jnp.square(scale_Z) * push_Z, None
+
+    z_Z, _ = jax.lax.scan(euler, z_Z, jnp.arange(_NUM_EULER))
+    if not correct:
+      return z_Z
+    return langevin(
+      lambda z_Z: prior.log_prob(z_Z) + strength * wish.log_prob(z_Z),
+      z_Z,
+      key,
+      # As narrow as the narrowest normal of the prior.
+      jnp.exp(0.5 * jnp.min(prior.normals.log_var, axis=0)),
+    )
+
+  return jax.vmap(carry)(z_NZ, keys_N)
+
+
+def langevin(
+  log_density: Any, z_Z: jax.Array, key: jax.Array, scale_Z: jax.Array
+) -> jax.Array:
+  """Z after some steps of the Metropolis-adjusted Langevin algorithm.
+
+  Roberts and Tweedie 1996; step sizes are multiples of `scale_Z`.
+  """
+  step_Z = _LANGEVIN_STEP * jnp.square(scale_Z)
+  evaluate = jax.value_and_grad(log_density)
+
+  def log_move(from_Z, push_Z, to_Z):
+    """Log-density, but for a constant, of proposing `to_Z`."""
+    return -jnp.sum(
+      jnp.square(to_Z - from_Z - 0.5 * step_Z * push_Z) / (2 * step_Z)
+    )
+
+  def move(carry, key):
+    z_Z, value, push_Z = carry
+    noise_key, accept_key = jax.random.split(key)
+    noise_Z = jax.random.normal(noise_key, z_Z.shape)
+    new_Z = z_Z + 0.5 * step_Z * push_Z + jnp.sqrt(step_Z) * noise_Z
+    new_value, new_push_Z = evaluate(new_Z)
+    log_ratio = new_value - value
+    log_ratio += log_move(new_Z, new_push_Z, z_Z) - log_move(z_Z, push_Z, new_Z)
+    accepted = jnp.log(jax.random.uniform(accept_key)) < log_ratio
+    return jax.tree.map(
+      lambda new, old: jnp.where(accepted, new, old),
+      (new_Z, new_value, new_push_Z),
+      carry,
+    ), None
+
+  keys = jax.random.split(key, _NUM_LANGEVIN)
+  return jax.lax.scan(move, (z_Z, *evaluate(z_Z)), keys)[0][0]
+
+
+@jax.jit
+def gradient(
+  wish: Scores, prior: latent_lib.Mixture, z_NZ: jax.Array, weight: Any
+) -> jax.Array:
+  """Z after steps of one length up log p(wish | z), [N, Z].
+
+  Nothing holds them near the prior; `weight` multiplies the length.
+  """
+  _, scale_Z = prior.moments()
+
+  def ascend(z_Z, _):
+    push_Z = scale_Z * jax.grad(wish.log_prob)(z_Z)
+    length = jnp.maximum(jnp.linalg.norm(push_Z), 1e-9)
+    return z_Z + weight * _ASCENT_STEP * scale_Z * push_Z / length, None
+
+  return jax.vmap(lambda z_Z: jax.lax.scan(ascend, z_Z, length=_NUM_ASCENT)[0])(
+    z_NZ
+  )
+
+
+@jax.jit
+def best_of(wish: Scores, z_NKZ: jax.Array) -> jax.Array:
+  """Of the draws of each sample the one that fits the wish best, [N, Z]."""
+  scores_NK = jax.vmap(jax.vmap(wish.log_prob))(z_NKZ)
+  best_N = jnp.argmax(scores_NK, axis=1)
+  return z_NKZ[jnp.arange(z_NKZ.shape[0]), best_N]

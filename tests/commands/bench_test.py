@@ -1,0 +1,46 @@
+"""Every benchmark runs and says what it should; times are not judged."""
+
+import math
+
+import pytest
+
+import toy
+from gemini_jax import config as config_lib
+from gemini_jax.commands import bench
+
+KEYS = {
+  'step': {'ours_seconds', 'tokens_per_second', 'matmul_seconds'},
+  'attention': {'chunked_seconds', 'dense_seconds', 'copy_bytes_per_second'},
+  'cross_entropy': {'chunked_seconds', 'dense_seconds'},
+  'decode': {'tokens_per_second', 'bytes_per_second'},
+  'checkpoint': {'blocked_seconds', 'step_seconds'},
+  'data': {'tokens_per_second'},
+}
+
+
+@pytest.fixture
+def quick(monkeypatch):
+  monkeypatch.setattr(bench, '_ROUNDS', 2)
+  monkeypatch.setattr(bench, '_TURN', 0.0)
+  monkeypatch.setattr(bench, '_LOADING', 0.1)
+
+
+@pytest.mark.parametrize('what', bench.WHAT)
+@pytest.mark.usefixtures('quick')
+def test_a_benchmark_says_what_it_measured(what, capsys):
+  config = config_lib.Config(
+    model=toy.model().config,
+    data=config_lib.Data(
+      train=('reverse:50',),
+      text_field='inputs',
+      batch_size=8,
+      sequence_length=toy.T,
+    ),
+  )
+  result = bench.WHAT[what](config, '')
+  assert result['what'] == what
+  for key in KEYS[what]:
+    assert result[key] > 0 and math.isfinite(result[key]), key
+  if what != 'data':
+    assert result['device'] == 'cpu'
+    assert 'median' in capsys.readouterr().out
