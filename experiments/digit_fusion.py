@@ -5,7 +5,7 @@ r"""A digit from a noisy picture and a noisy sound of it, together or alone.
       --config.data.data_dir=DIR
 
 DIR is where TFDS keeps its data sets. A model of both is tested without one
-of them by `--mode=eval --config.data.without="('audio',)"`;
+of them by `--mode=eval --config.data.drop_kinds="('audio',)"`;
 tests/fusion_study.py does all of it.
 """
 
@@ -30,7 +30,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.data.train = ('digits:train#[:95%]',)
   config.data.validation = ('digits:train#[95%:]',)
   config.data.test = ('digits:test',)
-  config.data.without = _WITHOUT[inputs]
+  config.data.drop_kinds = _WITHOUT[inputs]
   config.data.media_dropout = float(dropout)
   config.data.inputs_length = 48
   config.model.max_length = 48

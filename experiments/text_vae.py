@@ -8,7 +8,7 @@ labels are needed for steering alone. `latent` is `cyclical`, the recommended
 training, with free bits; `constant`, the plain bound from the start, under
 which z may end unused; or `none`, the language model. Nine of ten texts are
 trained on, half of the others give `validation/...`, half `test/nll` (nats a
-text), `test/rate`, `test/mi` and `test/active_units`.
+text), `test/kl`, `test/mi` and `test/active_units`.
 
 Measured on the grammar of the tests, at half of this width: see LOG.md.
 """
@@ -61,11 +61,11 @@ def set_latent(config, latent):
   config.model.num_layers = 2
   config.model.num_encoder_layers = 1
   config.model.latent.dim = 0 if latent == 'none' else 8
-  config.train.bottleneck.schedule = 'cyclical'
-  config.train.bottleneck.free_bits = 0.4
+  config.train.kl_annealing.schedule = 'cyclical'
+  config.train.kl_annealing.free_bits = 0.4
   if latent == 'constant':
-    config.train.bottleneck.schedule = 'constant'
-    config.train.bottleneck.free_bits = 0.0
+    config.train.kl_annealing.schedule = 'constant'
+    config.train.kl_annealing.free_bits = 0.0
   config.optimizer.name = 'muon'
   config.optimizer.learning_rate = 6e-3
   config.optimizer.warmup_steps = 100

@@ -39,7 +39,7 @@ def get_config(arg=''):
   text_vae.set_latent(config, latent)
   if latent != 'none':
     config.model.latent.dim = 32
-    config.train.bottleneck.free_bits *= 0.5
+    config.train.kl_annealing.free_bits *= 0.5
   config.data.sequence_length = 32
   config.model.max_length = 32
   config.model.width = 256

@@ -93,7 +93,7 @@ def _main(argv: Sequence[str]) -> int:
     if mode != 'plan':
       processes.start()
       processes.check_devices()
-      if not processes.is_first():
+      if not processes.is_process_zero():
         _keep_to_errors()
     code = run[mode](config, workdir)
   except (config_lib.ConfigError, checkpointer.MismatchError) as error:

@@ -42,7 +42,7 @@ def test_unknown_fields_are_told_with_the_nearest_name():
   )
   assert refused('loss_weights.qqq', 3) == (
     'loss_weights.qqq is not a field of loss_weights; accepted: '
-    'contrastive, detail, kl, media_nll, media_rate, min_rate, '
+    'contrastive, detail, kl, media_nll, media_kl, min_kl, '
     'reconstruction, router_balance, router_z, z_loss'
   )
 
@@ -137,13 +137,13 @@ def test_ints_become_floats_and_lists_tuples():
   config = config_lib.from_config_dict(
     {
       'model': {'dropout': 0, 'rope_llama3_factors': [8, 1, 4]},
-      'data': {'train': ['a:b'], 'weights': [1]},
+      'data': {'train': ['a:b'], 'mixture_weights': [1]},
     }
   )
   assert type(config.model.dropout) is float
   assert config.model.rope_llama3_factors == (8.0, 1.0, 4.0)
   assert all(type(x) is float for x in config.model.rope_llama3_factors)
-  assert config.data.train == ('a:b',) and config.data.weights == (1.0,)
+  assert config.data.train == ('a:b',) and config.data.mixture_weights == (1.0,)
 
 
 def test_optional_fields_take_none():
@@ -185,9 +185,9 @@ RANGES = {
     "data.inputs_field='x' and data.targets_field='' must be set together",
   ),
   'data.prefetch': (-1, 'data.prefetch=-1 must be at least 0'),
-  'data.weights': (
+  'data.mixture_weights': (
     (1.0,),
-    'data.weights has 1 values for 0 sources in data.train',
+    'data.mixture_weights has 1 values for 0 sources in data.train',
   ),
   'optimizer.learning_rate': (
     0.0,
@@ -225,33 +225,33 @@ RANGES = {
     0,
     'model.latent.num_components=0 must be at least 1',
   ),
-  'train.bottleneck.cycles': (
+  'train.kl_annealing.cycles': (
     0,
-    'train.bottleneck.cycles=0 must be at least 1',
+    'train.kl_annealing.cycles=0 must be at least 1',
   ),
-  'train.bottleneck.free_bits': (
+  'train.kl_annealing.free_bits': (
     -0.1,
-    'train.bottleneck.free_bits=-0.1 must be at least 0',
+    'train.kl_annealing.free_bits=-0.1 must be at least 0',
   ),
-  'train.bottleneck.min_rate': (
+  'train.kl_annealing.min_kl': (
     -1.0,
-    'train.bottleneck.min_rate=-1.0 must be at least 0',
+    'train.kl_annealing.min_kl=-1.0 must be at least 0',
   ),
-  'train.bottleneck.off': (
+  'train.kl_annealing.zero_fraction': (
     1.0,
-    'train.bottleneck.off=1.0 must be at least 0 and below 1',
+    'train.kl_annealing.zero_fraction=1.0 must be at least 0 and below 1',
   ),
-  'train.bottleneck.ramp': (
+  'train.kl_annealing.ramp_fraction': (
     1.5,
-    'train.bottleneck.ramp=1.5 must be at least 0 and below 1',
+    'train.kl_annealing.ramp_fraction=1.5 must be at least 0 and below 1',
   ),
-  'train.bottleneck.autoencode': (
+  'train.kl_annealing.pretrain_fraction': (
     -0.5,
-    'train.bottleneck.autoencode=-0.5 must be at least 0 and below 1',
+    'train.kl_annealing.pretrain_fraction=-0.5 must be at least 0 and below 1',
   ),
-  'train.bottleneck.word_dropout': (
+  'train.kl_annealing.word_dropout': (
     1.0,
-    'train.bottleneck.word_dropout=1.0 must be at least 0 and below 1',
+    'train.kl_annealing.word_dropout=1.0 must be at least 0 and below 1',
   ),
   'eval.latent_examples': (-1, 'eval.latent_examples=-1 must be at least 0'),
   'eval.importance_samples': (
@@ -358,8 +358,11 @@ RANGES = {
     'model.image.num_blocks=-1 must be at least 0',
   ),
   'model.image.patch': (0, 'model.image.patch=0 must be at least 1'),
-  'model.audio.rate': (-1, 'model.audio.rate=-1 must be at least 0'),
-  'model.audio.low': (-1.0, 'model.audio.low=-1.0 must be at least 0'),
+  'model.audio.sample_rate': (
+    -1,
+    'model.audio.sample_rate=-1 must be at least 0',
+  ),
+  'model.audio.f_min': (-1.0, 'model.audio.f_min=-1.0 must be at least 0'),
   'model.audio.num_layers': (
     -1,
     'model.audio.num_layers=-1 must be at least 0',
@@ -405,7 +408,7 @@ RANGES = {
     1.0,
     'data.inputs_dropout=1.0 must be at least 0 and below 1',
   ),
-  'data.audio_rate': (0, 'data.audio_rate=0 must be at least 1'),
+  'data.audio_sample_rate': (0, 'data.audio_sample_rate=0 must be at least 1'),
   'eval.judged': (-1, 'eval.judged=-1 must be at least 0'),
   'eval.captions': (-1, 'eval.captions=-1 must be at least 0'),
   'eval.retrieval': (-1, 'eval.retrieval=-1 must be at least 0'),
@@ -513,9 +516,9 @@ CAPS = {
     1e-300,
     'generate.temperature=1e-300 is 0 for a float32; the smallest is 1.2e-38',
   ),
-  'data.weights': (
+  'data.mixture_weights': (
     (math.inf,),
-    'data.weights[0]=inf must be a finite number, above 0',
+    'data.mixture_weights[0]=inf must be a finite number, above 0',
   ),
 }
 
@@ -580,13 +583,14 @@ CONFLICTS = [
     'model.latent.dim=3 is one z for each row; set data.pack=False',
   ),
   (
-    {'train.bottleneck': {'min_rate': 2.0}},
-    'train.bottleneck.min_rate=2.0 needs schedule constant: while the KL term '
+    {'train.kl_annealing': {'min_kl': 2.0}},
+    'train.kl_annealing.min_kl=2.0 needs schedule constant: while the KL term '
     'is off nothing would hold its multiplier',
   ),
   (
-    {'train.bottleneck': {'off': 0.75}},
-    'train.bottleneck.off=0.75 and ramp=0.5 must together be at most 1',
+    {'train.kl_annealing': {'zero_fraction': 0.75}},
+    'train.kl_annealing.zero_fraction=0.75 and '
+    'ramp_fraction=0.5 must together be at most 1',
   ),
   (
     {'generate.source': 'interpolate', 'generate.prompt': 'one'},
@@ -638,12 +642,12 @@ CONFLICTS = [
     'model.image.height=16 and model.image.width=0 must be set together',
   ),
   (
-    {'model.audio': {'rate': 8000, 'high': 5000.0}},
-    'model.audio.high=5000.0 must be above model.audio.low=20.0 and at most '
-    'half of model.audio.rate=8000',
+    {'model.audio': {'sample_rate': 8000, 'f_max': 5000.0}},
+    'model.audio.f_max=5000.0 must be above model.audio.f_min=20.0 and at most '
+    'half of model.audio.sample_rate=8000',
   ),
   (
-    {'model.audio': {'rate': 10, 'low': 1.0}},
+    {'model.audio': {'sample_rate': 10, 'f_min': 1.0}},
     'model.audio.hop=0.01 is less than a sample',
   ),
   (
@@ -705,8 +709,8 @@ CONFLICTS = [
     'model.audio.num_layers=1',
   ),
   (
-    {'data.train': ('a:b',), 'data.weights': (0.0,)},
-    'data.weights[0]=0.0 must be above 0',
+    {'data.train': ('a:b',), 'data.mixture_weights': (0.0,)},
+    'data.mixture_weights[0]=0.0 must be above 0',
   ),
   (
     {'optimizer.name': 'schedule_free', 'optimizer.ema_decay': 0.9},
@@ -758,7 +762,9 @@ CONFLICTS = [
     'with low below high',
   ),
   (
-    {'model.audio': {'rate': 1_000_000, 'num_mels': 1024, 'window': 1.0}},
+    {
+      'model.audio': {'sample_rate': 1_000_000, 'num_mels': 1024, 'window': 1.0}
+    },
     'model.audio.window=1.0 of 1,000,000 samples and model.audio.num_mels=1024 '
     'make a matrix of 1,024,000,000 numbers; it holds at most 268,435,456',
   ),
@@ -796,9 +802,10 @@ CONFLICTS = [
     'pixels are 48 GiB; the images of a batch hold at most 32 GiB',
   ),
   (
-    {'model.audio': {'rate': 48_000, 'seconds': 100_000.0}},
-    'data.batch_size=16 rows with model.audio.seconds=100000.0 at rate=48000 '
-    'are 286 GiB; the audios of a batch hold at most 32 GiB',
+    {'model.audio': {'sample_rate': 48_000, 'seconds': 100_000.0}},
+    'data.batch_size=16 rows with model.audio.seconds=100000.0 '
+    'at sample_rate=48000 are 286 GiB; the audios of a batch hold at most 32 '
+    'GiB',
   ),
   (
     {
@@ -867,7 +874,7 @@ def changed():
         'remat_save': ('up',),
         'remat_offload': ('gate', 'attended'),
       },
-      'data': {'train': ('a:b', 'c:d'), 'weights': (1.0, 2.0)},
+      'data': {'train': ('a:b', 'c:d'), 'mixture_weights': (1.0, 2.0)},
       'optimizer': {'learning_rate': 0.5},
     }
   )
@@ -960,7 +967,7 @@ def test_ranges_do_not_reach_a_config_dict():
   made = config_lib.to_config_dict()
   made.model.mlp_dim = 7
   made.model.init_scale = 0.5
-  made.data.audio_rate = 8000
+  made.data.audio_sample_rate = 8000
   with pytest.raises(TypeError):
     made.model.vocab_size = 'many'
   config = config_lib.from_config_dict(made)
@@ -1089,7 +1096,7 @@ WRONG_FLAGS = {
     'model.audio.autoencoder.width=0 must be at least 1'
   ),
   '--config.model.image.height=1000000': CAPS['model.image.height'][1],
-  '--config.data.weights=(1e999,)': CAPS['data.weights'][1],
+  '--config.data.mixture_weights=(1e999,)': CAPS['data.mixture_weights'][1],
 }
 
 

@@ -59,7 +59,7 @@ def _accuracy(options, variant, seed, missing):
     subprocess.run(line, stdout=log, stderr=log, check=True)
     found = (workdir / 'metrics.jsonl').read_text()
     if missing:
-      line += ['--mode=eval', f"--config.data.without=('{missing}',)"]
+      line += ['--mode=eval', f"--config.data.drop_kinds=('{missing}',)"]
       found = subprocess.run(
         line, stdout=subprocess.PIPE, stderr=log, check=True, text=True
       ).stdout

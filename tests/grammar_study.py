@@ -96,7 +96,7 @@ def figures(out, kind, seed):
     'seed': seed,
     **{
       name: last.get(f'test/{name}')
-      for name in ('nll', 'rate', 'mi', 'active_units')
+      for name in ('nll', 'kl', 'mi', 'active_units')
     },
     **judged(texts),
   }

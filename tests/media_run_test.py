@@ -65,7 +65,7 @@ def trained(tmp_path_factory):
   model = photo.model()
   parts = {
     'image': ('height', 'width', 'channels', 'patch'),
-    'audio': ('rate', 'seconds', 'num_mels', 'window', 'hop', 'patch'),
+    'audio': ('sample_rate', 'seconds', 'num_mels', 'window', 'hop', 'patch'),
   }
   fields = [
     f'model.{kind}.{name} = {getattr(getattr(model, kind), name)!r}'

@@ -56,7 +56,7 @@ def model(**fields):
       autoencoder=config_lib.Autoencoder(dim=3, width=16, num_components=2),
     ),
     'audio': config_lib.Audio(
-      rate=1000,
+      sample_rate=1000,
       seconds=0.2,
       num_mels=4,
       window=0.02,

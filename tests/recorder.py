@@ -24,7 +24,7 @@ def record(path):
       if loader.split == 'train':
         leaves = jax.tree.leaves(processes.fetch(batch))
         content = b''.join(np.asarray(leaf).tobytes() for leaf in leaves)
-        if processes.is_first():
+        if processes.is_process_zero():
           with open(path, 'a') as file:
             file.write(f'{hashlib.sha256(content).hexdigest()}\n')
       yield batch

@@ -38,9 +38,9 @@ def written(trained, *options):
 
 def test_a_run_tells_what_its_latent_does(trained):
   last = tiny.metrics(trained[1])[-1]
-  for name in ('nll', 'rate', 'mi', 'active_units', 'loss'):
+  for name in ('nll', 'kl', 'mi', 'active_units', 'loss'):
     assert np.isfinite(last[f'test/{name}'])
-  train = [line for line in tiny.metrics(trained[1]) if 'train/rate' in line]
+  train = [line for line in tiny.metrics(trained[1]) if 'train/kl' in line]
   assert [line['train/kl_weight'] for line in train] == pytest.approx(
     # Cycles of 1.5 steps; the weight is that of the step before.
     [1.0, 0.0, 2 / 3],

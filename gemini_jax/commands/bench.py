@@ -108,7 +108,7 @@ class Step:
     return seconds
 
 
-class Peer:
+class NanoGPT:
   """nanoGPT's step in a process of its own."""
 
   def __init__(self, directory: str, config: config_lib.Config, how: str):
@@ -205,7 +205,7 @@ def bench_step(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
   # Its best setting: eager or compiled, whichever is faster here.
   peers = {}
   if nanogpt:
-    peers = {how: Peer(nanogpt, config, how) for how in ('eager', 'compile')}
+    peers = {how: NanoGPT(nanogpt, config, how) for how in ('eager', 'compile')}
     sides |= {how: peer.times for how, peer in peers.items()}
   try:
     medians = turns(sides)

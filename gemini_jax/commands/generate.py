@@ -133,14 +133,14 @@ def _paint(run: run_lib.Run, step: int, params: Any, asked: request.Request):
     medium = path.with_name(f'{path.stem}-{i + 1:03d}')
     if options.output == 'image':
       medium = medium.with_suffix('.png')
-      if processes.is_first():
+      if processes.is_process_zero():
         gallery.write_picture(medium, own.values)
-    elif processes.is_first():
+    elif processes.is_process_zero():
       scale: dict[str, Any] = {
-        'rate': audio.rate,
+        'sample_rate': audio.sample_rate,
         'hop_samples': audio.hop_samples,
       }
-      scale |= {'low': audio.low, 'high': audio.top}
+      scale |= {'f_min': audio.f_min, 'f_max': audio.top}
       waveform.write_spectrogram(
         medium.with_suffix('.png'), own.values, **scale, title=own.prompt
       )
@@ -151,12 +151,12 @@ def _paint(run: run_lib.Run, step: int, params: Any, asked: request.Request):
         num_mels=audio.num_mels,
       )
       medium = medium.with_suffix('.wav')
-      waveform.write_wav(medium, samples, audio.rate)
+      waveform.write_wav(medium, samples, audio.sample_rate)
     lines.append(
       {'prompt': own.prompt, 'file': medium.name, 'z': own.z.tolist()}
     )
   page = path.with_suffix('.png')
-  if processes.is_first():
+  if processes.is_process_zero():
     path.write_text(''.join(f'{json.dumps(line)}\n' for line in lines))
     gallery.write(
       page,

@@ -26,7 +26,7 @@ _COLUMNS = {
 }
 _TEST = {
   'nll': ('NLL, nats a text', '.2f'),
-  'rate': ('rate, nats', '.2f'),
+  'kl': ('KL, nats', '.2f'),
   'mi': ('MI, nats', '.2f'),
   'active_units': ('active units', '.0f'),
 }

@@ -37,7 +37,7 @@ from gemini_jax.config.optimizer import LEARNING_RATES, Optimizer
 from gemini_jax.config.parallel import AXES, Parallel
 from gemini_jax.config.plan import Plan
 from gemini_jax.config.schema import ConfigError, check, nearest, optional
-from gemini_jax.config.train import Bottleneck, LossWeights, Train
+from gemini_jax.config.train import KLAnnealing, LossWeights, Train
 
 __all__ = [
   'AXES',
@@ -50,13 +50,13 @@ __all__ = [
   'Audio',
   'Augment',
   'Autoencoder',
-  'Bottleneck',
   'Config',
   'ConfigError',
   'Data',
   'Eval',
   'Generate',
   'Image',
+  'KLAnnealing',
   'Latent',
   'LossWeights',
   'Model',

@@ -11,11 +11,11 @@ from gemini_jax import host
 from gemini_jax.config import data as data_lib
 from gemini_jax.config import evaluate as evaluate_lib
 from gemini_jax.config import generate as generate_lib
+from gemini_jax.config import legacy, schema
 from gemini_jax.config import model as model_lib
 from gemini_jax.config import optimizer as optimizer_lib
 from gemini_jax.config import parallel as parallel_lib
 from gemini_jax.config import plan as plan_lib
-from gemini_jax.config import schema
 from gemini_jax.config import train as train_lib
 
 # A global batch of all processes holds no more than this, or it could not even
@@ -128,7 +128,8 @@ class Config:
     canvas = f'model.image.height={image.height} x width={image.width} pixels'
     sizes = {
       'image': canvas,
-      'audio': f'model.audio.seconds={audio.seconds} at rate={audio.rate}',
+      'audio': f'model.audio.seconds={audio.seconds} '
+      f'at sample_rate={audio.sample_rate}',
       'video': f'model.video.num_frames={video.num_frames} of {canvas}',
     }
     limit = MAX_BATCH_BYTES // 2**30
@@ -185,7 +186,9 @@ def from_json(text: str | bytes) -> Config:
     raise schema.ConfigError('the config is nested too deeply') from error
   except ValueError as error:
     raise schema.ConfigError(f'the config is not JSON: {error}') from error
-  return from_config_dict(values)
+  return from_config_dict(
+    legacy.upgrade(values) if isinstance(values, dict) else values
+  )
 
 
 def read(path: pathlib.Path) -> Config:

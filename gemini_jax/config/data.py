@@ -8,12 +8,18 @@ from gemini_jax.config import schema
 # Of the section `data`: what a batch depends on beside the sources and the
 # tokenizer, and what else where there are tasks.
 BATCH_FIELDS = (
-  *('weights', 'objective', 'batch_size', 'sequence_length', 'inputs_length'),
+  *(
+    'mixture_weights',
+    'objective',
+    'batch_size',
+    'sequence_length',
+    'inputs_length',
+  ),
   *('pack', 'shuffle'),
 )
 TASK_FIELDS = (
-  *('tasks', 'label_names', 'audio_rate', 'augment'),
-  *('media_dropout', 'inputs_dropout', 'without', 'permuted'),
+  *('tasks', 'label_names', 'audio_sample_rate', 'augment'),
+  *('media_dropout', 'inputs_dropout', 'drop_kinds', 'shuffled_fields'),
 )
 
 
@@ -71,7 +77,7 @@ class Data:
   validation: tuple[str, ...] = ()
   test: tuple[str, ...] = ()
   # Shares of the training sources in tokens; (): by their size.
-  weights: tuple[schema.Positive, ...] = ()
+  mixture_weights: tuple[schema.Positive, ...] = ()
   # Folder of prepared TFDS data sets; None: TFDS's own, downloaded.
   data_dir: str | None = None
   # The field of a record that is read as text.
@@ -84,8 +90,10 @@ class Data:
   tasks: tuple[str, ...] = ()
   # Words for the classes of a label that is a number; (): those of TFDS.
   label_names: tuple[str, ...] = ()
-  # Samples a second of sounds that do not tell; None: model.audio.rate.
-  audio_rate: Annotated[int, schema.Range(1, cap=1_000_000)] | None = None
+  # Samples a second of sounds that do not tell; None: model.audio.sample_rate.
+  audio_sample_rate: Annotated[int, schema.Range(1, cap=1_000_000)] | None = (
+    None
+  )
   # Chance that a kind of media among a row's inputs is left out of it, of
   # those that have several kinds (modality dropout).
   media_dropout: schema.PartialShare = 0.0
@@ -93,10 +101,10 @@ class Data:
   # written media needs.
   inputs_dropout: schema.PartialShare = 0.0
   # Kinds of media that are left out of all inputs, to see what is lost.
-  without: tuple[Literal['image', 'audio', 'video'], ...] = ()
+  drop_kinds: tuple[Literal['image', 'audio', 'video'], ...] = ()
   # Fields of training records of tasks that take the values of other records,
   # at random: a negative control, from which nothing is to be learned.
-  permuted: tuple[str, ...] = ()
+  shuffled_fields: tuple[str, ...] = ()
   # causal: predict every token. prefix: inputs are seen in both directions.
   # seq2seq: the encoder reads the inputs, the decoder writes the targets.
   objective: Literal['causal', 'prefix', 'seq2seq'] = 'causal'
@@ -143,9 +151,9 @@ class Data:
       f'{self.inputs_field!r} and data.tasks={self.tasks} make pairs',
     )
     schema.check(
-      not self.weights or len(self.weights) == len(self.train),
-      f'data.weights has {len(self.weights)} values for {len(self.train)} '
-      'sources in data.train',
+      not self.mixture_weights or len(self.mixture_weights) == len(self.train),
+      f'data.mixture_weights has {len(self.mixture_weights)} values for '
+      f'{len(self.train)} sources in data.train',
     )
 
   @property

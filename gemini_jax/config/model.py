@@ -132,14 +132,14 @@ class Audio:
   """Sounds, as soft tokens in a sequence: their log-mel spectrogram is read."""
 
   # Samples a second that sounds are brought to; 0: no sounds.
-  rate: Annotated[int, schema.Range(0, cap=1_000_000)] = 0
+  sample_rate: Annotated[int, schema.Range(0, cap=1_000_000)] = 0
   # The longest sound; of longer ones the beginning is read.
   seconds: Annotated[float, schema.Range(0, above=True, cap=1_000_000)] = 1.0
   # Bands of the mel scale.
   num_mels: Annotated[int, schema.Range(1, cap=1024)] = 64
   # Where they begin and end, in Hz; None: half the rate.
-  low: schema.NonNegative = 20.0
-  high: schema.Positive | None = None
+  f_min: schema.NonNegative = 20.0
+  f_max: schema.Positive | None = None
   # Seconds that a frame of the spectrogram sees, and from one to the next.
   window: Seconds = 0.025
   hop: Seconds = 0.010
@@ -153,12 +153,12 @@ class Audio:
 
   def __post_init__(self):
     path = 'model.audio'
-    if not self.rate:
+    if not self.sample_rate:
       return
     schema.check(
-      self.low < self.top <= self.rate / 2,
-      f'{path}.high={self.high} must be above {path}.low={self.low} and at '
-      f'most half of {path}.rate={self.rate}',
+      self.f_min < self.top <= self.sample_rate / 2,
+      f'{path}.f_max={self.f_max} must be above {path}.f_min={self.f_min} and '
+      f'at most half of {path}.sample_rate={self.sample_rate}',
     )
     schema.check(
       self.hop_samples > 0, f'{path}.hop={self.hop} is less than a sample'
@@ -174,34 +174,34 @@ class Audio:
   @property
   def top(self) -> float:
     """The highest frequency of the bands, Hz."""
-    return self.rate / 2 if self.high is None else self.high
+    return self.sample_rate / 2 if self.f_max is None else self.f_max
 
   @property
   def window_samples(self) -> int:
     """Samples that a frame sees."""
-    return max(round(self.window * self.rate), self.hop_samples)
+    return max(round(self.window * self.sample_rate), self.hop_samples)
 
   @property
   def hop_samples(self) -> int:
     """Samples from one frame to the next."""
-    return round(self.hop * self.rate)
+    return round(self.hop * self.sample_rate)
 
   @property
   def num_samples(self) -> int:
     """Samples of the longest sound: of whole tokens."""
-    if not self.rate:
+    if not self.sample_rate:
       return 0
     size = self.hop_samples * self.patch
-    return -(-round(self.seconds * self.rate) // size) * size
+    return -(-round(self.seconds * self.sample_rate) // size) * size
 
   @property
   def num_frames(self) -> int:
     """Frames of the longest sound."""
-    return self.num_samples // self.hop_samples if self.rate else 0
+    return self.num_samples // self.hop_samples if self.sample_rate else 0
 
   def tokens_of(self, num_samples: int) -> int:
     """Soft tokens of a sound of so many samples; of a resampler always all."""
-    if not self.rate:
+    if not self.sample_rate:
       return 0
     num_samples = min(num_samples, self.num_samples)
     count = -(-num_samples // (self.hop_samples * self.patch))
@@ -317,7 +317,7 @@ class Model:
   attention_kernel: Literal['auto', 'chunked', 'splash', 'cudnn'] = 'auto'
   # How keys reach the queries of other devices where parallel.sequence splits
   # the length: all at once, or neighbour by neighbour in less memory.
-  over_sequence: Literal['all_gather', 'ring'] = 'all_gather'
+  context_parallel: Literal['all_gather', 'ring'] = 'all_gather'
   # Recompute the forward pass in the backward pass.
   remat: bool = False
   # Under remat, the tensors that are kept, not computed again: on the device,
@@ -460,7 +460,7 @@ class Model:
   @property
   def kinds(self) -> tuple[str, ...]:
     """Of KINDS, those that the model reads."""
-    there = (self.image.height, self.audio.rate, self.video.num_frames)
+    there = (self.image.height, self.audio.sample_rate, self.video.num_frames)
     return tuple(k for k, size in zip(KINDS, there, strict=True) if size)
 
   def writes(self, kind: str) -> bool:

@@ -9,8 +9,8 @@ from gemini_jax.config import data, schema
 Weight = Annotated[float, schema.Range(0, cap=1_000_000)]
 
 
-@schema.section('train.bottleneck')
-class Bottleneck:
+@schema.section('train.kl_annealing')
+class KLAnnealing:
   """How much a latent may say, and when; loss_weights.kl weighs what it says.
 
   Against posterior collapse, where a decoder learns to write without z.
@@ -22,29 +22,29 @@ class Bottleneck:
   # Cycles of all steps.
   cycles: schema.Steps = 4
   # Share of a cycle in which the weight is 0, and in which it rises.
-  off: schema.PartialShare = 0.0
-  ramp: schema.PartialShare = 0.5
+  zero_fraction: schema.PartialShare = 0.0
+  ramp_fraction: schema.PartialShare = 0.5
   # Nats of each dimension of z that cost nothing (Kingma et al. 2016).
   free_bits: schema.NonNegative = 0.2
   # Nats that z must carry on average, by a learned multiplier (Minimum
   # Desired Rate, Pelsmaeker and Aziz 2020); 0: off.
-  min_rate: schema.NonNegative = 0.0
+  min_kl: schema.NonNegative = 0.0
   # Share of the steps in which the KL term is off; then the decoder starts
   # anew and the schedule begins (Li et al. 2019).
-  autoencode: schema.PartialShare = 0.0
+  pretrain_fraction: schema.PartialShare = 0.0
   # Rate of the decoder's input tokens that are hidden from it.
   word_dropout: schema.PartialShare = 0.0
 
   def __post_init__(self):
     schema.check(
-      not self.min_rate or self.schedule == 'constant',
-      f'train.bottleneck.min_rate={self.min_rate} needs schedule constant: '
+      not self.min_kl or self.schedule == 'constant',
+      f'train.kl_annealing.min_kl={self.min_kl} needs schedule constant: '
       'while the KL term is off nothing would hold its multiplier',
     )
     schema.check(
-      self.off + self.ramp <= 1,
-      f'train.bottleneck.off={self.off} and ramp={self.ramp} must together be '
-      'at most 1',
+      self.zero_fraction + self.ramp_fraction <= 1,
+      f'train.kl_annealing.zero_fraction={self.zero_fraction} and '
+      f'ramp_fraction={self.ramp_fraction} must together be at most 1',
     )
 
 
@@ -72,7 +72,7 @@ class Train:
   # Label smoothing of the cross-entropy.
   label_smoothing: schema.PartialShare = 0.0
   # Training of a latent.
-  bottleneck: Bottleneck = dataclasses.field(default_factory=Bottleneck)
+  kl_annealing: KLAnnealing = dataclasses.field(default_factory=KLAnnealing)
   # Compiled programs kept here; None: ~/.cache/gemini_jax/xla; '': off.
   compilation_cache: str | None = None
   # Project on Weights & Biases (pip install 'gemini_jax[wandb]'); '': off.
@@ -100,16 +100,16 @@ class LossWeights:
   # Mean squared log-partition of the routers' logits (ST-MoE, section 3.1).
   router_z: Weight = 0.001
   # What a latent says, in nats, as it stands in the evidence bound at 1; see
-  # train.bottleneck for its course.
+  # train.kl_annealing for its course.
   kl: Weight = 1.0
   # What a latent should say and does not, by its multiplier.
-  min_rate: Weight = 1.0
+  min_kl: Weight = 1.0
   # Written media: nats of each number of a z, as one token's cross-entropy.
   media_nll: Weight = 1.0
   # Autoencoders of media, for each medium: absolute error of a number; nats of
   # a token's z; edges of a picture, or loud parts of a sound.
   reconstruction: Weight = 1.0
-  media_rate: Weight = 0.003
+  media_kl: Weight = 0.003
   detail: Weight = 0.0
   # Nats of finding the other side of an example among those of the batch.
   contrastive: Weight = 1.0

@@ -20,7 +20,7 @@ def apply(
   size: np.ndarray,
   augment: config_lib.Augment,
   rng: np.random.Generator,
-  rate: int = 0,
+  sample_rate: int = 0,
 ) -> np.ndarray:
   """A picture, sound or video varied within its extent; `mixup` is apart.
 
@@ -30,7 +30,7 @@ def apply(
     size: int[R], the extent.
     augment: what is done.
     rng: draws it.
-    rate: samples a second of a sound.
+    sample_rate: samples a second of a sound.
   """
   region = tuple(map(slice, size))
   inside = values[region]
@@ -38,7 +38,7 @@ def apply(
     return values
   change = _sound if kind == 'audio' else _picture
   result = values.copy()
-  result[region] = change(inside, augment, rng, rate)
+  result[region] = change(inside, augment, rng, sample_rate)
   return result
 
 
@@ -68,8 +68,10 @@ def mixup(
 # Pictures.
 
 
-def _picture(values, augment: config_lib.Augment, rng, rate) -> np.ndarray:
-  del rate
+def _picture(
+  values, augment: config_lib.Augment, rng, sample_rate
+) -> np.ndarray:
+  del sample_rate
   if augment.crop_padding:
     values = crop(values, rng, augment.crop_padding)
   if augment.flip and rng.random() < 0.5:
@@ -215,22 +217,24 @@ def _sound(
   values: np.ndarray,
   augment: config_lib.Augment,
   rng: np.random.Generator,
-  rate: int,
+  sample_rate: int,
 ) -> np.ndarray:
   """int16[N] of int16[N]; masks come last, or noise would fill them."""
-  assert rate > 0, 'a sound is varied by seconds and Hz'
+  assert sample_rate > 0, 'a sound is varied by seconds and Hz'
   samples = values.astype(np.float64)
   if augment.time_shift_seconds:
-    samples = shift(samples, rng, round(augment.time_shift_seconds * rate))
+    samples = shift(
+      samples, rng, round(augment.time_shift_seconds * sample_rate)
+    )
   if augment.gain_db:
     samples = gain(samples, rng, augment.gain_db)
   if augment.noise_db:
     samples = noise(samples, rng, *augment.noise_db)
   if augment.frequency_masks:
     num, share = augment.frequency_masks, augment.frequency_mask_share
-    samples = mask_frequencies(samples, rng, num, share, rate)
+    samples = mask_frequencies(samples, rng, num, share, sample_rate)
   if augment.time_masks:
-    longest = round(augment.time_mask_seconds * rate)
+    longest = round(augment.time_mask_seconds * sample_rate)
     samples = mask_times(samples, rng, augment.time_masks, longest)
   return np.clip(np.round(samples), -32768, 32767).astype(np.int16)
 
@@ -282,7 +286,7 @@ def mask_frequencies(
   rng: np.random.Generator,
   num: int,
   share: float,
-  rate: int,
+  sample_rate: int,
 ) -> np.ndarray:
   """`num` bands taken out of the whole (SpecAugment, on the waveform).
 
@@ -290,8 +294,8 @@ def mask_frequencies(
   as much of a log-mel spectrogram is masked wherever a band lies.
   """
   spectrum = np.fft.rfft(samples)
-  mels = _mel(np.fft.rfftfreq(len(samples), 1 / rate))
-  top = _mel(rate / 2)
+  mels = _mel(np.fft.rfftfreq(len(samples), 1 / sample_rate))
+  top = _mel(sample_rate / 2)
   for _ in range(num):
     width = rng.uniform(0, share * top)
     start = rng.uniform(0, top - width)

@@ -33,7 +33,9 @@ _VERSION = 3
 _BUFFER_TOKENS = 1 << 20
 
 # Gives examples and a note; counts what can be used and what cannot.
-Read = Callable[[readers.Tally], tuple[Iterable[transforms.Example], str]]
+ForwardOutput = Callable[
+  [readers.Tally], tuple[Iterable[transforms.Example], str]
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +79,7 @@ def key(*parts: str) -> str:
 
 def open_or_build(
   path: pathlib.Path,
-  read: Read,
+  read: ForwardOutput,
   tokenizer: tokenizer_lib.Tokenizer,
   placeholders: Mapping[str, int] = types.MappingProxyType({}),
 ) -> Corpus:

@@ -23,7 +23,7 @@ class Epochs:
     tokenizer: tokenizer_lib.Tokenizer,
     seed: tuple[int, int],
     training: bool,
-    scenes: media_reader.Scenes | None = None,
+    scenes: media_reader.MediaReader | None = None,
     only: int | None = None,
   ):
     self.name, self.corpus = name, corpus

@@ -19,6 +19,7 @@ import numpy as np
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
+from gemini_jax.config import legacy
 from gemini_jax.data import (
   cache,
   deduplication,
@@ -119,7 +120,7 @@ class Loader:
     sizes = [part.num_rows for part in self._parts]
     self.num_rows = sum(sizes)
     self._ends = np.cumsum(sizes)
-    self._schedule = packing.schedule(config.weights or sizes)
+    self._schedule = packing.schedule(config.mixture_weights or sizes)
 
   @property
   def bytes_per_target(self) -> float | None:
@@ -181,7 +182,7 @@ class Loader:
       for name in config_lib.BATCH_FIELDS
     } | {
       'data.batch_size': self.batch_size,
-      'data.weights': list(self.config.weights),
+      'data.mixture_weights': list(self.config.mixture_weights),
       'train.seed': self._seed,
       'tokenizer': self.tokenizer.fingerprint,
     }
@@ -269,7 +270,8 @@ def _by_content(
   """
   values: dict[str, Any] = {}
   by_number: dict[str, dict[int, Any]] = {}
-  for name, value in fingerprint.items():
+  for old, value in fingerprint.items():
+    name = legacy.field(old)
     if match := _SOURCE.fullmatch(name):
       by_number.setdefault(match[1], {})[int(match[2])] = value
     else:
@@ -431,7 +433,7 @@ def _corpora(
   tokenizer: tokenizer_lib.Tokenizer,
   split: Split,
   model: config_lib.Model,
-) -> Iterator[tuple[str, cache.Corpus, media_reader.Scenes | None]]:
+) -> Iterator[tuple[str, cache.Corpus, media_reader.MediaReader | None]]:
   """The tokenized sources of a split under the names that errors use.
 
   With what their media are read from, where the tasks have some.
@@ -446,17 +448,19 @@ def _corpora(
 
   tasks = task_lib.of(config)
   fields = {field for task in tasks for field in task.fields}
-  for field in config.permuted:
+  for field in config.shuffled_fields:
     config_lib.check(
       field in fields,
-      f'data.permuted={config.permuted}: {field!r} is no field of '
-      f'data.tasks={config.tasks}',
+      f'data.shuffled_fields={config.shuffled_fields}: {field!r} is no field '
+      f'of data.tasks={config.tasks}',
     )
   placeholders, layout = media_reader.layout(tasks, config, model)
 
   def open_source(spec):
-    permuted = config.permuted if split == 'train' else ()
-    return dataclasses.replace(sources.records(spec, config), permuted=permuted)
+    shuffled_fields = config.shuffled_fields if split == 'train' else ()
+    return dataclasses.replace(
+      sources.records(spec, config), shuffled_fields=shuffled_fields
+    )
 
   def plain(spec, tally):
     source = open_source(spec)
@@ -491,7 +495,7 @@ def _corpora(
     )
     scenes = None
     if placeholders:
-      scenes = media_reader.Scenes(
+      scenes = media_reader.MediaReader(
         source, tasks, config, model, split == 'train'
       )
     yield name, corpus, scenes

@@ -77,7 +77,7 @@ def read(
   kind: str,
   value: Any,
   config: config_lib.Model,
-  rate: int | None = None,
+  sample_rate: int | None = None,
   folder: str | None = '',
   max_pixels: int = config_lib.Data.max_media_pixels,
 ) -> Medium:
@@ -87,14 +87,14 @@ def read(
     kind: of KINDS.
     value: of the field.
     config: of the model.
-    rate: samples a second of sounds that do not tell; None: the model's.
+    sample_rate: samples a second of sounds that do not tell; None: the model's.
     folder: where relative paths begin; None: nowhere.
     max_pixels: see data.max_media_pixels.
   """
   if kind == 'image':
     return image(value, config.image, folder, max_pixels)
   if kind == 'audio':
-    return audio(value, config.audio, rate, folder)
+    return audio(value, config.audio, sample_rate, folder)
   return video(value, config, folder, max_pixels)
 
 
@@ -138,7 +138,7 @@ def image(
 def audio(
   value: Any,
   config: config_lib.Audio,
-  rate: int | None = None,
+  sample_rate: int | None = None,
   folder: str | None = '',
 ) -> Medium:
   """The beginning of the sound that a field holds, at the model's rate.
@@ -149,7 +149,7 @@ def audio(
     value: bytes, a path, or an array [n] or [n, channels] of floats in [-1, 1]
       or of signed integers that int16 can hold.
     config: the rate and the longest.
-    rate: samples a second of an array; None: the model's.
+    sample_rate: samples a second of an array; None: the model's.
     folder: where relative paths begin; None: nowhere.
 
   Raises:
@@ -157,7 +157,7 @@ def audio(
     ConfigError: soundfile or soxr is missing.
   """
   if isinstance(value, np.ndarray):
-    source = config.rate if rate is None else rate
+    source = config.sample_rate if sample_rate is None else sample_rate
     _check(_RATES[0] <= source <= _RATES[1], 'a sound of an unlikely rate')
     samples = _mono(value)[: _needed(config, source)]
   else:
@@ -166,8 +166,8 @@ def audio(
   _check(len(samples) > 0, 'an empty sound')
   _check(np.isfinite(samples).all(), 'a sound of numbers that are not finite')
   _check(np.abs(samples).max() <= _LOUDEST, 'a sound far beyond [-1, 1]')
-  if source != config.rate:
-    samples = _module('soxr').resample(samples, source, config.rate)
+  if source != config.sample_rate:
+    samples = _module('soxr').resample(samples, source, config.sample_rate)
     _check(len(samples) > 0, 'an empty sound')
   samples = samples[: config.num_samples]
   samples = np.clip(np.round(samples * 32768), -32768, 32767)
@@ -404,8 +404,8 @@ def _fitted(picture: Any, extent: tuple[int, int]) -> np.ndarray:
 
 def _needed(config: config_lib.Audio, source: int) -> int:
   """Samples at the rate `source` that the longest sound is made of."""
-  reach = _REACH / min(source, config.rate)
-  return math.ceil((config.num_samples / config.rate + reach) * source)
+  reach = _REACH / min(source, config.sample_rate)
+  return math.ceil((config.num_samples / config.sample_rate + reach) * source)
 
 
 def _mono(values: np.ndarray) -> np.ndarray:
@@ -442,9 +442,9 @@ def _decoded(
         frames = io.BytesIO(file.read(_MPEG_BYTES))
         opened = stack.enter_context(soundfile.SoundFile(frames))
     _check(opened.channels <= _MAX_CHANNELS, 'a sound of too many channels')
-    rate = opened.samplerate
-    _check(_RATES[0] <= rate <= _RATES[1], 'a sound of an unlikely rate')
-    left, blocks = _needed(config, rate), [np.zeros(0, np.float32)]
+    sample_rate = opened.samplerate
+    _check(_RATES[0] <= sample_rate <= _RATES[1], 'a sound of an unlikely rate')
+    left, blocks = _needed(config, sample_rate), [np.zeros(0, np.float32)]
     while left > 0:
       with _decoding('a damaged sound'):
         block = opened.read(min(left, _BLOCK), 'float32', always_2d=True)
@@ -452,7 +452,7 @@ def _decoded(
         break
       blocks.append(_mono(block))
       left -= len(block)
-    return np.concatenate(blocks), rate
+    return np.concatenate(blocks), sample_rate
 
 
 def _mpeg_start(file: BinaryIO) -> int:

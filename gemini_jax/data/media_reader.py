@@ -64,7 +64,7 @@ def layout(
   if 'video' in kinds:
     parts.append(model.image)
   return {kind: model.placeholder(kind) for kind in kinds}, (
-    config.audio_rate if 'audio' in kinds else None,
+    config.audio_sample_rate if 'audio' in kinds else None,
     # Of sounds nothing depends on it.
     config.max_media_pixels if {'image', 'video'}.intersection(kinds) else None,
     model.vocab_size if kinds else None,
@@ -96,7 +96,7 @@ def blank(
 
 
 @dataclasses.dataclass(frozen=True)
-class Scenes:
+class MediaReader:
   """What the media of one source are read from.
 
   Attributes:
@@ -178,19 +178,19 @@ class Scenes:
     """Kinds that are left out of a row's inputs; None: all of the inputs."""
     config = self.config
     if not self.training:
-      return config.without
+      return config.drop_kinds
     kinds = [
       kind
       for kind in dict.fromkeys(task.kinds(_INPUTS))
-      if kind not in config.without
+      if kind not in config.drop_kinds
     ]
     # As many draws for every row.
     blind, drop, which = random.random(3)
     if blind < config.inputs_dropout:
       return None
     if len(kinds) > 1 and drop < config.media_dropout:
-      return (*config.without, kinds[int(which * len(kinds))])
-    return config.without
+      return (*config.drop_kinds, kinds[int(which * len(kinds))])
+    return config.drop_kinds
 
   def _fill(
     self, found, own_sides, rows, examples, absent, randoms, origins
@@ -238,7 +238,12 @@ class Scenes:
 
   def _augmented(self, kind, value, size, random) -> np.ndarray:
     return augmentation.apply(
-      kind, value, size, self.config.augment, random, self.model.audio.rate
+      kind,
+      value,
+      size,
+      self.config.augment,
+      random,
+      self.model.audio.sample_rate,
     )
 
   def _read(

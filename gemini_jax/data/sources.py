@@ -57,15 +57,15 @@ class Source:
     rows: every record, before the slice.
     indices: int64[n], the records that the slice selects.
     names: words for the values of fields that are numbers.
-    permuted: fields whose values are those of another record of the slice,
-      each record's of one.
+    shuffled_fields: fields whose values are those of another record of the
+      slice, each record's of one.
   """
 
   name: str
   rows: readers.Rows
   indices: np.ndarray
   names: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
-  permuted: tuple[str, ...] = ()
+  shuffled_fields: tuple[str, ...] = ()
 
   def __len__(self) -> int:
     return len(self.indices)
@@ -74,9 +74,9 @@ class Source:
     records = self.rows.records
     try:
       record = records[int(self.indices[index])]
-      if self.permuted:
+      if self.shuffled_fields:
         other = records[int(self._others[index])]
-        for field in self.permuted:
+        for field in self.shuffled_fields:
           if field not in other:
             raise readers.UnusableError(f'no field {field!r} in another record')
           record = record | {field: other[field]}
@@ -98,8 +98,8 @@ class Source:
     digest = hashlib.sha256(self.rows.identity.encode())
     if self.names:
       digest.update(repr(sorted(self.names.items())).encode())
-    if self.permuted:
-      digest.update(repr(self.permuted).encode())
+    if self.shuffled_fields:
+      digest.update(repr(self.shuffled_fields).encode())
     digest.update(self.indices.tobytes())
     return digest.hexdigest()[:32]
 
@@ -346,7 +346,7 @@ def medium(
       piece.kind,
       value,
       model,
-      config.audio_rate,
+      config.audio_sample_rate,
       source.rows.folder,
       config.max_media_pixels,
     )

@@ -59,7 +59,7 @@ class Task:
     """What is written."""
     return self.sides[-1]
 
-  def without(self, kinds: Iterable[str]) -> 'Task':
+  def drop_kinds(self, kinds: Iterable[str]) -> 'Task':
     """The same task, whose inputs leave out media of some kinds."""
     left = tuple(p for p in self.sides[0] if p.kind not in kinds)
     return dataclasses.replace(self, sides=(left, *self.sides[1:]))

@@ -51,9 +51,9 @@ def summarize(
 ) -> dict[str, float]:
   """Numbers of a split from its sums.
 
-  accuracy is of tokens, or of whole examples where those were counted. Of a
-  model with a latent, loss is the evidence bound and rate its KL term,
-  in nats a sequence.
+  accuracy is that of whole examples, where those were counted. Of a model with
+  a latent, loss is the negative evidence bound and kl its KL term, in nats a
+  sequence.
 
   Args:
     total: sums over the split, on the host.
@@ -63,13 +63,10 @@ def summarize(
   values = {
     'loss': loss,
     'perplexity': math.exp(min(loss, 700.0)),
-    'accuracy': float(total.correct) / float(total.weight),
+    'token_accuracy': float(total.correct) / float(total.weight),
   }
-  if 'rate' in total.terms:
-    values['rate'] = float(total.terms['rate'] / total.terms['sequences'])
-  # Of whole examples, where those are counted.
-  if _WHOLE in total.terms:
-    values['token_accuracy'] = values['accuracy']
+  if 'kl' in total.terms:
+    values['kl'] = float(total.terms['kl'] / total.terms['sequences'])
   values |= {
     name: float(mean) for name, mean in losses.media_means(total.terms).items()
   }
@@ -90,13 +87,15 @@ def objective(
   return results['validation/loss'] + sum(
     weight * results.get(f'validation/{name}', 0.0)
     for name, weight in vars(loss_weights).items()
+    # Which is part of validation/loss.
+    if name != 'kl'
   )
 
 
 def evaluate(
   step: Any, params: Any, batches: Any, bytes_per_token: float | None
 ) -> dict[str, float]:
-  """Loss (nats a token), perplexity, accuracy and bits per byte of a split.
+  """Loss (nats a token), perplexity, accuracies and bits per byte of a split.
 
   Args:
     step: compiled `eval_step` of (params, batch).

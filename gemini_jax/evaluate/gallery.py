@@ -32,7 +32,7 @@ def write(
   path: pathlib.Path,
   items: Sequence[np.ndarray],
   captions: Sequence[str],
-  rate: int = 0,
+  sample_rate: int = 0,
   keep: bool = False,
 ) -> bool:
   """Writes a page; False, and one line in the log, where that cannot be.
@@ -43,7 +43,7 @@ def write(
       shown as a filmstrip, and [N] a sound, shown as a spectrogram; each cut
       to its extent.
     captions: one for each; its lines are kept apart.
-    rate: samples a second of the sounds.
+    sample_rate: samples a second of the sounds.
     keep: a file that is there already stays, and the page gets a number:
       page-2.png.
   """
@@ -77,7 +77,7 @@ def write(
   for item, title, (row, columns) in zip(items, titles, cells, strict=True):
     axes = figure.add_subplot(grid[row, columns])
     if item.ndim == 1:
-      _draw_sound(axes, item, rate)
+      _draw_sound(axes, item, sample_rate)
     else:
       _draw_pixels(axes, filmstrip(item) if item.ndim == 4 else item)
     # A text may hold what is mathematics to matplotlib.
@@ -157,21 +157,25 @@ def filmstrip(frames: np.ndarray) -> np.ndarray:
   return np.concatenate(list(padded), axis=1)[:, :-gap]
 
 
-def spectrogram(samples: np.ndarray, rate: int) -> tuple[np.ndarray, float]:
+def spectrogram(
+  samples: np.ndarray, sample_rate: int
+) -> tuple[np.ndarray, float]:
   """float32[bins, frames] in dB below its peak, and Hz from bin to bin."""
-  window = int(min(max(2 ** round(np.log2(rate * 0.03)), 16), 4096))
+  window = int(min(max(2 ** round(np.log2(sample_rate * 0.03)), 16), 4096))
   hop = window // 4
   padded = np.pad(np.asarray(samples, np.float64), window // 2)
   framed = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop]
   power = np.abs(np.fft.rfft(framed * np.hanning(window))) ** 2
   peak = power.max() or 1.0
-  return 10 * np.log10(power / peak + 1e-8).T.astype(np.float32), rate / window
+  return 10 * np.log10(power / peak + 1e-8).T.astype(
+    np.float32
+  ), sample_rate / window
 
 
-def _draw_sound(axes: Any, samples: np.ndarray, rate: int):
-  assert rate > 0, 'a spectrogram has seconds and Hz'
-  values, _ = spectrogram(samples, rate)
-  extent = (0, len(samples) / rate, 0, rate / 2)
+def _draw_sound(axes: Any, samples: np.ndarray, sample_rate: int):
+  assert sample_rate > 0, 'a spectrogram has seconds and Hz'
+  values, _ = spectrogram(samples, sample_rate)
+  extent = (0, len(samples) / sample_rate, 0, sample_rate / 2)
   axes.imshow(
     values, origin='lower', aspect='auto', extent=extent, vmin=-80, vmax=0
   )

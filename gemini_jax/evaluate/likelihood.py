@@ -76,11 +76,11 @@ def measure(
   values = {'nll': float(nll_N.mean())}
   if not model.config.latent.dim:
     return values
-  posterior, z_NZ, rate_N = jax.tree.map(
+  posterior, z_NZ, kl_N = jax.tree.map(
     lambda *parts: np.concatenate(parts), *found
   )
   return values | {
-    'rate': float(rate_N.mean()),
+    'kl': float(kl_N.mean()),
     'mi': mutual_information(posterior, z_NZ),
     'active_units': int((posterior.mean.var(axis=0) > _ACTIVE).sum()),
   }
@@ -154,7 +154,7 @@ def _measure(model, num_samples, params, batch, key) -> tuple[Any, Any]:
   """Nats of each row; posterior, a draw and the rate of each."""
   apply = functools.partial(model.apply, {'params': params})
   memory_BSD = None
-  source = apply(batch, method='source')
+  source = apply(batch, method='encoder_inputs')
   if model.config.cross:
     memory_BSD, _ = apply(source, method='encode')
   if not model.config.latent.dim:
@@ -173,5 +173,5 @@ def _measure(model, num_samples, params, batch, key) -> tuple[Any, Any]:
   log_weights_SB = jax.lax.map(weigh, jax.random.split(key, num_samples))
   nll_B = math.log(num_samples) - jax.nn.logsumexp(log_weights_SB, axis=0)
   z_BZ = posterior.sample(jax.random.fold_in(key, 1))
-  said = latent_lib.Said.of(posterior, prior, z_BZ, 0.0)
-  return nll_B, (posterior, z_BZ, jnp.sum(said.rate_BZ, axis=-1))
+  kl_terms = latent_lib.KLTerms.of(posterior, prior, z_BZ, 0.0)
+  return nll_B, (posterior, z_BZ, jnp.sum(kl_terms.kl_BZ, axis=-1))

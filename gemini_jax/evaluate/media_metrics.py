@@ -80,7 +80,7 @@ def captions(
   )
   for task in captioned_tasks(config):
     requests, references = [], []
-    seen = task.without(config.data.without)
+    seen = task.drop_kinds(config.data.drop_kinds)
     for source, record in loader.some(config.data, split, config.eval.captions):
       try:
         asked = request.of_record(
@@ -109,7 +109,7 @@ def captions(
       _metric(config, split, task, name): value
       for name, value in values.items()
     }
-    if processes.is_first() and seen.kinds(0):
+    if processes.is_process_zero() and seen.kinds(0):
       first = seen.kinds(0)[0]
       gallery.write(
         _page(run, split, task, step),
@@ -118,7 +118,7 @@ def captions(
           f'{text}\n({own[0]})'
           for text, own in zip(texts[:_SHOWN], references, strict=False)
         ],
-        config.model.audio.rate,
+        config.model.audio.sample_rate,
         keep=True,
       )
   return results
@@ -173,7 +173,7 @@ def appraise(
       range(len(wished)),
     )
     written = _same_size([own.values for own in found], real)
-    if processes.is_first():
+    if processes.is_process_zero():
       # Some of each class.
       pairs = _SHOWN // 2
       order = np.argsort(np.arange(len(wished)) % max(len(wished) // pairs, 1))
@@ -228,7 +228,7 @@ def show_batch(run: run_lib.Run, batch: batch_lib.Batch):
       run.workdir / 'samples' / '00000000-train.png',
       items[:_SHOWN],
       captions[:_SHOWN],
-      run.config.model.audio.rate,
+      run.config.model.audio.sample_rate,
     )
 
 

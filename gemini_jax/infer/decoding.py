@@ -170,7 +170,9 @@ class Decoder:
     tokens_BT, lengths_B = self.pad(prompts, self.length)
     if media and not self.encodes:
       whole = batch_lib.plain_sequence(tokens_BT, lengths_B)
-      soft_BTD = self.perceive(params, dataclasses.replace(whole, media=media))
+      soft_BTD = self.encode_media(
+        params, dataclasses.replace(whole, media=media)
+      )
     limits_B = np.minimum(lengths_B + max_tokens, self.length)
     samples_B = np.zeros(self.batch_size, np.int32)
     samples_B[: len(prompts)] = 0 if samples is None else samples
@@ -236,10 +238,12 @@ class Decoder:
     return memory_BSD
 
   @functools.partial(jax.jit, static_argnums=0)
-  def perceive(self, params: Any, sequence: batch_lib.Sequence) -> jax.Array:
+  def encode_media(
+    self, params: Any, sequence: batch_lib.Sequence
+  ) -> jax.Array:
     """Soft tokens at the placeholders of prompts, [B, T, D]."""
     soft_BTD: Any = self.model.apply(
-      {'params': params}, sequence, method='soft'
+      {'params': params}, sequence, method='media_embeddings'
     )
     return soft_BTD
 

@@ -409,7 +409,7 @@ def claim(path: pathlib.Path) -> pathlib.Path:
 
   Only the first process makes one; the others get `path`.
   """
-  if not processes.is_first():
+  if not processes.is_process_zero():
     return path
   path.parent.mkdir(parents=True, exist_ok=True)
   for number in itertools.count(1):
@@ -427,7 +427,7 @@ def write_samples(path: pathlib.Path, samples: Sequence[Sample]):
 
   Every process has the samples; the first writes them.
   """
-  if not processes.is_first():
+  if not processes.is_process_zero():
     return
   path.parent.mkdir(parents=True, exist_ok=True)
   lines = []

@@ -65,7 +65,7 @@ def latents(
     given_Z = np.asarray(options.latent, np.float32)
     return np.tile(given_Z, (options.count, 1))
   keys = sample_keys(options.seed, options.count)
-  if is_drawn(options, model):
+  if uses_prior(options, model):
     return np.asarray(draw_prior(model, params, keys, temperature))
   config_lib.check(
     source in ('prompt', 'posterior') or not model.config.cross,
@@ -120,7 +120,7 @@ def of_requests(
   numbers = np.array([number for _, number in rows])
   keys = sample_keys(options.seed, int(numbers.max()) + 1)[numbers]
   temperature = options.latent_temperature
-  if is_drawn(options, model):
+  if uses_prior(options, model):
     return np.asarray(draw_prior(model, params, keys, temperature))
   requests = [own for own, _ in rows]
   ids = [own.tokens for own in requests]
@@ -128,7 +128,7 @@ def of_requests(
   return np.asarray(draw_posteriors(found, keys, temperature))
 
 
-def is_drawn(options: config_lib.Generate, model: gemini.Gemini) -> bool:
+def uses_prior(options: config_lib.Generate, model: gemini.Gemini) -> bool:
   """Whether z is a draw of the prior, not of a text."""
   if options.latent:
     return False

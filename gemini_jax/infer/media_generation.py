@@ -25,7 +25,7 @@ _MOST_ROWS = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class Painting:
+class MediaSample:
   """What a model wrote.
 
   Attributes:
@@ -55,7 +55,7 @@ class Params:
 
 
 @dataclasses.dataclass(frozen=True)
-class Painter(decoding.Decoder):
+class MediaDecoder(decoding.Decoder):
   """A decoder whose rows are media of one kind.
 
   Attributes:
@@ -84,7 +84,7 @@ class Painter(decoding.Decoder):
     last = self.last(state)
     z_B1Z = state.written[rows_B, last.positions[:, 0]][:, None]
     there_B1 = last.tokens == self.model.config.placeholder(self.kind)
-    soft_B1D = apply(self.kind, z_B1Z, method=_imagine)
+    soft_B1D = apply(self.kind, z_B1Z, method=_embed_latents)
     x_B1D, cache, _ = apply(
       last,
       memory=state.memory,
@@ -137,7 +137,7 @@ class Painter(decoding.Decoder):
     return jnp.where(allowed_BV, logits_BV, -jnp.inf)
 
   @functools.partial(jax.jit, static_argnums=0)
-  def render(
+  def decode_latents(
     self, params: Params, state: decoding.State
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What was written, [B, H, W, C] or [B, F, M, 1]; z [B, N, Z]; counts."""
@@ -157,23 +157,29 @@ class Painter(decoding.Decoder):
         [count_B * rows, jnp.where(count_B > 0, columns, 0)], axis=-1
       )
     values: Any = self.model.apply(
-      {'params': params.model}, self.kind, z_BNZ, sizes_B2, method=_render
+      {'params': params.model},
+      self.kind,
+      z_BNZ,
+      sizes_B2,
+      method=_decode_latents,
     )
     return values, z_BNZ, count_B
 
 
-def _imagine(model: gemini.Gemini, kind: str, z_BTZ: jax.Array) -> jax.Array:
-  return model.perception.imagine(kind, z_BTZ)
+def _embed_latents(
+  model: gemini.Gemini, kind: str, z_BTZ: jax.Array
+) -> jax.Array:
+  return model.perception.embed_latents(kind, z_BTZ)
 
 
 def _density(model: gemini.Gemini, kind: str, x_BTD: jax.Array) -> Any:
   return model.perception.density(kind, x_BTD)
 
 
-def _render(
+def _decode_latents(
   model: gemini.Gemini, kind: str, z_BNZ: jax.Array, sizes_B2: Any
 ) -> jax.Array:
-  return model.perception.render(kind, z_BNZ, sizes_B2)
+  return model.perception.decode_latents(kind, z_BNZ, sizes_B2)
 
 
 def paint(
@@ -184,7 +190,7 @@ def paint(
   kind: str,
   requests: Sequence[request.Request],
   numbers: Sequence[int] | None = None,
-) -> list[Painting]:
+) -> list[MediaSample]:
   """`generate.count` media for each request, those of a request together.
 
   The same seed gives a request the same media, whatever the others are; equal
@@ -210,7 +216,7 @@ def paint(
     rows = list(zip(requests, numbers, strict=True))
   size = min(_MOST_ROWS, 1 << max(len(rows) - 1, 0).bit_length())
   cross = model.config.cross
-  painter = Painter(
+  painter = MediaDecoder(
     model,
     size * (2 if guided else 1),
     pad_id=tokenizer.pad_id,
@@ -257,10 +263,12 @@ def paint(
     state = painter.decode(
       own_params, state, sampling.Sampler.from_config(options), num + 1
     )
-    values, z, counts = processes.fetch(painter.render(own_params, state))
+    values, z, counts = processes.fetch(
+      painter.decode_latents(own_params, state)
+    )
     for i, (own, _) in enumerate(part):
       found.append(
-        Painting(
+        MediaSample(
           own.text,
           _finished(config.model, kind, values[i], int(counts[i])),
           z[i, : counts[i]],

@@ -74,7 +74,7 @@ def choose(config: config_lib.Config) -> task_lib.Task:
   for task in task_lib.of(config.data):
     targets = task.kinds(1)
     writes = targets[0] if targets else 'text'
-    read = set(task.kinds(0)) - set(config.data.without)
+    read = set(task.kinds(0)) - set(config.data.drop_kinds)
     if options.task:
       if task.name == options.task and writes == options.output:
         fitting.append(task)
@@ -109,7 +109,7 @@ def fill(config: config_lib.Config, tokenizer: Tokenizer) -> Request:
   """
   options = config.generate
   task = choose(config)
-  apart = (task_lib.LITERAL, *config.data.without)
+  apart = (task_lib.LITERAL, *config.data.drop_kinds)
   fields = [p for p in task.sides[0] if p.kind not in apart]
   wanted = [piece.kind for piece in fields]
   for kind in (*config_lib.KINDS, task_lib.TEXT):
@@ -152,8 +152,8 @@ def of_record(
 ) -> Request:
   """The inputs of a task, of the fields of a record.
 
-  Kinds of `data.without` are left out as rows of training leave them out: the
-  texts on both sides of such a medium are tokenized apart.
+  Kinds of `data.drop_kinds` are left out as in rows of training: the texts on
+  both sides of such a medium are tokenized apart.
 
   Args:
     config: of the run.
@@ -172,7 +172,7 @@ def of_record(
   found: dict[str, list[media_lib.Medium]] = {}
   shown = []
   for piece in task.sides[0]:
-    if piece.kind in config.data.without:
+    if piece.kind in config.data.drop_kinds:
       parts.append(transforms.Slots(piece.kind, 0))
     elif piece.kind in config_lib.KINDS:
       value = record.get(piece.value)
@@ -181,7 +181,7 @@ def of_record(
           piece.kind,
           value,
           config.model,
-          config.data.audio_rate,
+          config.data.audio_sample_rate,
           folder,
           config.data.max_media_pixels,
         )

@@ -24,12 +24,12 @@ _TICKS = (200, 500, 1000, 2000, 3000, 5000, 8000, 12_000, 20_000)
 def from_log_mel(
   log_mel_FM: np.ndarray,
   *,
-  rate: int,
+  sample_rate: int,
   window_samples: int,
   hop_samples: int,
   num_mels: int,
-  low: float,
-  high: float,
+  f_min: float,
+  f_max: float,
   iterations: int = ITERATIONS,
   seed: int = 0,
 ) -> np.ndarray:
@@ -40,12 +40,12 @@ def from_log_mel(
 
   Args:
     log_mel_FM: normalised, as `spectrogram.log_mel` gives it.
-    rate: samples a second.
+    sample_rate: samples a second.
     window_samples: what a frame sees.
     hop_samples: from one frame to the next.
     num_mels: M.
-    low: where the lowest band begins, Hz.
-    high: where the highest band ends, Hz.
+    f_min: where the lowest band begins, Hz.
+    f_max: where the highest band ends, Hz.
     iterations: rounds of Griffin-Lim; 0 leaves the phases random.
     seed: of the random phases.
 
@@ -60,11 +60,11 @@ def from_log_mel(
   if not log_mel_FM.size or not np.all(np.isfinite(log_mel_FM)):
     raise ValueError('a spectrogram needs a frame or more of finite numbers')
   filters_KM = spectrogram.mel_filters(
-    rate=rate,
+    sample_rate=sample_rate,
     window_samples=window_samples,
     num_mels=num_mels,
-    low=low,
-    high=high,
+    f_min=f_min,
+    f_max=f_max,
   )
   power_MF = spectrogram.to_power(log_mel_FM).T
   # What a window adds to powers, which `mel_power` takes off.
@@ -98,24 +98,28 @@ def from_log_mel(
   return np.clip(samples_N, -1.0, 1.0).astype(np.float32)
 
 
-def write_wav(path: str | pathlib.Path, samples_N: np.ndarray, rate: int):
+def write_wav(
+  path: str | pathlib.Path, samples_N: np.ndarray, sample_rate: int
+):
   """Writes one channel of 16 bits; samples are floats in [-1, 1] or int16.
 
   Raises:
     ConfigError: soundfile is missing.
   """
   soundfile = _optional('soundfile', 'audio')
-  soundfile.write(str(path), samples_N, rate, subtype='PCM_16', format='WAV')
+  soundfile.write(
+    str(path), samples_N, sample_rate, subtype='PCM_16', format='WAV'
+  )
 
 
 def write_spectrogram(
   path: str | pathlib.Path,
   log_mel_FM: np.ndarray,
   *,
-  rate: int,
+  sample_rate: int,
   hop_samples: int,
-  low: float,
-  high: float,
+  f_min: float,
+  f_max: float,
   title: str = '',
 ):
   """Writes a PNG: seconds to the right, Hz upwards on the mel scale.
@@ -125,9 +129,9 @@ def write_spectrogram(
   """
   drawing = _optional('matplotlib.figure', 'plot')
   num_frames, num_mels = log_mel_FM.shape
-  seconds = np.arange(num_frames + 1) * hop_samples / rate
+  seconds = np.arange(num_frames + 1) * hop_samples / sample_rate
   # Bands overlap: one is drawn half way to the peaks of its neighbours.
-  low_mel, high_mel = spectrogram.hz_to_mel(np.array([low, high]))
+  low_mel, high_mel = spectrogram.hz_to_mel(np.array([f_min, f_max]))
   mels = np.linspace(low_mel, high_mel, num_mels + 2)
   edges = spectrogram.mel_to_hz((mels[1:] + mels[:-1]) / 2)
   decibels_FM = 10 * (log_mel_FM * spectrogram.SCALE + spectrogram.CENTER)

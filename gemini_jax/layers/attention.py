@@ -66,7 +66,7 @@ class Attention(nn.Module):
     param_dtype: of the parameters.
     init_scale: of the initial kernels; None: 1 / sqrt(fan in).
     kernel: which of dot_product_attention.IMPLEMENTATIONS computes it.
-    over_sequence: how keys cross the sequence axis: all_gather or ring.
+    context_parallel: how keys cross the sequence axis: all_gather or ring.
     num_memory: keys and values that `latent_BZ` makes.
   """
 
@@ -82,7 +82,7 @@ class Attention(nn.Module):
   param_dtype: jax.typing.DTypeLike = jnp.float32
   init_scale: float | None = None
   kernel: str = 'chunked'
-  over_sequence: str = 'all_gather'
+  context_parallel: str = 'all_gather'
   num_memory: int = 1
 
   @nn.compact
@@ -166,7 +166,7 @@ class Attention(nn.Module):
         function = functools.partial(
           dot_product_attention.over_axis,
           axis='sequence',
-          how=self.over_sequence,
+          how=self.context_parallel,
         )
       found = function(q_BTNH, k_BSKH, v_BSKH, mask, **options)
       if memory is not None:

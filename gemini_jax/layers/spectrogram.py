@@ -45,12 +45,12 @@ def mel_power(
   samples: jax.Array,
   lengths: jax.Array | None = None,
   *,
-  rate: int,
+  sample_rate: int,
   window_samples: int,
   hop_samples: int,
   num_mels: int,
-  low: float,
-  high: float,
+  f_min: float,
+  f_max: float,
 ) -> jax.Array:
   """Power in mel bands, float32[..., F, M], F = N // hop_samples.
 
@@ -60,12 +60,12 @@ def mel_power(
   Args:
     samples: [..., N], int16 or floats in [-1, 1].
     lengths: int[...], how many samples are real; None: all.
-    rate: samples a second.
+    sample_rate: samples a second.
     window_samples: W, what a frame sees; at least a hop.
     hop_samples: from one frame to the next.
     num_mels: M bands, evenly spaced on Slaney's mel scale.
-    low: where the lowest band begins, Hz.
-    high: where the highest band ends, Hz.
+    f_min: where the lowest band begins, Hz.
+    f_max: where the highest band ends, Hz.
 
   Raises:
     ConfigError: the window is shorter than a hop, or too short for so many
@@ -76,11 +76,11 @@ def mel_power(
     f'window_samples={window_samples} must be at least {hop_samples=}',
   )
   filters_KM = mel_filters(
-    rate=rate,
+    sample_rate=sample_rate,
     window_samples=window_samples,
     num_mels=num_mels,
-    low=low,
-    high=high,
+    f_min=f_min,
+    f_max=f_max,
   )
   x_N = samples.astype(jnp.float32)
   if jnp.issubdtype(samples.dtype, jnp.integer):
@@ -137,19 +137,21 @@ def mel_to_hz(mel: float | np.ndarray) -> np.ndarray:
   )
 
 
-def mel_edges(num_mels: int, low: float, high: float) -> np.ndarray:
+def mel_edges(num_mels: int, f_min: float, f_max: float) -> np.ndarray:
   """Where bands begin, peak and end, in Hz: band m at edges m, m + 1, m + 2."""
-  return mel_to_hz(np.linspace(hz_to_mel(low), hz_to_mel(high), num_mels + 2))
+  return mel_to_hz(
+    np.linspace(hz_to_mel(f_min), hz_to_mel(f_max), num_mels + 2)
+  )
 
 
 @functools.lru_cache(maxsize=16)
 def mel_filters(
   *,
-  rate: int,
+  sample_rate: int,
   window_samples: int,
   num_mels: int,
-  low: float,
-  high: float,
+  f_min: float,
+  f_max: float,
 ) -> np.ndarray:
   """What each frequency adds to each band, float32[K, M]: triangles of sum 1.
 
@@ -157,8 +159,8 @@ def mel_filters(
     ConfigError: a band is so narrow that it holds no frequency of the FFT.
   """
   size = fft_size(window_samples)
-  hz_K1 = np.arange(size // 2 + 1)[:, None] * rate / size
-  edges = mel_edges(num_mels, low, high)
+  hz_K1 = np.arange(size // 2 + 1)[:, None] * sample_rate / size
+  edges = mel_edges(num_mels, f_min, f_max)
   left_M, peak_M, right_M = edges[:-2], edges[1:-1], edges[2:]
   triangles_KM = np.minimum(
     (hz_K1 - left_M) / (peak_M - left_M), (right_M - hz_K1) / (right_M - peak_M)
@@ -167,8 +169,9 @@ def mel_filters(
   schema.check(
     bool(np.all(sums_M > 0)),
     f'num_mels={num_mels} is too many for window_samples={window_samples} at '
-    f'rate={rate}: a band is narrower than the {rate / size:.3g} Hz from one '
-    'frequency to the next; use fewer bands or a longer window',
+    f'sample_rate={sample_rate}: a band is narrower than the '
+    f'{sample_rate / size:.3g} Hz from one frequency to the next; use fewer '
+    'bands or a longer window',
   )
   return (triangles_KM / sums_M).astype(np.float32)
 

@@ -61,7 +61,7 @@ class Contrast(nn.Module):
     )
 
 
-def sides(batch: batch_lib.Batch) -> tuple[jax.Array, jax.Array]:
+def pair_tokens(batch: batch_lib.Batch) -> tuple[jax.Array, jax.Array]:
   """Tokens of what is read and of what is written, [B, S] each; then 0."""
   assert batch.encoder is not None
   read_BS = jnp.where(batch.encoder.segments > 0, batch.encoder.tokens, 0)

@@ -23,23 +23,23 @@ from gemini_jax.parallel import pipeline, sharding
 
 
 @flax.struct.dataclass
-class Read:
+class ForwardOutput:
   """What the model says of a batch.
 
   Attributes:
     x_BTD: the decoder, after each token.
     aux: losses of layers, by name.
-    said: what z told, where there is a latent.
+    kl_terms: of z, where there is a latent.
     media: losses of what stands beside text, by name: [sum, what it is over].
-    sides: of the two sides of each example a vector [B, C], where those are
-      compared.
+    pair_vectors: of the inputs and of the targets of each example a vector
+      [B, C], where the two are compared.
   """
 
   x_BTD: jax.Array
   aux: dict[str, jax.Array]
-  said: latent_lib.Said | None
+  kl_terms: latent_lib.KLTerms | None
   media: dict[str, jax.Array]
-  sides: tuple[jax.Array, jax.Array] | None = None
+  pair_vectors: tuple[jax.Array, jax.Array] | None = None
 
 
 class Gemini(nn.Module):
@@ -99,7 +99,7 @@ class Gemini(nn.Module):
         config.contrast_dim, config.width, types
       )
     if config.kinds:
-      self.perception = media_embeddings.Perception(config, self.schedule)
+      self.perception = media_embeddings.MediaEmbedder(config, self.schedule)
     self.decoder = transformer.Stack(
       config,
       config.num_layers,
@@ -121,8 +121,8 @@ class Gemini(nn.Module):
     self, batch: batch_lib.Batch, deterministic: bool = True
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Logits of the targets, float32[B, T, V], and auxiliary losses."""
-    read = self.read(batch, deterministic)
-    return self.logits(read.x_BTD), read.aux
+    output = self.forward(batch, deterministic)
+    return self.logits(output.x_BTD), output.aux
 
   def sums(
     self,
@@ -130,17 +130,17 @@ class Gemini(nn.Module):
     deterministic: bool = True,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
-    bottleneck: config_lib.Bottleneck | None = None,
+    kl_annealing: config_lib.KLAnnealing | None = None,
   ) -> tuple[cross_entropy.Sums, dict[str, jax.Array]]:
     """Sums of the cross-entropy of the targets, and auxiliary losses.
 
     The same as of the logits, which are never there as a whole; a device has
     those of its tokens and its part of the vocabulary. With a latent the loss
-    is the evidence bound: cross-entropy and the rate of z.
+    is the evidence bound: cross-entropy and the KL term of z.
     """
-    bottleneck = bottleneck or config_lib.Bottleneck(free_bits=0.0)
-    read = self.read(batch, deterministic, bottleneck.word_dropout)
-    x_BTD, aux, said = read.x_BTD, read.aux, read.said
+    kl_annealing = kl_annealing or config_lib.KLAnnealing(free_bits=0.0)
+    output = self.forward(batch, deterministic, kl_annealing.word_dropout)
+    x_BTD, aux, kl_terms = output.x_BTD, output.aux, output.kl_terms
     table_VD = (
       self.token.embedding
       if self.config.tie_embeddings
@@ -179,50 +179,52 @@ class Gemini(nn.Module):
     terms = {'sequences': jnp.sum(num_B)}
     # As all of aux: for each token.
     weight = jnp.maximum(sums.weight, 1e-9)
-    for name, total in read.media.items():
+    for name, total in output.media.items():
       terms[name] = total
       aux |= {name: total[0] / weight}
-    if read.sides is not None:
-      sides = contrast.sides(batch)
+    if output.pair_vectors is not None:
+      tokens = contrast.pair_tokens(batch)
       alike_BB = contrast.alike(
-        *sides,
+        *tokens,
         tuple(self.config.placeholder(kind) for kind in self.config.kinds),
       )
       # Inputs that were left out end at once, and are near to nothing.
-      pairs_B = num_B * (jnp.sum(sides[0] > 0, axis=1) > 1)
-      found = self.contrast.loss(*read.sides, alike_BB, pairs_B)
+      pairs_B = num_B * (jnp.sum(tokens[0] > 0, axis=1) > 1)
+      found = self.contrast.loss(*output.pair_vectors, alike_BB, pairs_B)
       aux |= {'contrastive': found.loss}
       total = jnp.sum(pairs_B)
       for name in ('loss', 'accuracy'):
         mean = getattr(found, name)
         key = 'contrastive' if name == 'loss' else 'contrastive_accuracy'
         terms[key] = jnp.stack([mean * total, total])
-    if said is not None:
-      rate, losses = said.terms(num_B, self.config.latent.dim, bottleneck)
-      terms['rate'] = rate
-      sums = dataclasses.replace(sums, loss=sums.loss + rate)
+    if kl_terms is not None:
+      kl, losses = kl_terms.loss_terms(
+        num_B, self.config.latent.dim, kl_annealing
+      )
+      terms['kl'] = kl
+      sums = dataclasses.replace(sums, loss=sums.loss + kl)
       aux |= {name: value / weight for name, value in losses.items()}
     return dataclasses.replace(sums, terms=terms), aux
 
-  def read(
+  def forward(
     self,
     batch: batch_lib.Batch,
     deterministic: bool,
     word_dropout: float = 0.0,
-  ) -> 'Read':
+  ) -> 'ForwardOutput':
     """What the decoder says after each token of a batch.
 
     Where there is a latent, z is a draw of its posterior, by the stream of
     randomness `latent`, or else its mean.
     """
-    memory_BSD = said = z_BZ = None
-    source, stacks = self.source(batch), []
+    memory_BSD = kl_terms = z_BZ = None
+    source, stacks = self.encoder_inputs(batch), []
     # A latent reads what is written.
-    inputs = written = self.perceive(batch.decoder.media, deterministic)
+    inputs = written = self.encode_media(batch.decoder.media, deterministic)
     if batch.encoder is not None:
-      inputs = self.perceive(batch.encoder.media, deterministic)
+      inputs = self.encode_media(batch.encoder.media, deterministic)
     if source is not None:
-      soft_BSD = self.place(source, inputs)
+      soft_BSD = self.scatter_soft_tokens(source, inputs)
       memory_BSD, aux = self.encode(source, deterministic, soft_BSD)
       stacks.append(aux)
     if self.config.latent.dim:
@@ -231,7 +233,7 @@ class Gemini(nn.Module):
       z_BZ = posterior.mean
       if self.has_rng('latent'):
         z_BZ = posterior.sample(self.make_rng('latent'))
-      said = latent_lib.Said.of(posterior, prior, z_BZ, multiplier)
+      kl_terms = latent_lib.KLTerms.of(posterior, prior, z_BZ, multiplier)
     hidden_BT = None
     if word_dropout and not deterministic:
       hidden_BT = jax.random.bernoulli(
@@ -244,17 +246,17 @@ class Gemini(nn.Module):
       prefix_BT=batch.prefix,
       latent_BZ=z_BZ,
       hidden_BT=hidden_BT,
-      soft_BTD=self.place(batch.decoder, written),
+      soft_BTD=self.scatter_soft_tokens(batch.decoder, written),
       deterministic=deterministic,
     )
-    sides = None
+    vectors = None
     if self.config.contrast_dim:
       assert memory_BSD is not None and source is not None
       written_too = dataclasses.replace(batch.decoder, tokens=batch.targets)
-      soft_BTD = self.place(written_too, written)
+      soft_BTD = self.scatter_soft_tokens(written_too, written)
       other_BTD, aux = self.encode(written_too, deterministic, soft_BTD)
       stacks.append(aux)
-      sides = (
+      vectors = (
         self.contrast(memory_BSD, source),
         self.contrast(other_BTD, written_too),
       )
@@ -269,40 +271,44 @@ class Gemini(nn.Module):
       for name, total in (item for own in sums for item in own.items()):
         media[name] = media.get(name, 0) + total
     aux = jax.tree.map(mean, layers, *stacks)
-    return Read(x_BTD, aux, said, media, sides)
+    return ForwardOutput(x_BTD, aux, kl_terms, media, vectors)
 
-  def sides(self, batch: batch_lib.Batch) -> tuple[jax.Array, ...]:
+  def pair_vectors(self, batch: batch_lib.Batch) -> tuple[jax.Array, ...]:
     """Vectors of what is read and of what is written, [B, C] each.
 
     After them the tokens of both, as of `contrast.sides`.
     """
-    found = self.read(batch, deterministic=True).sides
+    found = self.forward(batch, deterministic=True).pair_vectors
     assert found is not None, 'model.contrast_dim is 0'
-    return *found, *contrast.sides(batch)
+    return *found, *contrast.pair_tokens(batch)
 
-  def perceive(
+  def encode_media(
     self, media: Mapping[str, batch_lib.Media], deterministic: bool = True
-  ) -> media_embeddings.Seen | None:
+  ) -> media_embeddings.MediaEmbeddings | None:
     """What media are; None of a model that reads none."""
     if not self.config.kinds:
       return None
     return self.perception(media, deterministic)
 
-  def place(
-    self, sequence: batch_lib.Sequence, seen: media_embeddings.Seen | None
+  def scatter_soft_tokens(
+    self,
+    sequence: batch_lib.Sequence,
+    seen: media_embeddings.MediaEmbeddings | None,
   ) -> jax.Array | None:
     """Soft tokens at placeholders, 0 elsewhere; None of a model of text."""
     if seen is None:
       return None
-    return self.perception.place(sequence.tokens, seen)
+    return self.perception.scatter_soft_tokens(sequence.tokens, seen)
 
-  def soft(
+  def media_embeddings(
     self, sequence: batch_lib.Sequence, deterministic: bool = True
   ) -> jax.Array | None:
     """What its media are, at their placeholders."""
-    return self.place(sequence, self.perceive(sequence.media, deterministic))
+    return self.scatter_soft_tokens(
+      sequence, self.encode_media(sequence.media, deterministic)
+    )
 
-  def source(self, batch: batch_lib.Batch) -> batch_lib.Sequence | None:
+  def encoder_inputs(self, batch: batch_lib.Batch) -> batch_lib.Sequence | None:
     """What the encoder reads, if there is one: for a latent, what is written.
 
     With inputs of its own, the encoder reads those.
@@ -449,7 +455,7 @@ class Gemini(nn.Module):
     if self.config.scale_embeddings:
       x_BTD = x_BTD * jnp.asarray(self.config.width**0.5, x_BTD.dtype)
     if soft_BTD is None and sequence.media:
-      soft_BTD = self.soft(sequence, deterministic)
+      soft_BTD = self.media_embeddings(sequence, deterministic)
     if soft_BTD is not None:
       x_BTD = x_BTD + soft_BTD
     if self.config.position == 'learned':

@@ -144,7 +144,7 @@ class Latent(nn.Module):
   def __call__(
     self, x_BSD: jax.Array, sequence: batch_lib.Sequence
   ) -> tuple[Normal, Mixture, jax.Array]:
-    """Posterior of each row, the prior, and the multiplier of `min_rate`.
+    """Posterior of each row, the prior, and the multiplier of `min_kl`.
 
     Args:
       x_BSD: the encoder's output.
@@ -178,22 +178,22 @@ class Latent(nn.Module):
 
 
 @flax.struct.dataclass
-class Said:
-  """What z tells of the sequences of a batch.
+class KLTerms:
+  """KL terms of the latents of a batch.
 
   Attributes:
-    rate_BZ: KL of posterior to prior of each dim, nats; [B, 1] where the dims
+    kl_BZ: KL of posterior to prior of each dim, nats; [B, 1] where the dims
       cannot be told apart (a learned prior, by one sample).
-    multiplier: of the least rate.
+    multiplier: of `min_kl`, the Lagrange multiplier.
   """
 
-  rate_BZ: jax.Array
+  kl_BZ: jax.Array
   multiplier: jax.Array
 
   @classmethod
   def of(
     cls, posterior: Normal, prior: Mixture, z_BZ: jax.Array, multiplier: Any
-  ) -> 'Said':
+  ) -> 'KLTerms':
     """From a draw `z_BZ` of the posterior."""
     if prior.logits.shape[0] == 1:
       return cls(posterior.divergence(), multiplier)
@@ -202,30 +202,30 @@ class Said:
     )
     return cls(log_ratio_B[:, None], multiplier)
 
-  def terms(
-    self, real_B: jax.Array, dim: int, bottleneck: config_lib.Bottleneck
+  def loss_terms(
+    self, real_B: jax.Array, dim: int, kl_annealing: config_lib.KLAnnealing
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The rate, and the loss terms `kl` and `min_rate`, summed over rows.
+    """KL in nats, and the loss terms `kl` and `min_kl`, summed over rows.
 
     Args:
       real_B: rows that count, 1 or 0.
       dim: Z.
-      bottleneck: free bits and the least rate.
+      kl_annealing: free bits and the least KL.
     """
     rows = jnp.sum(real_B)
-    rate_Z = jnp.sum(self.rate_BZ * real_B[:, None], axis=0)
-    rate = jnp.sum(rate_Z)
-    kl = rate
-    if bottleneck.free_bits:
+    kl_Z = jnp.sum(self.kl_BZ * real_B[:, None], axis=0)
+    kl_sum = jnp.sum(kl_Z)
+    kl = kl_sum
+    if kl_annealing.free_bits:
       # Of the batch's mean, so that a dim is free or not for all rows alike.
-      free = bottleneck.free_bits * dim / rate_Z.shape[0]
-      kl = jnp.sum(jnp.maximum(rate_Z, free * rows))
-    missing = bottleneck.min_rate * rows - rate
+      free = kl_annealing.free_bits * dim / kl_Z.shape[0]
+      kl = jnp.sum(jnp.maximum(kl_Z, free * rows))
+    missing = kl_annealing.min_kl * rows - kl_sum
     # Descent for the model, ascent for the multiplier.
     fixed = jax.lax.stop_gradient
-    min_rate = (
+    min_kl = (
       fixed(self.multiplier) * missing - self.multiplier * fixed(missing)
-      if bottleneck.min_rate
+      if kl_annealing.min_kl
       else jnp.zeros(())
     )
-    return rate, {'kl': kl, 'min_rate': min_rate}
+    return kl_sum, {'kl': kl, 'min_kl': min_kl}

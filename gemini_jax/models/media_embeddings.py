@@ -30,7 +30,7 @@ from gemini_jax.parallel import pipeline
 
 
 @flax.struct.dataclass
-class Seen:
+class MediaEmbeddings:
   """The media of sequences, each by its kind.
 
   Attributes:
@@ -46,7 +46,7 @@ class Seen:
   sums: dict[str, jax.Array]
 
 
-class Perception(nn.Module):
+class MediaEmbedder(nn.Module):
   """Reads media, and tells how likely z of media are.
 
   Attributes:
@@ -103,13 +103,13 @@ class Perception(nn.Module):
 
   def __call__(
     self, media: Mapping[str, batch_lib.Media], deterministic: bool = True
-  ) -> Seen:
+  ) -> MediaEmbeddings:
     """What the media of a batch are.
 
     With a stream of randomness `latent` and not deterministic, z of media is a
     draw of its posterior; or else the mean.
     """
-    seen = Seen({}, {}, {}, {})
+    seen = MediaEmbeddings({}, {}, {}, {})
     for kind, own in media.items():
       shape = own.sizes.shape[:2]
       values_X, sizes_XA = jax.tree.map(
@@ -130,7 +130,9 @@ class Perception(nn.Module):
       seen.soft[kind], seen.counts[kind] = unfold(soft), unfold(counts)
     return seen
 
-  def place(self, tokens_BT: jax.Array, seen: Seen) -> jax.Array:
+  def scatter_soft_tokens(
+    self, tokens_BT: jax.Array, seen: MediaEmbeddings
+  ) -> jax.Array:
     """Soft tokens at the placeholders of sequences, 0 elsewhere, [B, T, D]."""
     config = self.config
     soft_BTD = jnp.zeros(
@@ -142,11 +144,13 @@ class Perception(nn.Module):
       soft_BTD = jnp.where(there_BT[..., None], found_BTD, soft_BTD)
     return soft_BTD
 
-  def imagine(self, kind: str, z_BTZ: jax.Array) -> jax.Array:
+  def embed_latents(self, kind: str, z_BTZ: jax.Array) -> jax.Array:
     """Soft tokens of z that were written, [B, T, D]."""
     return self.projectors[kind]('BTZ,ZD->BTD', z_BTZ)
 
-  def render(self, kind: str, z_BNZ: jax.Array, sizes_B2: Any) -> jax.Array:
+  def decode_latents(
+    self, kind: str, z_BNZ: jax.Array, sizes_B2: Any
+  ) -> jax.Array:
     """Pictures, or log-mel spectrograms [B, F, mels, 1], of z."""
     return self.autoencoders[kind].decode(
       z_BNZ, grid(self.config, kind), sizes_B2
@@ -162,12 +166,12 @@ class Perception(nn.Module):
     return spectrogram.log_mel(
       values,
       sizes[:, 0],
-      rate=audio.rate,
+      sample_rate=audio.sample_rate,
       window_samples=audio.window_samples,
       hop_samples=audio.hop_samples,
       num_mels=audio.num_mels,
-      low=audio.low,
-      high=audio.top,
+      f_min=audio.f_min,
+      f_max=audio.top,
     )
 
   def code(
@@ -213,7 +217,7 @@ class Perception(nn.Module):
     return jnp.where(places.real[..., None], z, 0), places.count_B, losses
 
   def written_sums(
-    self, batch: batch_lib.Batch, x_BTD: jax.Array, seen: Seen
+    self, batch: batch_lib.Batch, x_BTD: jax.Array, seen: MediaEmbeddings
   ) -> dict[str, jax.Array]:
     """Nats of z's numbers where a target is a placeholder: [sum, tokens]."""
     total = jnp.zeros(2)
@@ -230,8 +234,8 @@ class Perception(nn.Module):
 
 # Terms of the objective, by what an autoencoder calls them.
 _LOSSES = {
-  'image': {'reconstruction': 'l1', 'media_rate': 'kl', 'detail': 'edge'},
-  'audio': {'reconstruction': 'l1', 'media_rate': 'kl', 'detail': 'spectral'},
+  'image': {'reconstruction': 'l1', 'media_kl': 'kl', 'detail': 'edge'},
+  'audio': {'reconstruction': 'l1', 'media_kl': 'kl', 'detail': 'spectral'},
 }
 
 

@@ -39,7 +39,7 @@ class MixtureHead(nn.Module):
   def __call__(self, x_BTD: jax.Array) -> latent.Mixture:
     """The density of z at each position, of [B, T, C, Z]."""
     C, Z = self.num_components, self.dim
-    said = linear.Einsum(
+    outputs = linear.Einsum(
       (x_BTD.shape[-1], C, 1 + 2 * Z),
       ('embed', None, None),
       use_bias=True,
@@ -47,9 +47,9 @@ class MixtureHead(nn.Module):
       init_scale=self.init_scale,
       name='mixture',
     )('BTD,DCP->BTCP', x_BTD)
-    log_std = soft_clamp(said[..., 1 + Z :], *_LOG_STD)
-    normals = latent.Normal(said[..., 1 : 1 + Z], 2 * log_std)
-    return latent.Mixture(said[..., 0], normals)
+    log_std = soft_clamp(outputs[..., 1 + Z :], *_LOG_STD)
+    normals = latent.Normal(outputs[..., 1 : 1 + Z], 2 * log_std)
+    return latent.Mixture(outputs[..., 0], normals)
 
 
 def soft_clamp(x: jax.Array, low: float, high: float) -> jax.Array:

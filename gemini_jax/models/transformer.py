@@ -112,7 +112,7 @@ class Block(nn.Module):
         init_scale=config.init_scale,
         kernel=config.attention_kernel,
         num_memory=config.latent.memory,
-        over_sequence=config.over_sequence,
+        context_parallel=config.context_parallel,
         **types,
         name=name,
       )

@@ -15,29 +15,31 @@ from gemini_jax.kernels import cross_entropy
 def weights_at(config: config_lib.Config, step: jax.Array) -> dict[str, Any]:
   """The weight of each term beside the cross-entropy, at a step."""
   weights = dict(vars(config.loss_weights))
-  course = kl_course(config.train.bottleneck, config.train.num_steps, step)
+  course = kl_schedule(config.train.kl_annealing, config.train.num_steps, step)
   return weights | {'kl': weights['kl'] * course}
 
 
-def kl_course(
-  bottleneck: config_lib.Bottleneck, num_steps: int, step: jax.Array
+def kl_schedule(
+  kl_annealing: config_lib.KLAnnealing, num_steps: int, step: jax.Array
 ) -> jax.Array:
   """Between 0 and 1: how much of the KL term's weight there is at a step."""
-  first = decoder_reset(bottleneck, num_steps)
+  first = decoder_reset(kl_annealing, num_steps)
   share = (step - first) / max(num_steps - first, 1)
-  if bottleneck.schedule == 'constant':
+  if kl_annealing.schedule == 'constant':
     course = jnp.ones(())
   else:
-    if bottleneck.schedule == 'cyclical':
-      share = (share * bottleneck.cycles) % 1
-    rise = (share - bottleneck.off) / max(bottleneck.ramp, 1e-9)
+    if kl_annealing.schedule == 'cyclical':
+      share = (share * kl_annealing.cycles) % 1
+    rise = (share - kl_annealing.zero_fraction) / max(
+      kl_annealing.ramp_fraction, 1e-9
+    )
     course = jnp.clip(rise, 0, 1)
   return jnp.where(step < first, 0, course)
 
 
-def decoder_reset(bottleneck: config_lib.Bottleneck, num_steps: int) -> int:
+def decoder_reset(kl_annealing: config_lib.KLAnnealing, num_steps: int) -> int:
   """Steps of autoencoding, after which the decoder starts anew; 0: none."""
-  return round(bottleneck.autoencode * num_steps)
+  return round(kl_annealing.pretrain_fraction * num_steps)
 
 
 def media_means(terms: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,7 +88,7 @@ def model_sums(
     deterministic=not trains,
     label_smoothing=config.label_smoothing if trains else 0.0,
     z_loss=weights.get('z_loss', 0.0),
-    bottleneck=config.bottleneck if trains else None,
+    kl_annealing=config.kl_annealing if trains else None,
     rngs=rngs,
     method='sums',
   )

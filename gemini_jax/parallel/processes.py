@@ -139,19 +139,19 @@ def _metadata(name: str) -> str:
     return ''
 
 
-def is_first() -> bool:
+def is_process_zero() -> bool:
   """Whether this is the process that writes and prints what all know."""
   return jax.process_index() == 0
 
 
-def everywhere(flag: bool) -> bool:
+def all_processes(flag: bool) -> bool:
   """Whether `flag` is true on every process; all wait for all."""
   if jax.process_count() == 1:
     return flag
   return bool(np.all(multihost_utils.process_allgather(np.int32(flag))))
 
 
-def same_everywhere(text: str) -> bool:
+def same_on_all_processes(text: str) -> bool:
   """Whether every process has the same `text`; all wait for all."""
   if jax.process_count() == 1:
     return True
@@ -160,19 +160,19 @@ def same_everywhere(text: str) -> bool:
   return bool(np.all(digests == digests[0]))
 
 
-def on_first(action: Callable[[], None]):
+def on_process_zero(action: Callable[[], None]):
   """Runs `action` on the first process, while the others wait.
 
   Raises:
     ConfigError: on the others, when `action` failed.
   """
   error = None
-  if is_first():
+  if is_process_zero():
     try:
       action()
     except Exception as caught:
       error = caught
-  if everywhere(error is None):
+  if all_processes(error is None):
     return
   if error is not None:
     raise error

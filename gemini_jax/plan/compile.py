@@ -317,7 +317,7 @@ def _compile(
     except jax.errors.JaxRuntimeError as error:
       message = str(error)
       if not compiler_errors.is_for_memory(message):
-        raise compiler_errors.RefusedError(
+        raise compiler_errors.CompilerError(
           f'the compiler refuses the {name}: {compiler_errors.reason(message)}'
         ) from error
       return Compiled(

@@ -14,7 +14,7 @@ _UNITS = ' KMGTPE'
 _LONGEST = 400
 
 
-class RefusedError(Exception):
+class CompilerError(Exception):
   """A compiler refuses a program, for its own reason, told in one line."""
 
 

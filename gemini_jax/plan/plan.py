@@ -42,7 +42,7 @@ def plan(config: config_lib.Config, workdir: str | os.PathLike) -> int:
   devices = find_devices(config)
   try:
     measured = compile_lib.measure(config, devices)
-  except compiler_errors.RefusedError as error:
+  except compiler_errors.CompilerError as error:
     print(f'error: {error}', file=sys.stderr)
     return 1
   result = report.build(measured, assumptions)

@@ -16,7 +16,7 @@ _ENOUGH, _MOST = 2, 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Remedy:
+class Suggestion:
   """Fields to set, and what is needed then."""
 
   changes: dict[str, Any]
@@ -39,9 +39,9 @@ def flags(changes: dict[str, Any]) -> str:
   )
 
 
-def search(measured: compile_lib.Measured) -> list[Remedy]:
+def search(measured: compile_lib.Measured) -> list[Suggestion]:
   """Changes that fit, at most two; prints what it tries."""
-  found: list[Remedy] = []
+  found: list[Suggestion] = []
   tried = 0
   offloads = measured.devices[0].platform == 'tpu'
   mesh = dict(measured.mesh.shape)
@@ -63,11 +63,11 @@ def search(measured: compile_lib.Measured) -> list[Remedy]:
       print(f'trying {flags(changes)}', end=' ', flush=True)
       # The decode step decides nothing here.
       config = apply(config, {'plan.decode_batch_size': 0})
-      remedy = Remedy(changes, compile_lib.measure(config, devices))
+      remedy = Suggestion(changes, compile_lib.measure(config, devices))
     except config_lib.ConfigError:
       # The change does not go with the rest.
       continue
-    except compiler_errors.RefusedError as error:
+    except compiler_errors.CompilerError as error:
       print(f'-> {error}', flush=True)
       continue
     peak = remedy.measured.train.peak

@@ -43,7 +43,7 @@ class Guide:
 
   options: config_lib.Generate
   names: tuple[str, ...]
-  wish: latent_steering.Wish
+  wish: latent_steering.AttributeTarget
   prior: latent_lib.Mixture | None = None
   direction_Z: Any = None
   correct: bool = False
@@ -207,12 +207,12 @@ def learn(
   return Guide(
     options,
     names,
-    latent_steering.Wish(
+    latent_steering.AttributeTarget(
       tuple(models[name] for name in names), wanted, weights_A
     ),
     prior,
     direction_Z,
-    correct=latents_lib.is_drawn(options, model)
+    correct=latents_lib.uses_prior(options, model)
     and options.latent_temperature > 0,
   )
 

@@ -41,7 +41,7 @@ class Params:
   """Of a model, and of the attributes that are wished for."""
 
   model: Any
-  wish: latent_steering.Wish
+  wish: latent_steering.AttributeTarget
 
 
 @dataclasses.dataclass(frozen=True)

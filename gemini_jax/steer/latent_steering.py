@@ -27,7 +27,7 @@ BEST_OF = 8
 
 
 @flax.struct.dataclass
-class Wish:
+class AttributeTarget:
   """What a text should be.
 
   Attributes:

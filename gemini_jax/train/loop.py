@@ -18,6 +18,7 @@ import optax
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax import host
+from gemini_jax.config import legacy
 from gemini_jax.data import loader as loader_lib
 from gemini_jax.evaluate import evaluation, likelihood, media_metrics, retrieval
 from gemini_jax.infer import generation
@@ -131,7 +132,7 @@ def _train(run: run_lib.Run):
     data.check(manifest['data'], config.train.accept_changes)
     # The checkpoint was written before the step was evaluated.
     state = observe(config, state, manifest.get('observed'))
-  results: dict[str, float] = manifest.get('results', {})
+  results = legacy.metrics(manifest.get('results', {}))
 
   def evaluates(done: int) -> bool:
     every = config.train.eval_every
@@ -156,11 +157,13 @@ def _train(run: run_lib.Run):
   print(f'{"resuming" if step else "starting"} at step {step:,}', flush=True)
   if 'config' in manifest and step < num_steps:
     print(
-      optimizer_lib.course_change(config, manifest['config'], step),
+      optimizer_lib.course_change(
+        config, legacy.upgrade(manifest['config']), step
+      ),
       end='',
       flush=True,
     )
-  if config.model.kinds and not step and processes.is_first():
+  if config.model.kinds and not step and processes.is_process_zero():
     media_metrics.show_batch(run, data[0])
 
   # One compilation each, before the first batch.
@@ -191,11 +194,11 @@ def _train(run: run_lib.Run):
   # Not before the lines of what was cut off are gone; see run.py.
   run.clean()
   # The others write none.
-  if not processes.everywhere(
-    not processes.is_first() or writer.size() >= size
+  if not processes.all_processes(
+    not processes.is_process_zero() or writer.size() >= size
   ):
     # The user has put an empty file in its place.
-    processes.on_first(
+    processes.on_process_zero(
       lambda: run.checkpoints.attach(
         step, {'metrics_bytes': writer.size()}, manifest.get('metric')
       )
@@ -221,7 +224,7 @@ def _train(run: run_lib.Run):
     tokens += values['tokens']
     if done % config.train.log_every and done != num_steps:
       return
-    processes.on_first(run.lock.check)
+    processes.on_process_zero(run.lock.check)
     seconds = stopwatch.lap()
     line: dict[str, float | None] = {
       f'train/{name}': value for name, value in values.items()
@@ -234,7 +237,7 @@ def _train(run: run_lib.Run):
     progress.update(done, line)
 
   def save(state, done):
-    processes.on_first(run.lock.check)
+    processes.on_process_zero(run.lock.check)
     run.checkpoints.save(
       done,
       state,
@@ -279,8 +282,10 @@ def _train(run: run_lib.Run):
         'observed': value,
       }
       run.checkpoints.wait()
-      processes.on_first(run.lock.check)
-      processes.on_first(lambda: run.checkpoints.attach(done, known, value))
+      processes.on_process_zero(run.lock.check)
+      processes.on_process_zero(
+        lambda: run.checkpoints.attach(done, known, value)
+      )
     return observe(config, state, value)
 
   batches = run_lib.device_batches(run, data, loader_lib.iterate(data, step))
@@ -319,7 +324,7 @@ def _train(run: run_lib.Run):
         state = examine(state, done, saves)
       stopwatch.resume()
     run.checkpoints.close()
-    processes.on_first(run.lock.check)
+    processes.on_process_zero(run.lock.check)
   finally:
     try:
       # Also after an error: the last save is on its way to the disk.
@@ -338,7 +343,7 @@ def _open_writer(run: run_lib.Run, step: int, size: int) -> metrics.Writer:
   open_one = lambda: writers.append(
     metrics.Writer(run.workdir, run.config, step, size)
   )
-  processes.on_first(open_one)
+  processes.on_process_zero(open_one)
   if not writers:
     open_one()
   return writers[0]
@@ -390,6 +395,7 @@ def evaluate_splits(
       if own.writes_media:
         # What was written is judged as a whole; see appraisals.
         values.pop('accuracy', None)
+        values.pop('token_accuracy', None)
       results |= {f'{split}/{name}_{key}': values[key] for key in values}
     if split == 'test' and measures:
       values = likelihood.measure(
@@ -451,7 +457,7 @@ def retrievals(
 ) -> dict[str, float]:
   """`split/TASK_read_to_written_recall_at_1` and so on; see retrieval.py."""
   model = run.config.model
-  vectors = functools.partial(run.model.apply, method='sides')
+  vectors = functools.partial(run.model.apply, method='pair_vectors')
   step = jax.jit(lambda params, batch: vectors({'params': params}, batch))
   results = {}
   tasks = loader.task_names or {'': None}

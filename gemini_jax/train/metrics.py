@@ -27,6 +27,7 @@ from jax.sharding import Mesh
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax import host
+from gemini_jax.config import legacy
 from gemini_jax.data import media_reader
 from gemini_jax.data import task as task_lib
 from gemini_jax.models import media_embeddings
@@ -141,7 +142,7 @@ def media_flops(
   config = dataclasses.replace(
     config, attention_kernel='chunked', scan_layers=True, remat=False
   )
-  reader = media_embeddings.Perception(config)
+  reader = media_embeddings.MediaEmbedder(config)
   # As a device sees it that has the whole of everything.
   one = Mesh(
     np.array(jax.local_devices()[:1]).reshape([1] * len(config_lib.AXES)),
@@ -258,7 +259,7 @@ def newest_lines(workdir: pathlib.Path) -> Iterator[dict[str, Any]]:
     except (ValueError, RecursionError):
       continue
     if isinstance(values, dict) and type(values.get('step')) is int:
-      yield values
+      yield legacy.metrics(values)
 
 
 def last_step(workdir: pathlib.Path) -> int:
@@ -328,7 +329,7 @@ class Writer:
     Raises:
       ConfigError: metrics.jsonl is not what was written until then.
     """
-    self._writes = processes.is_first()
+    self._writes = processes.is_process_zero()
     if not self._writes:
       return
     self._wandb = (
@@ -504,7 +505,7 @@ class Progress:
     self._bar = None
     self._begin = time.monotonic()
     self._start, self._total = start, total
-    if sys.stderr.isatty() and processes.is_first():
+    if sys.stderr.isatty() and processes.is_process_zero():
       self._bar = tqdm.tqdm(
         initial=start, total=total, unit='step', dynamic_ncols=True
       )
@@ -567,7 +568,7 @@ def devices_line() -> str:
 _SHOWN = frozenset(
   (
     *('loss', 'bits_per_byte', 'accuracy', 'exact_match'),
-    *('nll', 'rate', 'mi', 'active_units'),
+    *('nll', 'kl', 'mi', 'active_units'),
   )
 )
 

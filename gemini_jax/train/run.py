@@ -32,7 +32,7 @@ _VOCAB_MULTIPLE = 64
 # Fields of the model that change how a run computes, not what it computes.
 _FREE = (
   *('model.scan_layers', 'model.remat', 'model.remat_save'),
-  *('model.remat_offload', 'model.attention_kernel', 'model.over_sequence'),
+  *('model.remat_offload', 'model.attention_kernel', 'model.context_parallel'),
   *('model.dtype', 'model.dropout'),
 )
 _OF_TOKENIZER = ('model.vocab_size', 'model.text_vocab_size')
@@ -99,7 +99,7 @@ class Run:
           f'{path} cannot be written: {error.strerror}'
         ) from error
 
-    processes.on_first(write)
+    processes.on_process_zero(write)
 
   def clean(self):
     """Removes what an interrupted save left behind.
@@ -114,7 +114,7 @@ class Run:
       except checkpointer.PathError as error:
         raise config_lib.ConfigError(str(error)) from error
 
-    processes.on_first(remove)
+    processes.on_process_zero(remove)
 
   def restore(self, which: str = 'latest') -> checkpointer.Restored:
     """The newest checkpoint, or the best by validation loss, to read only.
@@ -238,7 +238,7 @@ def open_run(
   if create:
     optimizer_lib.check_patterns(config.optimizer, abstract.params, tell=False)
     _make_writable(path, lock)
-  elif not processes.everywhere(os.path.isdir(path)):
+  elif not processes.all_processes(os.path.isdir(path)):
     raise config_lib.ConfigError(f'--workdir={path} does not exist')
   if checkpoints.steps():
     _check_same_run(path, config, mesh)
@@ -248,7 +248,7 @@ def open_run(
   _check_same_tokenizer(path, words, checkpoints)
   config = with_vocab(config, words.vocab_size)
   config_lib.check(
-    processes.same_everywhere(config_lib.to_json(config)),
+    processes.same_on_all_processes(config_lib.to_json(config)),
     f'--workdir={path}: what was asked for is not the config of every process; '
     'start all of them alike',
   )
@@ -377,9 +377,9 @@ def _make_writable(path: pathlib.Path, lock: lock_lib.Lock | None):
         f'--workdir={path} cannot be written: {error.strerror}'
       ) from error
 
-  processes.on_first(write)
-  shared = processes.everywhere(probe.exists())
-  processes.on_first(lambda: probe.unlink(missing_ok=True))
+  processes.on_process_zero(write)
+  shared = processes.all_processes(probe.exists())
+  processes.on_process_zero(lambda: probe.unlink(missing_ok=True))
   config_lib.check(
     shared, f'--workdir={path} must be a folder that all processes share'
   )
@@ -495,7 +495,7 @@ def _open_tokenizer(
         config.tokenizer, lambda: loader.texts(config.data, 'train')
       ).save(file)
 
-    processes.on_first(make)
+    processes.on_process_zero(make)
     words = tokenizer.load(file)
   rows = config.model.vocab_size
   least = words.vocab_size + bool(config.model.kinds) * len(config_lib.KINDS)

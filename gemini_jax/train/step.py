@@ -152,7 +152,7 @@ def train_step(
   )
   metrics = {
     'loss': sums.loss / weight,
-    'accuracy': sums.correct / weight,
+    'token_accuracy': sums.correct / weight,
     'grad_norm': optax.tree.norm(grads),
     'learning_rate': optimizer_lib.learning_rate(
       config.optimizer, config.train.num_steps, state.opt_state, state.step
@@ -161,7 +161,7 @@ def train_step(
   }
   metrics |= losses.media_means(sums.terms)
   if config.model.latent.dim:
-    metrics['rate'] = sums.terms['rate'] / sums.terms['sequences']
+    metrics['kl'] = sums.terms['kl'] / sums.terms['sequences']
     metrics['kl_weight'] = loss_weights['kl']
   params = optimizer_lib.apply_updates(state.params, updates)
   ema = state.ema
@@ -196,7 +196,7 @@ def with_new_decoder(
   What the encoder has learned stays, in the tokens' table too; the optimizer
   forgets the old decoder (Li et al. 2019).
   """
-  due = losses.decoder_reset(config.train.bottleneck, config.train.num_steps)
+  due = losses.decoder_reset(config.train.kl_annealing, config.train.num_steps)
   if not due or not config.model.latent.dim:
     return state
   params = {

@@ -56,5 +56,5 @@ def runs(tmp_path_factory):
   config = json.loads(file.read_text())
   config['data']['train'] = [f'jsonl:{folder}/others.jsonl']
   file.write_text(json.dumps(config))
-  (folder / 'vae/metrics.jsonl').write_text('{"step": 1, "test/rate": 2.5}\n')
+  (folder / 'vae/metrics.jsonl').write_text('{"step": 1, "test/kl": 2.5}\n')
   return folder

@@ -45,7 +45,7 @@ def test_runs_are_compared(runs, capsys):
       assert comparison.variety(texts)['self_bleu_4'] == row['self_bleu_4']
   lm, vae = result['models']
   assert lm['swap'] is None and vae['swap']['pairs'] == 6
-  assert lm['test'] == {} and vae['test'] == {'rate': 2.5}
+  assert lm['test'] == {} and vae['test'] == {'kl': 2.5}
   # Held-out texts of the grammar are all alike to a judge that knows nothing,
   # and are in no training set.
   assert result['real']['texts'] == 12 and result['real']['duplicates'] == 0

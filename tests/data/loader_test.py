@@ -218,7 +218,7 @@ def test_pairs_that_are_too_long_are_counted(make):
 @pytest.mark.parametrize('layout', ['packed', 'seq2seq pairs', 'mixture'])
 def test_processes_share_the_global_batch(make, layout, tmp_path):
   both = tuple(f'text:{tmp_path}/{name}/*.txt' for name in 'ab')
-  fields = LAYOUTS.get(layout, {'train': both, 'weights': (0.3, 0.7)})
+  fields = LAYOUTS.get(layout, {'train': both, 'mixture_weights': (0.3, 0.7)})
   whole = make(**fields)
   shares = [np.array(rows) for rows in ((0, 1), (2, 3), (1, 3), (2,))]
   for rows in shares:

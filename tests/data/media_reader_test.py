@@ -326,7 +326,7 @@ def test_lists_of_several_folders_need_whole_paths(tmp_path):
     (
       (READS,),
       MODEL,
-      {'permuted': ('words',)},
+      {'shuffled_fields': ('words',)},
       "'words' is no field of data.tasks",
     ),
     ((READS,), photo.model(audio=config_lib.Audio()), {}, 'reads no audio'),
@@ -358,7 +358,7 @@ def test_what_the_model_cannot_do_is_refused(
 
 def test_a_resume_with_other_tasks_is_refused(records):
   state = make(records, READS).state(3)
-  with pytest.raises(config_lib.ConfigError, match=r'data\.without was'):
+  with pytest.raises(config_lib.ConfigError, match=r'data\.drop_kinds was'):
     make(records, READS, without=('image',)).check(state)
 
 

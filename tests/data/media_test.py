@@ -22,7 +22,7 @@ needs_prepared = pytest.mark.skipif(
 )
 GREY = config_lib.Image(height=28, width=28, channels=1, patch=7)
 COLOUR = config_lib.Image(height=32, width=48, channels=3, patch=8)
-SOUND = config_lib.Audio(rate=8000, seconds=0.5)
+SOUND = config_lib.Audio(sample_rate=8000, seconds=0.5)
 FILM = config_lib.Model(image=COLOUR, video=config_lib.Video(num_frames=4))
 
 
@@ -41,21 +41,21 @@ def encoded(values, kind='PNG', **options):
   return file.getvalue()
 
 
-def wav(samples, rate, kind='WAV', subtype=None):
+def wav(samples, sample_rate, kind='WAV', subtype=None):
   file = io.BytesIO()
-  soundfile.write(file, samples, rate, format=kind, subtype=subtype)
+  soundfile.write(file, samples, sample_rate, format=kind, subtype=subtype)
   return file.getvalue()
 
 
-def tone(frequency, rate, seconds=0.5, level=0.5):
-  times = np.arange(round(rate * seconds)) / rate
+def tone(frequency, sample_rate, seconds=0.5, level=0.5):
+  times = np.arange(round(sample_rate * seconds)) / sample_rate
   return level * np.sin(2 * np.pi * frequency * times)
 
 
-def loudest(samples, rate):
+def loudest(samples, sample_rate):
   """The strongest frequency, Hz."""
   spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples))))
-  return spectrum.argmax() * rate / len(samples)
+  return spectrum.argmax() * sample_rate / len(samples)
 
 
 def film(count, height=16, width=24):
@@ -74,7 +74,7 @@ def gif(frames, **options):
 def mp4(frames, rotation=0, **options):
   file = io.BytesIO()
   with av.open(file, 'w', format='mp4', options=options) as container:
-    stream = container.add_stream('libx264', rate=10)
+    stream = container.add_stream('libx264', sample_rate=10)
     stream.height, stream.width = frames.shape[1:3]
     stream.pix_fmt, stream.options = 'yuv444p', {'qp': '0'}
     if rotation:
@@ -313,15 +313,15 @@ def test_samples_at_the_model_s_rate_are_not_changed():
   assert (found.values.dtype, found.size.dtype) == (np.int16, np.int32)
 
 
-@pytest.mark.parametrize('rate', [4000, 8000, 11025, 44100, 192_000])
+@pytest.mark.parametrize('sample_rate', [4000, 8000, 11025, 44100, 192_000])
 @pytest.mark.parametrize('kind', ['array', 'WAV', 'FLAC', 'OGG'])
-def test_a_tone_keeps_its_frequency_and_loudness(rate, kind):
-  if kind == 'OGG' and rate == 4000:
+def test_a_tone_keeps_its_frequency_and_loudness(sample_rate, kind):
+  if kind == 'OGG' and sample_rate == 4000:
     pytest.skip('Vorbis has no such rate')
-  value = samples = tone(700, rate, 0.4)
+  value = samples = tone(700, sample_rate, 0.4)
   if kind != 'array':
-    value = wav(samples, rate, kind)
-  found = media.audio(value, SOUND, rate=rate)
+    value = wav(samples, sample_rate, kind)
+  found = media.audio(value, SOUND, sample_rate=sample_rate)
   assert abs(found.size[0] - 3200) <= 1
   inside = found.values[200:3000] / 32768
   assert abs(loudest(inside, 8000) - 700) < 3
@@ -329,7 +329,7 @@ def test_a_tone_keeps_its_frequency_and_loudness(rate, kind):
 
 
 def test_what_is_above_the_new_rate_s_half_is_filtered():
-  found = media.audio(tone(5000, 44100), SOUND, rate=44100).values
+  found = media.audio(tone(5000, 44100), SOUND, sample_rate=44100).values
   assert np.abs(found[200:3800]).max() < 40  # An alias: at 3,000 Hz.
 
 
@@ -339,7 +339,7 @@ def test_of_a_long_sound_the_beginning_is_decoded():
   samples = np.round(samples * 32768).astype(np.int16)
   whole = soxr.resample(samples.astype(np.float32), 44100, 8000)
   for value in (samples, wav(samples, 44100)):
-    found = media.audio(value, SOUND, rate=44100)
+    found = media.audio(value, SOUND, sample_rate=44100)
     assert found.size.tolist() == [SOUND.num_samples]
     np.testing.assert_allclose(found.values, whole[: SOUND.num_samples], atol=1)
 
@@ -426,7 +426,7 @@ def test_what_is_no_sound_is_refused_with_a_short_reason(case):
 
 def test_a_sound_too_short_to_resample_is_empty():
   with pytest.raises(readers.UnusableError, match=r'^an empty sound$'):
-    media.audio(np.ones(1, np.int16), SOUND, rate=48000)
+    media.audio(np.ones(1, np.int16), SOUND, sample_rate=48000)
 
 
 # Videos.
@@ -673,7 +673,7 @@ def test_prepared_data_sets_are_read(name):
     assert found.size.tolist() == [side, side]
     assert found.values.std() > 5
     if name == 'stamps' and len(record['speech_fr']):
-      spoken = config_lib.Audio(rate=16000, seconds=1.0)
-      found = media.audio(record['speech_fr'], spoken, rate=8000)
+      spoken = config_lib.Audio(sample_rate=16000, seconds=1.0)
+      found = media.audio(record['speech_fr'], spoken, sample_rate=8000)
       assert found.size[0] == min(16000, 2 * len(record['speech_fr']))
       assert found.values.std() > 50

@@ -61,12 +61,12 @@ def test_tasks_of_a_config():
 
 def test_inputs_without_a_kind():
   own = task.parse('{image:a} and {audio:b} -> {image:c}')
-  left = own.without(['image'])
+  left = own.drop_kinds(['image'])
   assert kinds_and_values(left.sides[0]) == [
     ('literal', ' and '),
     ('audio', 'b'),
   ]
-  assert left.targets == own.targets and own.without(()) == own
+  assert left.targets == own.targets and own.drop_kinds(()) == own
 
 
 def test_the_most_media_of_a_kind():

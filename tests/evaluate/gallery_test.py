@@ -63,7 +63,7 @@ def test_a_video_is_a_filmstrip(tmp_path):
   video = np.stack([plain(colour, 8, 8) for colour in colours])
   picture, sound = plain((250, 0, 0), 8, 8), np.ones(900)
   items = [picture, video, picture, sound]
-  assert gallery.write(path, items, ['x'] * 4, rate=8000)
+  assert gallery.write(path, items, ['x'] * 4, sample_rate=8000)
   assert shows(path, (250, 0, 0))[0] > 2000
   columns = [shows(path, colour)[1] for colour in colours]
   assert columns == sorted(columns)
@@ -71,12 +71,12 @@ def test_a_video_is_a_filmstrip(tmp_path):
   assert gallery.filmstrip(np.repeat(video, 9, 0)).shape[1] == 12 * 9 - 1
 
 
-@pytest.mark.parametrize('rate', [4000, 8000, 44100])
-def test_a_spectrogram_shows_a_tone_where_it_is(rate):
-  times = np.arange(rate) / rate
+@pytest.mark.parametrize('sample_rate', [4000, 8000, 44100])
+def test_a_spectrogram_shows_a_tone_where_it_is(sample_rate):
+  times = np.arange(sample_rate) / sample_rate
   tone = np.where(times < 0.5, 300, 1500)
   samples = 9000 * np.sin(2 * np.pi * tone * times)
-  values, step = gallery.spectrogram(samples, rate)
+  values, step = gallery.spectrogram(samples, sample_rate)
   loudest = values.argmax(0) * step
   half = len(loudest) // 2
   assert (np.abs(loudest[2 : half - 3] - 300) <= step).all()
@@ -88,7 +88,9 @@ def test_a_spectrogram_shows_a_tone_where_it_is(rate):
 )
 def test_silence_and_a_single_sample_are_drawn(samples, tmp_path):
   assert np.isfinite(gallery.spectrogram(samples, 8000)[0]).all()
-  assert gallery.write(tmp_path / 'page.png', [samples], ['short'], rate=8000)
+  assert gallery.write(
+    tmp_path / 'page.png', [samples], ['short'], sample_rate=8000
+  )
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_more_draws_come_nearer_from_above(prior):
   found = measured(model, collapsed, batches)
   assert found['active_units'] == 0
   if prior == 'normal':
-    assert found['rate'] == pytest.approx(0, abs=1e-6)
+    assert found['kl'] == pytest.approx(0, abs=1e-6)
   assert found['mi'] == pytest.approx(0, abs=1e-4)
 
 

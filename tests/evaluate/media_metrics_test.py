@@ -113,7 +113,7 @@ def paint_as(records, shift, monkeypatch):
       index = (photo.WORDS.index(own.text) + shift) % len(photo.WORDS)
       same = [values for word, values in records if word == photo.WORDS[index]]
       found.append(
-        media_generation.Painting(
+        media_generation.MediaSample(
           own.text, same[i % len(same)], np.zeros((4, 3))
         )
       )

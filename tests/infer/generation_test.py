@@ -31,9 +31,9 @@ KINDS = {
       'no {word} -> {image:picture}',
     )
   },
-  'without': {
+  'drop_kinds': {
     'tasks': ('a {image:picture} and {audio:sound} -> {word}',),
-    'without': ('image',),
+    'drop_kinds': ('image',),
   },
 }
 OBJECTIVES = ('causal', 'prefix', 'seq2seq')
@@ -196,7 +196,7 @@ def forward(model, params, batch):
 @functools.partial(jax.jit, static_argnums=0)
 def posterior(model, params, batch):
   apply = functools.partial(model.apply, {'params': params})
-  return apply(apply(batch, method='source'), method='posterior')
+  return apply(apply(batch, method='encoder_inputs'), method='posterior')
 
 
 @functools.partial(jax.jit, static_argnums=0)

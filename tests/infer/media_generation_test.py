@@ -91,7 +91,7 @@ def test_each_z_is_the_mean_of_the_likeliest_normal(drawn):
       memory = None
       if encoder is not None:
         memory, _ = module.encode(encoder)
-      soft = module.perception.imagine('image', z_1NZ)
+      soft = module.perception.embed_latents('image', z_1NZ)
       soft = jnp.pad(soft, ((0, 0), (first, 0), (0, 0)))
       prefix = jnp.arange(decoder.tokens.shape[1])[None] < first
       x, _, _ = module.decode_hidden(
@@ -142,13 +142,13 @@ def test_guidance_leaves_the_rest_as_it_is(drawn):
 
 def test_a_sound_and_its_twin_without_inputs_end_together(drawn, monkeypatch):
   """However long the inputs are: or nothing would guide the end of a sound."""
-  render, states = media_generation.Painter.render, []
+  decode_latents, states = media_generation.MediaDecoder.decode_latents, []
 
   def kept(painter, params, state):
     states.append(state)
-    return render(painter, params, state)
+    return decode_latents(painter, params, state)
 
-  monkeypatch.setattr(media_generation.Painter, 'render', kept)
+  monkeypatch.setattr(media_generation.MediaDecoder, 'decode_latents', kept)
   paint(drawn, kind='audio', count=8, temperature=1.0, guidance=1.0)
   (state,) = states
   own_B, twin_B = np.split(np.asarray(state.lengths - state.starts), 2)
@@ -198,7 +198,7 @@ def test_rendering_is_the_autoencoders(drawn):
   decoded = model.apply(
     {'params': params},
     found.z[None],
-    method=lambda module, z: module.perception.render('image', z, None),
+    method=lambda module, z: module.perception.decode_latents('image', z, None),
   )
   pixels = np.clip(np.round((np.asarray(decoded)[0] + 1) * 127.5), 0, 255)
   assert np.abs(pixels - found.values).max() <= 1

@@ -14,12 +14,12 @@ from gemini_jax.infer import waveform
 from gemini_jax.layers import spectrogram
 
 FIELDS = {
-  'rate': 8000,
+  'sample_rate': 8000,
   'window_samples': 200,
   'hop_samples': 80,
   'num_mels': 64,
-  'low': 20.0,
-  'high': 4000.0,
+  'f_min': 20.0,
+  'f_max': 4000.0,
 }
 N = 8000
 log_mel = jax.jit(spectrogram.log_mel, static_argnames=tuple(FIELDS))
@@ -110,7 +110,13 @@ def test_the_picture_shows_the_tone_where_it_is(tmp_path, found):
 
   path = tmp_path / 'chirp.png'
   waveform.write_spectrogram(
-    path, found, rate=8000, hop_samples=80, low=20.0, high=4000.0, title='chirp'
+    path,
+    found,
+    sample_rate=8000,
+    hop_samples=80,
+    f_min=20.0,
+    f_max=4000.0,
+    title='chirp',
   )
   # Left of the bar of colours.
   pixels = matplotlib.image.imread(path)[40:320, 80:560, :3].sum(axis=-1)
@@ -129,5 +135,10 @@ def test_a_missing_library_is_named(library, tmp_path, found, monkeypatch):
     if library == 'soundfile':
       waveform.write_wav(tmp_path / 'x.wav', np.zeros(8), 8000)
     waveform.write_spectrogram(
-      tmp_path / 'x.png', found, rate=8000, hop_samples=80, low=20.0, high=4e3
+      tmp_path / 'x.png',
+      found,
+      sample_rate=8000,
+      hop_samples=80,
+      f_min=20.0,
+      f_max=4e3,
     )

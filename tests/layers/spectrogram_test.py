@@ -13,20 +13,20 @@ from gemini_jax import config as config_lib
 from gemini_jax.layers import spectrogram
 
 NARROW = {
-  'rate': 8000,
+  'sample_rate': 8000,
   'window_samples': 200,
   'hop_samples': 80,
   'num_mels': 40,
-  'low': 20.0,
-  'high': 4000.0,
+  'f_min': 20.0,
+  'f_max': 4000.0,
 }
 WIDE = NARROW | {
-  'rate': 22_050,
+  'sample_rate': 22_050,
   'window_samples': 551,
   'hop_samples': 220,
   'num_mels': 64,
-  'low': 50.0,
-  'high': 9000.0,
+  'f_min': 50.0,
+  'f_max': 9000.0,
 }
 
 
@@ -35,8 +35,8 @@ mel_power = jax.jit(spectrogram.mel_power, static_argnames=tuple(NARROW))
 log_mel = jax.jit(spectrogram.log_mel, static_argnames=tuple(NARROW))
 
 
-def tone(hz, rate, size, amplitude=0.5):
-  return amplitude * np.sin(2 * np.pi * hz * np.arange(size) / rate)
+def tone(hz, sample_rate, size, amplitude=0.5):
+  return amplitude * np.sin(2 * np.pi * hz * np.arange(size) / sample_rate)
 
 
 def power_by_librosa(samples_N, fields):
@@ -48,7 +48,7 @@ def power_by_librosa(samples_N, fields):
   before = (window - hop) // 2 + (size - window) // 2
   power_MF = librosa.feature.melspectrogram(
     y=np.pad(samples_N.astype(np.float64), (before, size)),
-    sr=fields['rate'],
+    sr=fields['sample_rate'],
     n_fft=size,
     win_length=window,
     hop_length=hop,
@@ -56,8 +56,8 @@ def power_by_librosa(samples_N, fields):
     window='hann',
     power=2.0,
     n_mels=fields['num_mels'],
-    fmin=fields['low'],
-    fmax=fields['high'],
+    fmin=fields['f_min'],
+    fmax=fields['f_max'],
     norm=1,
   )
   squares = np.sum(librosa.filters.get_window('hann', window) ** 2)
@@ -70,7 +70,7 @@ def test_it_is_that_of_librosa(fields, sound):
   size = fields['hop_samples'] * 9 + 33
   samples_N = np.asarray(toy.normal((size,), scale=0.2))
   if sound == 'tone':
-    samples_N = tone(1234.5, fields['rate'], size)
+    samples_N = tone(1234.5, fields['sample_rate'], size)
   expected_FM = power_by_librosa(samples_N, fields)
   samples_N = jnp.asarray(samples_N, jnp.float32)
   actual_FM = mel_power(samples_N, **fields)

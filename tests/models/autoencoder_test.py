@@ -175,7 +175,7 @@ def test_losses_are_their_formulas():
   )
   rates = 0.5 * (mean**2 + np.exp(log_var) - 1 - log_var).mean(axis=0)
   gap = made - true
-  loud, said = np.exp(true), np.exp(made)
+  loud, outputs = np.exp(true), np.exp(made)
   want = {
     'l1': np.abs(gap).mean(),
     'kl': rates.sum(),
@@ -183,7 +183,7 @@ def test_losses_are_their_formulas():
       np.abs(np.diff(gap, axis=0)).mean() + np.abs(np.diff(gap, axis=1)).mean()
     )
     / 2,
-    'spectral': np.linalg.norm(said - loud) / np.linalg.norm(loud),
+    'spectral': np.linalg.norm(outputs - loud) / np.linalg.norm(loud),
   }
   assert terms.keys() == want.keys()
   for name, value in want.items():

@@ -74,7 +74,7 @@ def test_examples_are_alike_by_what_they_read_or_write():
 def test_sides_end_with_zeros(path):
   """As long as each other, whatever stands in the padding."""
   batch = batches(path, READS)[0]
-  read, written = contrast.sides(batch)
+  read, written = contrast.pair_tokens(batch)
   assert batch.encoder is not None
   assert read.shape == written.shape
   for tokens, own, real in (
@@ -115,7 +115,7 @@ def test_media_with_layers_of_their_own_are_compared(path):
   model = gemini.Gemini(config)
   shapes = jax.eval_shape(
     lambda params, batch: model.apply(
-      {'params': params}, batch, method='sides'
+      {'params': params}, batch, method='pair_vectors'
     ),
     jax.eval_shape(lambda: gemini.init_params(model, jax.random.key(0))),
     batches(path, READS)[0],
@@ -127,7 +127,7 @@ def test_padding_has_no_say(path, drawn):
   model, params = drawn
   batch = batches(path, READS, HEARS, PAINTS)[0]
   sides = jax.jit(
-    lambda batch: model.apply({'params': params}, batch, method='sides')
+    lambda batch: model.apply({'params': params}, batch, method='pair_vectors')
   )
   found = sides(batch)
   assert batch.encoder is not None
@@ -170,7 +170,7 @@ def test_the_loss_draws_sides_together(path):
   loss, count = terms['contrastive']
   assert count == 6
   np.testing.assert_allclose(with_it - without, loss / count, rtol=1e-4)
-  sides = jax.jit(functools.partial(model.apply, method='sides'))(
+  sides = jax.jit(functools.partial(model.apply, method='pair_vectors'))(
     {'params': params}, batch
   )
   # Who has the same word is no negative.
@@ -201,7 +201,7 @@ def test_retrieval_counts_what_says_the_same(path):
       words_B = batch.targets[:, :3].sum(axis=1)
       angles = words_B.astype(float) if of_word else 0.0 * words_B
       vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-      return vectors, vectors, *contrast.sides(batch)
+      return vectors, vectors, *contrast.pair_tokens(batch)
 
     values = retrieval.measure(step, None, batches(path, READS), IDS, 100)
     found[name] = values

@@ -60,8 +60,10 @@ def test_without_temperature_draws_are_means():
   np.testing.assert_allclose(gaps, 0, atol=1e-6)
 
 
-def said(rate_BZ, multiplier=0.7):
-  return latent.Said(jnp.asarray(rate_BZ, jnp.float32), jnp.asarray(multiplier))
+def kl_terms(kl_BZ, multiplier=0.7):
+  return latent.KLTerms(
+    jnp.asarray(kl_BZ, jnp.float32), jnp.asarray(multiplier)
+  )
 
 
 RATES = [[0.1, 2.0], [0.3, 1.0], [9.0, 9.0]]
@@ -70,20 +72,24 @@ REAL = np.array([1.0, 1.0, 0.0], np.float32)
 
 def test_free_bits_are_free_by_the_batch():
   """Rows that do not count have no say."""
-  terms = said(RATES).terms(REAL, 2, config_lib.Bottleneck(free_bits=0.5))
+  terms = kl_terms(RATES).loss_terms(
+    REAL, 2, config_lib.KLAnnealing(free_bits=0.5)
+  )
   rate, losses = terms
   assert float(rate) == pytest.approx(3.4)
   # The first dim says 0.4 < 2 * 0.5 in both rows, the second 3.
   assert float(losses['kl']) == pytest.approx(1.0 + 3.0)
-  assert losses['min_rate'] == 0
-  plain = said(RATES).terms(REAL, 2, config_lib.Bottleneck(free_bits=0.0))[1]
+  assert losses['min_kl'] == 0
+  plain = kl_terms(RATES).loss_terms(
+    REAL, 2, config_lib.KLAnnealing(free_bits=0.0)
+  )[1]
   assert float(plain['kl']) == pytest.approx(3.4)
 
 
 def test_what_is_free_has_no_gradient():
-  def kl(rate_BZ, free_bits):
-    bottleneck = config_lib.Bottleneck(free_bits=free_bits)
-    return said(rate_BZ).terms(REAL, 2, bottleneck)[1]['kl']
+  def kl(kl_BZ, free_bits):
+    kl_annealing = config_lib.KLAnnealing(free_bits=free_bits)
+    return kl_terms(kl_BZ).loss_terms(REAL, 2, kl_annealing)[1]['kl']
 
   grad = jax.grad(kl)(jnp.asarray(RATES), 0.5)
   np.testing.assert_array_equal(grad, [[0, 1], [0, 1], [0, 0]])
@@ -94,11 +100,13 @@ def test_the_multiplier_rises_while_z_says_too_little(rate):
   """Descent: the model is pushed to a rate of 1, the multiplier weighs it."""
 
   def loss(rate, multiplier):
-    bottleneck = config_lib.Bottleneck(
-      min_rate=1.0, schedule='constant', free_bits=0.0
+    kl_annealing = config_lib.KLAnnealing(
+      min_kl=1.0, schedule='constant', free_bits=0.0
     )
-    terms = said([[rate]], multiplier).terms(np.ones(1), 1, bottleneck)
-    return terms[1]['min_rate']
+    terms = kl_terms([[rate]], multiplier).loss_terms(
+      np.ones(1), 1, kl_annealing
+    )
+    return terms[1]['min_kl']
 
   by_rate, by_multiplier = jax.grad(loss, (0, 1))(rate, 0.7)
   assert by_rate == pytest.approx(-0.7)
@@ -165,17 +173,17 @@ def test_the_loss_is_the_bound():
   @jax.jit
   def measured(params):
     apply = lambda *args, **kw: made.apply({'params': params}, *args, **kw)
-    source = apply(batch, method='source')
+    source = apply(batch, method='encoder_inputs')
     posterior = apply(source, method='posterior')
     row_B = apply(batch, posterior.mean, method='log_likelihood')
     sums, aux = apply(batch, method='sums')
     return sums, aux, row_B, posterior.divergence()
 
-  sums, aux, row_B, rate_BZ = measured(params)
-  rate = float(rate_BZ[:2].sum())
+  sums, aux, row_B, kl_BZ = measured(params)
+  rate = float(kl_BZ[:2].sum())
   assert float(sums.loss) == pytest.approx(rate - float(row_B.sum()), rel=1e-5)
   assert float(sums.objective) == pytest.approx(-float(row_B.sum()), rel=1e-5)
-  assert float(sums.terms['rate']) == pytest.approx(rate, rel=1e-5)
+  assert float(sums.terms['kl']) == pytest.approx(rate, rel=1e-5)
   assert float(sums.terms['sequences']) == 2
   total = float(aux['kl'] * sums.weight)
   assert total == pytest.approx(rate, rel=1e-5)
@@ -205,7 +213,7 @@ def test_word_dropout_hides_input_tokens_but_the_first():
         {'params': params | {'token': {'embedding': table}}},
         batch.replace(encoder=toy.sequence(rows=1, seed=9)),
         deterministic=False,
-        bottleneck=config_lib.Bottleneck(word_dropout=0.999),
+        kl_annealing=config_lib.KLAnnealing(word_dropout=0.999),
         rngs={'dropout': key, 'latent': key},
         method='sums',
       )

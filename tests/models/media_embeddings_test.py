@@ -138,8 +138,8 @@ def test_the_written_loss_is_that_of_the_mixture(model, params, sums):
   assert aux['media_nll'] == pytest.approx(float(total) / weight, rel=1e-5)
 
   def by_hand(module, batch):
-    seen = module.perceive(batch.decoder.media, deterministic=False)
-    soft_BTD = module.place(batch.decoder, seen)
+    seen = module.encode_media(batch.decoder.media, deterministic=False)
+    soft_BTD = module.scatter_soft_tokens(batch.decoder, seen)
     x_BTD, _, _ = module.decode_hidden(batch.decoder, soft_BTD=soft_BTD)
     density = module.perception.density('image', x_BTD[:, :4])
     z = seen.z['image']

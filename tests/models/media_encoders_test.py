@@ -44,7 +44,7 @@ BY_CASE = pytest.mark.parametrize(('kind', 'case'), EVERY)
 @functools.cache
 def config_of(case, frame_tokens=0, num_frames=3, **fields):
   image = {'height': H, 'width': W, 'patch': SIDE, 'channels': 1}
-  audio = {'rate': 8000, 'seconds': 0.24, 'num_mels': BANDS, 'patch': 4}
+  audio = {'sample_rate': 8000, 'seconds': 0.24, 'num_mels': BANDS, 'patch': 4}
   return toy.model(
     image=config_lib.Image(**image, **PICTURES[case]),
     audio=config_lib.Audio(**audio, **CASES.get(case, {})),

@@ -48,7 +48,7 @@ def test_density_of_the_head_is_the_formula():
   """In numpy, in double precision, component by component."""
   head, params = head_and_params()
   x_BTD, z_BTZ = toy.normal((B, T, D), 3), toy.normal((B, T, Z), 4)
-  said = apply(head, params, x_BTD)
+  outputs = apply(head, params, x_BTD)
   linear = params['mixture']
   kernel = np.asarray(linear['kernel'], np.float64)
   raw = np.einsum('BTD,DCP->BTCP', np.asarray(x_BTD, np.float64), kernel)
@@ -59,14 +59,18 @@ def test_density_of_the_head_is_the_formula():
   gap = (np.asarray(z_BTZ)[..., None, :] - raw[..., 1 : 1 + Z]) / std
   each = np.exp(-0.5 * gap**2) / (std * np.sqrt(2 * np.pi))
   want = np.log((weights * each.prod(axis=-1)).sum(axis=-1))
-  np.testing.assert_allclose(said.log_prob(z_BTZ), want, rtol=1e-4, atol=1e-4)
-  assert said.log_prob(z_BTZ).dtype == jnp.float32
+  np.testing.assert_allclose(
+    outputs.log_prob(z_BTZ), want, rtol=1e-4, atol=1e-4
+  )
+  assert outputs.log_prob(z_BTZ).dtype == jnp.float32
 
 
 def test_a_bfloat16_input_is_computed_in_float32():
   head, params = head_and_params()
-  said = apply(head, params, toy.normal((B, T, D)).astype(jnp.bfloat16))
-  assert {leaf.dtype for leaf in jax.tree.leaves(said)} == {np.dtype('float32')}
+  outputs = apply(head, params, toy.normal((B, T, D)).astype(jnp.bfloat16))
+  assert {leaf.dtype for leaf in jax.tree.leaves(outputs)} == {
+    np.dtype('float32')
+  }
 
 
 def test_draws_have_the_moments_of_the_mixture():
@@ -176,9 +180,9 @@ def test_densities_of_dead_dims_are_bounded():
   params = jax.tree.map(lambda leaf: 0 * leaf, params)
   bias = params['mixture']['bias'].at[:, 1 + Z :].set(-1e6)
   params['mixture']['bias'] = bias
-  said = apply(head, params, jnp.zeros((B, T, D)))
+  outputs = apply(head, params, jnp.zeros((B, T, D)))
   most = Z * (4 - 0.5 * np.log(2 * np.pi))
-  np.testing.assert_allclose(said.log_prob(jnp.zeros((B, T, Z))), most, 1e-5)
+  np.testing.assert_allclose(outputs.log_prob(jnp.zeros((B, T, Z))), most, 1e-5)
 
 
 def test_one_program_serves_all_temperatures_and_weights():

@@ -71,18 +71,24 @@ def test_evaluation_draws_the_same_for_the_same_batch():
   ('fields', 'expected'),
   [
     ({'schedule': 'constant'}, [1, 1, 1, 1, 1]),
-    ({'schedule': 'monotonic', 'ramp': 0.5}, [0, 0.5, 1, 1, 1]),
-    ({'cycles': 2, 'ramp': 0.5}, [0, 1, 0, 1, 0]),
-    ({'cycles': 2, 'off': 0.5, 'ramp': 0.5}, [0, 0, 0, 0, 0]),
-    ({'cycles': 1, 'off': 0.25, 'ramp': 0.5}, [0, 0, 0.5, 1, 0]),
-    ({'schedule': 'constant', 'autoencode': 0.5}, [0, 0, 1, 1, 1]),
-    ({'schedule': 'monotonic', 'autoencode': 0.5}, [0, 0, 0, 1, 1]),
+    ({'schedule': 'monotonic', 'ramp_fraction': 0.5}, [0, 0.5, 1, 1, 1]),
+    ({'cycles': 2, 'ramp_fraction': 0.5}, [0, 1, 0, 1, 0]),
+    (
+      {'cycles': 2, 'zero_fraction': 0.5, 'ramp_fraction': 0.5},
+      [0, 0, 0, 0, 0],
+    ),
+    (
+      {'cycles': 1, 'zero_fraction': 0.25, 'ramp_fraction': 0.5},
+      [0, 0, 0.5, 1, 0],
+    ),
+    ({'schedule': 'constant', 'pretrain_fraction': 0.5}, [0, 0, 1, 1, 1]),
+    ({'schedule': 'monotonic', 'pretrain_fraction': 0.5}, [0, 0, 0, 1, 1]),
   ],
 )
 def test_the_course_of_the_kl_term(fields, expected):
   """At 0, 25, 50, 75 and 100 of 100 steps."""
-  bottleneck = config_lib.Bottleneck(**fields)
+  kl_annealing = config_lib.KLAnnealing(**fields)
   found = [
-    losses.kl_course(bottleneck, 100, step) for step in range(0, 101, 25)
+    losses.kl_schedule(kl_annealing, 100, step) for step in range(0, 101, 25)
   ]
   np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -406,7 +406,7 @@ def compiled(name, accumulation_steps=1, kind='plain'):
   """(makes the first state, the state's places, one update by its number)."""
   fields = FIELDS | KINDS[kind]
   if name == 'ring':
-    fields = fields | {'over_sequence': 'ring'}
+    fields = fields | {'context_parallel': 'ring'}
   config = configure(fields, accumulation_steps=accumulation_steps)
   mesh = make_mesh(**(MESHES | EXPERT_MESHES)[name])
   model, optimizer, abstract = abstract_state(mesh, config)
@@ -540,7 +540,7 @@ def test_a_mesh_does_not_change_a_run_with_a_latent(name):
   """The noise of z, too, is that of one device."""
   batch = trained(name, kind='latent')[3]
   assert not batch.targets.sharding.is_fully_replicated
-  assert_same_run(name, 'latent', ('rate', 'loss', 'grad_norm'), rel=1e-4)
+  assert_same_run(name, 'latent', ('kl', 'loss', 'grad_norm'), rel=1e-4)
 
 
 @pytest.mark.parametrize(

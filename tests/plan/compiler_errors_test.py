@@ -175,11 +175,11 @@ def test_another_reason_is_one_line_and_exit_code_1(
 ):
   file = tiny.experiment(tmp_path, *EXPERIMENT)
   message = 'INTERNAL: Mosaic failed to compile TPU kernel: no.\n\nThe MLIR'
-  for said in (message, VMEM, INVALID):
-    stop(monkeypatch, jax.errors.JaxRuntimeError(said))
+  for told in (message, VMEM, INVALID):
+    stop(monkeypatch, jax.errors.JaxRuntimeError(told))
     assert tiny.run(file, tmp_path / 'run', mode='plan') == 1
     assert capsys.readouterr().err == (
-      f'error: the compiler refuses the train step: {said.splitlines()[0]}\n'
+      f'error: the compiler refuses the train step: {told.splitlines()[0]}\n'
     )
     assert not (tmp_path / 'run').exists()
 

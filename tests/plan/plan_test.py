@@ -39,7 +39,7 @@ def measured():
   return compile_lib.measure(CONFIG, jax.devices())
 
 
-def on_first(tree):
+def on_first_device(tree):
   """Bytes that the arrays of a tree have on the first device."""
   first = jax.devices()[0]
   return sum(
@@ -60,13 +60,13 @@ def test_bytes_of_the_state_and_the_batch_are_those_of_arrays(measured):
       ),
       compile_lib.abstract_batch(CONFIG, measured.mesh),
     )
-  said = measured.train.arguments
-  assert said['parameters'] == on_first(state.params)
-  assert said['optimizer'] == on_first(state.opt_state)
-  assert said['batch'] == on_first(batch)
+  outputs = measured.train.arguments
+  assert outputs['parameters'] == on_first_device(state.params)
+  assert outputs['optimizer'] == on_first_device(state.opt_state)
+  assert outputs['batch'] == on_first_device(batch)
   # Far less than all of it: the plan knows that it is split.
   whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
-  assert said['parameters'] < whole / 3
+  assert outputs['parameters'] < whole / 3
 
 
 def test_the_peak_is_what_the_compiled_step_needs(measured):

@@ -95,7 +95,9 @@ def learned():
 
 def wish(weight=1.0, value='positive'):
   place = learned().values.index(value)
-  return latent_steering.Wish((learned(),), (place,), jnp.full(1, weight))
+  return latent_steering.AttributeTarget(
+    (learned(),), (place,), jnp.full(1, weight)
+  )
 
 
 def plain():

@@ -60,7 +60,7 @@ def learned():
 def wish(weight=1.0, **wanted):
   models = [learned()[name] for name in wanted]
   places = zip(models, wanted.values(), strict=True)
-  return latent_steering.Wish(
+  return latent_steering.AttributeTarget(
     tuple(models),
     tuple(model.values.index(value) for model, value in places),
     jnp.full(len(models), weight),
@@ -135,7 +135,7 @@ def test_an_attribute_that_z_does_not_tell_moves_nothing():
   )
   moments = np.zeros(Z), np.ones(Z)
   model = attribute_classifier.fit(features, labels, ['tone'], moments)['tone']
-  told = latent_steering.Wish((model,), (1,), jnp.ones(1))
+  told = latent_steering.AttributeTarget((model,), (1,), jnp.ones(1))
   start_NZ = draws()
   for found_NZ in (
     latent_steering.ode(told, STANDARD, start_NZ, keys(), correct=False),

@@ -404,17 +404,17 @@ def test_another_course_is_announced(done, file, tmp_path, capsys):
   longer = 'train.num_steps=21', 'optimizer.schedule=cosine'
   assert tiny.run(file, workdir, *longer) == 0
   out = capsys.readouterr().out
-  said = re.search(
+  outputs = re.search(
     r'the learning rate at step 21 is (\S+); the run before would have had '
     r'(\S+)\n',
     out,
   )
-  assert said, out
+  assert outputs, out
   rates = [line.get('train/learning_rate') for line in tiny.metrics(workdir)]
-  assert float(said[1]) == pytest.approx(
+  assert float(outputs[1]) == pytest.approx(
     [rate for rate in rates if rate is not None][-1], rel=1e-4
   )
-  assert said[1] != said[2]
+  assert outputs[1] != outputs[2]
   # The same config goes on as planned.
   shutil.rmtree(workdir / 'checkpoints' / '00000021')
   assert tiny.run(file, done[0], "eval.samples=('one two',)") == 0

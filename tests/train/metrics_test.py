@@ -167,7 +167,7 @@ EXTRA = {
   'images': {'image': {'height': 32, 'width': 32, 'num_layers': 2}},
   'convolutions': {'image': {'height': 32, 'width': 32, 'num_blocks': 2}},
   'resampler': {'image': {'height': 32, 'width': 32, 'num_tokens': 4}},
-  'sounds': {'audio': {'rate': 1000, 'num_mels': 8, 'num_layers': 1}},
+  'sounds': {'audio': {'sample_rate': 1000, 'num_mels': 8, 'num_layers': 1}},
   'videos': {
     'image': {'height': 16, 'width': 16, 'num_layers': 1},
     'video': {'num_frames': 3, 'frame_tokens': 1},
@@ -175,7 +175,7 @@ EXTRA = {
   'autoencoders': {
     'architecture': 'encoder_decoder',
     'image': {'height': 32, 'width': 32, 'autoencoder': {'dim': 4}},
-    'audio': {'rate': 1000, 'num_mels': 8, 'autoencoder': {'dim': 4}},
+    'audio': {'sample_rate': 1000, 'num_mels': 8, 'autoencoder': {'dim': 4}},
   },
 }
 

@@ -117,8 +117,8 @@ def test_what_may_change_and_what_may_not(config, tmp_path, caplog):
     caplog.clear()
     with caplog.at_level(logging.INFO):
       run_lib.open_run(changed, tmp_path / 'run', create=False)
-    said = f'{path} was ' in caplog.text
-    assert said == (not path.startswith('generate'))
+    outputs = f'{path} was ' in caplog.text
+    assert outputs == (not path.startswith('generate'))
   for path, value in (
     ('model.num_heads', 4),
     ('model.activation', 'silu'),

@@ -326,13 +326,13 @@ def test_a_batch_without_weight_is_harmless():
 
 
 @functools.cache
-def latent_parts(bottleneck=()):
+def latent_parts(kl_annealing=()):
   """(step function, a state) of a model with a latent, of 10 steps."""
   config = tiny.config(
     model={'latent': {'dim': 3}},
     data={'pack': False, 'batch_size': 4},
     optimizer={'schedule': 'constant', 'name': 'adamw'},
-    train={'num_steps': 10, 'bottleneck': dict(bottleneck)},
+    train={'num_steps': 10, 'kl_annealing': dict(kl_annealing)},
   )
   network = gemini.Gemini(config.model)
   rule = optimizer_lib.make_optimizer(config.optimizer, 10)
@@ -347,7 +347,7 @@ def latent_parts(bottleneck=()):
 
 def test_the_decoder_starts_anew_once():
   """The encoder and the tokens stay; so do the moments of what stays."""
-  step, state = latent_parts((('autoencode', 0.2),))
+  step, state = latent_parts((('pretrain_fraction', 0.2),))
   batch = toy.batch(rows=4)
   for index in range(2):
     state, _ = step(state, batch, index)
@@ -381,7 +381,7 @@ def test_the_reset_leaves_decoders_of_media_alone():
     },
     data={'pack': False},
     optimizer={'name': 'adafactor', 'ema_decay': 0.9},
-    train={'num_steps': 10, 'bottleneck': {'autoencode': 0.2}},
+    train={'num_steps': 10, 'kl_annealing': {'pretrain_fraction': 0.2}},
   )
   network = gemini.Gemini(config.model)
   rule = optimizer_lib.make_optimizer(config.optimizer, 10)
@@ -410,18 +410,20 @@ def test_the_reset_leaves_decoders_of_media_alone():
 
 def test_the_kl_term_follows_its_course():
   """While it is off the rate is reported all the same."""
-  step, state = latent_parts((('schedule', 'monotonic'), ('ramp', 0.5)))
+  step, state = latent_parts(
+    (('schedule', 'monotonic'), ('ramp_fraction', 0.5))
+  )
   batch, weights, rates = toy.batch(rows=4), [], []
   for index in range(7):
     state, metrics = step(state, batch, index)
     weights.append(float(metrics['kl_weight']))
-    rates.append(float(metrics['rate']))
+    rates.append(float(metrics['kl']))
   np.testing.assert_allclose(weights, [0, 0.2, 0.4, 0.6, 0.8, 1, 1], atol=1e-6)
   assert min(rates) > 0 and len(set(rates)) == 7
 
 
 def test_the_multiplier_grows_where_z_says_too_little():
-  step, state = latent_parts((('min_rate', 50.0), ('schedule', 'constant')))
+  step, state = latent_parts((('min_kl', 50.0), ('schedule', 'constant')))
   before = float(state.params['latent']['multiplier'])
   for index in range(3):
     state, _ = step(state, toy.batch(rows=4), index)
