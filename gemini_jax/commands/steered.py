@@ -32,7 +32,7 @@ from gemini_jax import command
 from gemini_jax import config as config_lib
 from gemini_jax.checkpoint import checkpointer
 from gemini_jax.commands import comparison
-from gemini_jax.data import loader
+from gemini_jax.data import loader, splits
 from gemini_jax.evaluate import text_classifier
 from gemini_jax.infer import generation
 from gemini_jax.parallel import sharding
@@ -219,7 +219,7 @@ def _labelled(
 ) -> Known:
   """Texts of a split with a value of the attribute."""
   try:
-    found = loader.labelled(config, split, _MOST_TAUGHT, options.seed)
+    found = splits.labelled(config, split, _MOST_TAUGHT, options.seed)
   except config_lib.ConfigError as error:
     raise config_lib.ConfigError(f'{workdir}: {error}') from error
   known = [

@@ -24,8 +24,8 @@ import numpy as np
 
 from gemini_jax import config as config_lib
 from gemini_jax import host
-from gemini_jax.data import readers, transforms
 from gemini_jax.data import tokenizer as tokenizer_lib
+from gemini_jax.data import transforms, unusable
 
 # Part of every key: raise it when the content of the files changes.
 _VERSION = 3
@@ -34,7 +34,7 @@ _BUFFER_TOKENS = 1 << 20
 
 # Gives examples and a note; counts what can be used and what cannot.
 ForwardOutput = Callable[
-  [readers.Tally], tuple[Iterable[transforms.Example], str]
+  [unusable.Tally], tuple[Iterable[transforms.Example], str]
 ]
 
 
@@ -59,7 +59,7 @@ class Corpus:
   firsts: np.ndarray
   sizes: np.ndarray
   origins: np.ndarray
-  tally: readers.Tally
+  tally: unusable.Tally
   unknown: int
   note: str
   digest: str
@@ -130,7 +130,7 @@ def _writing(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _write(work, read, tokenizer, placeholders):
-  tally = readers.Tally()
+  tally = unusable.Tally()
   largest = max(tokenizer.vocab_size - 1, *placeholders.values(), 0)
   dtype = np.uint16 if largest < 1 << 16 else np.uint32
   offsets, firsts, sizes, origins = (array.array('q') for _ in range(4))
@@ -252,7 +252,7 @@ def _corpus(path: pathlib.Path, meta: dict[str, Any]) -> Corpus:
     firsts=np.fromfile(path / 'firsts.bin', np.int64),
     sizes=np.fromfile(path / 'sizes.bin', np.int64),
     origins=np.fromfile(path / 'origins.bin', np.int64),
-    tally=readers.Tally(
+    tally=unusable.Tally(
       meta['usable'],
       meta['absent'],
       collections.Counter(meta['unusable']),

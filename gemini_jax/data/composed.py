@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gemini_jax import config as config_lib
-from gemini_jax.data import media, readers
+from gemini_jax.data import image, prepared, readers
 
 # Random numbers of a record of one split are not those of another's.
 _SPLITS = {'train': 0, 'test': 1}
@@ -48,7 +48,7 @@ def digits(where: str, config: config_lib.Data) -> readers.Rows:
   datasets = config_lib.optional(
     'sklearn.datasets', 'pictures of digits are of scikit-learn', 'judge'
   )
-  sounds = readers.tfds('spoken_digit', where, config)
+  sounds = prepared.read('spoken_digit', where, config)
   known = datasets.load_digits()
   images, labels = np.asarray(known['images']), np.asarray(known['target'])
   own = (np.arange(len(images)) % _FOLDS == _FOLDS - 1) == (where == 'test')
@@ -113,7 +113,7 @@ def moving(where: str, config: config_lib.Data) -> readers.Rows:
     option in ('', 'shuffled'),
     f'write moving:{split} or moving:{split},shuffled',
   )
-  clothes = readers.tfds('fashion_mnist', split, config)
+  clothes = prepared.read('fashion_mnist', split, config)
   records = _Moving(_SPLITS[split], clothes.records, bool(option))
   identity = (
     f'{clothes.identity} {_NUM_FRAMES} {_PIXELS_A_FRAME} {_CANVAS} {option}'
@@ -136,7 +136,7 @@ class _Moving(Sequence):
   def __getitem__(self, index: int) -> dict[str, Any]:
     random = np.random.default_rng([self.split, index])
     item = self.clothes[index]
-    picture_HW = media.image(item['image'], _PICTURE).content[..., 0]
+    picture_HW = image.read(item['image'], _PICTURE).content[..., 0]
     direction = random.choice(list(DIRECTIONS))
     step_2 = np.array(DIRECTIONS[direction]) * _PIXELS_A_FRAME
     way_2 = step_2 * (_NUM_FRAMES - 1)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from gemini_jax import config as config_lib
-from gemini_jax.data import readers, sources
+from gemini_jax.data import examples, readers, sources, unusable
 
 # Characters, every white space counted as one. Shorter runs are idiom.
 RUN = 50
@@ -30,7 +30,7 @@ class Report:
   bytes_kept: int = 0
   paragraphs_read: int = 0
   paragraphs_kept: int = 0
-  tally: readers.Tally = dataclasses.field(default_factory=readers.Tally)
+  tally: unusable.Tally = dataclasses.field(default_factory=unusable.Tally)
 
   def describe(self) -> str:
     """One line for a log."""
@@ -60,7 +60,7 @@ def sources_without_repeats(
     if whole not in kept:
       report = Report()
       source = sources.records(whole, config)
-      texts = sources.texts(source, config, report.tally)
+      texts = examples.texts(source, config, report.tally)
       passages = list(_passages(texts, seen, report))
       rows = readers.Rows(
         [{config.text_field: passage} for passage in passages],

@@ -8,7 +8,7 @@ import numpy as np
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
-from gemini_jax.data import cache, media_reader, packing, readers, transforms
+from gemini_jax.data import cache, media_reader, packing, transforms, unusable
 from gemini_jax.data import tokenizer as tokenizer_lib
 
 
@@ -58,11 +58,11 @@ class Epochs:
 
   def describe(self) -> str:
     """One line for a log."""
-    unusable = dict(self.corpus.tally.unusable)
+    counts = dict(self.corpus.tally.unusable)
     if self.num_too_long:
-      unusable['too long'] = self.num_too_long
+      counts['too long'] = self.num_too_long
     line = (
-      f'{self.name}: {len(self.starts):,} records{readers.reasons(unusable)}; '
+      f'{self.name}: {len(self.starts):,} records{unusable.reasons(counts)}; '
       f'{self.num_tokens:,} tokens in {self.num_rows:,} rows'
     )
     if not self._config.tasks:

@@ -12,11 +12,12 @@ from gemini_jax import config as config_lib
 from gemini_jax.data import (
   augmentation,
   cache,
-  media,
+  fields,
+  medium,
   packing,
-  readers,
   sources,
   transforms,
+  unusable,
 )
 from gemini_jax.data import task as task_lib
 from gemini_jax.data import tokenizer as tokenizer_lib
@@ -113,7 +114,7 @@ class MediaReader:
   config: config_lib.Data
   model: config_lib.Model
   training: bool
-  kept: dict[tuple[int, task_lib.Piece], media.Medium] = dataclasses.field(
+  kept: dict[tuple[int, task_lib.Piece], medium.Medium] = dataclasses.field(
     default_factory=dict, repr=False
   )
 
@@ -251,16 +252,16 @@ class MediaReader:
     index: int,
     record: Callable[[], dict[str, Any]],
     piece: task_lib.Piece,
-  ) -> media.Medium:
+  ) -> medium.Medium:
     """A medium of a record, which is read if it is not in memory."""
     key = index, piece
     if key in self.kept:
       return self.kept[key]
     try:
-      found = sources.medium(
+      found = fields.medium_of(
         self.source, record(), piece, self.config, self.model
       )
-    except readers.UnusableError as error:
+    except unusable.UnusableError as error:
       # It could be read when the source was tokenized.
       raise config_lib.ConfigError(
         f'{self.source.name} has changed: {error}'

@@ -7,25 +7,27 @@ A slice counts records: `[:90%]`, `[100:]`, every tenth `[9::10]`, and with
 import dataclasses
 import functools
 import hashlib
-import json
-import logging
 import re
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import tqdm
 
 from gemini_jax import config as config_lib
 from gemini_jax import host
-from gemini_jax.data import composed, media, readers, transforms, wordnet
+from gemini_jax.data import (
+  composed,
+  prepared,
+  readers,
+  text_files,
+  unusable,
+  wordnet,
+)
 from gemini_jax.data import task as task_lib
 
 READERS = {
-  'text': readers.text,
-  'jsonl': readers.jsonl,
+  'text': text_files.text,
+  'jsonl': text_files.jsonl,
   'python': readers.python,
   'reverse': readers.reverse,
   'wordnet': wordnet.read,
@@ -37,15 +39,9 @@ KINDS = ('tfds', *_PREPARED, *READERS)
 _PLACED = ('wordnet',)
 # Kinds that are told a path.
 _PATHS = ('text', 'jsonl', 'wordnet')
-# Where a record says its attributes, {attribute: value}.
-LABEL_FIELD = 'label'
-
 _SLICE = re.compile(
   r'\[(!?)(-?\d{1,18}%?)?:(-?\d{1,18}%?)?(?::([1-9]\d{0,17}))?\]'
 )
-_SECONDS_BETWEEN_LINES = 10
-
-T = TypeVar('T')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +74,9 @@ class Source:
         other = records[int(self._others[index])]
         for field in self.shuffled_fields:
           if field not in other:
-            raise readers.UnusableError(f'no field {field!r} in another record')
+            raise unusable.UnusableError(
+              f'no field {field!r} in another record'
+            )
           record = record | {field: other[field]}
       return record
     except config_lib.ConfigError as error:
@@ -159,7 +157,7 @@ def split_spec(spec: str) -> tuple[str, str]:
   rest = where
   if kind in _PATHS:
     path = str(host.expand_path(where))
-    rest = path[len(readers.literal_part(path)) :]
+    rest = path[len(text_files.literal_part(path)) :]
   if '#' not in rest:
     return spec, ''
   whole, _, selection = spec.rpartition('#')
@@ -194,7 +192,7 @@ def records(spec: str, config: config_lib.Data) -> Source:
     )
     if kind == 'tfds':
       name, _, split = where.partition('#')
-      rows = readers.tfds(name, split, config)
+      rows = prepared.read(name, split, config)
     elif kind in _PREPARED:
       rows = _PREPARED[kind](where, config)
     else:
@@ -251,227 +249,9 @@ def _bound(text: str | None, size: int) -> int | None:
   return int(text)
 
 
-def texts(
-  source: Source, config: config_lib.Data, tally: readers.Tally
-) -> Iterator[tuple[str, ...]]:
-  """`(text,)` or `(inputs, targets)` of each record and task; media apart.
-
-  Records without are left out and counted by reason in `tally`.
-  """
-  tasks = task_lib.of(config)
-  read = functools.partial(texts_of, source)
-  for _, example in _usable(source, tasks, tally, read):
-    yield example
-
-
-def texts_of(
-  source: Source, record: dict[str, Any], task: task_lib.Task
-) -> tuple[str, ...]:
-  """The text of each side of a task; media are left out.
-
-  Raises:
-    UnusableError: some of it is not there.
-  """
-  return tuple(
-    ''.join(
-      text_of(record, piece, source.names)
-      for piece in side
-      if piece.kind not in config_lib.KINDS
-    )
-    for side in task.sides
-  )
-
-
-def examples(
-  source: Source,
-  config: config_lib.Data,
-  model: config_lib.Model,
-  tally: readers.Tally,
-) -> Iterator[transforms.Example]:
-  """What each record gives to each task.
-
-  Records that have not all of it are left out and counted by reason in
-  `tally`; media are read, to see that they can be and how long they are.
-  """
-  tasks = task_lib.of(config)
-
-  # Several tasks may read the same field, one after the other.
-  slots: dict[Any, tuple[transforms.Slots, bytes]] = {}
-  last: Any = None
-
-  def part(record, piece):
-    nonlocal last
-    if piece.kind not in config_lib.KINDS:
-      return text_of(record, piece, source.names)
-    if record is not last:
-      slots.clear()
-      last = record
-    if piece not in slots:
-      values, size = medium(source, record, piece, config, model)
-      count = model.tokens_of(piece.kind, size.tolist())
-      digest = hashlib.sha256(values.tobytes()).digest()
-      slots[piece] = transforms.Slots(piece.kind, count), digest
-    found, digest = slots[piece]
-    content.append(digest)
-    return found
-
-  content: list[bytes] = []
-
-  def read(record, task):
-    content.clear()
-    sides = tuple(tuple(part(record, p) for p in side) for side in task.sides)
-    return sides, b''.join(content)
-
-  for origin, (sides, media_digest) in _usable(source, tasks, tally, read):
-    yield transforms.Example(origin, sides, media_digest)
-
-
-def medium(
-  source: Source,
-  record: dict[str, Any],
-  piece: task_lib.Piece,
-  config: config_lib.Data,
-  model: config_lib.Model,
-) -> media.Medium:
-  """A picture, sound or video of a record, as the model takes it; its extent.
-
-  Raises:
-    UnusableError: it is not there or cannot be read.
-  """
-  value = record.get(piece.value)
-  if value is None:
-    raise readers.AbsentError(f'no field {piece.value!r}')
-  try:
-    return media.read(
-      piece.kind,
-      value,
-      model,
-      config.audio_sample_rate,
-      source.rows.folder,
-      config.max_media_pixels,
-    )
-  except readers.UnusableError as error:
-    # Of numpy's arrays of one number, which have no length, too.
-    is_empty = isinstance(value, str | bytes | list) and not value
-    is_empty |= isinstance(value, np.ndarray) and not value.size
-    kind = readers.EmptyError if is_empty else readers.UnusableError
-    raise kind(f'{piece.value!r}: {error}') from error
-
-
-def labelled(
-  source: Shuffled, config: config_lib.Data, tally: readers.Tally
-) -> Iterator[tuple[str, dict[str, str]]]:
-  """The text of each record and the values of its attributes.
-
-  Records without either are left out and counted by reason in `tally`.
-  """
-  tasks = task_lib.of(config)
-  read = lambda record, task: (
-    text_of(record, task.pieces[0], {}),
-    _label(record),
-  )
-  for _, found in _usable(source, tasks, tally, read):
-    yield found
-
-
-def _usable(
-  source: Source | Shuffled,
-  tasks: Sequence[task_lib.Task],
-  tally: readers.Tally,
-  read: Callable[[dict[str, Any], task_lib.Task], T],
-) -> Iterator[tuple[int, T]]:
-  """What `read` finds for each task in each record, numbered through."""
-  for index in _progress(len(source), source.name):
-    try:
-      record = source[index]
-    except readers.UnusableError as error:
-      tally.leave_out(error, source.number(index), count=len(tasks))
-      continue
-    errors = []
-    for number, task in enumerate(tasks):
-      try:
-        example = read(record, task)
-      except readers.UnusableError as error:
-        errors.append(error)
-        continue
-      tally.usable += 1
-      yield index * len(tasks) + number, example
-    for error in errors:
-      absent = isinstance(error, readers.EmptyError) or (
-        isinstance(error, readers.AbsentError) and len(errors) < len(tasks)
-      )
-      tally.leave_out(error, source.number(index), record, absent=absent)
-
-
 def _asker(field: str, config: config_lib.Data) -> str:
   """Which field of the config names a field of the records."""
   for name in ('inputs_field', 'targets_field', 'text_field'):
     if not config.tasks and getattr(config, name) == field:
       return f'data.{name}={field!r}'
   return f'data.tasks: {field!r}'
-
-
-def _label(record: dict[str, Any]) -> dict[str, str]:
-  label = record.get(LABEL_FIELD)
-  if not isinstance(label, dict) or not label:
-    raise readers.UnusableError(f'no {LABEL_FIELD!r} of attributes and values')
-  # What is null is not known.
-  known = {name: value for name, value in label.items() if value is not None}
-  for name, value in known.items():
-    if not isinstance(value, str | int | float):
-      raise readers.UnusableError(
-        f'{LABEL_FIELD!r} of {name!r} is no text, number or boolean'
-      )
-  return {
-    name: value if isinstance(value, str) else json.dumps(value)
-    for name, value in known.items()
-  }
-
-
-def text_of(
-  record: Mapping[str, Any],
-  piece: task_lib.Piece,
-  names: Mapping[str, Sequence[str]],
-) -> str:
-  """What a literal says, or a field; `names` are words for its numbers.
-
-  Raises:
-    UnusableError: it is not there, empty or no text.
-  """
-  if piece.kind == task_lib.LITERAL:
-    return piece.value
-  field = piece.value
-  value = record.get(field)
-  if value is None:
-    raise readers.AbsentError(f'no field {field!r}')
-  if field in names and isinstance(value, int | np.integer):
-    if not 0 <= value < len(names[field]):
-      raise readers.UnusableError(f'{field!r} is a number without a name')
-    value = names[field][int(value)]
-  try:
-    if isinstance(value, bytes):
-      value = value.decode('utf-8')
-    if not isinstance(value, str):
-      raise readers.UnusableError(f'{field!r} is not text')
-    value.encode('utf-8')
-  except UnicodeError as error:
-    raise readers.UnusableError(f'{field!r} is not Unicode') from error
-  if not value:
-    raise readers.EmptyError(f'{field!r} is empty')
-  return value
-
-
-def _progress(total: int, label: str) -> Iterable[int]:
-  """range(total), with a bar at a terminal and lines in a log file."""
-  if sys.stderr.isatty():
-    return tqdm.tqdm(range(total), label, leave=False, unit=' records')
-  return _logged(total, label)
-
-
-def _logged(total: int, label: str) -> Iterator[int]:
-  last = time.monotonic()
-  for index in range(total):
-    yield index
-    if time.monotonic() - last > _SECONDS_BETWEEN_LINES:
-      last = time.monotonic()
-      logging.info('%s: %s of %s records', label, f'{index:,}', f'{total:,}')

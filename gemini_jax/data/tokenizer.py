@@ -4,17 +4,12 @@ Every kind is one table, the bytes that each id stands for, and a way to
 encode. Decoding joins the bytes, so it is exact and can be streamed.
 """
 
-import argparse
 import codecs
 import functools
 import hashlib
-import io
 import json
-import logging
 import pathlib
-import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import sentencepiece
@@ -24,9 +19,6 @@ from gemini_jax import host
 
 # A saved tokenizer is never near this; a wrong path may be.
 _MAX_FILE_BYTES = 1 << 27
-# SentencePiece holds its training text in memory: enough, not everything.
-_MAX_TRAINING_CHARACTERS = 100_000_000
-_LINE_CHARACTERS = 4096
 # SentencePiece writes a space as this character.
 _SPACE = '▁'
 
@@ -208,99 +200,6 @@ class StreamDecoder:
     return self._decoder.decode(b'', final=True)
 
 
-class TooLargeError(config_lib.ConfigError):
-  """More pieces are asked for than the texts have; `most` they do have."""
-
-  def __init__(self, message: str, most: int):
-    super().__init__(message)
-    self.most = most
-
-
-def build(
-  config: config_lib.Tokenizer, texts: Callable[[], Iterable[str]]
-) -> Tokenizer:
-  """The tokenizer that `config` asks for.
-
-  Args:
-    config: the tokenizer section; a vocabulary of fewer pieces is made where
-      the texts have no more.
-    texts: gives the training texts, for kinds that learn from them.
-
-  Raises:
-    ConfigError: the model cannot be read, or the vocabulary is too small for
-      the texts.
-  """
-  config_lib.check(
-    config.path is None or config.kind == 'sentencepiece',
-    f'tokenizer.path={config.path!r} is for tokenizer.kind=sentencepiece, not '
-    f'{config.kind}',
-  )
-  if config.kind == 'bytes':
-    return Bytes()
-  if config.kind == 'characters':
-    return Characters(''.join(set().union(*texts())))
-  if config.path is None:
-    try:
-      return train(texts(), config.vocab_size)
-    except TooLargeError as error:
-      logging.info('%s; training %d', error, error.most)
-      return train(texts(), error.most)
-  try:
-    loaded = load(host.expand_path(config.path))
-    config_lib.check(
-      isinstance(loaded, SentencePiece),
-      f'{config.path} is not a SentencePiece model',
-    )
-    return loaded
-  except config_lib.ConfigError as error:
-    raise config_lib.ConfigError(f'tokenizer.path: {error}') from error
-
-
-def train(texts: Iterable[str], vocab_size: int) -> SentencePiece:
-  """A byte-fallback BPE model of `texts` that decodes what it encodes.
-
-  Raises:
-    ConfigError: `vocab_size` is more than the texts can fill, or too few.
-  """
-  proto = io.BytesIO()
-  failed: list[BaseException] = []
-
-  def lines():
-    # SentencePiece would tell an error of ours as one of its own.
-    try:
-      yield from _lines(texts)
-    except BaseException as error:
-      failed.append(error)
-      raise
-
-  try:
-    sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=lines(),
-      model_writer=proto,
-      model_type='bpe',
-      vocab_size=vocab_size,
-      byte_fallback=True,
-      split_digits=True,
-      # Together: text is never changed on its way in.
-      normalization_rule_name='identity',
-      remove_extra_whitespaces=False,
-      add_dummy_prefix=False,
-      allow_whitespace_only_pieces=True,
-      user_defined_symbols=['\n'],
-      max_sentence_length=4 * _LINE_CHARACTERS,
-      pad_id=0,
-      bos_id=1,
-      eos_id=2,
-      unk_id=3,
-      minloglevel=2,
-    )
-  except RuntimeError as error:
-    if failed:
-      raise failed[0] from None
-    raise _refusal(vocab_size, str(error)) from error
-  return SentencePiece(proto.getvalue())
-
-
 def load(path: str | pathlib.Path) -> Tokenizer:
   """The tokenizer of a file: ours, or any SentencePiece model.
 
@@ -353,62 +252,3 @@ def _piece_bytes(model, token: int) -> bytes:
   if model.is_byte(token):
     return bytes([int(piece[1:-1], 16)])
   return piece.replace(_SPACE, ' ').encode('utf-8')
-
-
-def _lines(texts: Iterable[str]) -> Iterator[str]:
-  """Pieces of text that are short enough for SentencePiece's trainer."""
-  left = _MAX_TRAINING_CHARACTERS
-  lines = (line for text in texts for line in text.splitlines(keepends=True))
-  for line in lines:
-    for start in range(0, len(line), _LINE_CHARACTERS):
-      yield line[start : start + _LINE_CHARACTERS]
-    left -= len(line)
-    if left <= 0:
-      return
-
-
-def _refusal(vocab_size: int, message: str) -> config_lib.ConfigError:
-  """What SentencePiece's message means for tokenizer.vocab_size."""
-  field = f'tokenizer.vocab_size={vocab_size}'
-  if most := re.search(r'value <= (\d+)', message):
-    return TooLargeError(
-      f'{field} is too large for the training text; at most {most[1]}',
-      int(most[1]),
-    )
-  if least := re.search(r'required_chars\. \d+ vs (\d+)', message):
-    return config_lib.ConfigError(
-      f'{field} is too small for the training text; at least {least[1]}'
-    )
-  return config_lib.ConfigError(
-    f'{field} cannot be trained: {message.strip().splitlines()[-1]}'
-  )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-  """Trains a SentencePiece model on text files."""
-  parser = argparse.ArgumentParser(
-    prog='python -m gemini_jax.data.tokenizer', description=main.__doc__
-  )
-  parser.add_argument('--input', nargs='+', required=True, metavar='FILE')
-  parser.add_argument('--vocab_size', type=int, default=2048)
-  parser.add_argument('--output', required=True, metavar='PATH')
-  flags = parser.parse_args(arguments)
-  try:
-    texts = [pathlib.Path(name).read_text('utf-8') for name in flags.input]
-    num_bytes = sum(len(text.encode()) for text in texts)
-    print(f'training {flags.vocab_size} pieces on {num_bytes:,} bytes')
-    tokenizer = train(texts, flags.vocab_size)
-    tokenizer.save(flags.output)
-  except (OSError, ValueError) as error:
-    print(error, file=sys.stderr)
-    return 2
-  num_tokens = sum(tokenizer.encode(text).size for text in texts)
-  print(
-    f'{flags.output}: {tokenizer.vocab_size} pieces, '
-    f'{num_bytes / max(num_tokens, 1):.2f} bytes per token'
-  )
-  return 0
-
-
-if __name__ == '__main__':
-  sys.exit(main())

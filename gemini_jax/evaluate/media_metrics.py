@@ -15,7 +15,7 @@ import numpy as np
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
-from gemini_jax.data import loader, readers, sources
+from gemini_jax.data import fields, loader, splits, unusable
 from gemini_jax.data import task as task_lib
 from gemini_jax.evaluate import (
   caption_metrics,
@@ -81,7 +81,9 @@ def captions(
   for task in captioned_tasks(config):
     requests, references = [], []
     seen = task.drop_kinds(config.data.drop_kinds)
-    for source, record in loader.some(config.data, split, config.eval.captions):
+    for source, record in splits.spread_records(
+      config.data, split, config.eval.captions
+    ):
       try:
         asked = request.of_record(
           config,
@@ -91,8 +93,8 @@ def captions(
           names=source.names,
           folder=source.rows.folder,
         )
-        texts = sources.texts_of(source, record, task)
-      except readers.UnusableError:
+        texts = fields.texts_of(source, record, task)
+      except unusable.UnusableError:
         continue
       if _fits(run, asked):
         requests.append(asked)
@@ -285,7 +287,7 @@ def _real(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Inputs, and the pictures or log-mel spectrograms, of real examples."""
   texts, values, sizes = [], [], []
-  for text, medium in loader.written(
+  for text, medium in splits.written_media(
     run.config.data, run.config.model, split, task, most
   ):
     texts.append(text)

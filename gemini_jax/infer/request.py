@@ -9,8 +9,13 @@ import numpy as np
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
+from gemini_jax.data import (
+  fields,
+  transforms,
+  unusable,
+)
 from gemini_jax.data import media as media_lib
-from gemini_jax.data import readers, sources, transforms
+from gemini_jax.data import medium as medium_lib
 from gemini_jax.data import task as task_lib
 
 
@@ -35,7 +40,7 @@ class Request:
 
   text: str
   tokens: np.ndarray
-  media: Mapping[str, Sequence[media_lib.Medium]] = dataclasses.field(
+  media: Mapping[str, Sequence[medium_lib.Medium]] = dataclasses.field(
     default_factory=dict
   )
   unknown: str = ''
@@ -169,7 +174,7 @@ def of_record(
     UnusableError: the same without; a text is not there.
   """
   parts: list[str | transforms.Slots] = []
-  found: dict[str, list[media_lib.Medium]] = {}
+  found: dict[str, list[medium_lib.Medium]] = {}
   shown = []
   for piece in task.sides[0]:
     if piece.kind in config.data.drop_kinds:
@@ -185,7 +190,7 @@ def of_record(
           folder,
           config.data.max_media_pixels,
         )
-      except readers.UnusableError as error:
+      except unusable.UnusableError as error:
         if not check:
           raise
         raise config_lib.ConfigError(
@@ -196,7 +201,7 @@ def of_record(
       parts.append(transforms.Slots(piece.kind, count))
       shown.append(f'[{value if isinstance(value, str) else piece.kind}]')
     else:
-      text = sources.text_of(record, piece, names or {})
+      text = fields.text_of(record, piece, names or {})
       parts.append(text)
       shown.append(text)
   tokens = transforms.side(

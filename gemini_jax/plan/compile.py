@@ -1,7 +1,4 @@
-"""The train step and the decode step, compiled for given devices.
-
-B rows, T decoder length, S encoder length.
-"""
+"""The train step and the decode step, compiled for given devices."""
 
 import contextlib
 import dataclasses
@@ -12,19 +9,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
-from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
-from gemini_jax.data import media_reader
-from gemini_jax.infer import decoding
-from gemini_jax.models import gemini
-from gemini_jax.parallel import chip, pipeline, sharding
-from gemini_jax.plan import compiler_errors, hlo, roofline, topology
-from gemini_jax.train import run as run_lib
+from gemini_jax.parallel import chip, sharding
+from gemini_jax.plan import (
+  abstract,
+  compiler_errors,
+  execution,
+  hlo,
+  topology,
+  traffic,
+)
+from gemini_jax.plan import collectives as collectives_lib
 from gemini_jax.train import step as step_lib
 
 # Tells libtpu to compile also what does not fit.
@@ -57,7 +56,7 @@ class Compiled:
   arguments: dict[str, int]
   flops: float = 0.0
   traffic: float = 0.0
-  collectives: Sequence[roofline.Collective] = ()
+  collectives: Sequence[collectives_lib.Collective] = ()
   largest: Sequence[dict[str, Any]] = ()
   problem: str = ''
   host: int = 0
@@ -130,11 +129,11 @@ def measure(config: config_lib.Config, devices: Sequence[Any]) -> Measured:
       it names is not installed.
     RefusedError: the compiler refuses, and not for want of memory.
   """
-  mesh, parts = layout(config, devices)
+  mesh, parts = abstract.layout(config, devices)
   model, optimizer, state = parts
   options = _options(config, devices)
   with sharding.use(mesh):
-    batch = abstract_batch(config, mesh)
+    batch = abstract.batch(config, mesh)
     train = _compile(
       'train step',
       step_lib.jitted(config, model, optimizer, state),
@@ -151,7 +150,7 @@ def measure(config: config_lib.Config, devices: Sequence[Any]) -> Measured:
     rows = config.plan.decode_batch_size
     rows = config.data.batch_size if rows is None else rows
     if rows:
-      decoder, rows = abstract_rows(config, model, mesh, rows)
+      decoder, rows = abstract.decoding_rows(config, model, mesh, rows)
 
       def decode_step(params, state):
         # Its scores are its logits: one output, as where tokens are drawn.
@@ -167,112 +166,6 @@ def measure(config: config_lib.Config, devices: Sequence[Any]) -> Measured:
         options,
       )
   return Measured(config, devices, mesh, state, train, decode)
-
-
-def layout(config: config_lib.Config, devices: Sequence[Any]) -> Any:
-  """The mesh; and the model, the optimizer and the abstract state on it.
-
-  Raises:
-    ConfigError: the config does not go with the devices.
-  """
-  mesh = sharding.make_mesh(config.parallel, devices)
-  sharding.check_batch(mesh, config.data.batch_size, 'data.batch_size')
-  pipeline.check(config, mesh)
-  return mesh, run_lib.abstract_parts(config, mesh)
-
-
-def abstract_batch(config: config_lib.Config, mesh: Mesh) -> batch_lib.Batch:
-  """Shapes and shardings of a batch of `data`."""
-  data = config.data
-  media = media_reader.blank(data, config.model, data.batch_size)
-
-  def place(shape, dtype):
-    where = sharding.of_batch(mesh, len(shape))
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
-
-  def array(length, dtype=jnp.int32):
-    return place((data.batch_size, length), dtype)
-
-  def sequence(length, name='decoder'):
-    return batch_lib.Sequence(
-      array(length),
-      array(length),
-      array(length),
-      jax.tree.map(lambda x: place(x.shape, x.dtype), media.get(name, {})),
-    )
-
-  length = data.sequence_length
-  return batch_lib.Batch(
-    decoder=sequence(length),
-    targets=array(length),
-    weights=array(length, jnp.float32),
-    prefix=array(length, jnp.bool_) if data.objective == 'prefix' else None,
-    encoder=sequence(data.inputs_length, 'encoder')
-    if config.model.encoder_layers
-    else None,
-  )
-
-
-def abstract_rows(
-  config: config_lib.Config, model: gemini.Gemini, mesh: Mesh, num_rows: int
-) -> tuple[decoding.Decoder, decoding.State]:
-  """A decoder, and the shapes and shardings of rows that it writes."""
-  encodes = config.model.cross
-  decoder = decoding.Decoder(
-    model,
-    num_rows,
-    pad_id=0,
-    eos_id=1,
-    memory_length=config.data.inputs_length if encodes else 0,
-  )
-  sharding.check_batch(mesh, num_rows, 'plan.decode_batch_size')
-
-  def place(names, leaf) -> Any:
-    where = sharding.spec(mesh, names, leaf.shape, 'the cache')
-    return jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, where)
-    )
-
-  cache = jax.eval_shape(
-    lambda: gemini.init_cache(
-      config.model, num_rows, decoder.length, decoder.memory_length
-    )
-  )
-  # Layers lie where their parameters do.
-  names = ('layers', 'batch', None, 'kv_heads', None)
-
-  def row(dtype, *dims) -> Any:
-    return place(
-      ('batch', *(None for _ in dims)),
-      jax.ShapeDtypeStruct((num_rows, *dims), dtype),
-    )
-
-  def sequence(length):
-    return batch_lib.Sequence(*(row(jnp.int32, length) for _ in range(3)))
-
-  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), num_rows))
-  return decoder, decoding.State(
-    tokens=row(jnp.int32, decoder.length),
-    logprobs=row(jnp.float32, decoder.length),
-    starts=row(jnp.int32),
-    lengths=row(jnp.int32),
-    limits=row(jnp.int32),
-    done=row(jnp.bool_),
-    keys=place(('batch',), keys),
-    cache=jax.tree.map(lambda leaf: place(names, leaf), cache),
-    memory=sequence(decoder.memory_length) if encodes else None,
-    latent=row(jnp.float32, config.model.latent.dim)
-    if config.model.latent.dim
-    else None,
-  )
-
-
-def local_bytes(tree: Any) -> int:
-  """Bytes of a tree of placed shapes on one device."""
-  return sum(
-    int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
-    for leaf in jax.tree.leaves(tree)
-  )
 
 
 def _options(
@@ -297,7 +190,7 @@ def _compile(
   options: dict[str, Any],
 ) -> Compiled:
   begin = time.monotonic()
-  arguments = {name: local_bytes(tree) for name, tree in named.items()}
+  arguments = {name: abstract.local_bytes(tree) for name, tree in named.items()}
   with tempfile.TemporaryDirectory(prefix='gemini_jax_plan_') as folder:
     try:
       lowered = function.lower(*args)
@@ -336,10 +229,10 @@ def _compile(
     arguments,
     # Of the rows that a device has in hand, the experts of the others take
     # theirs.
-    hlo.flops(partitioned, grouped=1 / mesh.shape['expert']),
-    roofline.traffic(optimised),
-    roofline.collectives(partitioned, mesh, chip.of(mesh.devices.flat[0])),
-    roofline.largest(optimised),
+    execution.flops(partitioned, grouped=1 / mesh.shape['expert']),
+    traffic.num_bytes(optimised),
+    collectives_lib.find(partitioned, mesh, chip.of(mesh.devices.flat[0])),
+    traffic.largest(optimised),
     host=memory.host_temp_size_in_bytes,
   )
 

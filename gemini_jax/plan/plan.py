@@ -16,7 +16,7 @@ import jax
 from gemini_jax import config as config_lib
 from gemini_jax.data import tokenizer
 from gemini_jax.plan import compile as compile_lib
-from gemini_jax.plan import compiler_errors, report, suggestions, topology
+from gemini_jax.plan import compiler_errors, page, report, suggestions, topology
 from gemini_jax.train import run as run_lib
 
 FILE = 'plan.json'
@@ -46,7 +46,7 @@ def plan(config: config_lib.Config, workdir: str | os.PathLike) -> int:
     print(f'error: {error}', file=sys.stderr)
     return 1
   result = report.build(measured, assumptions)
-  print(report.spell(result), flush=True)
+  print(page.spell(result), flush=True)
   if not result['fits']:
     result['suggestions'] = [
       found.summary() for found in suggestions.search(measured)

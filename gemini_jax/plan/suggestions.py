@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from gemini_jax import config as config_lib
+from gemini_jax.plan import abstract, compiler_errors, topology
 from gemini_jax.plan import compile as compile_lib
-from gemini_jax.plan import compiler_errors, topology
 
 # Suggestions to stop at, and programs to compile at most.
 _ENOUGH, _MOST = 2, 10
@@ -55,9 +55,9 @@ def search(measured: compile_lib.Measured) -> list[Suggestion]:
       devices = measured.devices
       if 'plan.topology' in changes:
         devices = topology.devices(config.plan.topology, config.parallel.slices)
-      state = compile_lib.layout(config, devices)[1][2]
+      state = abstract.layout(config, devices)[1][2]
       # The state alone must leave room before it is worth a compilation.
-      if measured.memory and compile_lib.local_bytes(state) > measured.memory:
+      if measured.memory and abstract.local_bytes(state) > measured.memory:
         continue
       tried += 1
       print(f'trying {flags(changes)}', end=' ', flush=True)

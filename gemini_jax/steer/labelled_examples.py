@@ -4,7 +4,7 @@ import collections
 import dataclasses
 
 from gemini_jax import config as config_lib
-from gemini_jax.data import loader
+from gemini_jax.data import splits
 from gemini_jax.steer import attribute_classifier
 
 # One of so many texts has the wished value at least, and one another value.
@@ -43,7 +43,7 @@ def choose(
 
   Raises:
     ConfigError: the labels do not hold what is wished for; or see
-      `attribute.parse` and `loader.each_labelled`.
+      `attribute.parse` and `splits.each_labelled`.
   """
   wishes = attribute_classifier.parse(steer)
   draws = {name: _Draw(value, most) for name, value in wishes.items()}
@@ -51,7 +51,7 @@ def choose(
     collections.Counter
   )
   for place, (text, label) in enumerate(
-    loader.each_labelled(config, 'train', seed)
+    splits.each_labelled(config, 'train', seed)
   ):
     for name, value in label.items():
       counts[name][value] += 1

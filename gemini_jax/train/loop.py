@@ -20,6 +20,7 @@ from gemini_jax import config as config_lib
 from gemini_jax import host
 from gemini_jax.config import legacy
 from gemini_jax.data import loader as loader_lib
+from gemini_jax.data import splits as splits_lib
 from gemini_jax.evaluate import evaluation, likelihood, media_metrics, retrieval
 from gemini_jax.infer import generation
 from gemini_jax.models import gemini
@@ -425,7 +426,7 @@ def exact_matches(
       run.model,
       params,
       run.tokenizer,
-      loader_lib.pairs(run.config.data, split, most),
+      splits_lib.pairs(run.config.data, split, most),
     )
     for split in splits
   }

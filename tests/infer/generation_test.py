@@ -15,7 +15,7 @@ import pytest
 import photo
 import toy
 from gemini_jax import config as config_lib
-from gemini_jax.data import loader, sources, tokenizer
+from gemini_jax.data import loader, sources, splits, tokenizer
 from gemini_jax.data import task as task_lib
 from gemini_jax.infer import generation, latents, request
 from gemini_jax.models import gemini
@@ -114,7 +114,7 @@ def rows_and_prompts(config, records):
         length = int(batch.encoder.segments[row].sum()) - 1
       prompts.append(f'{row}.wav'[:length])
   elif config.data.inputs_field:
-    pairs = loader.pairs(config.data, 'validation', 9)
+    pairs = splits.pairs(config.data, 'validation', 9)
     prompts = [inputs for inputs, _ in pairs]
   else:
     (spec,) = config.data.validation

@@ -14,8 +14,9 @@ import tiny
 from gemini_jax import command
 from gemini_jax import config as config_lib
 from gemini_jax.parallel import sharding
+from gemini_jax.plan import abstract as abstract_lib
 from gemini_jax.plan import compile as compile_lib
-from gemini_jax.plan import plan, report, suggestions, topology
+from gemini_jax.plan import page, plan, report, suggestions, topology
 from gemini_jax.train import metrics
 from gemini_jax.train import step as step_lib
 
@@ -51,14 +52,14 @@ def on_first_device(tree):
 
 
 def test_bytes_of_the_state_and_the_batch_are_those_of_arrays(measured):
-  model, optimizer, abstract = compile_lib.layout(CONFIG, jax.devices())[1]
+  model, optimizer, abstract = abstract_lib.layout(CONFIG, jax.devices())[1]
   with sharding.use(measured.mesh):
     state = step_lib.init_state(CONFIG, model, optimizer, abstract)
     batch = jax.tree.map(
       lambda leaf: jax.device_put(
         np.zeros(leaf.shape, leaf.dtype), leaf.sharding
       ),
-      compile_lib.abstract_batch(CONFIG, measured.mesh),
+      abstract_lib.batch(CONFIG, measured.mesh),
     )
   outputs = measured.train.arguments
   assert outputs['parameters'] == on_first_device(state.params)
@@ -70,9 +71,9 @@ def test_bytes_of_the_state_and_the_batch_are_those_of_arrays(measured):
 
 
 def test_the_peak_is_what_the_compiled_step_needs(measured):
-  model, optimizer, abstract = compile_lib.layout(CONFIG, jax.devices())[1]
+  model, optimizer, abstract = abstract_lib.layout(CONFIG, jax.devices())[1]
   with sharding.use(measured.mesh):
-    batch = compile_lib.abstract_batch(CONFIG, measured.mesh)
+    batch = abstract_lib.batch(CONFIG, measured.mesh)
     step = step_lib.jitted(CONFIG, model, optimizer, abstract)
     memory = step.lower(abstract, batch, np.int32(0)).compile()
   analysis = memory.memory_analysis()
@@ -322,7 +323,7 @@ def test_hosts_of_gpus_have_times_and_an_end():
     assert executed == pytest.approx(metrics.step_flops(config), rel=0.1)
     assert not topology.is_here(found.devices)
     seconds.append({c.axes: c.seconds for c in found.train.collectives})
-    shown = report.spell(result)
+    shown = page.spell(result)
     assert '75% of the 79.1 GiB of a GPU' in shown
   assert ('data',) not in seconds[0]
   assert seconds[1]['data',] > 0

@@ -1,0 +1,131 @@
+"""Collectives of a partitioned program, and the least time that they take."""
+
+import dataclasses
+import re
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from gemini_jax.parallel import chip
+from gemini_jax.plan import execution, hlo
+from gemini_jax.plan import network as network_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """All collectives of one kind over the same axes, in one step.
+
+  Attributes:
+    kind: as XLA calls it.
+    axes: of the mesh, along which the devices differ.
+    count: executions.
+    bytes: of the whole arrays that groups of devices share.
+    seconds: at the least; None without a known network.
+    largest: where in the model most of the bytes come from.
+  """
+
+  kind: str
+  axes: tuple[str, ...]
+  count: float
+  bytes: float
+  seconds: float | None
+  largest: str
+
+
+def find(
+  program: hlo.Program, mesh: Mesh, known: chip.Chip | None
+) -> list[Collective]:
+  """The collectives of a partitioned program, the slowest first."""
+  network = network_lib.Network(mesh, known)
+  found: dict[Any, list[tuple[float, float, float | None, str]]] = {}
+  for operation, computation, times in execution.walk(program):
+    kind = re.sub(r'-start$', '', operation.opcode)
+    if kind not in hlo.COLLECTIVES:
+      continue
+    group = groups(operation.attributes, mesh.devices.size)
+    if group.shape[1] == 1:
+      continue
+    size = _bytes(operation, kind, group.shape[1])
+    if kind == 'all-reduce' and _is_scattered(operation, computation):
+      kind = 'reduce-scatter'
+    # The group that reaches farthest: all of them run at the same time.
+    axes = network.axes(group)
+    seconds = network.seconds(kind, group, size)
+    found.setdefault((kind, axes), []).append(
+      (times, size, seconds, operation.source)
+    )
+  result = []
+  for (kind, axes), calls in found.items():
+    seconds = None
+    if known is not None:
+      seconds = sum(times * (one or 0) for times, _, one, _ in calls)
+    largest = max(calls, key=lambda call: call[0] * call[1])
+    result.append(
+      Collective(
+        kind,
+        axes,
+        sum(call[0] for call in calls),
+        sum(call[0] * call[1] for call in calls),
+        seconds,
+        largest[3],
+      )
+    )
+  return sorted(result, key=lambda c: (-(c.seconds or 0), -c.bytes))
+
+
+def _bytes(operation: hlo.Operation, kind: str, size: int) -> float:
+  """Bytes of the whole array of a group of `size` devices."""
+  shapes = operation.shapes
+  if operation.opcode in ('all-gather-start', 'reduce-scatter-start'):
+    # (operands, results)
+    shapes = shapes[len(shapes) // 2 :]
+  if operation.opcode == 'collective-permute-start':
+    shapes = shapes[:1]
+  total = sum(shape.bytes for shape in shapes)
+  parts = kind in ('reduce-scatter', 'all-to-all', 'ragged-all-to-all')
+  return total * size if parts else total
+
+
+def _is_scattered(
+  operation: hlo.Operation, computation: hlo.Computation
+) -> bool:
+  """Whether each device goes on with its own part of an all-reduce's result.
+
+  The partitioner writes it so; a later pass makes one reduce-scatter of it.
+  """
+  users = [o for o in computation.values() if operation.name in o.operands]
+  return bool(users) and all(user.opcode == 'dynamic-slice' for user in users)
+
+
+def groups(attributes: str, num_devices: int) -> np.ndarray:
+  """int[groups, size]: places in the mesh; pairs, for a permutation."""
+  found = re.search(
+    r'replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?',
+    attributes,
+  )
+  if found:
+    ids = np.arange(num_devices).reshape([int(n) for n in found[3].split(',')])
+    if found[4]:
+      ids = ids.transpose([int(n) for n in found[4].split(',')])
+    return ids.reshape(int(found[1]), int(found[2]))
+  found = re.search(
+    r'replica_groups=mesh\[([^\]]*)\]\s*(?:\([^)]*\)\s*)?\{([^}]*)\}',
+    attributes,
+  )
+  if found:
+    axes = re.findall(r"'([^']+)'=(\d+)", found[1])
+    used = set(re.findall(r"'([^']+)'", found[2]))
+    ids = np.arange(num_devices).reshape([int(size) for _, size in axes])
+    inner = [i for i, (name, _) in enumerate(axes) if name in used]
+    outer = [i for i in range(len(axes)) if i not in inner]
+    size = int(np.prod([ids.shape[i] for i in inner]))
+    return ids.transpose(outer + inner).reshape(-1, size)
+  found = re.search(
+    r'(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]*\},?)*)\}',
+    attributes,
+  )
+  rows = re.findall(r'\{([\d,]+)\}', found[1]) if found else []
+  if not rows:
+    return np.arange(num_devices)[None]
+  return np.array([[int(n) for n in row.split(',')] for row in rows])
