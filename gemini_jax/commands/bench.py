@@ -1,12 +1,12 @@
-r"""How fast: a training step, alone or beside nanoGPT's, and the ceilings.
+r"""Benchmarks: a training step, alone or in turn with nanoGPT's, and its parts.
 
   python -m gemini_jax.commands.bench --what=step --config=FILE [--nanogpt=DIR]
   python -m gemini_jax.commands.bench --config=FILE \
       --what=attention|cross_entropy|decode|checkpoint|data
 
-Beside each time stand the ceilings of this device in the same run: the rate of
-a matrix product and of a copy. Prints what it finds, and a JSON object as its
-last line. Data is random, so that no value is cheaper than another.
+Times are reported with the ceilings of the device in the same run: the rates of
+a matrix product and of a copy. Prints a summary, and a JSON object as its last
+line. All data are random, so that no value is cheaper than another.
 """
 
 import json

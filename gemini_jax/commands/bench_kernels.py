@@ -13,7 +13,7 @@ from gemini_jax.train import run
 
 
 def bench_attention(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
-  """Forward and backward of one layer's attention, beside dense softmax."""
+  """Forward and backward pass of one layer's attention and of dense softmax."""
   del nanogpt
   model = config.model
   shape = (config.data.batch_size, config.data.sequence_length)
@@ -47,14 +47,14 @@ def bench_attention(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
     compiled = jax.jit(jax.grad(total)).lower(qkv, mask).compile()
     return lambda: compiled(qkv, mask)
 
-  sides = {kernel: gradient(ours), 'dense': gradient(dense)}
-  return timing.side_by_side('attention', config, sides)
+  calls = {kernel: gradient(ours), 'dense': gradient(dense)}
+  return timing.side_by_side('attention', config, calls)
 
 
 def bench_cross_entropy(
   config: config_lib.Config, nanogpt: str
 ) -> dict[str, Any]:
-  """Loss and gradients from vectors and table, beside all scores at once."""
+  """Loss and gradients, chunked and from all logits at once."""
   del nanogpt
   config = run.with_vocab(config, 1)
   batch = bench_step.random_batch(config)
@@ -84,5 +84,5 @@ def bench_cross_entropy(
     compiled = jax.jit(jax.grad(loss, (0, 1))).lower(x_BTD, table_VD).compile()
     return lambda: compiled(x_BTD, table_VD)
 
-  sides = {'chunked': gradient(chunked), 'dense': gradient(dense)}
-  return timing.side_by_side('cross_entropy', config, sides)
+  calls = {'chunked': gradient(chunked), 'dense': gradient(dense)}
+  return timing.side_by_side('cross_entropy', config, calls)

@@ -44,7 +44,7 @@ def random_batch(config: config_lib.Config, seed: int = 0) -> batch_lib.Batch:
 
 
 class Step:
-  """Our training step on random tokens, timed step by step."""
+  """Our train step on random tokens."""
 
   def __init__(self, config: config_lib.Config):
     self.config = run.with_vocab(config, 1)
@@ -73,7 +73,7 @@ class Step:
     return self.state.params
 
   def times(self, count: int) -> list[float]:
-    """Seconds of each of `count` steps, blocked."""
+    """Seconds of each of `count` steps, until the results are ready."""
     seconds = []
     for _ in range(count):
       begin = time.perf_counter()
@@ -131,8 +131,8 @@ class NanoGPT:
       if line.startswith('TIMES '):
         return json.loads(line.removeprefix('TIMES '))
     raise config_lib.ConfigError(
-      '--nanogpt: its step did not run; is it a nanoGPT checkout, and is '
-      'torch installed beside it?'
+      '--nanogpt: its step did not run; is the folder a nanoGPT checkout, and '
+      'is torch installed?'
     )
 
   def close(self):
@@ -142,7 +142,7 @@ class NanoGPT:
 
 
 def matmul_seconds(config: config_lib.Config) -> float:
-  """Seconds of a step's matrix products alone, at this device's best rate."""
+  """Seconds of a step's matrix products at the best rate of this device."""
   tokens = config.data.batch_size * config.data.sequence_length
   width, hidden = config.model.width, config.model.mlp_width
   dtype = jnp.dtype(config.model.dtype)
@@ -155,17 +155,17 @@ def matmul_seconds(config: config_lib.Config) -> float:
 
 
 def bench_step(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
-  """Times our step, and nanoGPT's in turn where a checkout is given."""
+  """Times our step, in turn with nanoGPT's if a checkout of it is given."""
   ours = Step(config)
   config = ours.config
-  sides = {'ours': ours.times}
-  # Its best setting: eager or compiled, whichever is faster here.
+  timers = {'ours': ours.times}
+  # Both of its settings are timed; the faster one is compared.
   peers = {}
   if nanogpt:
     peers = {how: NanoGPT(nanogpt, config, how) for how in ('eager', 'compile')}
-    sides |= {how: peer.times for how, peer in peers.items()}
+    timers |= {how: peer.times for how, peer in peers.items()}
   try:
-    medians = timing.turns(sides)
+    medians = timing.turns(timers)
   finally:
     for peer in peers.values():
       peer.close()
@@ -198,7 +198,7 @@ def bench_step(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
     result |= {
       'peer': f'nanoGPT, {best}',
       'peer_seconds': overall[best],
-      # Of rounds: what slows the machine for a while slows both sides.
+      # The median over rounds, since the speed of the machine varies.
       'ratio': statistics.median(ratios),
     }
   return result

@@ -17,12 +17,12 @@ from gemini_jax.models import gemini
 from gemini_jax.parallel import sharding
 from gemini_jax.train import run
 
-# Seconds in which the loader makes batches.
+# Seconds for which the loader is timed.
 _LOADING = 5.0
 
 
 def bench_decode(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
-  """Tokens written by all rows together, and the bytes read for each step."""
+  """Tokens a second of all rows together, and bytes a second that it reads."""
   del nanogpt
   step = bench_step.Step(config)
   config, params = step.config, step.params
@@ -31,7 +31,7 @@ def bench_decode(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
     run.make_model(config, sharding.make_mesh(config.parallel)),
     config.data.batch_size,
     pad_id=0,
-    # No token ends a row.
+    # No token has this id, so no row ends early.
     eos_id=-1,
     memory_length=config.data.inputs_length if encodes else 0,
   )
@@ -49,18 +49,18 @@ def bench_decode(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
     return decoder.decode(params, state, sampler, num).tokens
 
   result = timing.side_by_side('decode', config, {'decode': write})
-  read = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+  num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
   cache = gemini.init_cache(config.model, config.data.batch_size, num + 1)
-  read += sum(leaf.nbytes for leaf in jax.tree.leaves(cache))
+  num_bytes += sum(leaf.nbytes for leaf in jax.tree.leaves(cache))
   per_token = result['decode_seconds'] / num
   return result | {
     'tokens_per_second': config.data.batch_size / per_token,
-    'bytes_per_second': read / per_token,
+    'bytes_per_second': num_bytes / per_token,
   }
 
 
 def bench_checkpoint(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
-  """How long a save keeps the loop waiting, beside a step."""
+  """Seconds for which a save blocks the loop, and seconds of a step."""
   del nanogpt
   step = bench_step.Step(config)
   with tempfile.TemporaryDirectory() as folder:
@@ -84,7 +84,7 @@ def bench_checkpoint(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
 
 
 def bench_data(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
-  """Times the loader alone, on one core."""
+  """Tokens a second of the loader alone, on one thread."""
   del nanogpt
   from gemini_jax.data import loader
 

@@ -1,4 +1,4 @@
-"""Times of several programs in turn, and the ceilings of the device."""
+"""Timing of several programs in turn, and the ceilings of the device."""
 
 import statistics
 import time
@@ -10,40 +10,46 @@ import jax.numpy as jnp
 
 from gemini_jax import config as config_lib
 
-# Rounds in which the two sides take turns, and seconds of each turn.
+# Number of rounds in which programs take turns, and seconds of a turn.
 _ROUNDS = 20
 _TURN = 0.6
 
 
 def turns(
-  sides: dict[str, Callable[[int], list[float]]],
+  timers: dict[str, Callable[[int], list[float]]],
 ) -> dict[str, list[float]]:
-  """Median seconds of a step of each side in each round, taken in turn."""
+  """Median seconds of each program in each round; the programs take turns.
+
+  Turns make them comparable on a machine whose speed varies.
+
+  Args:
+    timers: by name, what runs a program so many times and gives the seconds.
+  """
   counts = {}
-  for name, times in sides.items():
+  for name, times in timers.items():
     times(3)
     counts[name] = max(1, round(_TURN / statistics.median(times(3))))
-  medians: dict[str, list[float]] = {name: [] for name in sides}
+  medians: dict[str, list[float]] = {name: [] for name in timers}
   for _ in range(_ROUNDS):
-    for name, times in sides.items():
+    for name, times in timers.items():
       medians[name].append(statistics.median(times(counts[name])))
   return medians
 
 
 def seconds(call: Callable[[], Any]) -> float:
-  """Seconds that a call takes, until its results are there."""
+  """Seconds of a call, until its results are ready."""
   begin = time.perf_counter()
   jax.block_until_ready(call())
   return time.perf_counter() - begin
 
 
 def ceilings(config: config_lib.Config) -> dict[str, float]:
-  """FLOP/s of a matrix product and bytes/s of a copy, the best of this run."""
+  """FLOP/s of a matrix product and bytes/s of a copy, the best of 20."""
   dtype = jnp.dtype(config.model.dtype)
   size = 1024 if jax.default_backend() == 'cpu' else 8192
   x = jax.random.normal(jax.random.key(0), (size, size), dtype)
   product = jax.jit(jnp.matmul).lower(x, x).compile()
-  # Read and written; too large for a cache.
+  # Read and written once; larger than a cache.
   y = jnp.tile(x, (16, 1))
   copy = jax.jit(lambda y: y + 1).lower(y).compile()
   best = lambda call: min(seconds(call) for _ in range(20))
@@ -54,7 +60,7 @@ def ceilings(config: config_lib.Config) -> dict[str, float]:
 
 
 def spread(name: str, seconds: Sequence[float]) -> dict[str, Any]:
-  """Median and quartiles of times, printed as well."""
+  """Median and quartiles of times, which are also printed."""
   low, median, high = statistics.quantiles(seconds, n=4)
   print(
     f'{name}: median {median * 1e3:.2f} ms, {low * 1e3:.2f} to {high * 1e3:.2f}'
@@ -67,10 +73,10 @@ def _timer(call: Callable[[], Any]) -> Callable[[int], list[float]]:
 
 
 def side_by_side(
-  what: str, config: config_lib.Config, sides: dict[str, Callable[[], Any]]
+  what: str, config: config_lib.Config, calls: dict[str, Callable[[], Any]]
 ) -> dict[str, Any]:
-  """Times of several programs in turn, and the ceilings, as a result."""
-  medians = turns({name: _timer(call) for name, call in sides.items()})
+  """The result of a benchmark: times of calls in turn, and the ceilings."""
+  medians = turns({name: _timer(call) for name, call in calls.items()})
   result: dict[str, Any] = {
     'what': what,
     'device': jax.devices()[0].device_kind,

@@ -1,32 +1,32 @@
-"""What pictures, sounds and videos are for a model: sections of `model`."""
+"""How a model represents pictures, sounds and videos: sections of `model`."""
 
 import dataclasses
 from typing import Annotated, Literal
 
 from gemini_jax.config import schema
 
-# What there is beside text.
+# Kinds of media.
 KINDS = ('image', 'audio', 'video')
 Pixels = Annotated[int, schema.Range(0, cap=2**14)]
 Seconds = Annotated[float, schema.Range(0, above=True, cap=60)]
-# Numbers of the matrix from a spectrum to the mel scale.
+# Largest matrix from a spectrum to the mel scale, in entries.
 _MAX_FILTERS = 2**28
 
 
 @schema.section('model.KIND.autoencoder')
 class Autoencoder:
-  """A convolutional VAE whose z the Transformer reads, and can write.
+  """A convolutional VAE whose z the Transformer reads and can generate.
 
-  One z for each token; see models/autoencoder.
+  One z a token; see models/autoencoder.
   """
 
-  # Numbers in the z of a token; 0: no autoencoder.
+  # Dims of z; 0: no autoencoder.
   dim: schema.SizeOrZero = 0
   # Channels of the widest convolution.
   width: schema.Size = 64
-  # Residual convolutions between two strides, of the encoder and the decoder.
+  # Residual blocks between two strided convolutions, in each half.
   num_blocks: schema.Layers = 1
-  # Normals in the mixture that the Transformer writes z from.
+  # Components of the Gaussian mixture that the Transformer predicts z with.
   num_components: schema.Size = 8
 
 
@@ -34,24 +34,28 @@ class Autoencoder:
 class Image:
   """Pictures, as soft tokens in a sequence; see models/media_encoders."""
 
-  # Pixels of the canvas that pictures are fitted to; 0: no pictures.
+  # Height and width, in pixels, of the canvas that pictures are resized to
+  # fit; 0: no pictures.
   height: Pixels = 0
   width: Pixels = 0
-  # 1: grey, 3: red, green and blue.
+  # 1: grey; 3: RGB.
   channels: Literal[1, 3] = 3
-  # Pixels along a side of what one token sees.
+  # Height and width (pixels) of a patch; a patch is one token.
   patch: Annotated[int, schema.Range(1, cap=2**14)] = 8
-  # Residual convolutions after each stride from pixels to patches, which see
-  # beyond a patch; 0: a patch is mapped alone, by a matrix.
+  # Residual blocks after each strided convolution from pixels to patches, whose
+  # receptive field is larger than a patch; 0: each patch is projected by
+  # itself, as in ViT.
   num_blocks: schema.LayersOrZero = 0
-  # Layers of an encoder of its own, before what it says enters a sequence.
+  # Transformer layers of a separate encoder, before the tokens enter the
+  # sequence; 0: none.
   num_layers: schema.LayersOrZero = 0
-  # How that encoder knows places: rotary angles or sinusoids, in two dims.
-  # Patches that go straight into a sequence always bring sinusoids.
+  # 2-D position encoding of that encoder: rotary or sinusoidal. Without an
+  # encoder patches always have sinusoidal encodings.
   position: Literal['rotary', 'sincos'] = 'rotary'
-  # Tokens that a resampler leaves of a picture; 0: no resampler, all.
+  # Tokens that a Perceiver resampler makes of a picture; 0: no resampler.
   num_tokens: schema.SizeOrZero = 0
-  # Reads and writes pictures as z; without one they are read as patches.
+  # Represents pictures by z, as is needed to generate them; without one they
+  # are read as patches.
   autoencoder: Autoencoder = dataclasses.field(default_factory=Autoencoder)
 
   def __post_init__(self):
@@ -72,7 +76,7 @@ class Image:
     return self.height // self.patch, self.width // self.patch
 
   def patches_of(self, height: int, width: int) -> int:
-    """Patches of a picture of so many pixels."""
+    """Number of patches of a picture of the given size in pixels."""
     rows, columns = (
       min(-(-size // self.patch), most)
       for size, most in zip((height, width), self.grid, strict=True)
@@ -80,13 +84,16 @@ class Image:
     return rows * columns
 
   def tokens_of(self, height: int, width: int) -> int:
-    """Soft tokens of a picture of so many pixels; of a resampler always all."""
+    """Number of soft tokens of a picture of the given size in pixels.
+
+    With a resampler it does not depend on the size.
+    """
     count = self.patches_of(height, width)
     return (self.num_tokens or count) if count else 0
 
   @property
   def soft_tokens(self) -> int:
-    """Tokens of a picture of the canvas' size."""
+    """Number of soft tokens of a picture as large as the canvas."""
     return self.tokens_of(self.height, self.width)
 
 
@@ -94,24 +101,28 @@ class Image:
 class Audio:
   """Sounds, as soft tokens in a sequence: their log-mel spectrogram is read."""
 
-  # Samples a second that sounds are brought to; 0: no sounds.
+  # Sample rate (Hz) that sounds are resampled to; 0: no sounds.
   sample_rate: Annotated[int, schema.Range(0, cap=1_000_000)] = 0
-  # The longest sound; of longer ones the beginning is read.
+  # Longest sound, in seconds; longer ones are cut.
   seconds: Annotated[float, schema.Range(0, above=True, cap=1_000_000)] = 1.0
-  # Bands of the mel scale.
+  # Number of mel bands.
   num_mels: Annotated[int, schema.Range(1, cap=1024)] = 64
-  # Where they begin and end, in Hz; None: half the rate.
+  # Lowest and highest frequency of the bands, in Hz; f_max None: half the
+  # sample rate.
   f_min: schema.NonNegative = 20.0
   f_max: schema.Positive | None = None
-  # Seconds that a frame of the spectrogram sees, and from one to the next.
+  # Length of a frame of the spectrogram, and the step between frames, in
+  # seconds.
   window: Seconds = 0.025
   hop: Seconds = 0.010
-  # Frames that one token sees.
+  # Frames in one token.
   patch: schema.Size = 4
-  # Layers of an encoder of its own, and tokens that a resampler leaves.
+  # Transformer layers of a separate encoder (0: none), and tokens that a
+  # Perceiver resampler makes of a sound (0: no resampler).
   num_layers: schema.LayersOrZero = 0
   num_tokens: schema.SizeOrZero = 0
-  # Reads and writes sounds as z; without one, convolutions read the frames.
+  # Represents sounds by z, as is needed to generate them; without one,
+  # convolutions read the frames.
   autoencoder: Autoencoder = dataclasses.field(default_factory=Autoencoder)
 
   def __post_init__(self):
@@ -141,7 +152,7 @@ class Audio:
 
   @property
   def window_samples(self) -> int:
-    """Samples that a frame sees."""
+    """Samples in a frame."""
     return max(round(self.window * self.sample_rate), self.hop_samples)
 
   @property
@@ -151,7 +162,7 @@ class Audio:
 
   @property
   def num_samples(self) -> int:
-    """Samples of the longest sound: of whole tokens."""
+    """Samples of the longest sound, rounded up to whole tokens."""
     if not self.sample_rate:
       return 0
     size = self.hop_samples * self.patch
@@ -163,7 +174,10 @@ class Audio:
     return self.num_samples // self.hop_samples if self.sample_rate else 0
 
   def tokens_of(self, num_samples: int) -> int:
-    """Soft tokens of a sound of so many samples; of a resampler always all."""
+    """Number of soft tokens of a sound of `num_samples` samples.
+
+    With a resampler it does not depend on the length.
+    """
     if not self.sample_rate:
       return 0
     num_samples = min(num_samples, self.num_samples)
@@ -172,17 +186,17 @@ class Audio:
 
   @property
   def soft_tokens(self) -> int:
-    """Tokens of the longest sound."""
+    """Number of soft tokens of the longest sound."""
     return self.tokens_of(self.num_samples)
 
 
 @schema.section('model.video')
 class Video:
-  """Frames, each read as a picture (model.image), as soft tokens in order."""
+  """Videos: frames, each read as a picture (model.image), in order."""
 
-  # Frames of a video, taken at even distances; 0: no videos.
+  # Frames that are sampled from a video at equal distances; 0: no videos.
   num_frames: schema.SizeOrZero = 0
-  # Tokens that are left of each frame: the mean over patches (1) or of as many
-  # rectangles of them; 0: all. A mean is of use where model.image.num_layers
-  # has made patches tell of their place and neighbours.
+  # Tokens of each frame after average pooling: 1 pools all patches, more pool
+  # that many rectangles of patches; 0: no pooling. Pooling works best after
+  # model.image.num_layers, whose outputs know their position and context.
   frame_tokens: schema.SizeOrZero = 0

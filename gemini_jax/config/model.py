@@ -1,4 +1,4 @@
-"""What a model is made of: the section `model` of a config."""
+"""The architecture of a model: the section `model` of a config."""
 
 import dataclasses
 import math
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from gemini_jax.config import media, schema
 
-# What remat can keep of a layer, whose code gives it these names.
+# Tensors of a layer that remat can save, by the names that the layer gives.
 Tensor = Literal['query', 'key', 'value', 'attended', 'gate', 'up', 'residual']
 # Types of fields.
 Experts = Annotated[int, schema.Range(0, cap=2**16)]
@@ -18,19 +18,19 @@ RotaryBase = Annotated[float, schema.Range(1)]
 class Latent:
   """The variational head: one vector z for each sequence, see models/latent.
 
-  The decoder writes a sequence given its z; the encoder tells which z.
+  The encoder gives the posterior of z; the decoder is conditioned on z.
   """
 
-  # Numbers in z; 0: no latent.
+  # Dims of z; 0: no latent.
   dim: schema.SizeOrZero = 0
-  # What z is before a sequence is seen: a standard normal, or a learned
-  # mixture of normals.
+  # Prior of z: a standard normal, or a learned mixture of normals.
   prior: Literal['normal', 'mixture'] = 'normal'
-  # Normals in the mixture.
+  # Components of the mixture.
   num_components: schema.Size = 32
-  # z as keys and values that every layer attends to: so many; 0: none.
+  # Number of key/value positions made of z that every decoder layer attends
+  # to; 0: none.
   memory: schema.SizeOrZero = 1
-  # z as a vector added to every embedding.
+  # Add a projection of z to every token embedding.
   embedding: bool = True
 
   def __post_init__(self):
@@ -45,14 +45,14 @@ class Latent:
 class Model:
   """The Transformer. Llama and Gemma 2/3 are values of these fields."""
 
-  # decoder: decoder-only. encoder_decoder: the decoder reads an encoder.
+  # decoder: decoder-only. encoder_decoder: with cross-attention to an encoder.
   architecture: Literal['decoder', 'encoder_decoder'] = 'decoder'
-  # Rows of the token table; None takes the tokenizer's.
+  # Rows of the embedding table; None: what the tokenizer needs.
   vocab_size: schema.Length | None = None
-  # Rows of it that stand for text, the first ones; after them come padding and
-  # the placeholders of media. None takes the tokenizer's.
+  # How many of those rows, from the first, are text tokens; padding and the
+  # placeholders of media come after them. None: the tokenizer's vocabulary.
   text_vocab_size: schema.Length | None = None
-  # Longest sequence (tokens) of the decoder, prompt and output together.
+  # Longest sequence of the decoder in tokens, prompt and output together.
   max_length: schema.Length = 256
   # Width of the residual stream.
   width: schema.Size = 256
@@ -70,25 +70,25 @@ class Model:
   mlp_dim: schema.Size | None = None
   # Experts of the feed-forward layer (mixture of experts); 0: dense.
   num_experts: Experts = 0
-  # Experts that each token visits, by its router's choice.
+  # Experts that the router selects for each token.
   experts_per_token: Experts = 2
   # Hidden width of one expert; None: mlp_dim.
   expert_dim: schema.Size | None = None
-  # Hidden width of an expert that every token visits; 0: none.
+  # Hidden width of the shared expert, which processes every token; 0: none.
   shared_expert_dim: schema.SizeOrZero = 0
   # Nonlinearity of the feed-forward layer.
   activation: Literal['gelu', 'gelu_exact', 'silu', 'relu', 'relu2'] = 'gelu'
-  # Gate the hidden layer with a second projection (GLU).
+  # Gate the hidden layer by a second projection (GLU).
   gated: bool = True
   # Bias terms of the query, key and value projections (as in Qwen 2), and of
   # the feed-forward projections.
   attention_bias: bool = False
   mlp_bias: bool = False
-  # Layers repeat this pattern, e.g. ('local', 'global').
+  # Attention of the layers, a pattern that repeats: e.g. ('local', 'global').
   attention_pattern: tuple[Literal['global', 'local'], ...] = ('global',)
-  # A local layer sees this many positions, itself included.
+  # Positions that a query of a local layer attends to, its own included.
   window: schema.Steps = 128
-  # How positions enter: rotary angles in attention, or a learned table.
+  # Position encoding: rotary, in attention, or a learned embedding.
   position: Literal['rotary', 'learned', 'none'] = 'rotary'
   # Rotary base (theta) of global and of local layers; local None: global's.
   rope_base: RotaryBase = 10_000.0
@@ -97,7 +97,7 @@ class Model:
   rope_scale: Annotated[float, schema.Range(0, above=True, cap=1_000_000)] = 1.0
   # Llama 3's frequency-dependent rescaling: its original context; 0: off.
   rope_llama3_context: schema.LengthOrZero = 0
-  # Its (factor, low, high): see layers/embedding.py.
+  # Its (factor, low_freq_factor, high_freq_factor): see layers/embedding.py.
   rope_llama3_factors: tuple[
     schema.Positive, schema.Positive, schema.Positive
   ] = (8.0, 1.0, 4.0)
@@ -116,37 +116,38 @@ class Model:
   tie_embeddings: bool = True
   # Multiply embeddings by sqrt(width), as Gemma does.
   scale_embeddings: bool = False
-  # Numbers in the vectors by which the two sides of an example find each
-  # other, for retrieval (see loss_weights.contrastive); 0: none.
+  # Dims of the contrastive embeddings of inputs and of targets, for retrieval
+  # (see loss_weights.contrastive); 0: none.
   contrast_dim: schema.SizeOrZero = 0
-  # Dropout rate on embeddings and on what each block adds.
+  # Dropout probability of embeddings and of the output of each sublayer.
   dropout: schema.PartialShare = 0.0
-  # Standard deviation of the initial weights; None: 1/sqrt(fan in).
+  # Standard deviation of initial parameters; None: 1/sqrt(fan in).
   init_scale: schema.Positive | None = None
-  # Compute and parameter types. Norms, softmax, logits, loss: float32.
+  # Types of computation and of parameters. Norms, softmax, logits and losses
+  # are always float32.
   dtype: Literal['float32', 'bfloat16'] = 'float32'
   param_dtype: Literal['float32', 'bfloat16'] = 'float32'
-  # One scanned layer body, or layers unrolled. Never changes the result.
+  # Scan over layers (one compiled body) or unroll them; the result is the same.
   scan_layers: bool = True
-  # What computes attention; auto: the best there is on the platform of the
-  # run. chunked is plain XLA; see kernels/dot_product_attention.py.
+  # Implementation of attention; auto: the best one for the platform. chunked is
+  # plain XLA; see kernels/dot_product_attention.py.
   attention_kernel: Literal['auto', 'chunked', 'splash', 'cudnn'] = 'auto'
-  # How keys reach the queries of other devices where parallel.sequence splits
-  # the length: all at once, or neighbour by neighbour in less memory.
+  # Context parallelism under parallel.sequence: gather all keys and values, or
+  # ring attention, which takes less memory.
   context_parallel: Literal['all_gather', 'ring'] = 'all_gather'
-  # Recompute the forward pass in the backward pass.
+  # Rematerialisation: recompute the forward pass in the backward pass.
   remat: bool = False
-  # Under remat, the tensors that are kept, not computed again: on the device,
-  # and in the host's memory (on a CPU that is the same).
+  # Under remat, the tensors that are saved and not recomputed: on the device,
+  # or offloaded to the host's memory (on a CPU that is the same).
   remat_save: tuple[Tensor, ...] = ()
   remat_offload: tuple[Tensor, ...] = ()
   # The variational head.
   latent: Latent = dataclasses.field(default_factory=Latent)
-  # Pictures, read and written beside text.
+  # Pictures, as inputs and outputs.
   image: media.Image = dataclasses.field(default_factory=media.Image)
-  # Sounds, likewise.
+  # Sounds, as inputs and outputs.
   audio: media.Audio = dataclasses.field(default_factory=media.Audio)
-  # Videos, which are read.
+  # Videos, as inputs.
   video: media.Video = dataclasses.field(default_factory=media.Video)
 
   def __post_init__(self):
@@ -211,13 +212,14 @@ class Model:
       f'{self.image.num_tokens} leaves, use 0 or 1',
     )
     for kind, frames in (('image', self.video.num_frames), ('audio', 0)):
-      own = getattr(self, kind)
+      section = getattr(self, kind)
       for name in ('num_blocks', 'num_layers', 'num_tokens'):
         schema.check(
-          not (getattr(own, name, 0) and own.autoencoder.dim) or frames > 0,
-          f'model.{kind}.{name}={getattr(own, name, 0)} has no use beside '
-          f'model.{kind}.autoencoder.dim={own.autoencoder.dim}: the z of each '
-          'patch is read',
+          not (getattr(section, name, 0) and section.autoencoder.dim)
+          or frames > 0,
+          f'model.{kind}.{name}={getattr(section, name, 0)} has no use beside '
+          f'model.{kind}.autoencoder.dim={section.autoencoder.dim}: the z of '
+          'each patch is read',
         )
     schema.check(
       not self.image.num_layers
@@ -275,35 +277,35 @@ class Model:
 
   @property
   def kinds(self) -> tuple[str, ...]:
-    """Of media.KINDS, those that the model reads."""
-    there = (self.image.height, self.audio.sample_rate, self.video.num_frames)
-    return tuple(k for k, size in zip(media.KINDS, there, strict=True) if size)
+    """The kinds of media that the model can take as inputs."""
+    sizes = (self.image.height, self.audio.sample_rate, self.video.num_frames)
+    return tuple(k for k, size in zip(media.KINDS, sizes, strict=True) if size)
 
   def writes(self, kind: str) -> bool:
-    """Whether the model writes a kind: what an autoencoder has z of."""
+    """Whether the model can generate a kind, which takes an autoencoder."""
     if kind == 'video' or kind not in self.kinds:
       return False
     return getattr(self, kind).autoencoder.dim > 0
 
   @property
   def text_rows(self) -> int:
-    """Rows of the table that stand for text, as far as is known."""
+    """Rows of the embedding table that are text tokens, as far as is known."""
     assert self.vocab_size, 'the tokenizer sets model.vocab_size'
     rows = self.vocab_size - (len(media.KINDS) if self.kinds else 0)
     return self.text_vocab_size or rows
 
   def placeholder(self, kind: str) -> int:
-    """The token that stands where a soft token of a kind is read or written.
+    """Id of the token that holds the place of a soft token of a kind.
 
-    They are the last of the table.
+    Placeholders are the last rows of the embedding table.
     """
     assert self.vocab_size, 'the tokenizer sets model.vocab_size'
     return self.vocab_size - len(media.KINDS) + media.KINDS.index(kind)
 
   def tokens_of(self, kind: str, size: Sequence[int]) -> int:
-    """Soft tokens of a medium of the real extent `size`; 0 of none."""
+    """Number of soft tokens of a medium of extent `size`; 0 if that is 0."""
     if kind == 'image' and self.writes('image'):
-      # What is read as z has one for each patch; frames may be resampled.
+      # A picture read as z has one a patch; frames of a video may be resampled.
       return self.image.patches_of(*size)
     if kind == 'image':
       return self.image.tokens_of(*size)
@@ -315,7 +317,7 @@ class Model:
     return min(frames, self.video.num_frames) * each
 
   def soft_tokens(self, kind: str) -> int:
-    """Soft tokens of the largest picture, sound or video."""
+    """Number of soft tokens of the largest picture, sound or video."""
     canvas = (self.image.height, self.image.width)
     sizes = {
       'image': canvas,
@@ -336,12 +338,12 @@ class Model:
 
   @property
   def cross(self) -> bool:
-    """Whether the decoder attends to what the encoder says."""
+    """Whether the decoder has cross-attention to an encoder."""
     return self.architecture == 'encoder_decoder'
 
   @property
   def encodes(self) -> bool:
-    """Whether there is an encoder: to attend to, or for a latent."""
+    """Whether there is an encoder: for cross-attention, or for a latent."""
     return self.cross or self.latent.dim > 0
 
   @property

@@ -1,4 +1,4 @@
-"""A sound from a field of a record.
+"""Reads a sound from a field of a record.
 
 N samples.
 """
@@ -16,16 +16,17 @@ from gemini_jax.data import medium
 
 _MAX_CHANNELS = 64
 _RATES = (100, 1_000_000)
-# Samples that are decoded at once.
+# Samples (or bytes) that are read at once.
 _BLOCK = 1 << 16
-# Of an MP3: tags and padding before it, and bytes that are decoded at most,
-# more than half an hour at the highest rate.
+# Of an MP3: the most tags before the frames, and the most bytes to decode, more
+# than half an hour at the highest bit rate.
 _MPEG_TAGS, _MPEG_BYTES = 8, 1 << 26
-# Of the slower rate: a resampler sees no farther ahead.
+# Samples, at the lower of both rates, that a resampler looks ahead.
 _REACH = 400
-# Floats are nominally in [-1, 1] and clipped; beyond this they are no samples.
+# Floats are nominally in [-1, 1] and clipped to it; larger ones than this are
+# not samples.
 _LOUDEST = 2.0
-# Of ID3: the version, flags and the size of what follows.
+# An ID3 tag: version, flags and the size of its content.
 _MPEG_TAG = re.compile(rb'ID3[\x02-\x04].(.)([\x00-\x7f]{4})', re.DOTALL)
 
 
@@ -35,19 +36,19 @@ def read(
   sample_rate: int | None = None,
   folder: str | None = '',
 ) -> medium.Medium:
-  """The beginning of the sound that a field holds, at the model's rate.
+  """The beginning of the sound of a field, at the model's sample rate.
 
-  Channels are averaged. Floats beyond [-1, 1] are clipped.
+  Channels are averaged. Floats outside [-1, 1] are clipped.
 
   Args:
     value: bytes, a path, or an array [n] or [n, channels] of floats in [-1, 1]
       or of signed integers that int16 can hold.
-    config: the rate and the longest.
-    sample_rate: samples a second of an array; None: the model's.
-    folder: where relative paths begin; None: nowhere.
+    config: of sounds, for the sample rate and the longest duration.
+    sample_rate: sample rate (Hz) of an array; None: the model's.
+    folder: that relative paths are relative to; None: they are refused.
 
   Raises:
-    UnusableError: it is no sound, with one of a few reasons.
+    UnusableError: the value is not a sound; one of a few reasons.
     ConfigError: soundfile or soxr is missing.
   """
   if isinstance(value, np.ndarray):
@@ -75,13 +76,13 @@ def read(
 
 
 def _needed(config: config_lib.Audio, source: int) -> int:
-  """Samples at the rate `source` that the longest sound is made of."""
+  """Samples at the rate `source` that the longest sound needs."""
   reach = _REACH / min(source, config.sample_rate)
   return math.ceil((config.num_samples / config.sample_rate + reach) * source)
 
 
 def _mono(values: np.ndarray) -> np.ndarray:
-  """float32[n], in [-1, 1] where the array is, the channels averaged."""
+  """float32[n], the mean of the channels; integers are scaled to [-1, 1]."""
   values = values[:, None] if values.ndim == 1 else values
   medium.check(values.ndim == 2, 'not an array [n] or [n, channels]')
   medium.check(values.size > 0, 'an empty sound')
@@ -99,7 +100,7 @@ def _mono(values: np.ndarray) -> np.ndarray:
 def _decoded(
   file: BinaryIO, config: config_lib.Audio
 ) -> tuple[np.ndarray, int]:
-  """float32[n], as much of a file as is needed, and its rate."""
+  """float32[n], as much of a file as is needed, and its sample rate."""
   soundfile = medium.library('soundfile')
   with contextlib.ExitStack() as stack:
     with medium.decoding('not a sound'):
@@ -110,7 +111,7 @@ def _decoded(
         if not start:
           raise
         file.seek(start)
-        # libsndfile would seek to what stands before.
+        # libsndfile would seek to the start of the file.
         frames = io.BytesIO(file.read(_MPEG_BYTES))
         opened = stack.enter_context(soundfile.SoundFile(frames))
     medium.check(
@@ -132,10 +133,10 @@ def _decoded(
 
 
 def _mpeg_start(file: BinaryIO) -> int:
-  """Where the frames of an MP3 begin, behind what libsndfile does not skip.
+  """Offset of the frames of an MP3, after tags that libsndfile cannot skip.
 
-  Without a file's name it goes by the first bytes, and knows neither a tag
-  with a footer nor the zeros that some writers put behind a tag.
+  Without a file name libsndfile decides by the first bytes, and handles neither
+  tags with a footer nor zeros after a tag, which some programs write.
   """
   start = 0
   for _ in range(_MPEG_TAGS):
@@ -145,7 +146,7 @@ def _mpeg_start(file: BinaryIO) -> int:
     tag = _MPEG_TAG.match(block.lstrip(b'\0'))
     if not tag:
       break
-    # Seven bits of each byte.
+    # Each byte holds seven bits of the size.
     size = sum(byte << (21 - 7 * i) for i, byte in enumerate(tag[2]))
     start += tag.end() + size + (10 if tag[1][0] & 16 else 0)
   return start

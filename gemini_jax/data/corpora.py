@@ -24,9 +24,9 @@ def open_split(
   split: splits.Split,
   model: config_lib.Model,
 ) -> Iterator[tuple[str, cache.Corpus, media_reader.MediaReader | None]]:
-  """The tokenized sources of a split under the names that errors use.
+  """The name, the tokens and the media reader of each source of a split.
 
-  With what their media are read from, where the tasks have some.
+  The name is that of messages; the media reader is None without media.
   """
   specs = getattr(config, split)
   config_lib.check(
@@ -41,8 +41,8 @@ def open_split(
   for field in config.shuffled_fields:
     config_lib.check(
       field in fields,
-      f'data.shuffled_fields={config.shuffled_fields}: {field!r} is no field '
-      f'of data.tasks={config.tasks}',
+      f'data.shuffled_fields={config.shuffled_fields}: {field!r} is not a '
+      f'field of data.tasks={config.tasks}',
     )
   placeholders, layout = media_reader.layout(tasks, config, model)
 
@@ -58,7 +58,7 @@ def open_split(
 
   def deduplicated(spec, tally):
     source, report = unique()[spec]
-    # Of the records, not of the passages that they became.
+    # The tally of the records, not of the passages made from them.
     tally.add(report.tally)
     examples = examples_lib.examples(source, config, model, unusable.Tally())
     return examples, report.describe()
@@ -81,11 +81,11 @@ def open_split(
     name = f'data.{split}[{i}]={spec}'
     corpus.tally.check(name, config.max_unusable)
     config_lib.check(
-      len(corpus.firsts) > 0, f'{name}: all of it repeats what is elsewhere'
+      len(corpus.firsts) > 0, f'{name}: nothing is left after data.deduplicate'
     )
-    scenes = None
+    reader = None
     if placeholders:
-      scenes = media_reader.MediaReader(
+      reader = media_reader.MediaReader(
         source, tasks, config, model, split == 'train'
       )
-    yield name, corpus, scenes
+    yield name, corpus, reader

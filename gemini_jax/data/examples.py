@@ -1,4 +1,7 @@
-"""What each task reads of each record of a source; the unusable are counted."""
+"""Examples: what each record of a source gives to each task.
+
+Records that cannot be used are skipped and counted by reason in a `Tally`.
+"""
 
 import functools
 import hashlib
@@ -26,10 +29,7 @@ T = TypeVar('T')
 def texts(
   source: sources.Source, config: config_lib.Data, tally: unusable.Tally
 ) -> Iterator[tuple[str, ...]]:
-  """`(text,)` or `(inputs, targets)` of each record and task; media apart.
-
-  Records without are left out and counted by reason in `tally`.
-  """
+  """`(text,)` or `(inputs, targets)` of each record and task, without media."""
   tasks = task_lib.of(config)
   read = functools.partial(fields.texts_of, source)
   for _, example in _usable(source, tasks, tally, read):
@@ -42,18 +42,17 @@ def examples(
   model: config_lib.Model,
   tally: unusable.Tally,
 ) -> Iterator[transforms.Example]:
-  """What each record gives to each task.
+  """The example that each record gives to each task.
 
-  Records that have not all of it are left out and counted by reason in
-  `tally`; media are read, to see that they can be and how long they are.
+  Media are read, to check that they can be and to count their soft tokens.
   """
   tasks = task_lib.of(config)
 
-  # Several tasks may read the same field, one after the other.
+  # Cached, since several tasks may read the same field of a record.
   slots: dict[Any, tuple[transforms.Slots, bytes]] = {}
   last: Any = None
 
-  def part(record, piece):
+  def read_piece(record, piece):
     nonlocal last
     if piece.kind not in config_lib.KINDS:
       return fields.text_of(record, piece, source.names)
@@ -65,35 +64,34 @@ def examples(
       count = model.tokens_of(piece.kind, size.tolist())
       digest = hashlib.sha256(values.tobytes()).digest()
       slots[piece] = transforms.Slots(piece.kind, count), digest
-    found, digest = slots[piece]
-    content.append(digest)
-    return found
+    placeholders, digest = slots[piece]
+    digests.append(digest)
+    return placeholders
 
-  content: list[bytes] = []
+  digests: list[bytes] = []
 
   def read(record, task):
-    content.clear()
-    sides = tuple(tuple(part(record, p) for p in side) for side in task.sides)
-    return sides, b''.join(content)
+    digests.clear()
+    parts = tuple(
+      tuple(read_piece(record, piece) for piece in part) for part in task.parts
+    )
+    return parts, b''.join(digests)
 
-  for origin, (sides, media_digest) in _usable(source, tasks, tally, read):
-    yield transforms.Example(origin, sides, media_digest)
+  for origin, (parts, media_digest) in _usable(source, tasks, tally, read):
+    yield transforms.Example(origin, parts, media_digest)
 
 
 def labelled(
   source: sources.Shuffled, config: config_lib.Data, tally: unusable.Tally
 ) -> Iterator[tuple[str, dict[str, str]]]:
-  """The text of each record and the values of its attributes.
-
-  Records without either are left out and counted by reason in `tally`.
-  """
+  """The text of each record and the values of its attributes."""
   tasks = task_lib.of(config)
   read = lambda record, task: (
     fields.text_of(record, task.pieces[0], {}),
     fields.label_of(record),
   )
-  for _, found in _usable(source, tasks, tally, read):
-    yield found
+  for _, example in _usable(source, tasks, tally, read):
+    yield example
 
 
 def _usable(
@@ -102,7 +100,10 @@ def _usable(
   tally: unusable.Tally,
   read: Callable[[dict[str, Any], task_lib.Task], T],
 ) -> Iterator[tuple[int, T]]:
-  """What `read` finds for each task in each record, numbered through."""
+  """Number and result of `read` for each record and task.
+
+  The number is that of the record times the number of tasks, plus the task's.
+  """
   for index in _progress(len(source), source.name):
     try:
       record = source[index]

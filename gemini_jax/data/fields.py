@@ -1,4 +1,4 @@
-"""What a task reads of one record: its texts, media and labels."""
+"""Fields of one record, as a task reads them: texts, media and labels."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,25 +10,25 @@ from gemini_jax import config as config_lib
 from gemini_jax.data import media, medium, sources, unusable
 from gemini_jax.data import task as task_lib
 
-# Where a record says its attributes, {attribute: value}.
+# The field that holds a record's labels, {attribute: value}.
 LABEL_FIELD = 'label'
 
 
 def texts_of(
   source: sources.Source, record: dict[str, Any], task: task_lib.Task
 ) -> tuple[str, ...]:
-  """The text of each side of a task; media are left out.
+  """`(text,)` or `(inputs, targets)`: texts of a task, without its media.
 
   Raises:
-    UnusableError: some of it is not there.
+    UnusableError: a field is missing, empty or not text.
   """
   return tuple(
     ''.join(
       text_of(record, piece, source.names)
-      for piece in side
+      for piece in part
       if piece.kind not in config_lib.KINDS
     )
-    for side in task.sides
+    for part in task.parts
   )
 
 
@@ -39,10 +39,10 @@ def medium_of(
   config: config_lib.Data,
   model: config_lib.Model,
 ) -> medium.Medium:
-  """A picture, sound or video of a record, as the model takes it; its extent.
+  """A picture, sound or video of a record, on the canvas of the model.
 
   Raises:
-    UnusableError: it is not there or cannot be read.
+    UnusableError: the field is missing or cannot be read.
   """
   value = record.get(piece.value)
   if value is None:
@@ -57,7 +57,7 @@ def medium_of(
       config.max_media_pixels,
     )
   except unusable.UnusableError as error:
-    # Of numpy's arrays of one number, which have no length, too.
+    # A numpy scalar has no length, so `not value` would be wrong for it.
     is_empty = isinstance(value, str | bytes | list) and not value
     is_empty |= isinstance(value, np.ndarray) and not value.size
     kind = unusable.EmptyError if is_empty else unusable.UnusableError
@@ -68,17 +68,18 @@ def label_of(record: dict[str, Any]) -> dict[str, str]:
   """The attributes of a record and their values, as text.
 
   Raises:
-    UnusableError: there are none, or a value is no text, number or boolean.
+    UnusableError: the record has none, or a value is not text, a number or a
+      boolean.
   """
   label = record.get(LABEL_FIELD)
   if not isinstance(label, dict) or not label:
     raise unusable.UnusableError(f'no {LABEL_FIELD!r} of attributes and values')
-  # What is null is not known.
+  # A value of null means that it is unknown.
   known = {name: value for name, value in label.items() if value is not None}
   for name, value in known.items():
     if not isinstance(value, str | int | float):
       raise unusable.UnusableError(
-        f'{LABEL_FIELD!r} of {name!r} is no text, number or boolean'
+        f'{LABEL_FIELD!r} of {name!r} is not text, a number or a boolean'
       )
   return {
     name: value if isinstance(value, str) else json.dumps(value)
@@ -91,10 +92,15 @@ def text_of(
   piece: task_lib.Piece,
   names: Mapping[str, Sequence[str]],
 ) -> str:
-  """What a literal says, or a field; `names` are words for its numbers.
+  """The text of a literal or of a field.
+
+  Args:
+    record: fields by name.
+    piece: a literal or a field of text.
+    names: names of the values of fields that are numbers.
 
   Raises:
-    UnusableError: it is not there, empty or no text.
+    UnusableError: the field is missing, empty or not text.
   """
   if piece.kind == task_lib.LITERAL:
     return piece.value

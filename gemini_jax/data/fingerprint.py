@@ -1,4 +1,4 @@
-"""What the batches of a split depend on, kept in checkpoints and compared."""
+"""All that the batches of a split depend on, to be compared on resume."""
 
 import logging
 import re
@@ -8,8 +8,7 @@ from typing import Any
 from gemini_jax import config as config_lib
 from gemini_jax.config import legacy
 
-# In the fingerprint of an earlier version, a source had the name of its place:
-# `data.train[0]=text:a.txt`.
+# Earlier versions named sources by their place: `data.train[0]=text:a.txt`.
 _SOURCE = re.compile(r'(data\.\w+)\[(\d+)\]=.*', re.DOTALL)
 
 
@@ -21,14 +20,14 @@ def make(
   tokenizer: str,
   digests: Sequence[str],
 ) -> dict[str, Any]:
-  """Plain JSON values, by the field that each is of.
+  """The fingerprint: JSON values by the field that they come from.
 
   Args:
     config: of the data.
-    split: which part of the data.
+    split: train, validation or test.
     batch_size: rows of a global batch.
     seed: of the order.
-    tokenizer: its fingerprint.
+    tokenizer: fingerprint of the tokenizer.
     digests: of the content of each source.
   """
   values = {
@@ -44,7 +43,7 @@ def make(
       f'data.{name}': repr(getattr(config, name))
       for name in config_lib.TASK_FIELDS
     }
-  # By content: the same records may lie at another place.
+  # By content, since the files may have been moved.
   values[f'data.{split}'] = list(digests)
   return values
 
@@ -56,18 +55,18 @@ def check(
   names: Sequence[str],
   accepted: Sequence[str] = (),
 ) -> int:
-  """The next batch of a state that belongs to the data of `now`.
+  """Index of the next batch after a checkpoint; see `Loader.check`.
 
   Args:
-    now: of the data.
-    state: of a checkpoint.
-    split: which part of the data.
+    now: fingerprint of the data as they are.
+    state: of the data loader, from a checkpoint.
+    split: train, validation or test.
     names: of the sources, for messages.
-    accepted: fields that may differ from those of the checkpoint; batch t is
-      then that of the new fields.
+    accepted: fields that may have changed since; batches are then those of the
+      new values.
 
   Raises:
-    ConfigError: other fields or the content differ, with their names.
+    ConfigError: another field or the content of a source has changed.
   """
   then = _by_content(state['fingerprint'], now[f'data.{split}'])
   changes = {
@@ -76,12 +75,12 @@ def check(
     if then.get(name) != now.get(name)
   }
   refused = [name for name in changes if name not in accepted]
-  # Another tokenizer makes another model of the tokens.
+  # With another tokenizer the trained model would be of no use.
   wanted = tuple(dict.fromkeys([*accepted, *changes]))
   remedy = (
     ''
     if 'tokenizer' in changes
-    else '; to resume with them all the same, give '
+    else '; to resume with the new values, set '
     f'--config.train.accept_changes="{wanted}"'
   )
   config_lib.check(
@@ -92,9 +91,9 @@ def check(
   step = state['next_batch']
   if changes:
     logging.warning(
-      'train.accept_changes: %s; batch %s and those after it are the ones '
-      'that a run of these values from the start would have there: of this '
-      'epoch some examples may come twice and others not at all',
+      'train.accept_changes: %s; batches from %s on are those of a run with '
+      'the new values from the start: in this epoch some examples may be seen '
+      'twice and others not at all',
       '; '.join(changes.values()),
       f'{step:,}',
     )
@@ -104,7 +103,7 @@ def check(
 def _change(
   name: str, then: Any, now: Any, of_sources: str, names: Sequence[str]
 ) -> str:
-  """What of the fingerprint was another, for an error."""
+  """How an entry of the fingerprint has changed, for a message."""
   counts = [
     len(value) if name == of_sources and isinstance(value, list) else None
     for value in (then, now)
@@ -126,10 +125,11 @@ def _change(
 def _by_content(
   fingerprint: dict[str, Any], digests: Sequence[str]
 ) -> dict[str, Any]:
-  """A fingerprint as this version writes it, of one of any version.
+  """A fingerprint of any version, as this version writes it.
 
-  Earlier ones named the sources, and knew nothing of the content of media:
-  where the tokens are those of `digests`, so are the media taken to be.
+  Earlier versions named sources by their place and did not include the content
+  of media. Where the tokens match those of `digests`, the media are assumed to
+  match as well.
   """
   values: dict[str, Any] = {}
   by_number: dict[str, dict[int, Any]] = {}

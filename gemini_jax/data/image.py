@@ -1,4 +1,4 @@
-"""A picture from a field of a record.
+"""Reads a picture from a field of a record.
 
 H, W canvas; C channels.
 """
@@ -14,12 +14,13 @@ import numpy as np
 from gemini_jax import config as config_lib
 from gemini_jax.data import medium
 
-# Larger ones are refused before they are decoded: a small file can hold
-# pixels or samples enough to fill the memory, or for minutes of work. Of
-# data.max_media_pixels a side may be this part, all frames so many times.
-_SIDE_PART, _FRAMES_TIMES = 2048, 64
+# Larger pictures are refused before they are decoded, since a small file can
+# expand to fill the memory. Height and width may each be at most
+# 1/_SIDE_DIVISOR of data.max_media_pixels, all frames of a video together at
+# most _FRAMES_FACTOR times that.
+_SIDE_DIVISOR, _FRAMES_FACTOR = 2048, 64
 _TOO_LARGE = 'more pixels than data.max_media_pixels'
-# Pillow reads more, and starts other programs for some.
+# Pillow knows more formats, and starts other programs for some of them.
 _FORMATS = ('PNG', 'JPEG', 'GIF', 'WEBP', 'BMP', 'TIFF', 'PPM', 'JPEG2000')
 
 
@@ -29,22 +30,23 @@ def read(
   folder: str | None = '',
   max_pixels: int = config_lib.Data.max_media_pixels,
 ) -> medium.Medium:
-  """The picture that a field holds, in the top left corner of the canvas.
+  """The picture of a field, in the top left corner of the canvas.
 
-  What is larger than the canvas is shrunk to fit, what is less than half as
-  large in both dims is enlarged to fit, all else stays as large as it is; then
-  both dims become whole patches. The proportions stay, up to that. Alpha goes
-  over white, 16 bits become 8, a photo's orientation is applied.
+  A picture larger than the canvas is shrunk to fit, one less than half as
+  large in both dims is enlarged to fit, and others keep their size. Both dims
+  are then rounded to whole patches; up to that the aspect ratio is kept.
+  Transparent pixels are blended with white, 16 bits are reduced to 8, and the
+  orientation of a photo is applied.
 
   Args:
     value: bytes, a path, or an array [h, w] or [h, w, 1 to 4] of uint8, uint16
       or floats in [0, 1].
     config: the canvas.
-    folder: where relative paths begin; None: nowhere.
+    folder: that relative paths are relative to; None: they are refused.
     max_pixels: see data.max_media_pixels.
 
   Raises:
-    UnusableError: it is no picture, with one of a few reasons.
+    UnusableError: the value is not a picture; one of a few reasons.
     ConfigError: Pillow is missing.
   """
   if isinstance(value, np.ndarray):
@@ -55,7 +57,7 @@ def read(
       open_picture(file, max_pixels) as opened,
     ):
       with medium.decoding('a damaged picture'):
-        # A photo with a small one beside it (MPO) is none.
+        # MPO files hold a photo and a thumbnail, not an animation.
         moves = opened.format != 'MPO' and getattr(opened, 'is_animated', False)
       medium.check(not moves, 'an animated picture')
       picture = flatten(opened, config.channels)
@@ -69,10 +71,10 @@ def read(
 def open_picture(
   file: BinaryIO, max_pixels: int, otherwise: str = 'not a picture'
 ) -> Iterator[Any]:
-  """Pillow's picture of a file, not yet decoded and not too large."""
+  """Opens a file with Pillow, without decoding it, and checks its size."""
   pillow = medium.library('PIL').Image
-  # Pillow looks as well where a frame makes the picture larger: it warns, and
-  # refuses twice as many.
+  # Pillow also checks frames that enlarge the picture: it warns above this
+  # limit and refuses above twice of it.
   pillow.MAX_IMAGE_PIXELS = max_pixels
   is_bomb = False
   with contextlib.ExitStack() as stack:
@@ -88,24 +90,24 @@ def open_picture(
 
 
 def check_size(size: tuple[int, int], max_pixels: int, count: int = 1):
-  """UnusableError if frames are too large, or all of them together."""
+  """UnusableError if a frame is too large, or `count` of them together."""
   medium.check(math.prod(size) <= max_pixels, _TOO_LARGE)
   medium.check(
-    max(size) <= max(max_pixels // _SIDE_PART, 1),
+    max(size) <= max(max_pixels // _SIDE_DIVISOR, 1),
     'a side too long for data.max_media_pixels',
   )
   medium.check(
-    math.prod(size) * count <= _FRAMES_TIMES * max_pixels,
+    math.prod(size) * count <= _FRAMES_FACTOR * max_pixels,
     'a video too large for data.max_media_pixels',
   )
 
 
 def flatten(opened: Any, channels: int) -> Any:
-  """A picture as Pillow's L or RGB, upright, decoded, without alpha."""
+  """A Pillow picture decoded, upright, without alpha, as L or RGB."""
   pil = medium.library('PIL')
   with medium.decoding('a damaged picture'):
     upright = pil.ImageOps.exif_transpose(opened)
-    # Pillow would clip what exceeds 255.
+    # Pillow would clip values above 255.
     wide = np.asarray(upright) if upright.mode.startswith('I') else None
   if wide is not None:
     return from_array(wide, channels)
@@ -121,7 +123,7 @@ def flatten(opened: Any, channels: int) -> Any:
 
 
 def from_array(values: np.ndarray, channels: int) -> Any:
-  """Pillow's L or RGB of an array."""
+  """An array as a Pillow picture, L or RGB."""
   values = values[..., None] if values.ndim == 2 else values
   medium.check(
     values.ndim == 3 and 1 <= values.shape[-1] <= 4,
@@ -136,7 +138,7 @@ def from_array(values: np.ndarray, channels: int) -> Any:
       values.min() >= 0 and values.max() <= 1, 'a picture beyond [0, 1]'
     )
     values = np.round(values * 255.0).astype(np.uint8)
-  elif values.dtype == np.int32:  # Some of Pillow's pictures of 16 bits.
+  elif values.dtype == np.int32:  # Pillow's type of some 16-bit pictures.
     medium.check(
       values.min() >= 0 and values.max() <= 65535, 'a picture beyond 16 bits'
     )
@@ -150,20 +152,20 @@ def from_array(values: np.ndarray, channels: int) -> Any:
 
 
 def canvas_extent(picture: Any, config: config_lib.Image) -> tuple[int, int]:
-  """Height and width of a picture on the canvas: whole patches."""
+  """Height and width of a picture on the canvas, multiples of a patch."""
   width, height = picture.size
   scale = min(config.height / height, config.width / width)
   if 1 < scale <= 2:
     scale = 1.0
   rows, columns = (
-    min(max(round(pixels * scale / config.patch), 1), most)
-    for pixels, most in zip((height, width), config.grid, strict=True)
+    min(max(round(pixels * scale / config.patch), 1), limit)
+    for pixels, limit in zip((height, width), config.grid, strict=True)
   )
   return rows * config.patch, columns * config.patch
 
 
 def fit(picture: Any, extent: tuple[int, int]) -> np.ndarray:
-  """uint8[height, width, C] of a picture resized to an extent."""
+  """uint8[height, width, C], the picture resized to `extent`."""
   height, width = extent
   if picture.size != (width, height):
     bicubic = medium.library('PIL').Image.Resampling.BICUBIC

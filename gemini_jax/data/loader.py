@@ -1,8 +1,8 @@
 """Batches as a pure function of (config, tokenizer, seed, index).
 
-Every source is tokenized once and kept on disk. Batch t is computed from
-nothing but t, so a run resumes at any batch, on any number of processes, and
-sees what it would have seen.
+Every source is tokenized once into the token cache. Since batch t depends on t
+alone, a run can resume at any batch, on any number of processes, and gets the
+same batches as an uninterrupted run.
 """
 
 import logging
@@ -31,19 +31,19 @@ Split = splits.Split
 class Loader:
   """The batches of a split.
 
-  Training never ends: `loader[t]` exists for every t, and each source starts
-  another epoch in a new order when it is used up. Evaluation is one pass in
-  order: each target once, the last batch filled up with rows of weight 0.
+  Training batches never end: `loader[t]` exists for every t, and each source
+  begins another epoch, in a new order, when all of it was used. Evaluation is
+  one pass in order: every target once, the last batch filled with empty rows.
 
   Attributes:
     batch_size: rows of a global batch.
-    rows: those of them that this process loads.
-    num_records: usable records.
-    num_tokens: their tokens, bos aside.
-    num_targets: the tokens that have a weight in one pass.
-    num_bytes: UTF-8 bytes of the text that those stand for.
+    rows: the rows of a global batch that this process loads.
+    num_records: usable examples.
+    num_tokens: their tokens without bos.
+    num_targets: tokens with a loss weight in one pass.
+    num_bytes: UTF-8 bytes of the text in the targets.
     num_rows: rows of one pass over every source.
-    of_task: the same with the examples of one task, by its number.
+    of_task: makes a loader of the examples of one task alone, by its index.
 
   Raises:
     ConfigError: a source cannot be read or holds nothing usable.
@@ -60,27 +60,27 @@ class Loader:
     model: config_lib.Model | None = None,
     only: int | None = None,
   ):
-    """Opens the split, or tokenizes it.
+    """Opens the tokenized sources of a split; tokenizes them if necessary.
 
     Args:
-      config: the data.
+      config: of the data.
       tokenizer: of the run.
-      split: which part of the data.
-      seed: of the order.
+      split: train, validation or test.
+      seed: of the order of training examples.
       batch_size: rows of a global batch; None: data.batch_size.
-      rows: those of each global batch that this process loads; None: all.
-      model: what reads media; needed where there are some.
-      only: the number of the task whose examples there are; None: of all.
+      rows: rows of each global batch that this process loads; None: all.
+      model: config of the model; needed for media.
+      only: index of the one task whose examples to load; None: all tasks.
     """
     self.config, self.tokenizer, self.split = config, tokenizer, split
     model = model or config_lib.Model()
     self._only = only
-    self.of_task = lambda number: Loader(
-      config, tokenizer, split, seed, batch_size, rows, model, number
+    self.of_task = lambda index: Loader(
+      config, tokenizer, split, seed, batch_size, rows, model, index
     )
     self.batch_size = batch_size or config.batch_size
     self.rows = np.arange(self.batch_size) if rows is None else rows
-    # Evaluation is the same for every seed.
+    # Evaluation does not depend on the seed.
     self._seed = seed if split == 'train' else 0
     self._parts = [
       epochs.Epochs(
@@ -112,21 +112,22 @@ class Loader:
 
   @property
   def bytes_per_target(self) -> float | None:
-    """Nats a target / log(2) / this = bits per byte; None: not text alone."""
+    """Bits per byte = nats a target / log(2) / this; None unless plain text."""
     if self.config.tasks or not self.num_bytes:
       return None
     return self.num_bytes / self.num_targets
 
   @property
   def writes_media(self) -> bool:
-    """Whether targets hold media."""
+    """Whether there are media among the targets."""
     tasks = task_lib.of(self.config)
-    own = tasks if self._only is None else tasks[self._only : self._only + 1]
-    return any(t.kinds(len(t.sides) - 1) for t in own)
+    if self._only is not None:
+      tasks = tasks[self._only : self._only + 1]
+    return any(task.kinds('targets') for task in tasks)
 
   @property
   def task_names(self) -> dict[str, int]:
-    """Numbers of the tasks that have a name and examples, if not the only."""
+    """Indices of the named tasks that have examples, if there are several."""
     tasks = task_lib.of(self.config)
     if len(tasks) == 1:
       return {}
@@ -137,9 +138,9 @@ class Loader:
     return {t.name: i for i, t in enumerate(tasks) if t.name and has(i)}
 
   def __len__(self) -> int:
-    """Batches of an evaluation split."""
+    """Number of batches of an evaluation split."""
     if self.split == 'train':
-      raise TypeError('training batches have no end')
+      raise TypeError('a training loader has no length: batches never end')
     return -(-self.num_rows // self.batch_size)
 
   def __getitem__(self, index: int) -> batch_lib.Batch:
@@ -147,24 +148,26 @@ class Loader:
     if index < 0 or (self.split != 'train' and index >= len(self)):
       raise IndexError(index)
     owners, rows = self._locate(index * self.batch_size + self.rows)
-    return epochs.by_key(owners, rows, lambda i, own: self._parts[i].batch(own))
+    return epochs.by_key(
+      owners, rows, lambda i, indices: self._parts[i].batch(indices)
+    )
 
   def _locate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The part that each row of the split is of, and its row there."""
+    """The source of each row of the split, and the index of the row in it."""
     if self.split == 'train':
       owners, ranks, counts = self._schedule
       laps, places = np.divmod(rows, len(owners))
       return owners[places], ranks[places] + laps * counts[owners[places]]
-    # Rows past the end are rows past the end of the last part.
+    # Rows past the end of the split are past the end of the last source.
     owners = np.searchsorted(self._ends[:-1], rows, 'right')
     return owners, rows - np.concatenate([[0], self._ends])[owners]
 
   def describe(self) -> list[str]:
-    """Lines for a log: what each source holds and what was left out."""
+    """Lines for the log: the size of each source and what was skipped."""
     return [part.describe() for part in self._parts]
 
   def state(self, next_batch: int) -> dict[str, Any]:
-    """What a checkpoint keeps, as plain JSON values."""
+    """The position and the fingerprint for a checkpoint, as JSON values."""
     values = fingerprint.make(
       self.config,
       self.split,
@@ -176,15 +179,15 @@ class Loader:
     return {'next_batch': next_batch, 'fingerprint': values}
 
   def check(self, state: dict[str, Any], accepted: Sequence[str] = ()) -> int:
-    """The next batch of a state that belongs to this data.
+    """Index of the next batch after a checkpoint.
 
     Args:
-      state: of a checkpoint.
-      accepted: fields that may differ from those of the checkpoint; batch t is
-        then that of the new fields.
+      state: what `state` gave when the checkpoint was saved.
+      accepted: fields that may have changed since; batches are then those of
+        the new values.
 
     Raises:
-      ConfigError: other fields or the content differ, with their names.
+      ConfigError: another field or the content of a source has changed.
     """
     return fingerprint.check(
       self.state(0)['fingerprint'],
@@ -198,13 +201,13 @@ class Loader:
 def iterate(
   loader: Loader, start: int = 0, num_prefetch: int | None = None
 ) -> Iterator[batch_lib.Batch]:
-  """Batches from `start` on, in order, prepared ahead in the background.
+  """Batches in order from `start`, prepared ahead in the background.
 
   Args:
-    loader: of any split; that of training never ends.
-    start: the first batch.
-    num_prefetch: batches ahead; None takes data.prefetch, 0 prepares each
-      when it is asked for.
+    loader: of any split; a training split never ends.
+    start: index of the first batch.
+    num_prefetch: batches to prepare ahead; None: data.prefetch; 0: each is
+      prepared when it is asked for.
   """
   stop = sys.maxsize if loader.split == 'train' else len(loader)
   ahead = loader.config.prefetch if num_prefetch is None else num_prefetch
@@ -214,6 +217,6 @@ def iterate(
     yield from map(loader.__getitem__, range(start, stop))
     return
   dataset = grain.MapDataset.range(start, stop).map(loader.__getitem__)
-  # One thread: the work holds Python's lock, more would only take turns.
+  # One thread: the work holds the interpreter lock, more would take turns.
   options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=ahead)
   yield from dataset.to_iter_dataset(options)

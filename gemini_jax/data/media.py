@@ -1,4 +1,10 @@
-"""A picture, a sound or a video from a field of a record, by its kind."""
+"""Reads a picture, a sound or a video from a field of a record.
+
+A field holds an array, the bytes of a file, or its path; a video may also be a
+folder of frames. Relative paths are relative to `folder`, that of the list that
+holds the record. A list may name any file that its user may read, since nothing
+but pictures and sounds is made of it.
+"""
 
 from typing import Any
 
@@ -14,15 +20,19 @@ def read(
   folder: str | None = '',
   max_pixels: int = config_lib.Data.max_media_pixels,
 ) -> medium.Medium:
-  """The picture, sound or video that a field holds, by its kind.
+  """The picture, sound or video of a field.
 
   Args:
-    kind: of KINDS.
+    kind: one of KINDS.
     value: of the field.
     config: of the model.
-    sample_rate: samples a second of sounds that do not tell; None: the model's.
-    folder: where relative paths begin; None: nowhere.
+    sample_rate: sample rate (Hz) of arrays of samples; None: the model's.
+    folder: that relative paths are relative to; None: they are refused.
     max_pixels: see data.max_media_pixels.
+
+  Raises:
+    UnusableError: the value is not a medium of this kind.
+    ConfigError: a library is missing.
   """
   if kind == 'image':
     return image.read(value, config.image, folder, max_pixels)

@@ -1,4 +1,4 @@
-"""What pictures, sounds and videos share: their files, the canvas, refusals.
+"""Code that pictures, sounds and videos share: files, the canvas, errors.
 
 H, W canvas; C channels; F frames; N samples.
 """
@@ -19,8 +19,8 @@ class Medium(NamedTuple):
   """A picture, sound or video on the canvas of a model.
 
   Attributes:
-    values: uint8[H, W, C], int16[N] or uint8[F, H, W, C]; 0 beyond `size`.
-    size: int32[R], its extent: (height, width), (samples,) or
+    values: uint8[H, W, C], int16[N] or uint8[F, H, W, C]; 0 outside `size`.
+    size: int32[R], the extent on the canvas: (height, width), (samples,) or
       (frames, height, width).
   """
 
@@ -41,32 +41,32 @@ def check(condition: Any, reason: str):
 
 @contextlib.contextmanager
 def decoding(reason: str) -> Iterator[None]:
-  """UnusableError(reason) for whatever a decoder raises on hostile bytes.
+  """Turns what a decoder raises on damaged bytes into UnusableError(reason).
 
-  Holds calls of a decoder's library alone, so that no mistake of this module
-  counts as a damaged file.
+  Wraps calls of a decoding library alone, so that a bug of this package is not
+  taken for a damaged file.
   """
   try:
     yield
-  # Each format has its own, and sizes that are forged make a MemoryError.
+  # Each format has exceptions of its own; forged sizes raise MemoryError.
   except Exception as error:
     raise unusable.UnusableError(reason) from error
 
 
 def library(name: str) -> Any:
-  """An optional library, or a ConfigError that says how to get it."""
-  what = {'PIL': 'pictures need Pillow', 'av': 'videos need av'}
-  asked = what.get(name, f'sounds need {name}')
+  """An optional library, or a ConfigError that says how to install it."""
+  needs = {'PIL': 'pictures need Pillow', 'av': 'videos need av'}
+  reason = needs.get(name, f'sounds need {name}')
   extra = 'video' if name == 'av' else 'media'
   if name == 'PIL':
-    # With its parts that are used here.
-    config_lib.optional('PIL.ImageOps', asked, extra)
-  return config_lib.optional(name, asked, extra)
+    # The submodule that is used here is not imported with the package.
+    config_lib.optional('PIL.ImageOps', reason, extra)
+  return config_lib.optional(name, reason, extra)
 
 
 @contextlib.contextmanager
 def open_file(value: Any, folder: str | None) -> Iterator[BinaryIO]:
-  """The file that a field holds or names."""
+  """Opens the bytes or the path of a field as a file."""
   if isinstance(value, bytes):
     check(len(value) > 0, 'an empty file')
     yield io.BytesIO(value)
@@ -86,7 +86,7 @@ def open_file(value: Any, folder: str | None) -> Iterator[BinaryIO]:
 
 
 def locate(value: str | os.PathLike, folder: str | None) -> str:
-  """Where a file or folder is that a list names."""
+  """The path of a file or folder, relative to the list that names it."""
   check(bool(os.fspath(value)), 'a missing file')
   check(
     folder is not None or os.path.isabs(value),
@@ -96,9 +96,9 @@ def locate(value: str | os.PathLike, folder: str | None) -> str:
 
 
 def on_canvas(values: np.ndarray, shape: tuple[int, ...]) -> Medium:
-  """The values in the first corner of a canvas of `shape`, 0 elsewhere."""
+  """`values` in the first corner of a canvas of `shape`; 0 elsewhere."""
   canvas = np.zeros(shape, values.dtype)
   canvas[tuple(map(slice, values.shape))] = values
-  # The channels are no part of an extent.
+  # An extent does not include the channels.
   size = values.shape if values.ndim == 1 else values.shape[:-1]
   return Medium(canvas, np.array(size, np.int32))

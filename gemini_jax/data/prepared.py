@@ -12,14 +12,14 @@ from gemini_jax.data import readers
 
 
 def read(where: str, split: str, config: config_lib.Data) -> readers.Rows:
-  """A split of a TFDS data set, in TFDS's own notation."""
+  """A split of a TFDS data set, in the notation of TFDS."""
   import tensorflow_datasets
 
   folder = config.data_dir and str(host.expand_path(config.data_dir))
-  # What was prepared is read without the code that prepared it.
+  # A prepared data set is read without its builder's code.
   prepared = _newest(folder, where) if folder else None
   verbosity = logging.get_verbosity()
-  logging.set_verbosity(logging.WARNING)  # TFDS tells of every file it opens.
+  logging.set_verbosity(logging.WARNING)  # TFDS logs every file that it opens.
   try:
     builder: Any
     if prepared:
@@ -31,7 +31,7 @@ def read(where: str, split: str, config: config_lib.Data) -> readers.Rows:
     if not builder.info.splits and not folder:
       builder.download_and_prepare()
     splits = builder.info.splits
-  except Exception as error:  # TFDS, its builders and the network raise all.
+  except Exception as error:  # TFDS, builders and network raise anything.
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     raise config_lib.ConfigError(
       f'{reason.rstrip(".")}; {_remedy(folder)}'
@@ -44,7 +44,7 @@ def read(where: str, split: str, config: config_lib.Data) -> readers.Rows:
   accepted = f'splits: {", ".join(splits)}'
   config_lib.check(bool(split), f'write tfds:{where}#SPLIT; {accepted}')
   fields = builder.info.features
-  # Pictures beside the text stay encoded: no time, no image library.
+  # Pictures stay encoded, which saves time and an image library.
   undecoded = {
     name: tensorflow_datasets.decode.SkipDecoding()
     for name, feature in fields.items()
@@ -72,7 +72,7 @@ def read(where: str, split: str, config: config_lib.Data) -> readers.Rows:
 def _newest(folder: str, where: str) -> str | None:
   """The folder of a prepared data set `NAME[/CONFIG][:VERSION]`, if any."""
   name, _, version = where.partition(':')
-  found = [
+  folders = [
     path.parent
     for path in pathlib.Path(folder, name).glob('*/dataset_info.json')
     if version in ('', path.parent.name)
@@ -80,7 +80,7 @@ def _newest(folder: str, where: str) -> str | None:
   number = lambda path: [
     int(part) if part.isdecimal() else -1 for part in path.name.split('.')
   ]
-  return str(max(found, key=number)) if found else None
+  return str(max(folders, key=number)) if folders else None
 
 
 def _remedy(folder: str | None) -> str:

@@ -20,10 +20,10 @@ class Rows(NamedTuple):
 
   Attributes:
     records: a sequence of dicts; reading one may raise UnusableError.
-    identity: tells this content from another without reading it.
-    fields: of every record; None where records may differ.
-    names: words for the values of fields that are numbers.
-    folder: that paths in records are relative to; None: there are several.
+    identity: changes with the content, and is known without reading it.
+    fields: names of the fields of every record; None where records may differ.
+    names: names of the values of fields that are numbers.
+    folder: that paths in records are relative to; None: files in several.
   """
 
   records: Sequence[dict[str, Any]]
@@ -34,7 +34,7 @@ class Rows(NamedTuple):
 
 
 def python(where: str) -> Rows:
-  """The literal `topics: dict[str, str]` of a module, read and never run."""
+  """The literal `topics: dict[str, str]` of a module, which is not executed."""
   path = _module_path(where)
   if path is None:
     raise config_lib.ConfigError(f'no Python source of a module {where!r}')
@@ -71,15 +71,15 @@ def _module_path(module: str) -> str | None:
   for index, name in enumerate(module.split('.')):
     if index and search is None:
       return None
-    found = importlib.machinery.PathFinder.find_spec(name, search)
-    if found is None:
+    spec = importlib.machinery.PathFinder.find_spec(name, search)
+    if spec is None:
       return None
-    search, origin = found.submodule_search_locations, found.origin
+    search, origin = spec.submodule_search_locations, spec.origin
   return origin if origin and origin.endswith('.py') else None
 
 
 def reverse(where: str) -> Rows:
-  """Distinct random words of 5 to 30 letters, and the same reversed."""
+  """Distinct random words of 5 to 30 letters, and each word reversed."""
   config_lib.check(
     where.isdecimal()
     and len(where) <= len(str(_MAX_REVERSE))

@@ -1,7 +1,7 @@
-"""Where records come from: `KIND:WHERE#SLICE` with random access.
+"""Sources of records, with random access: `KIND:WHERE#SLICE`.
 
-A slice counts records: `[:90%]`, `[100:]`, every tenth `[9::10]`, and with
-`!` all that the slice leaves out, `[!9::10]`. TFDS has its own notation.
+A slice selects records: `[:90%]`, `[100:]`, every tenth one `[9::10]`, and its
+complement `[!9::10]`. TFDS splits use the notation of TFDS.
 """
 
 import dataclasses
@@ -32,12 +32,12 @@ READERS = {
   'reverse': readers.reverse,
   'wordnet': wordnet.read,
 }
-# Of prepared data sets, which `data.data_dir` says the place of.
+# Kinds that read a prepared TFDS data set from `data.data_dir`.
 _PREPARED = {'digits': composed.digits, 'moving': composed.moving}
 KINDS = ('tfds', *_PREPARED, *READERS)
-# Kinds that know a place of their own.
-_PLACED = ('wordnet',)
-# Kinds that are told a path.
+# Kinds that have a default WHERE.
+_OPTIONAL_WHERE = ('wordnet',)
+# Kinds whose WHERE is a path.
 _PATHS = ('text', 'jsonl', 'wordnet')
 _SLICE = re.compile(
   r'\[(!?)(-?\d{1,18}%?)?:(-?\d{1,18}%?)?(?::([1-9]\d{0,17}))?\]'
@@ -49,12 +49,12 @@ class Source:
   """The records that a spec selects, behind a sequence interface.
 
   Attributes:
-    name: the spec and its place in the config.
-    rows: every record, before the slice.
-    indices: int64[n], the records that the slice selects.
-    names: words for the values of fields that are numbers.
-    shuffled_fields: fields whose values are those of another record of the
-      slice, each record's of one.
+    name: the spec and its place in the config, for messages.
+    rows: all records, before the slice.
+    indices: int64[n], indices of the records that the slice selects.
+    names: names of the values of fields that are numbers.
+    shuffled_fields: fields whose values come from another record of the slice;
+      all such fields of a record come from the same one.
   """
 
   name: str
@@ -83,7 +83,7 @@ class Source:
       raise config_lib.ConfigError(f'{self.name}: {error}') from error
 
   def number(self, index: int) -> int:
-    """Which of all records stands at an index of the slice."""
+    """Index among all records of the record at an index of the slice."""
     return int(self.indices[index])
 
   @functools.cached_property
@@ -92,7 +92,7 @@ class Source:
 
   @property
   def fingerprint(self) -> str:
-    """Hex digest of all that decides what the records are."""
+    """Hex digest of all that the records depend on."""
     digest = hashlib.sha256(self.rows.identity.encode())
     if self.names:
       digest.update(repr(sorted(self.names.items())).encode())
@@ -102,7 +102,7 @@ class Source:
     return digest.hexdigest()[:32]
 
   def describe(self) -> str:
-    """One line for a log."""
+    """One line for the log."""
     total = len(self.rows.records)
     of_all = f' of {total:,}' if len(self) < total else ''
     return f'{self.name}: {len(self):,}{of_all} records'
@@ -110,12 +110,12 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Shuffled:
-  """The records of several sources as one, in a random order.
+  """The records of several sources, concatenated and shuffled.
 
   Attributes:
-    name: of all of them, in a log.
-    sources: where the records are.
-    order: int64[n], their places, counted through all sources.
+    name: for the log.
+    sources: of the records.
+    order: int64[n], indices into the concatenated sources.
   """
 
   name: str
@@ -123,17 +123,17 @@ class Shuffled:
   order: np.ndarray
 
   @classmethod
-  def of(cls, name: str, found: Sequence[Source], seed: int) -> 'Shuffled':
-    """In an order that `seed` and the numbers of records decide."""
-    total = sum(map(len, found))
+  def make(cls, name: str, sources: Sequence[Source], seed: int) -> 'Shuffled':
+    """The sources in an order that depends on `seed` and their sizes."""
+    total = sum(map(len, sources))
     order = np.random.default_rng(seed % 2**32).permutation(total)
-    return cls(name, tuple(found), order)
+    return cls(name, tuple(sources), order)
 
   def __len__(self) -> int:
     return len(self.order)
 
   def number(self, index: int) -> int:
-    """Which of all records stands at an index, counted through all sources."""
+    """Index in the concatenated sources of the record at a shuffled index."""
     return int(self.order[index])
 
   def __getitem__(self, index: int) -> dict[str, Any]:
@@ -146,10 +146,10 @@ class Shuffled:
 
 
 def split_spec(spec: str) -> tuple[str, str]:
-  """What a source reads as one, and the slice of it ('': all).
+  """`KIND:WHERE` and the slice ('': all records) of a spec.
 
-  TFDS slices for itself: its split belongs to what is read. A `#` in the name
-  of a file or folder that is there belongs to that name.
+  A TFDS split is part of WHERE, since TFDS slices by itself. A `#` in the name
+  of an existing file or folder belongs to that name.
   """
   kind, _, where = spec.partition(':')
   if kind == 'tfds':
@@ -165,7 +165,7 @@ def split_spec(spec: str) -> tuple[str, str]:
 
 
 def locate(spec: str, config: config_lib.Data) -> str:
-  """`data.train[0]=SPEC`, the first place of a spec, or of its slices."""
+  """`data.train[0]=SPEC`: the first place of a spec, or of a slice of it."""
   for split in ('train', 'validation', 'test'):
     for i, other in enumerate(getattr(config, split)):
       if spec in (other, split_spec(other)[0]):
@@ -177,7 +177,7 @@ def records(spec: str, config: config_lib.Data) -> Source:
   """The source of one `KIND:WHERE#SLICE`.
 
   Raises:
-    ConfigError: begins with the place and the spec.
+    ConfigError: the spec is wrong or cannot be read; begins with its place.
   """
   whole, selection = split_spec(spec)
   kind, _, where = whole.partition(':')
@@ -187,7 +187,7 @@ def records(spec: str, config: config_lib.Data) -> Source:
         f'{kind!r} is not a kind of source{config_lib.nearest(kind, KINDS)}'
       )
     config_lib.check(
-      bool(where) or kind in _PLACED,
+      bool(where) or kind in _OPTIONAL_WHERE,
       f'write {kind}:WHERE or {kind}:WHERE#SLICE',
     )
     if kind == 'tfds':
@@ -217,10 +217,10 @@ def records(spec: str, config: config_lib.Data) -> Source:
 
 
 def select(selection: str, size: int) -> np.ndarray:
-  """int64[n], the indices below `size` that a slice selects, in order.
+  """int64[n], ascending indices below `size` that a slice selects.
 
   Raises:
-    ConfigError: the notation is wrong or nothing is selected.
+    ConfigError: the slice is malformed or selects nothing.
   """
   everything = np.arange(size, dtype=np.int64)
   if not selection:
@@ -229,7 +229,7 @@ def select(selection: str, size: int) -> np.ndarray:
   if not match:
     raise config_lib.ConfigError(
       f'{selection!r} is not a slice; write [a:b], [a:b:step] or '
-      '[!a:b:step] for the rest; a and b count records or percent'
+      '[!a:b:step] for the complement; a and b are records or percentages'
     )
   complement, start, stop, step = match.groups()
   chosen = everything[_bound(start, size) : _bound(stop, size) : int(step or 1)]
@@ -250,7 +250,7 @@ def _bound(text: str | None, size: int) -> int | None:
 
 
 def _asker(field: str, config: config_lib.Data) -> str:
-  """Which field of the config names a field of the records."""
+  """The config field that asks for a field of the records, for messages."""
   for name in ('inputs_field', 'targets_field', 'text_field'):
     if not config.tasks and getattr(config, name) == field:
       return f'data.{name}={field!r}'

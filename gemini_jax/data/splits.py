@@ -1,4 +1,4 @@
-"""Records and texts of a split of the data, not tokenized."""
+"""Records and texts of a split of the data, before tokenization."""
 
 import itertools
 import logging
@@ -22,7 +22,7 @@ Split = Literal['train', 'validation', 'test']
 
 
 def texts(config: config_lib.Data, split: Split) -> Iterator[str]:
-  """Every usable text of a split, inputs and targets alike.
+  """All usable texts of a split; inputs and targets one after the other.
 
   Raises:
     ConfigError: a source cannot be read.
@@ -43,31 +43,34 @@ def texts(config: config_lib.Data, split: Split) -> Iterator[str]:
 
 
 def pairs(
-  config: config_lib.Data, split: Split, most: int
+  config: config_lib.Data, split: Split, limit: int
 ) -> list[tuple[str, ...]]:
-  """The first `most` usable (inputs, targets) of a split.
+  """The first `limit` usable (inputs, targets) of a split.
 
   Raises:
     ConfigError: a source cannot be read.
   """
-  found: list[tuple[str, ...]] = []
+  result: list[tuple[str, ...]] = []
   for spec in getattr(config, split):
     records = examples.texts(
       sources.records(spec, config), config, unusable.Tally()
     )
-    found += itertools.islice(records, most - len(found))
-  return found
+    result += itertools.islice(records, limit - len(result))
+  return result
 
 
 def spread_records(
-  config: config_lib.Data, split: Split, most: int
+  config: config_lib.Data, split: Split, limit: int
 ) -> Iterator[tuple[sources.Source, dict[str, Any]]]:
-  """`most` records of a split, at even distances, each with its source."""
-  found = [sources.records(spec, config) for spec in getattr(config, split)]
-  ends = np.cumsum([len(source) for source in found])
-  for place in np.unique(np.linspace(0, ends[-1] - 1, most).astype(int)):
+  """Up to `limit` records at equal distances in a split, with their sources.
+
+  Records that cannot be read are skipped.
+  """
+  opened = [sources.records(spec, config) for spec in getattr(config, split)]
+  ends = np.cumsum([len(source) for source in opened])
+  for place in np.unique(np.linspace(0, ends[-1] - 1, limit).astype(int)):
     number = int(np.searchsorted(ends, place, 'right'))
-    source = found[number]
+    source = opened[number]
     try:
       yield source, source[int(place - ends[number] + len(source))]
     except unusable.UnusableError:
@@ -79,14 +82,14 @@ def written_media(
   model: config_lib.Model,
   split: Split,
   task: task_lib.Task,
-  most: int,
+  limit: int,
 ) -> Iterator[tuple[str, medium.Medium]]:
-  """Texts that a task reads and the medium that it should write of them.
+  """Input texts of a task and the medium that is their target.
 
-  Of `spread_records` records; unusable ones are left out.
+  Of up to `limit` records at equal distances; unusable ones are skipped.
   """
-  (piece,) = task.sides[1]
-  for source, record in spread_records(config, split, most):
+  (piece,) = task.targets
+  for source, record in spread_records(config, split, limit):
     try:
       texts = fields.texts_of(source, record, task)
       yield texts[0], fields.medium_of(source, record, piece, config, model)
@@ -95,35 +98,35 @@ def written_media(
 
 
 def labelled(
-  config: config_lib.Data, split: Split, most: int, seed: int = 0
+  config: config_lib.Data, split: Split, limit: int, seed: int = 0
 ) -> list[tuple[str, dict[str, str]]]:
-  """`most` texts of a split that have labels, with those, chosen at random.
+  """Up to `limit` random texts of a split that have labels, and their labels.
 
   Raises:
     ConfigError: see `each_labelled`.
   """
-  return list(itertools.islice(each_labelled(config, split, seed), most))
+  return list(itertools.islice(each_labelled(config, split, seed), limit))
 
 
 def each_labelled(
   config: config_lib.Data, split: Split, seed: int = 0
 ) -> Iterator[tuple[str, dict[str, str]]]:
-  """The texts of a split that have labels, with those, in a random order.
+  """Texts of a split that have labels, and their labels, in a random order.
 
-  Where records are sorted, the first of them are like the rest. The order is a
-  function of `seed` and of the numbers of records; no record is read before it
-  is asked for.
+  The order matters where records are sorted by label. It depends on `seed` and
+  the number of records alone; records are read one at a time.
 
   Raises:
-    ConfigError: a source cannot be read, holds pairs, or none has labels.
+    ConfigError: a source cannot be read, has inputs and targets, or has no
+      labels.
   """
   config_lib.check(
     not config.pairs,
     f'labels are of plain text; data.inputs_field={config.inputs_field!r} and '
     f'data.tasks={config.tasks} make pairs',
   )
-  found = [sources.records(spec, config) for spec in getattr(config, split)]
-  source = sources.Shuffled.of(f'labels of data.{split}', found, seed)
+  opened = [sources.records(spec, config) for spec in getattr(config, split)]
+  source = sources.Shuffled.make(f'labels of data.{split}', opened, seed)
   tally, count = unusable.Tally(), 0
   try:
     for example in examples.labelled(source, config, tally):

@@ -17,7 +17,7 @@ from gemini_jax.data import readers, unusable
 
 # Unusable records that an error shows, and characters of each.
 _SHOWN_CHARACTERS = 80
-# How files begin that hold no lines of text, what they are, and what to do.
+# First bytes of files that are not text, their format, and what to do.
 _SIGNATURES = (
   (b'\x1f\x8b', 'gzip', 'gunzip it'),
   (b'PK\x03\x04', 'a zip archive', 'unzip it'),
@@ -31,13 +31,13 @@ _SIGNATURES = (
   (b'\xfe\xff', 'UTF-16', 'convert it: iconv -f UTF-16 -t UTF-8'),
 )
 _BOM = b'\xef\xbb\xbf'
-# Bytes that tell what a file is.
+# Bytes from which the format of a file is recognised.
 _HEAD = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
 class _TextFiles(Sequence):
-  """Files, each read when it is asked for."""
+  """One record a file, read when it is needed."""
 
   paths: list[str]
 
@@ -60,7 +60,7 @@ class _TextFiles(Sequence):
 
 
 def _check_signature(path: str, head: bytes):
-  """ConfigError if a file begins as one of another format than text."""
+  """ConfigError if the first bytes are those of a format other than text."""
   for begins, name, remedy in _SIGNATURES:
     config_lib.check(
       not head.startswith(begins), f'{path} is {name}, not text; {remedy}'
@@ -68,7 +68,7 @@ def _check_signature(path: str, head: bytes):
 
 
 def _check_lines(path: str, head: bytes):
-  """ConfigError if a file begins as something else than lines of JSON."""
+  """ConfigError if the first bytes are not those of lines of JSON."""
   _check_signature(path, head)
   lines = [line.strip() for line in head.removeprefix(_BOM).splitlines()]
   lines = [line for line in lines if line][:2]
@@ -87,13 +87,13 @@ def _check_lines(path: str, head: bytes):
 
 
 def text(where: str) -> readers.Rows:
-  """One record a file of a glob pattern."""
+  """One record a file; `where` is a glob pattern."""
   paths, identity = _files(where)
   return readers.Rows(_TextFiles(paths), identity, ('text',))
 
 
 class _JsonLines(Sequence):
-  """Lines of files; only their offsets stay in memory."""
+  """One record a line; only the offsets of lines are kept in memory."""
 
   def __init__(self, paths: list[str]):
     self._paths = paths
@@ -123,7 +123,7 @@ class _JsonLines(Sequence):
 
 
 def _line_starts(path: str) -> np.ndarray:
-  """int64[n], the offsets of the lines that are not blank."""
+  """int64[n], offsets of the lines that are not blank."""
   starts, offset = array.array('q'), 0
   try:
     with open(path, 'rb') as file:
@@ -139,7 +139,7 @@ def _line_starts(path: str) -> np.ndarray:
 
 
 def jsonl(where: str) -> readers.Rows:
-  """One record a line of the files of a glob pattern."""
+  """One record a line; `where` is a glob pattern."""
   paths, identity = _files(where)
   lines = _JsonLines(paths)
   config_lib.check(len(lines) > 0, 'holds no line')
@@ -149,9 +149,10 @@ def jsonl(where: str) -> readers.Rows:
 
 
 def literal_part(path: str) -> str:
-  """The longest beginning of a path that is a file or a folder, or ''.
+  """The longest prefix of a path that exists, or ''.
 
-  Names may hold what patterns and slices are made of: `lr=[1]/a#b.txt`.
+  It is taken literally, since names may contain the special characters of
+  patterns and slices: `lr=[1]/a#b.txt`.
   """
   while path and not os.path.lexists(path):
     path = os.path.dirname(path)
@@ -159,7 +160,7 @@ def literal_part(path: str) -> str:
 
 
 def _files(pattern: str) -> tuple[list[str], str]:
-  """Matching files in the order of their names, and their identity."""
+  """Matching files sorted by name, and their identity."""
   path = str(host.expand_path(pattern))
   literal = literal_part(path)
   rest = path[len(literal) :]

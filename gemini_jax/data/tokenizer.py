@@ -1,7 +1,7 @@
 """Text to token ids and back: bytes, characters or SentencePiece.
 
-Every kind is one table, the bytes that each id stands for, and a way to
-encode. Decoding joins the bytes, so it is exact and can be streamed.
+Every kind of tokenizer has a table of the bytes of each id, and its own way to
+encode. Decoding concatenates bytes, so it is exact and can be streamed.
 """
 
 import codecs
@@ -17,22 +17,22 @@ import sentencepiece
 from gemini_jax import config as config_lib
 from gemini_jax import host
 
-# A saved tokenizer is never near this; a wrong path may be.
+# Saved tokenizers are far smaller; a wrong path may name a huge file.
 _MAX_FILE_BYTES = 1 << 27
 # SentencePiece writes a space as this character.
 _SPACE = '▁'
 
 
 class Tokenizer:
-  """What the kinds share.
+  """The common part of all kinds of tokenizers.
 
   Attributes:
-    pieces: the bytes of each id; special ids have none.
-    pad_id: fills the rest of a row. Only segment 0 tells padding, so a model
-      without one may lend the id of eos.
+    pieces: the bytes of each id; empty for special ids.
+    pad_id: fills the rest of a row. Padding is recognised by segment 0, so this
+      may be the id of eos.
     bos_id: the first token of every document.
     eos_id: the last token of every document.
-    unk_id: stands for what cannot be encoded; None where all can be.
+    unk_id: stands for text that cannot be encoded; None if there is none.
   """
 
   def __init__(
@@ -54,7 +54,7 @@ class Tokenizer:
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """Hex digest of all that decides how text is encoded."""
+    """Hex digest of all that encoding depends on."""
     return hashlib.sha256(self.serialized()).hexdigest()[:32]
 
   def encode(self, text: str) -> np.ndarray:
@@ -73,7 +73,7 @@ class Tokenizer:
     return b''.join(map(self.piece, ids)).decode('utf-8', 'replace')
 
   def piece(self, token: int) -> bytes:
-    """The bytes of one id; none for an id outside the vocabulary."""
+    """The bytes of one id; empty for an id outside the vocabulary."""
     return self.pieces[token] if 0 <= token < len(self.pieces) else b''
 
   def save(self, path: str | pathlib.Path):
@@ -100,7 +100,7 @@ class Bytes(Tokenizer):
 
 
 class Characters(Tokenizer):
-  """One id a character of the training texts; others become unk."""
+  """One id for each character of the training texts; others become unk."""
 
   _OFFSET = 4
 
@@ -130,7 +130,7 @@ class Characters(Tokenizer):
 
 
 class SentencePiece(Tokenizer):
-  """A SentencePiece model (Kudo and Richardson 2018), read from its proto."""
+  """A SentencePiece model (Kudo and Richardson 2018), from its proto."""
 
   def __init__(self, proto: bytes):
     try:
@@ -138,7 +138,7 @@ class SentencePiece(Tokenizer):
       size = model.vocab_size()
       pieces = [_piece_bytes(model, i) for i in range(size)]
     except (RuntimeError, ValueError) as error:
-      # Of a damaged one some pieces are not UTF-8, or no byte.
+      # In a damaged model, pieces may be no UTF-8 or not a byte.
       raise config_lib.ConfigError('not a SentencePiece model') from error
     config_lib.check(size > 0, 'not a SentencePiece model')
     config_lib.check(
@@ -153,14 +153,14 @@ class SentencePiece(Tokenizer):
       unk_id=model.unk_id(),
     )
     self._proto, self._model = proto, model
-    # Most published models put a space before the text.
+    # Most published models prepend a space to the text.
     self._adds_space = self.pieces_of('a')[:1] == b' '
     self._byte_ids = {
       self.pieces[i]: i for i in range(size) if model.is_byte(i)
     }
 
   def pieces_of(self, text: str) -> bytes:
-    """What the ids of `text` stand for, before any space is taken off."""
+    """The bytes of the ids of `text`, with the prepended space, if any."""
     return b''.join(self.pieces[i] for i in self._model.encode(text))
 
   def encode(self, text: str) -> np.ndarray:
@@ -168,14 +168,15 @@ class SentencePiece(Tokenizer):
     exact = self._byte_ids and not self._adds_space
     parts = text.split(_SPACE) if exact else [text]
     ids = self._model.encode(parts[0])
-    # A space is written as this character, so itself is written as bytes.
+    # SentencePiece writes spaces as this character, so the character itself is
+    # encoded as bytes.
     for part in parts[1:]:
       ids += [self._byte_ids[bytes([b])] for b in _SPACE.encode()]
       ids += self._model.encode(part)
     return np.asarray(ids, np.int32)
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Text of `ids`, less the space that this model puts before it."""
+    """Text of `ids`, without the space that this model prepends."""
     text = super().decode(ids)
     return text[1:] if self._adds_space and text[:1] == ' ' else text
 
@@ -185,26 +186,26 @@ class SentencePiece(Tokenizer):
 
 
 class StreamDecoder:
-  """Decodes ids one at a time, holding back incomplete characters."""
+  """Decodes ids one at a time; incomplete characters are held back."""
 
   def __init__(self, tokenizer: Tokenizer):
     self._piece = tokenizer.piece
     self._decoder = codecs.getincrementaldecoder('utf-8')('replace')
 
   def push(self, token: int) -> str:
-    """The characters that `token` completes, perhaps none."""
+    """The characters that `token` completes; may be empty."""
     return self._decoder.decode(self._piece(token))
 
   def flush(self) -> str:
-    """What is left: U+FFFD if the ids ended inside a character."""
+    """The rest: U+FFFD if the ids ended inside a character."""
     return self._decoder.decode(b'', final=True)
 
 
 def load(path: str | pathlib.Path) -> Tokenizer:
-  """The tokenizer of a file: ours, or any SentencePiece model.
+  """The tokenizer in a file: one that `save` wrote, or any SentencePiece model.
 
   Raises:
-    ConfigError: the file cannot be read or holds something else.
+    ConfigError: the file cannot be read or is not a tokenizer.
   """
   path = pathlib.Path(path)
   try:

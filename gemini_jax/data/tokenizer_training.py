@@ -11,28 +11,28 @@ from gemini_jax import config as config_lib
 from gemini_jax import host
 from gemini_jax.data import tokenizer
 
-# SentencePiece holds its training text in memory: enough, not everything.
+# SentencePiece holds its training text in memory; this much is enough.
 _MAX_TRAINING_CHARACTERS = 100_000_000
 _LINE_CHARACTERS = 4096
 
 
 class TooLargeError(config_lib.ConfigError):
-  """More pieces are asked for than the texts have; `most` they do have."""
+  """The vocabulary is larger than `limit`, the most that the texts can fill."""
 
-  def __init__(self, message: str, most: int):
+  def __init__(self, message: str, limit: int):
     super().__init__(message)
-    self.most = most
+    self.limit = limit
 
 
 def build(
   config: config_lib.Tokenizer, texts: Callable[[], Iterable[str]]
 ) -> tokenizer.Tokenizer:
-  """The tokenizer that `config` asks for.
+  """The tokenizer of a config.
 
   Args:
-    config: the tokenizer section; a vocabulary of fewer pieces is made where
-      the texts have no more.
-    texts: gives the training texts, for kinds that learn from them.
+    config: the section `tokenizer`; the vocabulary becomes smaller than
+      `vocab_size` if the texts cannot fill it.
+    texts: gives the training texts, for kinds that are trained.
 
   Raises:
     ConfigError: the model cannot be read, or the vocabulary is too small for
@@ -51,8 +51,8 @@ def build(
     try:
       return train(texts(), config.vocab_size)
     except TooLargeError as error:
-      logging.info('%s; training %d', error, error.most)
-      return train(texts(), error.most)
+      logging.info('%s; training %d', error, error.limit)
+      return train(texts(), error.limit)
   try:
     loaded = tokenizer.load(host.expand_path(config.path))
     config_lib.check(
@@ -65,16 +65,16 @@ def build(
 
 
 def train(texts: Iterable[str], vocab_size: int) -> tokenizer.SentencePiece:
-  """A byte-fallback BPE model of `texts` that decodes what it encodes.
+  """A byte-fallback BPE model of `texts`, for which decoding inverts encoding.
 
   Raises:
-    ConfigError: `vocab_size` is more than the texts can fill, or too few.
+    ConfigError: `vocab_size` is larger than the texts can fill, or too small.
   """
   proto = io.BytesIO()
   failed: list[BaseException] = []
 
   def lines():
-    # SentencePiece would tell an error of ours as one of its own.
+    # SentencePiece would raise its own error in place of one of the texts.
     try:
       yield from _lines(texts)
     except BaseException as error:
@@ -89,7 +89,7 @@ def train(texts: Iterable[str], vocab_size: int) -> tokenizer.SentencePiece:
       vocab_size=vocab_size,
       byte_fallback=True,
       split_digits=True,
-      # Together: text is never changed on its way in.
+      # With these four text is encoded unchanged.
       normalization_rule_name='identity',
       remove_extra_whitespaces=False,
       add_dummy_prefix=False,
@@ -105,12 +105,12 @@ def train(texts: Iterable[str], vocab_size: int) -> tokenizer.SentencePiece:
   except RuntimeError as error:
     if failed:
       raise failed[0] from None
-    raise _refusal(vocab_size, str(error)) from error
+    raise _config_error(vocab_size, str(error)) from error
   return tokenizer.SentencePiece(proto.getvalue())
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
-  """Pieces of text that are short enough for SentencePiece's trainer."""
+  """Lines of the texts, cut to lengths that SentencePiece accepts."""
   left = _MAX_TRAINING_CHARACTERS
   lines = (line for text in texts for line in text.splitlines(keepends=True))
   for line in lines:
@@ -121,17 +121,17 @@ def _lines(texts: Iterable[str]) -> Iterator[str]:
       return
 
 
-def _refusal(vocab_size: int, message: str) -> config_lib.ConfigError:
-  """What SentencePiece's message means for tokenizer.vocab_size."""
+def _config_error(vocab_size: int, message: str) -> config_lib.ConfigError:
+  """The ConfigError for an error message of SentencePiece."""
   field = f'tokenizer.vocab_size={vocab_size}'
-  if most := re.search(r'value <= (\d+)', message):
+  if largest := re.search(r'value <= (\d+)', message):
     return TooLargeError(
-      f'{field} is too large for the training text; at most {most[1]}',
-      int(most[1]),
+      f'{field} is too large for the training text; at most {largest[1]}',
+      int(largest[1]),
     )
-  if least := re.search(r'required_chars\. \d+ vs (\d+)', message):
+  if smallest := re.search(r'required_chars\. \d+ vs (\d+)', message):
     return config_lib.ConfigError(
-      f'{field} is too small for the training text; at least {least[1]}'
+      f'{field} is too small for the training text; at least {smallest[1]}'
     )
   return config_lib.ConfigError(
     f'{field} cannot be trained: {message.strip().splitlines()[-1]}'

@@ -1,4 +1,4 @@
-"""Records that cannot be used: the reasons, and how many there are."""
+"""Records that cannot be used: errors with a reason, and their counts."""
 
 import collections
 import dataclasses
@@ -16,7 +16,7 @@ class UnusableError(Exception):
   """A record that cannot be used, with the reason.
 
   Attributes:
-    excerpt: how the record begins, if it could not be read as one.
+    excerpt: the first characters of a record that cannot be parsed.
   """
 
   def __init__(self, reason: str, excerpt: str = ''):
@@ -25,23 +25,23 @@ class UnusableError(Exception):
 
 
 class AbsentError(UnusableError):
-  """A record lacks a field that is asked for."""
+  """A record lacks a required field."""
 
 
 class EmptyError(AbsentError):
-  """A field that is asked for has nothing in it."""
+  """A required field is empty."""
 
 
 @dataclasses.dataclass
 class Tally:
-  """How many examples of a source can be used.
+  """Counts of the usable and unusable examples of a source.
 
   Attributes:
-    usable: those that can.
-    num_absent: those of the unusable that are merely empty, or that their
-      record lacks while it gives another task what it asks for.
-    unusable: those that cannot, by reason.
-    shown: the number of a record, the reason and its beginning, of a few.
+    usable: number of usable examples.
+    num_absent: how many of the unusable ones are merely empty, or lack a field
+      while their record has those of another task.
+    unusable: number of unusable examples by reason.
+    shown: index, reason and first characters of a few unusable records.
   """
 
   usable: int = 0
@@ -59,14 +59,14 @@ class Tally:
     count: int = 1,
     absent: bool = False,
   ):
-    """Counts examples of the record of a number, which are unusable.
+    """Counts unusable examples of one record.
 
     Args:
-      error: why.
-      number: of the record.
-      record: what it holds, if that is known.
-      count: of examples.
-      absent: whether they are merely not there; see `num_absent`.
+      error: the reason.
+      number: index of the record.
+      record: its content, if it could be parsed.
+      count: number of examples.
+      absent: whether to count them in `num_absent`.
     """
     reason = str(error)
     self.unusable[reason] += count
@@ -80,14 +80,14 @@ class Tally:
       self.shown.append(f'record {number}: {reason}{mark}{excerpt}')
 
   def add(self, other: 'Tally'):
-    """Counts what another has counted as well."""
+    """Adds the counts of another tally."""
     self.usable += other.usable
     self.num_absent += other.num_absent
     self.unusable.update(other.unusable)
     self.shown += other.shown[: _NUM_SHOWN - len(self.shown)]
 
   def check(self, name: str, limit: float):
-    """ConfigError if more than the share `limit` is unusable, or all."""
+    """ConfigError if none is usable, or more than a share `limit` unusable."""
     num_unusable = self.unusable.total() - self.num_absent
     total = self.usable + num_unusable
     shown = ''.join(f'; {line}' for line in self.shown)
@@ -99,12 +99,12 @@ class Tally:
       num_unusable <= limit * total,
       f'{name}: of {total:,} examples{reasons(self.unusable)}, more than '
       f'data.max_unusable={limit} allows{shown}; repair or remove them, or set '
-      'data.max_unusable to the share that may be left out',
+      'data.max_unusable to the share that may be skipped',
     )
 
 
 def reasons(unusable: Mapping[str, int]) -> str:
-  """`, 3 unusable: 2 invalid JSON, 1 too long`, or nothing."""
+  """`, 3 unusable: 2 invalid JSON, 1 too long`, or an empty string."""
   if not unusable:
     return ''
   parts = [f'{count:,} {reason}' for reason, count in sorted(unusable.items())]

@@ -1,4 +1,4 @@
-"""A video from a field of a record.
+"""Reads a video from a field of a record.
 
 F frames; H, W canvas; C channels.
 """
@@ -18,7 +18,8 @@ from gemini_jax.data import image, medium, unusable
 _MAX_FRAMES = 100_000
 _SUFFIXES = ('png', 'jpg', 'jpeg', 'gif', 'webp', 'bmp', 'tif', 'tiff', 'ppm')
 _SUFFIXES += ('pgm', 'jp2')
-# How containers begin: FFmpeg would also follow playlists to other files.
+# First bytes of the containers that are read. FFmpeg knows more formats, such
+# as playlists, which refer to other files.
 _CONTAINERS = {
   'mov': re.compile(rb'....(ftyp|moov|mdat|wide|free|skip)', re.DOTALL),
   'matroska': re.compile(rb'\x1a\x45\xdf\xa3'),
@@ -32,10 +33,11 @@ def read(
   folder: str | None = '',
   max_pixels: int = config_lib.Data.max_media_pixels,
 ) -> medium.Medium:
-  """Frames at even distances of the video that a field holds.
+  """Frames at equal distances of the video of a field.
 
-  Of fewer frames than the model has all are there. Each is a picture as
-  `image` makes it. Time is counted in frames, however long each is shown.
+  A video of fewer frames than the model takes gives all of them. Each frame is
+  fitted to the canvas as `image.read` does. Distances are in frames, whatever
+  their durations.
 
   Args:
     value: bytes or a path of a GIF or another moving picture, of MP4 or MOV,
@@ -43,26 +45,26 @@ def read(
       their names; a list of frames, each bytes, a path or an array, as TFDS
       has them; or an array [f, h, w] or [f, h, w, 1 to 4].
     config: of the model, for the canvas and the number of frames.
-    folder: where relative paths begin; None: nowhere.
+    folder: that relative paths are relative to; None: they are refused.
     max_pixels: see data.max_media_pixels.
 
   Raises:
-    UnusableError: it is no video, with one of a few reasons.
-    ConfigError: Pillow is missing, or av for what is no moving picture.
+    UnusableError: the value is not a video; one of a few reasons.
+    ConfigError: Pillow is missing, or av for a container of video.
   """
   channels, count = config.image.channels, config.video.num_frames
   if isinstance(value, np.ndarray):
     medium.check(value.ndim in (3, 4), 'not an array [f, h, w] or [f, h, w, c]')
   if isinstance(value, np.ndarray | list):
-    pictures = _of_frames(value, folder, channels, count, max_pixels)
+    pictures = _listed_frames(value, folder, channels, count, max_pixels)
   elif isinstance(value, str | os.PathLike) and os.path.isdir(
     medium.locate(value, folder)
   ):
-    pictures = _of_folder(
+    pictures = _folder_frames(
       medium.locate(value, folder), channels, count, max_pixels
     )
   else:
-    pictures = _of_file(value, folder, channels, count, max_pixels)
+    pictures = _file_frames(value, folder, channels, count, max_pixels)
   frames, first, extent = [], None, None
   for picture in pictures:
     if extent is None:
@@ -74,13 +76,13 @@ def read(
   return medium.on_canvas(np.stack(frames), (count, *canvas))
 
 
-def _even(count: int, num: int) -> list[int]:
-  """Which of `count` frames are taken: the middles of `num` equal parts."""
+def _spread(count: int, num: int) -> list[int]:
+  """Indices of `num` frames of `count`: the middles of `num` equal parts."""
   num = min(count, num)
   return [(2 * i + 1) * count // (2 * num) for i in range(num)]
 
 
-def _of_folder(
+def _folder_frames(
   folder: str, channels: int, num: int, max_pixels: int
 ) -> Iterator[Any]:
   try:
@@ -93,13 +95,13 @@ def _of_folder(
     if path.suffix[1:].lower() in _SUFFIXES and not path.name.startswith('.')
   )
   frames = sorted(files, key=_numbered)
-  yield from _of_frames(frames, '', channels, num, max_pixels)
+  yield from _listed_frames(frames, '', channels, num, max_pixels)
 
 
-def _of_frames(
+def _listed_frames(
   frames: Any, folder: str | None, channels: int, num: int, max_pixels: int
 ) -> Iterator[Any]:
-  for index in _even(len(frames), num):
+  for index in _spread(len(frames), num):
     frame = frames[index]
     if isinstance(frame, np.ndarray):
       yield image.from_array(frame, channels)
@@ -112,12 +114,12 @@ def _of_frames(
 
 
 def _numbered(path: pathlib.Path) -> list[tuple[int, str]]:
-  """A key that has frame2 before frame10."""
+  """A sort key that puts frame2 before frame10."""
   parts = re.split(r'(\d+)', path.name)
   return [(int(p), '') if p.isdecimal() else (-1, p) for p in parts]
 
 
-def _of_file(
+def _file_frames(
   value: Any, folder: str | None, channels: int, num: int, max_pixels: int
 ) -> Iterator[Any]:
   with medium.open_file(value, folder) as file:
@@ -125,17 +127,17 @@ def _of_file(
     file.seek(0)
     for name, begins in _CONTAINERS.items():
       if begins.match(head):
-        yield from _of_container(file, name, channels, num, max_pixels)
+        yield from _container_frames(file, name, channels, num, max_pixels)
         return
     with image.open_picture(file, max_pixels, 'not a video') as opened:
       with medium.decoding('a damaged picture'):
         frames = getattr(opened, 'n_frames', 1)
       medium.check(frames <= _MAX_FRAMES, 'a video of too many frames')
-      # Each is made of those before it.
+      # A frame is decoded from those before it.
       image.check_size(opened.size, max_pixels, frames)
-      chosen = _even(frames, num)
+      chosen = _spread(frames, num)
       for index in range(chosen[-1] + 1 if chosen else 0):
-        # Each page of a TIFF has its own size.
+        # Pages of a TIFF are independent and may differ in size.
         if opened.format != 'TIFF' or index in chosen:
           with medium.decoding('a damaged picture'):
             opened.seek(index)
@@ -144,10 +146,10 @@ def _of_file(
           yield image.flatten(opened, channels)
 
 
-def _of_container(
+def _container_frames(
   file: BinaryIO, name: str, channels: int, num: int, max_pixels: int
 ) -> Iterator[Any]:
-  """Of MP4 and others: read once to count the frames, then to decode them."""
+  """Frames of MP4 and others: one pass to count them, one to decode them."""
   pillow = medium.library('PIL').Image
   with _container(file, name, max_pixels) as (opened, stream):
     count = 0
@@ -161,7 +163,7 @@ def _of_container(
       count += size > 0
       medium.check(count <= _MAX_FRAMES, 'a video of too many frames')
   medium.check(count > 0, 'a video without frames')
-  chosen = _even(count, num)
+  chosen = _spread(count, num)
   file.seek(0)
   with _container(file, name, max_pixels, chosen[-1] + 1) as (opened, stream):
     frames = iter(opened.decode(stream))
@@ -184,7 +186,7 @@ def _of_container(
 def _container(
   file: BinaryIO, name: str, max_pixels: int, count: int = 1
 ) -> Iterator[tuple[Any, Any]]:
-  """PyAV's container and its video stream, of `count` frames to be decoded."""
+  """Opens a container with PyAV and checks the size of `count` frames."""
   av = medium.library('av')
   with contextlib.ExitStack() as stack:
     with medium.decoding('a damaged video'):
@@ -194,8 +196,9 @@ def _container(
       if stream is not None:
         context = stream.codec_context
         size = context.width, context.height
-        # FFmpeg refuses larger frames in the middle, before it makes them.
-        most = min(max_pixels, 2**31 - 1)
-        context.options = context.options | {'max_pixels': str(most)}
+        # Frames may become larger on the way; FFmpeg then refuses them before
+        # it allocates them.
+        limit = min(max_pixels, 2**31 - 1)
+        context.options = context.options | {'max_pixels': str(limit)}
     image.check_size(size, max_pixels, count)
     yield opened, stream

@@ -55,7 +55,9 @@ def captioned_tasks(config: config_lib.Config) -> list[task_lib.Task]:
   """Those that write text alone."""
   if not config.data.tasks:
     return []
-  return [task for task in task_lib.of(config.data) if not task.kinds(1)]
+  return [
+    task for task in task_lib.of(config.data) if not task.kinds('targets')
+  ]
 
 
 def captions(
@@ -111,8 +113,8 @@ def captions(
       _metric(config, split, task, name): value
       for name, value in values.items()
     }
-    if processes.is_process_zero() and seen.kinds(0):
-      first = seen.kinds(0)[0]
+    if processes.is_process_zero() and seen.kinds('inputs'):
+      first = seen.kinds('inputs')[0]
       gallery.write(
         _page(run, split, task, step),
         [asked.media[first][0].content for asked in requests[:_SHOWN]],
@@ -133,7 +135,8 @@ def judged_tasks(config: config_lib.Config) -> list[task_lib.Task]:
   return [
     task
     for task in task_lib.of(config.data)
-    if not task.kinds(0) and len(task.sides[1]) == 1 == len(task.kinds(1))
+    if not task.kinds('inputs')
+    and len(task.targets) == 1 == len(task.kinds('targets'))
   ]
 
 
@@ -153,7 +156,7 @@ def appraise(
     texts, values = _real(run, 'train', task, _TAUGHT)
     classes = len(set(texts))
     wished, real = _real(run, split, task, config.eval.judged)
-    room = config.model.soft_tokens(task.kinds(1)[0])
+    room = config.model.soft_tokens(task.kinds('targets')[0])
     fitting = [_fits(run, _request(run, str(text)), room) for text in wished]
     wished, real = wished[fitting], real[fitting]
     if not len(wished):
@@ -163,13 +166,13 @@ def appraise(
       dataclasses.replace(
         config,
         generate=generation.neutral(
-          config.generate, count=1, output=task.kinds(1)[0]
+          config.generate, count=1, output=task.kinds('targets')[0]
         ),
       ),
       run.model,
       params,
       run.tokenizer,
-      task.kinds(1)[0],
+      task.kinds('targets')[0],
       [_request(run, str(text)) for text in wished],
       # Each by its own draws, or what is alike would be so by chance.
       range(len(wished)),
@@ -294,7 +297,7 @@ def _real(
     values.append(medium.values)
     sizes.append(medium.size)
   stacked = np.stack(values) if values else np.zeros(0)
-  if values and task.kinds(1)[0] == 'audio':
+  if values and task.kinds('targets')[0] == 'audio':
     spectra = jax.jit(lambda *own: run.model.apply({}, *own, method=_spectra))
     parts = [slice(i, i + 64) for i in range(0, len(stacked), 64)]
     size = np.stack(sizes)

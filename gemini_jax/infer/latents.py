@@ -223,7 +223,7 @@ def encode_ids(
     tokens = np.full((size, length), tokenizer.pad_id, np.int32)
     lengths = np.zeros(size, np.int32)
     for i, row in enumerate(part):
-      own = transforms.source(row, config.data, tokenizer)
+      own = transforms.encoder_tokens(row, config.data, tokenizer)
       config_lib.check(
         len(own) <= length,
         f'a text has {len(own)} tokens, of which {length} can be encoded',

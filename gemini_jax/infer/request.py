@@ -77,9 +77,9 @@ def choose(config: config_lib.Config) -> task_lib.Task:
   given = {kind for kind in config_lib.KINDS if getattr(options, kind)}
   fitting = []
   for task in task_lib.of(config.data):
-    targets = task.kinds(1)
+    targets = task.kinds('targets')
     writes = targets[0] if targets else 'text'
-    read = set(task.kinds(0)) - set(config.data.drop_kinds)
+    read = set(task.kinds('inputs')) - set(config.data.drop_kinds)
     if options.task:
       if task.name == options.task and writes == options.output:
         fitting.append(task)
@@ -115,7 +115,7 @@ def fill(config: config_lib.Config, tokenizer: Tokenizer) -> Request:
   options = config.generate
   task = choose(config)
   apart = (task_lib.LITERAL, *config.data.drop_kinds)
-  fields = [p for p in task.sides[0] if p.kind not in apart]
+  fields = [p for p in task.inputs or () if p.kind not in apart]
   wanted = [piece.kind for piece in fields]
   for kind in (*config_lib.KINDS, task_lib.TEXT):
     name = 'prompt' if kind == task_lib.TEXT else kind
@@ -176,7 +176,7 @@ def of_record(
   parts: list[str | transforms.Slots] = []
   found: dict[str, list[medium_lib.Medium]] = {}
   shown = []
-  for piece in task.sides[0]:
+  for piece in task.inputs or ():
     if piece.kind in config.data.drop_kinds:
       parts.append(transforms.Slots(piece.kind, 0))
     elif piece.kind in config_lib.KINDS:
@@ -204,7 +204,7 @@ def of_record(
       text = fields.text_of(record, piece, names or {})
       parts.append(text)
       shown.append(text)
-  tokens = transforms.side(
+  tokens = transforms.encode(
     parts,
     tokenizer,
     {kind: config.model.placeholder(kind) for kind in config.model.kinds},
@@ -237,15 +237,15 @@ def stack(
 
 def _shown(task: task_lib.Task) -> str:
   """A task as a config names it."""
-  sides = [
+  parts = [
     ''.join(
       piece.value
       if piece.kind == task_lib.LITERAL
       else f'{{{piece.value}}}'
       if piece.kind == task_lib.TEXT
       else f'{{{piece.kind}:{piece.value}}}'
-      for piece in side
+      for piece in part
     )
-    for side in task.sides
+    for part in task.parts
   ]
-  return repr(' -> '.join(sides))
+  return repr(' -> '.join(parts))

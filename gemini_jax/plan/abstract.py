@@ -1,4 +1,4 @@
-"""Shapes and shardings of all that the steps of a config take.
+"""Shapes and shardings of all inputs of the compiled steps.
 
 B rows, T decoder length, S encoder length.
 """
@@ -21,10 +21,10 @@ from gemini_jax.train import run as run_lib
 
 
 def layout(config: config_lib.Config, devices: Sequence[Any]) -> Any:
-  """The mesh; and the model, the optimizer and the abstract state on it.
+  """The mesh; and on it the model, the optimizer and the abstract state.
 
   Raises:
-    ConfigError: the config does not go with the devices.
+    ConfigError: the config does not match the devices.
   """
   mesh = sharding.make_mesh(config.parallel, devices)
   sharding.check_batch(mesh, config.data.batch_size, 'data.batch_size')
@@ -33,13 +33,13 @@ def layout(config: config_lib.Config, devices: Sequence[Any]) -> Any:
 
 
 def batch(config: config_lib.Config, mesh: Mesh) -> batch_lib.Batch:
-  """Shapes and shardings of a batch of `data`."""
+  """Shapes and shardings of a batch."""
   data = config.data
   media = media_reader.blank(data, config.model, data.batch_size)
 
   def place(shape, dtype):
-    where = sharding.of_batch(mesh, len(shape))
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+    placement = sharding.of_batch(mesh, len(shape))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=placement)
 
   def array(length, dtype=jnp.int32):
     return place((data.batch_size, length), dtype)
@@ -67,7 +67,7 @@ def batch(config: config_lib.Config, mesh: Mesh) -> batch_lib.Batch:
 def decoding_rows(
   config: config_lib.Config, model: gemini.Gemini, mesh: Mesh, num_rows: int
 ) -> tuple[decoding.Decoder, decoding.State]:
-  """A decoder, and the shapes and shardings of rows that it writes."""
+  """A decoder, and the shapes and shardings of its state."""
   encodes = config.model.cross
   decoder = decoding.Decoder(
     model,
@@ -79,9 +79,9 @@ def decoding_rows(
   sharding.check_batch(mesh, num_rows, 'plan.decode_batch_size')
 
   def place(names, leaf) -> Any:
-    where = sharding.spec(mesh, names, leaf.shape, 'the cache')
+    spec = sharding.spec(mesh, names, leaf.shape, 'the cache')
     return jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, where)
+      leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec)
     )
 
   cache = jax.eval_shape(
@@ -89,7 +89,7 @@ def decoding_rows(
       config.model, num_rows, decoder.length, decoder.memory_length
     )
   )
-  # Layers lie where their parameters do.
+  # The cache of a layer is on the devices of its parameters.
   names = ('layers', 'batch', None, 'kv_heads', None)
 
   def row(dtype, *dims) -> Any:
@@ -119,7 +119,7 @@ def decoding_rows(
 
 
 def local_bytes(tree: Any) -> int:
-  """Bytes of a tree of placed shapes on one device."""
+  """Bytes on one device of a tree of shapes with shardings."""
   return sum(
     int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
     for leaf in jax.tree.leaves(tree)

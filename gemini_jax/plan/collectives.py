@@ -1,4 +1,4 @@
-"""Collectives of a partitioned program, and the least time that they take."""
+"""Collectives of a partitioned program, and lower bounds of their times."""
 
 import dataclasses
 import re
@@ -14,15 +14,15 @@ from gemini_jax.plan import network as network_lib
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """All collectives of one kind over the same axes, in one step.
+  """All collectives of one kind over the same mesh axes, in one step.
 
   Attributes:
-    kind: as XLA calls it.
-    axes: of the mesh, along which the devices differ.
-    count: executions.
-    bytes: of the whole arrays that groups of devices share.
-    seconds: at the least; None without a known network.
-    largest: where in the model most of the bytes come from.
+    kind: XLA's name of it.
+    axes: mesh axes along which it communicates.
+    count: number of executions.
+    bytes: of the whole arrays of a group of devices.
+    seconds: lower bound; None if the network is unknown.
+    largest: the operation in the model that accounts for most bytes.
   """
 
   kind: str
@@ -38,7 +38,7 @@ def find(
 ) -> list[Collective]:
   """The collectives of a partitioned program, the slowest first."""
   network = network_lib.Network(mesh, known)
-  found: dict[Any, list[tuple[float, float, float | None, str]]] = {}
+  grouped: dict[Any, list[tuple[float, float, float | None, str]]] = {}
   for operation, computation, times in execution.walk(program):
     kind = re.sub(r'-start$', '', operation.opcode)
     if kind not in hlo.COLLECTIVES:
@@ -49,14 +49,14 @@ def find(
     size = _bytes(operation, kind, group.shape[1])
     if kind == 'all-reduce' and _is_scattered(operation, computation):
       kind = 'reduce-scatter'
-    # The group that reaches farthest: all of them run at the same time.
+    # All groups run at the same time; the slowest one counts.
     axes = network.axes(group)
     seconds = network.seconds(kind, group, size)
-    found.setdefault((kind, axes), []).append(
+    grouped.setdefault((kind, axes), []).append(
       (times, size, seconds, operation.source)
     )
   result = []
-  for (kind, axes), calls in found.items():
+  for (kind, axes), calls in grouped.items():
     seconds = None
     if known is not None:
       seconds = sum(times * (one or 0) for times, _, one, _ in calls)
@@ -75,7 +75,7 @@ def find(
 
 
 def _bytes(operation: hlo.Operation, kind: str, size: int) -> float:
-  """Bytes of the whole array of a group of `size` devices."""
+  """Bytes of the whole array in a group of `size` devices."""
   shapes = operation.shapes
   if operation.opcode in ('all-gather-start', 'reduce-scatter-start'):
     # (operands, results)
@@ -90,16 +90,16 @@ def _bytes(operation: hlo.Operation, kind: str, size: int) -> float:
 def _is_scattered(
   operation: hlo.Operation, computation: hlo.Computation
 ) -> bool:
-  """Whether each device goes on with its own part of an all-reduce's result.
+  """Whether each device uses only its own part of an all-reduce's result.
 
-  The partitioner writes it so; a later pass makes one reduce-scatter of it.
+  A later pass turns such an all-reduce into a reduce-scatter.
   """
   users = [o for o in computation.values() if operation.name in o.operands]
   return bool(users) and all(user.opcode == 'dynamic-slice' for user in users)
 
 
 def groups(attributes: str, num_devices: int) -> np.ndarray:
-  """int[groups, size]: places in the mesh; pairs, for a permutation."""
+  """int[groups, size], device indices; pairs for a permutation."""
   found = re.search(
     r'replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?',
     attributes,

@@ -1,4 +1,4 @@
-"""The train step and the decode step, compiled for given devices."""
+"""Compiles the train step and the decode step for given devices."""
 
 import contextlib
 import dataclasses
@@ -26,29 +26,29 @@ from gemini_jax.plan import (
 from gemini_jax.plan import collectives as collectives_lib
 from gemini_jax.train import step as step_lib
 
-# Tells libtpu to compile also what does not fit.
-_GO_ON = 'xla_tpu_no_crash_on_oom'
-# XLA's name for O0: the optimisations that cost compile time are left out.
+# Makes libtpu compile programs that do not fit into memory.
+_COMPILE_ANYWAY = 'xla_tpu_no_crash_on_oom'
+# XLA's O0, which skips optimisations that take compile time.
 _FAST = {'optimization_level': 9}
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-  """One program on one device.
+  """One compiled program, per device.
 
   Attributes:
-    seconds: to compile it.
-    peak: bytes at most at one time, arguments and results included; None
-      where the compiler refuses it and does not say how many.
-    arguments: bytes of its arguments by name.
+    seconds: compile time.
+    peak: peak memory in bytes, arguments and results included; None if the
+      compiler refuses the program without saying how much it needs.
+    arguments: bytes of the arguments by name.
     temporaries: bytes of all else at the peak.
-    flops: of the matrix products.
-    traffic: bytes read and written.
+    flops: FLOPs of matrix products.
+    traffic: bytes read from and written to memory.
     collectives: the slowest first.
-    largest: arrays that it makes.
-    problem: what the compiler says where it refuses for want of memory; all
-      but `peak` and `arguments` is unknown then.
-    host: bytes in the host's memory, for each device.
+    largest: the largest intermediate arrays.
+    problem: the compiler's message if it refuses for lack of memory; then only
+      `peak` and `arguments` are known.
+    host: bytes of host memory.
   """
 
   seconds: float
@@ -63,7 +63,7 @@ class Compiled:
 
   @property
   def temporaries(self) -> int | None:
-    """Bytes of what is neither argument nor the state that takes its place."""
+    """Bytes at the peak beyond the arguments."""
     if self.peak is None:
       return None
     return max(0, self.peak - sum(self.arguments.values()))
@@ -71,15 +71,15 @@ class Compiled:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-  """A config on devices.
+  """The compiled steps of a config on devices.
 
   Attributes:
-    config: `model.vocab_size` is set.
-    devices: of which the mesh is made.
-    mesh: all of them.
+    config: with `model.vocab_size` set.
+    devices: of the mesh.
+    mesh: of the devices.
     state: shapes and shardings of the training state.
     train: the train step.
-    decode: the decode step, if one was asked for.
+    decode: the decode step, if requested.
   """
 
   config: config_lib.Config
@@ -91,12 +91,14 @@ class Measured:
 
   @property
   def memory(self) -> int | None:
-    """Bytes that programs can use on a device."""
-    asked = self.config.plan.device_memory_bytes
-    return topology.memory(self.devices[0]) if asked is None else asked
+    """Bytes that programs can use on a device; None if unknown."""
+    configured = self.config.plan.device_memory_bytes
+    if configured is not None:
+      return configured
+    return topology.memory(self.devices[0])
 
   def fits(self, part: Compiled) -> bool:
-    """Whether one of the steps fits into the memory of a device."""
+    """Whether a step fits into the memory of a device."""
     if part.peak is None or part.problem:
       return False
     return self.memory is None or part.peak <= self.memory
@@ -104,12 +106,12 @@ class Measured:
 
 @contextlib.contextmanager
 def _without_cache():
-  """No compiled program is kept, and none comes from the cache.
+  """Disables the compilation cache.
 
-  Those for absent devices cannot be read back, and one from the cache leaves
-  no text to read. That there is a cache JAX decides once, unless told anew.
+  Programs for absent devices cannot be read back from it, and a cached program
+  leaves no HLO dump. JAX decides once whether there is a cache, until a reset.
   """
-  # JAX defines its settings as it runs, which a type checker cannot see.
+  # JAX defines its settings dynamically, which a type checker cannot see.
   before = jax.config.jax_enable_compilation_cache  # pyright: ignore
   jax.config.update('jax_enable_compilation_cache', False)
   compilation_cache.reset_cache()
@@ -125,9 +127,9 @@ def measure(config: config_lib.Config, devices: Sequence[Any]) -> Measured:
   """Compiles both steps.
 
   Raises:
-    ConfigError: the config does not go with the devices, or a library that
-      it names is not installed.
-    RefusedError: the compiler refuses, and not for want of memory.
+    ConfigError: the config does not match the devices, or a library that it
+      names is not installed.
+    CompilerError: the compiler refuses a program, not for lack of memory.
   """
   mesh, parts = abstract.layout(config, devices)
   model, optimizer, state = parts
@@ -153,9 +155,8 @@ def measure(config: config_lib.Config, devices: Sequence[Any]) -> Measured:
       decoder, rows = abstract.decoding_rows(config, model, mesh, rows)
 
       def decode_step(params, state):
-        # Its scores are its logits: one output, as where tokens are drawn.
-        scores_BV, _, state = decoder.decode_step(params, state)
-        return scores_BV, state
+        logits_BV, _, state = decoder.decode_step(params, state)
+        return logits_BV, state
 
       decode = _compile(
         'decode step',
@@ -171,11 +172,11 @@ def measure(config: config_lib.Config, devices: Sequence[Any]) -> Measured:
 def _options(
   config: config_lib.Config, devices: Sequence[Any]
 ) -> dict[str, Any]:
-  """Compiler options of the target."""
+  """Compiler options for the platform of the devices."""
   if devices[0].platform != 'tpu':
     return {}
-  # What does not fit is compiled as well: then all of it is known.
-  options: dict[str, Any] = {_GO_ON: True}
+  # Programs that do not fit are compiled as well, to report all figures.
+  options: dict[str, Any] = {_COMPILE_ANYWAY: True}
   if config.plan.fast:
     options |= _FAST
   return options
@@ -202,7 +203,7 @@ def _compile(
         "installed: pip install nvidia-cudnn-cu12; or set 'chunked'"
       ) from error
     try:
-      compiled = _compile_or_ask(
+      compiled = _compile_or_explain(
         lowered,
         options
         | {'xla_dump_to': folder, 'xla_dump_hlo_pass_re': 'spmd-partitioning'},
@@ -227,8 +228,8 @@ def _compile(
     seconds,
     _peak(memory, mesh.devices.flat[0].platform),
     arguments,
-    # Of the rows that a device has in hand, the experts of the others take
-    # theirs.
+    # A device holds the rows of all its expert peers; its own experts process
+    # one part of them.
     execution.flops(partitioned, grouped=1 / mesh.shape['expert']),
     traffic.num_bytes(optimised),
     collectives_lib.find(partitioned, mesh, chip.of(mesh.devices.flat[0])),
@@ -237,26 +238,29 @@ def _compile(
   )
 
 
-def _compile_or_ask(lowered: Any, options: dict[str, Any]) -> Any:
-  """The program; what is far too large is refused with the bytes it needs.
+def _compile_or_explain(lowered: Any, options: dict[str, Any]) -> Any:
+  """The compiled program.
 
   Raises:
-    JaxRuntimeError: the compiler refuses.
+    JaxRuntimeError: the compiler refuses; the message says how many bytes a
+      program needs that does not fit.
   """
   try:
     return lowered.compile(compiler_options=options)
   except jax.errors.JaxRuntimeError as error:
-    if _GO_ON not in options or compiler_errors.needed(str(error)):
+    if _COMPILE_ANYWAY not in options or compiler_errors.needed(str(error)):
       raise
-  # Told to go on whatever the size, libtpu ends with one array that is too
-  # large, or with `Invalid TPU program`. Told nothing, it stops at once and
-  # says how much all of it needs.
-  options = {name: on for name, on in options.items() if name != _GO_ON}
+  # With that option libtpu may fail on one array that is too large, or with
+  # `Invalid TPU program`. Without it, it stops at once and says how much memory
+  # the program needs.
+  options = {
+    name: on for name, on in options.items() if name != _COMPILE_ANYWAY
+  }
   return lowered.compile(compiler_options=options)
 
 
 def _peak(memory: Any, platform: str) -> int:
-  """Bytes in use at most; XLA for CPU only tells of what it allocates."""
+  """Peak memory in bytes; on CPU XLA only reports what it allocates."""
   if platform != 'cpu':
     return memory.peak_memory_in_bytes
   return (
@@ -268,10 +272,10 @@ def _peak(memory: Any, platform: str) -> int:
 
 
 def _partitioned(folder: pathlib.Path) -> str:
-  """The text of one device's program before it is optimised.
+  """HLO text of one device's program before optimisation.
 
-  Its products and collectives are plain; later passes fuse and rename them,
-  each back end in its own way. One device needs no partitioning.
+  Later passes fuse and rename matrix products and collectives, differently on
+  each back end. A program for one device is not partitioned.
   """
   for pattern in (
     '*.after_spmd-partitioning.*',

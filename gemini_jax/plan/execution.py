@@ -1,4 +1,8 @@
-"""What a program executes: its operations, as often as its loops run."""
+"""The operations that a program executes, loops counted in full.
+
+XLA's own cost analysis counts the body of a loop once; here every operation
+counts as often as its loops run.
+"""
 
 import math
 from collections.abc import Iterator
@@ -10,10 +14,10 @@ from gemini_jax.plan import hlo, loops
 def walk(
   program: hlo.Program, name: str | None = None, times: float = 1
 ) -> Iterator[tuple[hlo.Operation, hlo.Computation, float]]:
-  """Operations, the computation of each, and how often it runs.
+  """Operations, their computation, and how often each one runs.
 
-  Not what is inside of fusions and reductions; of branches, the one with
-  most products.
+  Fusions and reductions are not entered; of the branches of a conditional the
+  one with the most FLOPs counts.
   """
   computation = program.computations.get(name or program.entry, {})
   for operation in computation.values():
@@ -27,9 +31,11 @@ def walk(
     called = operation.called
     if operation.opcode == 'conditional':
       branches = [name for names in called.values() for name in names]
-      most = max(branches, key=lambda name: flops(program, name), default=None)
-      if most is not None:
-        yield from walk(program, most, times)
+      largest = max(
+        branches, key=lambda name: flops(program, name), default=None
+      )
+      if largest is not None:
+        yield from walk(program, largest, times)
     elif operation.opcode in ('call', 'call-start', 'async-start'):
       for names in called.values():
         for callee in names:
@@ -44,7 +50,7 @@ def flops(
   Args:
     program: what runs.
     name: the computation to begin with; None: the entry.
-    grouped: of the rows of a ragged product, the share that has a group.
+    grouped: share of the rows of ragged products that belong to a group.
   """
   total = 0.0
   for operation, computation, times in walk(program, name):
@@ -57,7 +63,7 @@ def flops(
     if operation.opcode == 'ragged-dot':
       times *= grouped
       if operation.attribute(r'lhs_ragged_dims=\{([\d,]*)\}') == dims:
-        # A product for each group, of its own rows: together, all rows once.
+        # One product a group, of its own rows: in sum every row once.
         outer //= operation.shapes[0].dims[0]
     total += times * 2 * inner * outer
   return total

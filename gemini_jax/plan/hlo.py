@@ -1,8 +1,4 @@
-"""What a compiled program does, read from its text (HLO).
-
-XLA's own cost analysis counts the body of a loop once; here every operation
-counts as often as its loops run.
-"""
+"""Parses the text of a compiled program (HLO) into operations."""
 
 import dataclasses
 import functools
@@ -18,7 +14,7 @@ COLLECTIVES = (
   'ragged-all-to-all',
   'collective-broadcast',
 )
-# Types narrower than a byte or whose name does not end with their bits.
+# Types whose name does not end with their number of bits.
 _BITS = {'pred': 8, 's4': 4, 'u4': 4, 's2': 2, 'u2': 2, 'bf16': 16, 'token': 0}
 _SHAPE = re.compile(r'\b([a-z]+\d*\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?')
 _HEADER = re.compile(r'^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{\s*$')
@@ -31,7 +27,7 @@ _CALLED = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """Of one array: its type, its dims and the rest of its layout."""
+  """The shape of an array: type, dims and layout."""
 
   kind: str
   dims: tuple[int, ...]
@@ -62,12 +58,12 @@ class Operation:
 
   @property
   def bytes(self) -> int:
-    """Bytes of what it gives."""
+    """Bytes of the results."""
     return sum(shape.bytes for shape in self.shapes)
 
   @functools.cached_property
   def called(self) -> dict[str, list[str]]:
-    """Computations that it calls, by what they are for."""
+    """Names of the computations that it calls, by their role."""
     called: dict[str, list[str]] = {}
     for key, value in _CALLED.findall(self.attributes):
       names = [
@@ -83,7 +79,7 @@ class Operation:
 
   @property
   def source(self) -> str:
-    """Where in the model it comes from, as far as is known."""
+    """The operation of the model that it comes from, if known."""
     return self.attribute(r'op_name="([^"]*)"') or self.name
 
 
@@ -92,14 +88,14 @@ Computation = dict[str, Operation]
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """A module: its computations by name, and where it begins."""
+  """A module: its computations by name, and the name of the entry."""
 
   computations: dict[str, Computation]
   entry: str
 
 
 def parse(text: str) -> Program:
-  """The program of a module's text."""
+  """The program of an HLO text."""
   computations: dict[str, Computation] = {}
   entry, current = '', None
   for line in text.splitlines():
@@ -149,7 +145,7 @@ def _operation(line: str) -> Operation | None:
 
 
 def _element(computation: Computation, name: str) -> Operation:
-  """What `tuple#1`, the short form of later releases, stands for."""
+  """The operation that `tuple#1`, the short form of later releases, means."""
   whole, _, index = name.partition('#')
   operation = computation.get(whole)
   shapes = operation.shapes[int(index) :][:1] if operation else ()
@@ -165,7 +161,7 @@ def _element(computation: Computation, name: str) -> Operation:
 
 
 def _closing(text: str, start: int) -> int:
-  """Where the parenthesis that opens at `start` closes."""
+  """Index of the parenthesis that closes the one at `start`."""
   depth = 0
   for i in range(start, len(text)):
     depth += (text[i] == '(') - (text[i] == ')')

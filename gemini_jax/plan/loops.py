@@ -2,7 +2,7 @@
 
 from gemini_jax.plan import hlo
 
-# Passed through while a loop's counter is looked for.
+# Operations that do not change a value, skipped in the search of a counter.
 _SAME = ('copy', 'bitcast', 'convert', 'copy-start', 'copy-done')
 
 
@@ -59,7 +59,7 @@ def trip_count(
 def _inlined(
   inner: hlo.Computation, outer: hlo.Computation, call: hlo.Operation
 ):
-  """A called computation whose parameters are the caller's operations."""
+  """A called computation with parameters replaced by the caller's operands."""
   replaced = {}
   for name, operation in inner.items():
     if operation.opcode == 'parameter' and operation.arguments.isdigit():
@@ -70,7 +70,7 @@ def _inlined(
 
 
 def _step(body: hlo.Computation, counter: int) -> int:
-  """What one round adds to its counter."""
+  """The increment of the counter in one iteration."""
   end, total = hlo.root(body), 0
   if end is None or end.opcode != 'tuple':
     return 1

@@ -35,7 +35,7 @@ class Network:
       self._hosts = topology.hosts(list(mesh.devices.flat))
 
   def axes(self, group: np.ndarray) -> tuple[str, ...]:
-    """The axes along which the members of a group differ."""
+    """The mesh axes along which the devices of a group differ."""
     index = np.stack(np.unravel_index(group, self._mesh.devices.shape))
     differs = (index != index[:, :, :1]).any(axis=(1, 2))
     return tuple(
@@ -45,21 +45,21 @@ class Network:
     )
 
   def seconds(self, kind: str, group: np.ndarray, size: float) -> float | None:
-    """The least time of a collective on arrays of `size` bytes a group."""
+    """Lower bound of the time of a collective of `size` bytes a group."""
     known, count = self._chip, group.shape[1]
     if known is None or count == 1:
       return None if known is None else 0.0
     if kind == 'collective-permute':
       return self._permute(group, size)
-    # Of the whole array, what a device receives; twice, where it also sends
-    # the sums on.
+    # The part of the whole array that a device receives; twice that if it also
+    # passes the sums on.
     share = size * (count - 1) / count * (2 if kind == 'all-reduce' else 1)
     if kind.endswith('all-to-all'):
       share = size / count * (count - 1) / count
     if self._places is None and self._hosts is None:
       return share / known.link
     if self._places is None:
-      # Each group by itself: some may lie in one host, some in several.
+      # Some groups may be within one host, others span several.
       return max(
         self._joined(kind, self._hosts[members], share, size)
         for members in group
@@ -70,24 +70,24 @@ class Network:
     return across + self._torus(kind, group[0], share, size)
 
   def _joined(self, kind, hosts, share, size) -> float:
-    """Seconds of a group of GPUs."""
+    """Seconds of a collective in a group of GPUs."""
     assert self._chip is not None
     across, inside = self._across(kind, hosts, size)
     return across + (share / self._chip.link if inside > 1 else 0.0)
 
   def _across(self, kind, places, size) -> tuple[float, int]:
-    """Seconds between slices or hosts, and how many members are in each."""
+    """Seconds between slices or hosts, and the number of devices in each."""
     assert self._chip is not None
     parts = len(set(places.tolist()))
     inside = max(1, len(places) // parts)
     if parts == 1:
       return 0.0, inside
-    # First inside each slice; across, a device has its own part only.
+    # Reduced within each slice first, so that a device sends its part only.
     sent = size * (parts - 1) / parts / inside
     if kind == 'all-reduce':
       sent *= 2
     if kind.endswith('all-to-all'):
-      # Of which it sends each other part what is for that one.
+      # To each other slice it sends the data for that slice alone.
       sent /= parts
     return sent / self._chip.network, inside
 
@@ -103,12 +103,12 @@ class Network:
         continue
       stride = int(np.diff(at).min())
       ring = wraps and len(at) * stride == length
-      # Groups that lie between each other's members share the links.
+      # Interleaved groups share the links.
       rate += self._chip.link * (2 if ring else 1) / stride
-      # All pairs cross the middle of a line, both ways round of a ring.
+      # All pairs cross the middle of a line; a ring has two such links.
       slowest = max(slowest, len(at) * stride / (8 if ring else 4))
     if not rate:
-      # The two devices of one chip.
+      # Two devices of one chip.
       return share / (2 * self._chip.dims * self._chip.link)
     if kind.endswith('all-to-all'):
       return size / len(members) * slowest / self._chip.link
@@ -126,7 +126,7 @@ class Network:
     return size * self._busiest(pairs) / self._chip.link
 
   def _busiest(self, pairs) -> int:
-    """Messages over the busiest link, each routed dim by dim the short way."""
+    """Messages over the busiest link; routes are shortest, dim after dim."""
     key = pairs.tobytes()
     if key not in self._loads:
       load = collections.Counter()

@@ -1,4 +1,4 @@
-"""A plan as numbers."""
+"""The figures of a plan."""
 
 import dataclasses
 from typing import Any
@@ -17,13 +17,13 @@ _GIB = 2**30
 def build(
   measured: compile_lib.Measured, assumptions: list[str]
 ) -> dict[str, Any]:
-  """All numbers of a plan; None for what is not known of the device."""
+  """All figures of a plan; None for those that are unknown for the device."""
   config, train = measured.config, measured.train
   device = measured.devices[0]
   known = chip.of(device)
   num_devices = len(measured.devices)
   model_flops = metrics.step_flops(config)
-  # Attention kernels hide their products from the count of executed ones.
+  # The products inside attention kernels are not visible in the program.
   executed = max(train.flops, model_flops / num_devices)
   times = seconds(dataclasses.replace(train, flops=executed), known)
   bound = max(times.values()) if times else None
@@ -72,7 +72,7 @@ def build(
 def seconds(
   part: compile_lib.Compiled, known: chip.Chip | None
 ) -> dict[str, float] | None:
-  """The least time of each resource, if a program kept it busy throughout."""
+  """Lower bound of the time of each resource: if it were always busy."""
   if known is None or part.problem:
     return None
   return {
@@ -109,9 +109,9 @@ def _decode(
 
 
 def _arguments(state: Any, count: int = 4) -> list[dict[str, Any]]:
-  """The largest tensors of the state, by their bytes on a device."""
+  """The largest tensors of the state, by bytes on a device."""
   leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-  found = [
+  entries = [
     {
       'shape': f'{leaf.dtype}[{",".join(map(str, leaf.shape))}]',
       'bytes': abstract.local_bytes(leaf),
@@ -119,7 +119,7 @@ def _arguments(state: Any, count: int = 4) -> list[dict[str, Any]]:
     }
     for path, leaf in leaves
   ]
-  return sorted(found, key=lambda entry: -entry['bytes'])[:count]
+  return sorted(entries, key=lambda entry: -entry['bytes'])[:count]
 
 
 def _assumptions(
@@ -128,25 +128,24 @@ def _assumptions(
   config = measured.config
   lines = [
     'memory: the peak that the compiler reports for one step; the next batch '
-    'and what other programs hold come on top',
+    'and the memory of other programs are extra',
     'model FLOPs: matrix products of three forward passes, causal pairs once; '
     'executed FLOPs: those of the partitioned program, recomputation included, '
     'but for products inside of kernels (splash, cuDNN), which it hides',
   ]
   if config.model.num_experts:
     lines.append(
-      'experts: each gets as many tokens as the others; a grouped product '
-      'computes only the rows of its own experts'
+      'experts: all get the same number of tokens; a grouped product computes '
+      'only the rows of its own experts'
     )
   if measured.devices[0].platform == 'tpu' and config.plan.fast:
     lines.append(
-      'compiled with little effort (plan.fast): a full compilation may need up '
-      'to a tenth more memory, or less, and moves less of it'
+      'compiled with little optimisation (plan.fast): a full compilation may '
+      'need up to a tenth more memory, or less, and has less memory traffic'
     )
   if measured.train.host:
     lines.append(
-      "the host's memory: as if it were the device's own, no time for the way "
-      'there and back'
+      "host memory: counted like the device's own; no time for transfers"
     )
   if known is None:
     kind = measured.devices[0].device_kind
@@ -163,21 +162,21 @@ def _assumptions(
     f'{known.memory_bandwidth / 1e9:,.0f} GB/s of memory, '
     f'{known.link / 1e9:,.0f} GB/s {link} one way, '
     f'{known.network / 1e9:,.1f} GB/s between slices or hosts',
-    'the step takes as long as the busiest of compute, memory and '
-    'interconnect: the other two are hidden behind it; nothing else takes time',
+    'the step takes as long as the slowest of compute, memory and '
+    'interconnect: they overlap fully, and nothing else takes time',
     'compute: every matrix product runs at the peak for bfloat16',
-    'memory: every operation reads and writes each array once, as fused',
+    'memory: every operation, after fusion, reads and writes each array once',
     'interconnect: collectives one after another, each at the full bandwidth '
     f'of {links}, no latency',
   ]
   if not known.dims and not topology.is_here(measured.devices):
     lines += [
       f'{topology.preallocated():.0%} of the {known.memory / _GIB:,.1f} GiB of '
-      'a GPU are for programs: what JAX takes ahead unless '
-      'XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise',
-      'kernels are not tuned without a GPU: a run may choose others, whose '
-      'buffers have other sizes',
+      'a GPU are available to programs: the share that JAX preallocates, '
+      'unless XLA_PYTHON_CLIENT_MEM_FRACTION is set',
+      'kernels are not autotuned without a GPU: a run may choose other ones, '
+      'with buffers of other sizes',
     ]
   if known.dims and not measured.config.plan.topology:
-    lines.append('links: those of one slice of the devices that are here')
+    lines.append('links: those of one slice of the devices of this machine')
   return lines

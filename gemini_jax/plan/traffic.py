@@ -1,11 +1,11 @@
-"""Memory traffic of a program, and the largest arrays that it makes."""
+"""Memory traffic of a program, and its largest intermediate arrays."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from gemini_jax.plan import execution, hlo
 
-# Operations that move nothing, or are part of another one.
+# Operations that access no memory, or are counted with another one.
 _FREE = (
   'parameter',
   'constant',
@@ -24,9 +24,9 @@ _FREE = (
 def num_bytes(program: hlo.Program) -> float:
   """Bytes that the operations of an optimised program read and write.
 
-  A fusion reads its operands and writes its results once; of an operand that
-  it only slices, it reads the slices. What lies in on-chip memory (S(1) in a
-  layout) is free.
+  A fusion reads its operands and writes its results once; of operands that it
+  only slices, it reads the slices. Arrays in on-chip memory (S(1) in the
+  layout) are free.
   """
   total = 0.0
   for operation, computation, times in execution.walk(program):
@@ -97,8 +97,8 @@ def _written(operation, inner, computation) -> float:
 
 
 def largest(program: hlo.Program, count: int = 8) -> list[dict[str, Any]]:
-  """The largest arrays that operations make, one of each shape."""
-  found: dict[Any, dict[str, Any]] = {}
+  """The largest results of operations, one of each shape."""
+  by_shape: dict[Any, dict[str, Any]] = {}
   for operation, _, _ in execution.walk(program):
     if operation.opcode in _FREE:
       continue
@@ -106,5 +106,5 @@ def largest(program: hlo.Program, count: int = 8) -> list[dict[str, Any]]:
       spelled = f'{shape.kind}[{",".join(map(str, shape.dims))}]'
       if 'S(' not in shape.layout:
         entry = {'bytes': shape.bytes, 'source': operation.source}
-        found.setdefault(spelled, {'shape': spelled} | entry)
-  return sorted(found.values(), key=lambda entry: -entry['bytes'])[:count]
+        by_shape.setdefault(spelled, {'shape': spelled} | entry)
+  return sorted(by_shape.values(), key=lambda entry: -entry['bytes'])[:count]

@@ -418,7 +418,7 @@ def test_too_many_unusable_records_are_an_error(make, tmp_path):
       'JSON object, more than data.max_unusable=0.03 allows; record 96: '
       'invalid JSON: \'{"text": "a",\\n\'; record 97: \'text\' is not text: '
       "{'text': ['b']}; record 98: not a JSON object: '7\\n'; repair or "
-      'remove them, or set data.max_unusable to the share that may be left out'
+      'remove them, or set data.max_unusable to the share that may be skipped'
     )
   assert make(train=train, max_unusable=0.04).num_records == 96
   assert len(list(texts(0.04))) == 96

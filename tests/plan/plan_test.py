@@ -139,7 +139,7 @@ def test_a_plan_is_written_without_data_or_tokenizer(tmp_path, capsys):
   assert result['fits']
   assert result['num_devices'] == 8
   # 259 bytes and special ids, in rows of 64.
-  assert 'no tokenizer is trained: 320 rows' in result['assumptions'][0]
+  assert 'no tokenizer is trained; 320 rows' in result['assumptions'][0]
   assert result['mfu_bound'] is None
   assert result['decode']['bytes_per_device'] > 0
   assert sorted(path.name for path in (tmp_path / 'run').iterdir()) == [
@@ -211,11 +211,11 @@ def test_what_cannot_be_enough_is_not_compiled(measured):
   ):
     config = tiny.replace(CONFIG, 'plan.device_memory_bytes', limit)
     large = dataclasses.replace(measured, config=config, train=train)
-    assert suggestions.is_too_little(changes, large) == expected
+    assert suggestions.is_not_enough(changes, large) == expected
     # Where nothing is known, nothing is left out.
     unknown = dataclasses.replace(train, peak=None)
     large = dataclasses.replace(large, train=unknown)
-    assert not suggestions.is_too_little(changes, large)
+    assert not suggestions.is_not_enough(changes, large)
 
 
 def test_suggestions_can_be_typed(tmp_path):
