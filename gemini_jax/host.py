@@ -23,6 +23,15 @@ from typing import Any, TextIO
 # Error numbers for a file that no longer exists.
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
+# What reading JSON raises that is damaged, or not of the expected structure.
+MALFORMED = (
+  ValueError,
+  LookupError,
+  TypeError,
+  AttributeError,
+  RecursionError,
+)
+
 # glibc's mallopt parameters, from malloc.h.
 _ARENA_MAX, _MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD = -8, -4, -1, -2
 

@@ -222,14 +222,7 @@ def _open(path: pathlib.Path) -> Corpus | None:
     )
   except FileNotFoundError:
     return None
-  except (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    RecursionError,
-  ) as error:
+  except (OSError, *host.MALFORMED) as error:
     logging.warning('%s will be built again: %s', path, error)
     return None
   if not whole:

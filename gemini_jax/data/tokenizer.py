@@ -226,13 +226,7 @@ def _from_json(content: bytes) -> Tokenizer:
     values = json.loads(content)
     kind, characters = values['kind'], values.get('characters', '')
     characters.encode('utf-8')
-  except (
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    RecursionError,
-  ) as error:
+  except host.MALFORMED as error:
     raise config_lib.ConfigError(problem) from error
   if kind == 'bytes':
     return Bytes()
