@@ -23,6 +23,7 @@ from gemini_jax.data import media_reader
 from gemini_jax.infer import decoding
 from gemini_jax.models import gemini
 from gemini_jax.parallel import chip, pipeline, sharding
+from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.plan import compiler_errors, hlo, roofline, topology
 from gemini_jax.train import run as run_lib
 from gemini_jax.train import step as step_lib
@@ -175,7 +176,7 @@ def layout(config: config_lib.Config, devices: Sequence[Any]) -> Any:
   Raises:
     ConfigError: the config does not go with the devices.
   """
-  mesh = sharding.make_mesh(config.parallel, devices)
+  mesh = mesh_lib.make_mesh(config.parallel, devices)
   sharding.check_batch(mesh, config.data.batch_size, 'data.batch_size')
   pipeline.check(config, mesh)
   return mesh, run_lib.abstract_parts(config, mesh)

@@ -23,7 +23,7 @@ from gemini_jax.data import loader as loader_lib
 from gemini_jax.evaluate import evaluation, likelihood, media_metrics, retrieval
 from gemini_jax.infer import generation
 from gemini_jax.models import gemini
-from gemini_jax.parallel import processes, sharding
+from gemini_jax.parallel import placement, processes, sharding
 from gemini_jax.train import diagnosis, metrics, preemption
 from gemini_jax.train import lock as lock_lib
 from gemini_jax.train import optimizer as optimizer_lib
@@ -152,7 +152,7 @@ def _train(run: run_lib.Run):
     return
   print(
     f'{gemini.param_count(state.params):,} parameters on '
-    f'{metrics.devices_line()}; {sharding.describe(state)}'
+    f'{metrics.devices_line()}; {placement.describe(state)}'
   )
   print(f'{"resuming" if step else "starting"} at step {step:,}', flush=True)
   if 'config' in manifest and step < num_steps:

@@ -19,6 +19,7 @@ import toy
 from gemini_jax import config as config_lib
 from gemini_jax.models import gemini, transformer
 from gemini_jax.objectives import losses
+from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.parallel import pipeline, sharding
 from gemini_jax.train import loop, step
 from gemini_jax.train import optimizer as optimizer_lib
@@ -29,7 +30,7 @@ SHAPES = [(s, r) for s in (2, 4) for r in (1, 2, 3, 4)]
 
 def make_mesh(**sizes):
   sizes = {'data': 1} | sizes
-  return sharding.make_mesh(
+  return mesh_lib.make_mesh(
     config_lib.Parallel(**sizes), jax.devices()[: math.prod(sizes.values())]
   )
 
