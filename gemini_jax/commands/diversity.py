@@ -30,6 +30,7 @@ from gemini_jax.commands import comparison, tradeoff
 from gemini_jax.data import loader
 from gemini_jax.evaluate import ngram
 from gemini_jax.infer import generation, latents
+from gemini_jax.infer import samples as samples_lib
 from gemini_jax.models import gemini
 from gemini_jax.parallel import sharding
 from gemini_jax.train import metrics
@@ -137,7 +138,7 @@ def swap(
   run: run_lib.Run,
   params: Any,
   texts: Sequence[str],
-  write: Callable[..., list[generation.Sample]] = generation.generate,
+  write: Callable[..., list[samples_lib.Sample]] = generation.generate,
 ) -> dict[str, Any]:
   """Whether what is written follows the z that it is written from.
 

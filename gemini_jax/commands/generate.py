@@ -11,7 +11,14 @@ from typing import Any
 
 from gemini_jax import config as config_lib
 from gemini_jax.evaluate import gallery, media_metrics
-from gemini_jax.infer import generation, media_generation, request, waveform
+from gemini_jax.infer import (
+  generation,
+  media_generation,
+  prompts,
+  request,
+  waveform,
+)
+from gemini_jax.infer import samples as samples_lib
 from gemini_jax.parallel import processes, sharding
 from gemini_jax.steer import controller as controller_lib
 from gemini_jax.train import loop
@@ -49,7 +56,7 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
     guide = controller_lib.learn(*parts, examples) if examples else None
     # What the output continues is shown before it.
     continues = bool(
-      generation.read_prompt(run.config, run.model, run.tokenizer, asked).prefix
+      prompts.read_prompt(run.config, run.model, run.tokenizer, asked).prefix
     )
     shown = -1
 
@@ -78,7 +85,7 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
     report = '' if guide is None else _report(guide, parts, samples)
   try:
     path = _claim(run, restored.step)
-    generation.write_samples(path, samples)
+    samples_lib.write_samples(path, samples)
     where = f'written to {path}'
   except OSError as error:
     # On a disk that can only be read the text is worth as much.
@@ -89,7 +96,7 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
 def _claim(run: run_lib.Run, step: int) -> pathlib.Path:
   """A new file for samples; those of an earlier call stay."""
   folder = run.workdir / 'samples'
-  return generation.claim(folder / f'{step:08d}-generate.jsonl')
+  return samples_lib.claim(folder / f'{step:08d}-generate.jsonl')
 
 
 def _check_media(config: config_lib.Config):
@@ -170,7 +177,7 @@ def _paint(run: run_lib.Run, step: int, params: Any, asked: request.Request):
 
 
 def _report(
-  guide: controller_lib.Guide, parts: Any, samples: list[generation.Sample]
+  guide: controller_lib.Guide, parts: Any, samples: list[samples_lib.Sample]
 ) -> str:
   """How many samples have what was wished for, and what each took."""
   texts = [sample.text for sample in samples]

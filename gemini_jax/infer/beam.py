@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemini_jax import batch as batch_lib
-from gemini_jax.infer import decoding, sampling
+from gemini_jax.infer import decoding, decoding_state, sampling
 from gemini_jax.parallel import processes
 
 
@@ -124,7 +124,7 @@ def search_loop(
   decoder: decoding.Decoder,
   beam_size: int,
   params: Any,
-  state: decoding.State,
+  state: decoding_state.State,
   length_penalty: jax.Array,
 ) -> Finished:
   """The whole search, compiled once for one decoder and beam size."""
@@ -191,7 +191,9 @@ def search_loop(
   )[2]
 
 
-def follow(state: decoding.State, parent_B: jax.Array) -> decoding.State:
+def follow(
+  state: decoding_state.State, parent_B: jax.Array
+) -> decoding_state.State:
   """Rows that continue their parents, which are of the same prompt.
 
   What a prompt's rows have in common, such as the encoder's keys and values,

@@ -9,69 +9,14 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
-from gemini_jax.infer import sampling
-from gemini_jax.models import gemini, transformer
-
-
-@flax.struct.dataclass
-class State:
-  """Rows that are being written.
-
-  Attributes:
-    tokens: int32[B, T], the prompt, what was generated, then padding.
-    logprobs: float32[B, T], log-probability of each generated token under
-      the model itself, before temperature and filters; 0 elsewhere.
-    starts: int32[B], tokens of the prompt.
-    lengths: int32[B], tokens so far.
-    limits: int32[B], the length at which a row is done.
-    done: bool[B], rows that are written no further.
-    keys: key[B], folded with a position to draw the token there.
-    cache: keys and values of all but perhaps the last token.
-    memory: the sequence that the encoder read, or None.
-    latent: float32[B, Z], z of each row, or None.
-    written: float32[B, T, Z], z of the medium that each row writes, at its
-      placeholders; None: rows are text.
-  """
-
-  tokens: jax.Array
-  logprobs: jax.Array
-  starts: jax.Array
-  lengths: jax.Array
-  limits: jax.Array
-  done: jax.Array
-  keys: jax.Array
-  cache: transformer.Cache
-  memory: batch_lib.Sequence | None = None
-  latent: jax.Array | None = None
-  written: jax.Array | None = None
-
-  def append(
-    self, token_B: jax.Array, logprob_B: jax.Array, end_B: jax.Array
-  ) -> 'State':
-    """The state with one token more in every row that is not done.
-
-    Args:
-      token_B: the tokens.
-      logprob_B: their log-probabilities.
-      end_B: rows that are done with this token, beside those at their limit.
-    """
-    rows_B = jnp.arange(self.tokens.shape[0])
-    slots_B = jnp.where(self.done, self.tokens.shape[1], self.lengths)
-    lengths_B = self.lengths + ~self.done
-    return dataclasses.replace(
-      self,
-      tokens=self.tokens.at[rows_B, slots_B].set(token_B, mode='drop'),
-      logprobs=self.logprobs.at[rows_B, slots_B].set(logprob_B, mode='drop'),
-      lengths=lengths_B,
-      done=self.done | end_B | (lengths_B >= self.limits),
-    )
+from gemini_jax.infer import decoding_state, sampling
+from gemini_jax.models import gemini
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +85,7 @@ class Decoder:
     samples: Sequence[int] | None = None,
     latents: np.ndarray | None = None,
     media: Mapping[str, batch_lib.Media] | None = None,
-  ) -> State:
+  ) -> decoding_state.State:
     """Reads the prompts, and inputs where there is an encoder.
 
     Args:
@@ -211,8 +156,12 @@ class Decoder:
         )
 
   def decode(
-    self, params: Any, state: State, sampler: sampling.Sampler, num_tokens: int
-  ) -> State:
+    self,
+    params: Any,
+    state: decoding_state.State,
+    sampler: sampling.Sampler,
+    num_tokens: int,
+  ) -> decoding_state.State:
     """Up to `num_tokens` more tokens in every row; `state` is used up."""
     rows = sampler.rows(self.batch_size)
     return self.decode_loop(params, state, rows, np.int32(num_tokens))
@@ -260,7 +209,7 @@ class Decoder:
     memory_BSD: jax.Array | None = None,
     latent_BZ: jax.Array | None = None,
     soft_BTD: jax.Array | None = None,
-  ) -> State:
+  ) -> decoding_state.State:
     """The state after the prompts were read, chunk by chunk."""
     size = self.length if self.prefix else min(self.prefill_chunk, self.length)
     # Whole chunks: a slice at the end must not be moved to fit.
@@ -303,7 +252,7 @@ class Decoder:
 
     chunks = (jnp.max(lengths_B) + size - 1) // size
     key = jax.random.key(seed)
-    return State(
+    return decoding_state.State(
       tokens=tokens_BT,
       logprobs=jnp.zeros(tokens_BT.shape, jnp.float32),
       starts=lengths_B,
@@ -327,10 +276,10 @@ class Decoder:
   def decode_loop(
     self,
     params: Any,
-    state: State,
+    state: decoding_state.State,
     sampler: sampling.Sampler,
     num_tokens: jax.Array,
-  ) -> State:
+  ) -> decoding_state.State:
     """`decode`, compiled once for any number of tokens."""
 
     def unfinished(carry):
@@ -350,8 +299,8 @@ class Decoder:
     return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state))[1]
 
   def decode_step(
-    self, params: Any, state: State
-  ) -> tuple[jax.Array, jax.Array, State]:
+    self, params: Any, state: decoding_state.State
+  ) -> tuple[jax.Array, jax.Array, decoding_state.State]:
     """Scores and logits of each row's next token, float32[B, V] both.
 
     Tokens are chosen by the scores. The logits are the model's own; here both
@@ -371,11 +320,11 @@ class Decoder:
     logits_BV = logits_B1V[:, 0]
     return logits_BV, logits_BV, dataclasses.replace(state, cache=cache)
 
-  def draw_keys(self, state: State) -> jax.Array:
+  def draw_keys(self, state: decoding_state.State) -> jax.Array:
     """What each row's next token is drawn with, key[B]."""
     return jax.vmap(jax.random.fold_in)(state.keys, state.lengths)
 
-  def last(self, state: State) -> batch_lib.Sequence:
+  def last(self, state: decoding_state.State) -> batch_lib.Sequence:
     """The last token of each row, [B, 1]; rows that are done are padding."""
     last_B1 = jnp.maximum(state.lengths - 1, 0)[:, None]
     return batch_lib.Sequence(

@@ -1,23 +1,21 @@
 """From prompts to texts."""
 
 import dataclasses
-import itertools
-import json
 import logging
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
-from gemini_jax import host
-from gemini_jax.data import transforms
+from gemini_jax.data import tokenizer as tokenizer_lib
 from gemini_jax.infer import beam, decoding, sampling
 from gemini_jax.infer import latents as latents_lib
+from gemini_jax.infer import prompts as prompts_lib
 from gemini_jax.infer import request as request_lib
+from gemini_jax.infer import samples as samples_lib
 from gemini_jax.models import gemini
 from gemini_jax.parallel import processes
 from gemini_jax.steer import controller as controller_lib
@@ -27,65 +25,6 @@ from gemini_jax.steer import controller as controller_lib
 _CACHE_BYTES, _LEAST_ROWS, _MOST_ROWS = 2**28, 8, 64
 # Tokens between two looks at them when someone is reading along.
 _STREAM_TOKENS = 8
-
-
-class Tokenizer(Protocol):
-  """What generation asks of a tokenizer."""
-
-  pad_id: int
-  bos_id: int
-  eos_id: int
-
-  def encode(self, text: str) -> np.ndarray:
-    """Ids of `text`, without special ones."""
-    ...
-
-  def decode(self, ids: Any) -> str:
-    """Text of `ids`; U+FFFD for what is not a character (yet)."""
-    ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-  """One text that a model wrote.
-
-  Attributes:
-    prompt: what it was given.
-    text: what it wrote.
-    tokens: generated ids, with eos if it came.
-    logprobs: natural log-probability of each under the model itself, before
-      temperature and filters.
-    latent: the z that it was written from; () without one.
-    steer: what it should be, as `generate.steer` says.
-  """
-
-  prompt: str
-  text: str
-  tokens: tuple[int, ...]
-  logprobs: tuple[float, ...]
-  latent: tuple[float, ...] = ()
-  steer: str = ''
-
-  @property
-  def logprob(self) -> float:
-    """Log-probability of all its tokens."""
-    return sum(self.logprobs)
-
-
-@dataclasses.dataclass(frozen=True)
-class Prompt:
-  """A prompt as the model reads it."""
-
-  text: str
-  # What the decoder starts from, and what the encoder reads.
-  tokens: np.ndarray
-  inputs: np.ndarray | None
-  # Text of the tokens that the output continues; '' where it answers them.
-  prefix: str
-  # Where it is the inputs of a task.
-  request: request_lib.Request | None = None
-  # Characters of it that the tokenizer does not know.
-  unknown: str = ''
 
 
 def neutral(options: config_lib.Generate, **fields: Any) -> config_lib.Generate:
@@ -98,12 +37,12 @@ def generate(
   config: config_lib.Config,
   model: gemini.Gemini,
   params: Any,
-  tokenizer: Tokenizer,
+  tokenizer: tokenizer_lib.Tokenizer,
   prompts: Sequence[str | request_lib.Request],
   on_text: Callable[[int, str], None] | None = None,
   latents: np.ndarray | None = None,
   guide: controller_lib.Guide | None = None,
-) -> list[Sample]:
+) -> list[samples_lib.Sample]:
   """`generate.count` samples of each prompt, those of a prompt together.
 
   The same seed gives a prompt the same samples, whatever the other prompts.
@@ -136,7 +75,10 @@ def generate(
     f'generate.count={options.count} must be at most '
     f'generate.beam_size={beams}',
   )
-  read = [read_prompt(config, model, tokenizer, prompt) for prompt in prompts]
+  read = [
+    prompts_lib.read_prompt(config, model, tokenizer, prompt)
+    for prompt in prompts
+  ]
   rows = [
     (prompt, number)
     for prompt in read
@@ -214,7 +156,7 @@ def _latents(
   config: config_lib.Config,
   model: gemini.Gemini,
   params: Any,
-  tokenizer: Tokenizer,
+  tokenizer: tokenizer_lib.Tokenizer,
   prompts: Sequence[str],
   guide: controller_lib.Guide | None,
 ) -> np.ndarray | None:
@@ -239,7 +181,7 @@ def _latents(
 def build_decoder(
   config: config_lib.Config,
   model: gemini.Gemini,
-  tokenizer: Tokenizer,
+  tokenizer: tokenizer_lib.Tokenizer,
   batch_size: int,
 ) -> decoding.Decoder:
   """The decoder of a model and its tokenizer."""
@@ -260,40 +202,8 @@ def build_decoder(
   )
 
 
-def read_prompt(
-  config: config_lib.Config,
-  model: gemini.Gemini,
-  tokenizer: Tokenizer,
-  prompt: str | request_lib.Request,
-) -> Prompt:
-  """The tokens of a prompt, laid out as the training data are.
-
-  Where those are tasks, a text fills in the one that reads text.
-
-  Raises:
-    ConfigError: no task, or more than one, reads text and writes it.
-  """
-  if isinstance(prompt, str) and config.data.tasks:
-    options = dataclasses.replace(config.generate, prompt=prompt)
-    filled = dataclasses.replace(config, generate=options)
-    prompt = request_lib.fill(filled, tokenizer)
-  if isinstance(prompt, request_lib.Request):
-    question = transforms.question(prompt.tokens, config.data, tokenizer)
-    return Prompt(prompt.text, *question, '', prompt, prompt.unknown)
-  ids = np.asarray(tokenizer.encode(prompt), np.int32)
-  texts = dataclasses.replace(config.generate, prompt=prompt).texts
-  unknown = request_lib.unknown(tokenizer, texts)
-  continues = not (config.data.pairs or model.config.cross)
-  if continues and config.generate.source not in ('prompt', 'prior'):
-    # The text is in z; the decoder begins from nothing.
-    ids = ids[:0]
-  question = transforms.question(ids, config.data, tokenizer)
-  prefix = tokenizer.decode(ids) if continues else ''
-  return Prompt(prompt, *question, prefix, unknown=unknown)
-
-
 def _media(
-  decoder: decoding.Decoder, rows: Sequence[tuple[Prompt, int]]
+  decoder: decoding.Decoder, rows: Sequence[tuple[prompts_lib.Prompt, int]]
 ) -> dict[str, batch_lib.Media]:
   """What stands at the placeholders of the rows' prompts."""
   requests = [prompt.request for prompt, _ in rows]
@@ -305,11 +215,11 @@ def _sample(
   config: config_lib.Config,
   decoder: decoding.Decoder,
   params: Any,
-  tokenizer: Tokenizer,
-  rows: Sequence[tuple[Prompt, int]],
+  tokenizer: tokenizer_lib.Tokenizer,
+  rows: Sequence[tuple[prompts_lib.Prompt, int]],
   latents: np.ndarray | None,
   stream: bool,
-) -> Iterator[list[tuple[Sample, bool]]]:
+) -> Iterator[list[tuple[samples_lib.Sample, bool]]]:
   """The rows as they grow, each with whether it is done."""
   options = config.generate
   sampler = sampling.Sampler.from_config(options)
@@ -349,10 +259,10 @@ def _search(
   config: config_lib.Config,
   decoder: decoding.Decoder,
   params: Any,
-  tokenizer: Tokenizer,
-  rows: Sequence[tuple[Prompt, int]],
+  tokenizer: tokenizer_lib.Tokenizer,
+  rows: Sequence[tuple[prompts_lib.Prompt, int]],
   latents: np.ndarray | None,
-) -> list[Sample]:
+) -> list[samples_lib.Sample]:
   """The best `generate.count` hypotheses of each prompt."""
   options = config.generate
   found = beam.search(
@@ -381,20 +291,20 @@ def _search(
 
 
 def _to_sample(
-  tokenizer: Tokenizer,
-  prompt: Prompt,
+  tokenizer: tokenizer_lib.Tokenizer,
+  prompt: prompts_lib.Prompt,
   tokens: np.ndarray,
   logprobs: np.ndarray,
   latent: np.ndarray | None,
   steer: str,
-) -> Sample:
+) -> samples_lib.Sample:
   ids = tokens[:-1] if tokens[-1:] == tokenizer.eos_id else tokens
   text = tokenizer.decode(ids.tolist())
   if prompt.prefix:
     # Together, as some tokenizers drop the space at the start of a text.
     whole = [*prompt.tokens[1:].tolist(), *ids.tolist()]
     text = tokenizer.decode(whole)[len(prompt.prefix) :]
-  return Sample(
+  return samples_lib.Sample(
     prompt.text,
     text,
     tuple(tokens.tolist()),
@@ -402,45 +312,3 @@ def _to_sample(
     () if latent is None else tuple(latent.tolist()),
     steer,
   )
-
-
-def claim(path: pathlib.Path) -> pathlib.Path:
-  """Makes an empty file where none was: name.png, or name-2.png and so on.
-
-  Only the first process makes one; the others get `path`.
-  """
-  if not processes.is_process_zero():
-    return path
-  path.parent.mkdir(parents=True, exist_ok=True)
-  for number in itertools.count(1):
-    free = path if number == 1 else path.with_stem(f'{path.stem}-{number}')
-    try:
-      free.open('x').close()
-    except FileExistsError:
-      continue
-    return free
-  raise AssertionError('some number is free')
-
-
-def write_samples(path: pathlib.Path, samples: Sequence[Sample]):
-  """Writes one JSON object a sample, replacing what was there.
-
-  Every process has the samples; the first writes them.
-  """
-  if not processes.is_process_zero():
-    return
-  path.parent.mkdir(parents=True, exist_ok=True)
-  lines = []
-  for sample in samples:
-    line = {
-      'prompt': sample.prompt,
-      'text': sample.text,
-      'logprob': sample.logprob,
-      'tokens': list(sample.tokens),
-    }
-    if sample.steer:
-      line['steer'] = sample.steer
-    if sample.latent:
-      line['z'] = list(sample.latent)
-    lines.append(json.dumps(line, ensure_ascii=False) + '\n')
-  host.replace_file(path, ''.join(lines).encode())

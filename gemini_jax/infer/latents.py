@@ -6,7 +6,7 @@ N texts, Z numbers in z.
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import numpy as np
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
+from gemini_jax.data import tokenizer as tokenizer_lib
 from gemini_jax.data import transforms
 from gemini_jax.infer import request
 from gemini_jax.models import gemini
@@ -23,23 +24,11 @@ from gemini_jax.models import latent as latent_lib
 _MAX_ROWS = 64
 
 
-class Tokenizer(Protocol):
-  """What encoding asks of a tokenizer."""
-
-  pad_id: int
-  bos_id: int
-  eos_id: int
-
-  def encode(self, text: str) -> np.ndarray:
-    """Ids of `text`, without special ones."""
-    ...
-
-
 def latents(
   config: config_lib.Config,
   model: gemini.Gemini,
   params: Any,
-  tokenizer: Tokenizer,
+  tokenizer: tokenizer_lib.Tokenizer,
 ) -> np.ndarray:
   """Z of each of `generate.count` samples, float32[N, Z].
 
@@ -95,7 +84,7 @@ def of_requests(
   config: config_lib.Config,
   model: gemini.Gemini,
   params: Any,
-  tokenizer: Tokenizer,
+  tokenizer: tokenizer_lib.Tokenizer,
   rows: Sequence[tuple[request.Request, int]],
 ) -> np.ndarray | None:
   """Z of each numbered output of inputs of tasks; None without a latent.
@@ -179,7 +168,7 @@ def encode(
   config: config_lib.Config,
   model: gemini.Gemini,
   params: Any,
-  tokenizer: Tokenizer,
+  tokenizer: tokenizer_lib.Tokenizer,
   texts: Sequence[str],
 ) -> latent_lib.Normal:
   """The posterior of each text, numpy's [N, Z].
@@ -204,7 +193,7 @@ def encode_ids(
   config: config_lib.Config,
   model: gemini.Gemini,
   params: Any,
-  tokenizer: Tokenizer,
+  tokenizer: tokenizer_lib.Tokenizer,
   rows: Sequence[np.ndarray],
   requests: Sequence[request.Request] = (),
 ) -> latent_lib.Normal:

@@ -16,7 +16,13 @@ import numpy as np
 
 from gemini_jax import config as config_lib
 from gemini_jax.data import transforms
-from gemini_jax.infer import decoding, latents, request, sampling
+from gemini_jax.infer import (
+  decoding,
+  decoding_state,
+  latents,
+  request,
+  sampling,
+)
 from gemini_jax.models import gemini, media_embeddings, mixture
 from gemini_jax.parallel import processes
 
@@ -67,7 +73,9 @@ class MediaDecoder(decoding.Decoder):
   kind: str = 'image'
   guided: bool = False
 
-  def start(self, params: Params, *args: Any, **kwargs: Any) -> decoding.State:
+  def start(
+    self, params: Params, *args: Any, **kwargs: Any
+  ) -> decoding_state.State:
     """As `Decoder.start`."""
     state = super().start(params.model, *args, **kwargs)
     dim = media_embeddings.part(self.model.config, self.kind).autoencoder.dim
@@ -75,8 +83,8 @@ class MediaDecoder(decoding.Decoder):
     return dataclasses.replace(state, written=jnp.zeros(shape, jnp.float32))
 
   def decode_step(
-    self, params: Params, state: decoding.State
-  ) -> tuple[jax.Array, jax.Array, decoding.State]:
+    self, params: Params, state: decoding_state.State
+  ) -> tuple[jax.Array, jax.Array, decoding_state.State]:
     """As `Decoder.decode_step`; z of the next token is in the state."""
     assert state.written is not None
     apply: Any = functools.partial(self.model.apply, {'params': params.model})
@@ -119,12 +127,14 @@ class MediaDecoder(decoding.Decoder):
     state = dataclasses.replace(state, cache=cache, written=written)
     return scores_BV, logits_BV, state
 
-  def draw_keys(self, state: decoding.State) -> jax.Array:
+  def draw_keys(self, state: decoding_state.State) -> jax.Array:
     """By the place in the medium: a row and its twin draw the same."""
     count_B = state.lengths - state.starts
     return jax.vmap(jax.random.fold_in)(state.keys, count_B)
 
-  def restrict(self, logits_BV: jax.Array, state: decoding.State) -> jax.Array:
+  def restrict(
+    self, logits_BV: jax.Array, state: decoding_state.State
+  ) -> jax.Array:
     """-inf for what cannot come next: a picture is whole, a sound may end."""
     config = self.model.config
     most = config.soft_tokens(self.kind)
@@ -138,7 +148,7 @@ class MediaDecoder(decoding.Decoder):
 
   @functools.partial(jax.jit, static_argnums=0)
   def decode_latents(
-    self, params: Params, state: decoding.State
+    self, params: Params, state: decoding_state.State
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What was written, [B, H, W, C] or [B, F, M, 1]; z [B, N, Z]; counts."""
     assert state.written is not None

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -12,14 +12,7 @@ from gemini_jax import config as config_lib
 from gemini_jax.data import media as media_lib
 from gemini_jax.data import readers, sources, transforms
 from gemini_jax.data import task as task_lib
-
-
-class Tokenizer(Protocol):
-  """What filling in a task asks of a tokenizer."""
-
-  def encode(self, text: str) -> np.ndarray:
-    """Ids of `text`, without special ones."""
-    ...
+from gemini_jax.data import tokenizer as tokenizer_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +34,7 @@ class Request:
   unknown: str = ''
 
 
-def unknown(tokenizer: Tokenizer, texts: Iterable[str]) -> str:
+def unknown(tokenizer: tokenizer_lib.Tokenizer, texts: Iterable[str]) -> str:
   """The characters of texts that the tokenizer does not know, each once."""
   unk_id = getattr(tokenizer, 'unk_id', None)
   is_unknown = lambda text: (
@@ -100,7 +93,9 @@ def choose(config: config_lib.Config) -> task_lib.Task:
   return fitting[0]
 
 
-def fill(config: config_lib.Config, tokenizer: Tokenizer) -> Request:
+def fill(
+  config: config_lib.Config, tokenizer: tokenizer_lib.Tokenizer
+) -> Request:
   """The inputs that `generate` gives to its task.
 
   Raises:
@@ -142,7 +137,7 @@ def fill(config: config_lib.Config, tokenizer: Tokenizer) -> Request:
 
 def of_record(
   config: config_lib.Config,
-  tokenizer: Tokenizer,
+  tokenizer: tokenizer_lib.Tokenizer,
   task: task_lib.Task,
   record: Mapping[str, Any],
   *,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemini_jax import config as config_lib
+from gemini_jax.data import tokenizer as tokenizer_lib
 from gemini_jax.data import transforms
 from gemini_jax.infer import decoding
 from gemini_jax.infer import latents as latents_lib
@@ -137,7 +138,7 @@ def learn(
   config: config_lib.Config,
   model: gemini.Gemini,
   params: Any,
-  tokenizer: latents_lib.Tokenizer,
+  tokenizer: tokenizer_lib.Tokenizer,
   labelled: labelled_examples_lib.Examples,
 ) -> Guide:
   """The guide to what `generate.steer` asks for.
@@ -222,7 +223,7 @@ def shares(
   config: config_lib.Config,
   model: gemini.Gemini,
   params: Any,
-  tokenizer: latents_lib.Tokenizer,
+  tokenizer: tokenizer_lib.Tokenizer,
   texts: Sequence[str],
 ) -> dict[str, float]:
   """Share of the texts that the model of each attribute reads as wished for.

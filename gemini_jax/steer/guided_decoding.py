@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemini_jax import batch as batch_lib
-from gemini_jax.infer import decoding
+from gemini_jax.infer import decoding, decoding_state
 from gemini_jax.models import gemini, transformer
 from gemini_jax.steer import attribute_classifier, latent_steering
 
@@ -53,7 +53,9 @@ class Guided(decoding.Decoder):
     """With the sizes of a decoder."""
     return cls(**vars(decoder))
 
-  def start(self, params: Params, *args: Any, **kwargs: Any) -> decoding.State:
+  def start(
+    self, params: Params, *args: Any, **kwargs: Any
+  ) -> decoding_state.State:
     """As `Decoder.start`: a prompt is read as it is."""
     return super().start(params.model, *args, **kwargs)
 
@@ -66,7 +68,7 @@ class Guided(decoding.Decoder):
     )
 
   def read(
-    self, params: Params, state: decoding.State, cache: transformer.Cache
+    self, params: Params, state: decoding_state.State, cache: transformer.Cache
   ) -> tuple[jax.Array, jax.Array, transformer.Cache]:
     """What the decoder says [B, D], logits [B, V], and the cache after it."""
     x_B1D, cache, _ = self.apply(
@@ -108,8 +110,8 @@ class Fudge(Guided):
   """
 
   def decode_step(
-    self, params: Params, state: decoding.State
-  ) -> tuple[jax.Array, jax.Array, decoding.State]:
+    self, params: Params, state: decoding_state.State
+  ) -> tuple[jax.Array, jax.Array, decoding_state.State]:
     """As `Decoder.decode_step`."""
     x_BD, logits_BV, cache = self.read(params, state, state.cache)
     scores_BV = logits_BV + self.gain(params, x_BD, logits_BV)
@@ -129,8 +131,8 @@ class Pplm(Guided):
   """
 
   def decode_step(
-    self, params: Params, state: decoding.State
-  ) -> tuple[jax.Array, jax.Array, decoding.State]:
+    self, params: Params, state: decoding_state.State
+  ) -> tuple[jax.Array, jax.Array, decoding_state.State]:
     """As `Decoder.decode_step`."""
     x_BD, logits_BV, cache = self.read(params, state, state.cache)
     gain_BV = self.gain(params, x_BD, logits_BV)

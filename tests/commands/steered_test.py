@@ -12,6 +12,7 @@ from gemini_jax import command
 from gemini_jax.commands import comparison, steered
 from gemini_jax.evaluate import text_classifier
 from gemini_jax.infer import generation
+from gemini_jax.infer import samples as samples_lib
 from gemini_jax.steer import controller as controller_lib
 
 
@@ -62,7 +63,7 @@ def test_what_the_classifier_reads_is_told(runs, tmp_path, capsys, monkeypatch):
       if options.steer_method == 'vector':
         tone = models.values[place]
     return [
-      generation.Sample('', text, (1, 2, 3), (-1.0,))
+      samples_lib.Sample('', text, (1, 2, 3), (-1.0,))
       for text in of_tone(tone, 20, seed=5)
     ]
 
