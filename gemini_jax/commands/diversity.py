@@ -140,12 +140,12 @@ def swap(
   texts: Sequence[str],
   write: Callable[..., list[samples_lib.Sample]] = generation.generate,
 ) -> dict[str, Any]:
-  """Whether what is written follows the z that it is written from.
+  """Whether texts depend on the z that they are decoded from.
 
-  Each text and another one exchange their z, means of the posterior, from
-  which texts are written greedily. share: of those that have more words in
-  common with the text whose z it was than with the other one, a tie counting
-  half; 0.5 if z has no say. own, other: F1 of words with each.
+  Pairs of texts exchange their z, means of the posterior, from which texts are
+  decoded greedily. `share`: of decoded texts that have more words in common
+  with the text whose z it was than with the other one of the pair, where a tie
+  counts half; 0.5 if z has no effect. `own`, `other`: F1 of words with each.
 
   Args:
     run: of a model with a latent.
@@ -153,7 +153,7 @@ def swap(
     texts: to encode, taken two by two; too long ones are left out.
     write: as `generation.generate`.
   """
-  limit = latents.limit(run.config)
+  limit = latents.max_encoder_tokens(run.config)
   fitting = [
     text
     for text in texts

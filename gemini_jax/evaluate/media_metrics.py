@@ -83,7 +83,7 @@ def captions(
     seen = task.drop_kinds(config.data.drop_kinds)
     for source, record in loader.some(config.data, split, config.eval.captions):
       try:
-        asked = request.of_record(
+        asked = request.from_record(
           config,
           run.tokenizer,
           task,
@@ -157,7 +157,7 @@ def appraise(
     if not len(wished):
       logging.info('%s: no record of %s can be written', task.name, split)
       continue
-    found = media_generation.paint(
+    found = media_generation.generate(
       dataclasses.replace(
         config,
         generate=generation.neutral(

@@ -1,4 +1,4 @@
-"""Decoding with a cache: one state, and one step that everything shares.
+"""Decoding with a cache: prefill, and one step that all methods share.
 
 B rows, T slots of the decoder's cache, C tokens of a prefill chunk, S encoder
 length, D width, V vocabulary.
@@ -16,26 +16,29 @@ import numpy as np
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.infer import decoding_state, sampling
-from gemini_jax.models import gemini
+from gemini_jax.models import gemini, transformer
+from gemini_jax.parallel import sharding
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
   """A model with the sizes that its compiled functions have.
 
-  `encode`, `prefill` and the loop of `decode` compile once for equal fields,
-  whatever the prompts. Parameters are always arguments: a tree of arrays,
-  wherever they are. Rows never see one another, nor any padding.
+  `encode`, `prefill`, `insert`, `release` and the loop of `decode` compile once
+  for equal fields, whatever the prompts. Parameters are always arguments, on
+  whatever devices they are. Rows never attend to one another, nor to padding.
 
   Attributes:
     model: decoder-only or encoder-decoder.
-    batch_size: B; fewer prompts leave rows empty.
+    batch_size: B; fewer prompts leave rows free.
     pad_id: fills empty places.
     eos_id: ends a row.
     forbidden: ids that are never generated.
     prefill_chunk: C, tokens of a prompt that are read at once.
     memory_length: S, of an encoder-decoder.
-    prefix: the prompt is seen in both directions, and so read in one piece.
+    prefix: attention within the prompt is bidirectional, so it is read in one
+      piece.
+    num_slots: T, slots of the cache; None: `model.max_length`.
   """
 
   model: gemini.Gemini
@@ -46,6 +49,7 @@ class Decoder:
   prefill_chunk: int = 64
   memory_length: int = 0
   prefix: bool = False
+  num_slots: int | None = None
 
   def __post_init__(self):
     config = self.model.config
@@ -57,12 +61,12 @@ class Decoder:
 
   @property
   def length(self) -> int:
-    """T, tokens of a row at most."""
-    return self.model.config.max_length
+    """T, tokens that a row can have."""
+    return self.num_slots or self.model.config.max_length
 
   @property
   def encodes(self) -> bool:
-    """Whether the decoder reads what an encoder says."""
+    """Whether the decoder attends to the output of an encoder."""
     return self.model.config.cross
 
   @property
@@ -86,19 +90,19 @@ class Decoder:
     latents: np.ndarray | None = None,
     media: Mapping[str, batch_lib.Media] | None = None,
   ) -> decoding_state.State:
-    """Reads the prompts, and inputs where there is an encoder.
+    """The state after reading the prompts, and inputs with an encoder.
 
     Args:
       params: of the model.
       prompts: token ids of each row, special ones included; at most B.
-      max_tokens: new tokens of a row at most; fewer where fewer fit.
+      max_tokens: new tokens of a row; fewer where fewer fit.
       inputs: what the encoder reads for each row.
       seed: of the randomness.
-      samples: a number for each row. What a row draws depends on the seed,
-        this number and the position, never on the other rows.
+      samples: a number for each row. The draws of a row depend on the seed,
+        this number and the position, and not on the other rows.
       latents: z of each row, for a model that has one.
-      media: what the encoder reads beside the inputs, or the decoder beside
-        the prompts; of B rows.
+      media: at the placeholders of the inputs, with an encoder, or else of the
+        prompts; of B rows.
 
     Raises:
       ConfigError: a prompt or an input is too long.
@@ -107,12 +111,16 @@ class Decoder:
     memory = memory_BSD = soft_BTD = None
     if self.encodes:
       memory = batch_lib.plain_sequence(
-        *self.pad(inputs or (), self.memory_length)
+        *batch_lib.pad_rows(
+          inputs or (), self.batch_size, self.memory_length, self.pad_id
+        )
       )
       memory_BSD = self.encode(
         params, dataclasses.replace(memory, media=media or {})
       )
-    tokens_BT, lengths_B = self.pad(prompts, self.length)
+    tokens_BT, lengths_B = batch_lib.pad_rows(
+      prompts, self.batch_size, self.length, self.pad_id
+    )
     if media and not self.encodes:
       whole = batch_lib.plain_sequence(tokens_BT, lengths_B)
       soft_BTD = self.encode_media(
@@ -124,7 +132,8 @@ class Decoder:
     latent_BZ = None
     if dim := self.model.config.latent.dim:
       latent_BZ = np.zeros((self.batch_size, dim), np.float32)
-      latent_BZ[: len(prompts)] = latents
+      if prompts:
+        latent_BZ[: len(prompts)] = latents
     return self.prefill(
       params,
       tokens_BT,
@@ -143,16 +152,16 @@ class Decoder:
     prompts: Sequence[np.ndarray],
     inputs: Sequence[np.ndarray] | None = None,
   ):
-    """Raises ConfigError if one is too long, or leaves nothing to write."""
-    for name, rows, most, limit in (
+    """Raises ConfigError for a row that is too long or leaves no free slot."""
+    for name, rows, limit, size in (
       ('model.max_length', prompts, self.length - 1, self.length),
       ('data.inputs_length', inputs or (), *(self.memory_length,) * 2),
     ):
       for row in rows:
         config_lib.check(
-          len(row) <= most,
-          f'generate.prompt has {len(row)} tokens; with {name}={limit} at '
-          f'most {most} fit',
+          len(row) <= limit,
+          f'generate.prompt has {len(row)} tokens; with {name}={size} at '
+          f'most {limit} fit',
         )
 
   def decode(
@@ -162,21 +171,65 @@ class Decoder:
     sampler: sampling.Sampler,
     num_tokens: int,
   ) -> decoding_state.State:
-    """Up to `num_tokens` more tokens in every row; `state` is used up."""
+    """Up to `num_tokens` more tokens in each row; `state` is used up."""
     rows = sampler.rows(self.batch_size)
     return self.decode_loop(params, state, rows, np.int32(num_tokens))
 
-  def pad(
-    self, rows: Sequence[np.ndarray], length: int
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """int32[B, length] with the rows from the left, and int32[B] lengths."""
-    assert len(rows) <= self.batch_size, 'more rows than the batch has'
-    tokens_BT = np.full((self.batch_size, length), self.pad_id, np.int32)
-    lengths_B = np.zeros(self.batch_size, np.int32)
-    for i, row in enumerate(rows):
-      tokens_BT[i, : len(row)] = row
-      lengths_B[i] = len(row)
-    return tokens_BT, lengths_B
+  def insert(
+    self,
+    params: Any,
+    state: decoding_state.State,
+    row: int,
+    prompt: np.ndarray,
+    *,
+    inputs: np.ndarray | None = None,
+    latent: np.ndarray | None = None,
+    sample: int = 0,
+    **kwargs: Any,
+  ) -> decoding_state.State:
+    """The state with a new prompt in a free row; `state` is used up.
+
+    The other rows are not changed: they go on as if alone. The prompt is
+    read by a batch of one row.
+
+    Args:
+      params: of the model.
+      state: of a batch of this decoder.
+      row: index of a row that was released or never used.
+      prompt: token ids, special ones included.
+      inputs: what the encoder reads.
+      latent: z of the row, for a model that has one.
+      sample: the row's number, as in `samples` of `start`.
+      **kwargs: `max_tokens`, `seed` and `media` of `start`.
+
+    Raises:
+      ConfigError: the prompt or the inputs are too long.
+    """
+    single = dataclasses.replace(self, batch_size=1)
+    row_state = single.start(
+      params,
+      [prompt],
+      inputs=None if inputs is None else [inputs],
+      latents=None if latent is None else latent[None],
+      samples=[sample],
+      **kwargs,
+    )
+    return decoding_state.insert(state, row_state, np.int32(row))
+
+  def release(
+    self, state: decoding_state.State, row: int
+  ) -> decoding_state.State:
+    """The state with a row free for another prompt; `state` is used up."""
+    return decoding_state.release(state, np.int32(row))
+
+  def empty_cache(self) -> transformer.Cache:
+    """A cache without entries, laid out on the mesh by the rules."""
+    cache = gemini.init_cache(
+      self.model.config, self.batch_size, self.length, self.memory_length
+    )
+    return jax.tree.map(
+      lambda leaf: sharding.constrain(leaf, decoding_state.CACHE_DIMS), cache
+    )
 
   @functools.partial(jax.jit, static_argnums=0)
   def encode(self, params: Any, memory: batch_lib.Sequence) -> jax.Array:
@@ -190,7 +243,7 @@ class Decoder:
   def encode_media(
     self, params: Any, sequence: batch_lib.Sequence
   ) -> jax.Array:
-    """Soft tokens at the placeholders of prompts, [B, T, D]."""
+    """Soft tokens at placeholders, 0 elsewhere, [B, T, D]."""
     soft_BTD: Any = self.model.apply(
       {'params': params}, sequence, method='media_embeddings'
     )
@@ -210,9 +263,9 @@ class Decoder:
     latent_BZ: jax.Array | None = None,
     soft_BTD: jax.Array | None = None,
   ) -> decoding_state.State:
-    """The state after the prompts were read, chunk by chunk."""
+    """The state after reading the prompts, chunk by chunk."""
     size = self.length if self.prefix else min(self.prefill_chunk, self.length)
-    # Whole chunks: a slice at the end must not be moved to fit.
+    # Whole chunks: dynamic_slice would move one that reaches past the end.
     padding = -self.length % size
     padded_BT = jnp.pad(
       tokens_BT, ((0, 0), (0, padding)), constant_values=self.pad_id
@@ -237,7 +290,7 @@ class Decoder:
       soft_BCD = None
       if padded_BTD is not None:
         soft_BCD = jax.lax.dynamic_slice_in_dim(padded_BTD, i * size, size, 1)
-      # The logits are not used, so they are not computed.
+      # The logits are not used, so XLA does not compute them.
       return self.model.apply(
         {'params': params},
         sequence,
@@ -250,9 +303,9 @@ class Decoder:
         method='decode',
       )[1]
 
-    chunks = (jnp.max(lengths_B) + size - 1) // size
+    num_chunks = (jnp.max(lengths_B) + size - 1) // size
     key = jax.random.key(seed)
-    return decoding_state.State(
+    state = decoding_state.State(
       tokens=tokens_BT,
       logprobs=jnp.zeros(tokens_BT.shape, jnp.float32),
       starts=lengths_B,
@@ -260,17 +313,11 @@ class Decoder:
       limits=limits_B,
       done=lengths_B == 0,
       keys=jax.vmap(jax.random.fold_in, (None, 0))(key, samples_B),
-      cache=jax.lax.fori_loop(
-        0,
-        chunks,
-        read,
-        gemini.init_cache(
-          self.model.config, self.batch_size, self.length, self.memory_length
-        ),
-      ),
+      cache=jax.lax.fori_loop(0, num_chunks, read, self.empty_cache()),
       memory=memory,
       latent=latent_BZ,
     )
+    return decoding_state.constrain(state)
 
   @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
   def decode_loop(
@@ -301,13 +348,13 @@ class Decoder:
   def decode_step(
     self, params: Any, state: decoding_state.State
   ) -> tuple[jax.Array, jax.Array, decoding_state.State]:
-    """Scores and logits of each row's next token, float32[B, V] both.
+    """Scores and logits of each row's next token, float32[B, V] each.
 
-    Tokens are chosen by the scores. The logits are the model's own; here both
-    are the same.
+    Tokens are chosen by the scores; reported log-probabilities are those of the
+    model's logits. Here both are the same.
 
-    The last token of each row is read here. Where prefill has read it
-    already, its cache entry is written again as it was.
+    This reads the last token of each row. Where prefill has read it already,
+    its cache entry is overwritten with the same values.
     """
     logits_B1V, cache = self.model.apply(
       {'params': params},
@@ -321,11 +368,11 @@ class Decoder:
     return logits_BV, logits_BV, dataclasses.replace(state, cache=cache)
 
   def draw_keys(self, state: decoding_state.State) -> jax.Array:
-    """What each row's next token is drawn with, key[B]."""
+    """The random key of each row's next token, key[B]."""
     return jax.vmap(jax.random.fold_in)(state.keys, state.lengths)
 
   def last(self, state: decoding_state.State) -> batch_lib.Sequence:
-    """The last token of each row, [B, 1]; rows that are done are padding."""
+    """The last token of each row, [B, 1]; padding in rows that are done."""
     last_B1 = jnp.maximum(state.lengths - 1, 0)[:, None]
     return batch_lib.Sequence(
       jnp.take_along_axis(state.tokens, last_B1, axis=1),

@@ -43,13 +43,13 @@ def read_prompt(
   if isinstance(prompt, str) and config.data.tasks:
     options = dataclasses.replace(config.generate, prompt=prompt)
     filled = dataclasses.replace(config, generate=options)
-    prompt = request_lib.fill(filled, tokenizer)
+    prompt = request_lib.from_options(filled, tokenizer)
   if isinstance(prompt, request_lib.Request):
     question = transforms.question(prompt.tokens, config.data, tokenizer)
     return Prompt(prompt.text, *question, '', prompt, prompt.unknown)
   ids = np.asarray(tokenizer.encode(prompt), np.int32)
   texts = dataclasses.replace(config.generate, prompt=prompt).texts
-  unknown = request_lib.unknown(tokenizer, texts)
+  unknown = request_lib.unknown_characters(tokenizer, texts)
   continues = not (config.data.pairs or model.config.cross)
   if continues and config.generate.source not in ('prompt', 'prior'):
     # The text is in z; the decoder begins from nothing.

@@ -528,8 +528,10 @@ def write_samples(run: run_lib.Run, state: step_lib.TrainState):
   prompts = run.config.eval.samples
   if not prompts:
     return
+  # A controller is trained by --mode=generate alone.
+  options = dataclasses.replace(run.config.generate, steer='')
   samples = generation.generate(
-    run.config,
+    dataclasses.replace(run.config, generate=options),
     run.model,
     state.evaluation_params(),
     run.tokenizer,

@@ -120,7 +120,7 @@ def paint_as(records, shift, monkeypatch):
       )
     return found
 
-  monkeypatch.setattr(media_generation, 'paint', paint)
+  monkeypatch.setattr(media_generation, 'generate', paint)
 
 
 @pytest.mark.parametrize('task', [PAINTS, SPEAKS])
