@@ -292,7 +292,6 @@ class Decoder:
       return self.model.apply(
         {'params': params},
         sequence,
-        memory_BSD=memory_BSD,
         memory=memory,
         prefix_BT=prefix_BT,
         latent_BZ=latent_BZ,
@@ -301,6 +300,14 @@ class Decoder:
         method='decode',
       )[1]
 
+    cache = gemini.init_cache(
+      self.model.config, self.batch_size, self.length, self.memory_length
+    )
+    if memory_BSD is not None:
+      keys: Any = self.model.apply(
+        {'params': params}, memory_BSD, method='cross_cache'
+      )
+      cache = dataclasses.replace(cache, cross_attention=keys)
     chunks = (jnp.max(lengths_B) + size - 1) // size
     key = jax.random.key(seed)
     return State(
@@ -311,14 +318,7 @@ class Decoder:
       limits=limits_B,
       done=lengths_B == 0,
       keys=jax.vmap(jax.random.fold_in, (None, 0))(key, samples_B),
-      cache=jax.lax.fori_loop(
-        0,
-        chunks,
-        read,
-        gemini.init_cache(
-          self.model.config, self.batch_size, self.length, self.memory_length
-        ),
-      ),
+      cache=jax.lax.fori_loop(0, chunks, read, cache),
       memory=memory,
       latent=latent_BZ,
     )

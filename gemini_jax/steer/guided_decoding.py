@@ -137,9 +137,10 @@ class Pplm(Guided):
     log_probs_BV = jax.nn.log_softmax(logits_BV)
     past = state.cache.self_attention
     last_B1 = jnp.maximum(state.lengths - 1, 0)[:, None]
-    slots_1S = jnp.arange(past.key.shape[2])[None]
+    slots_1S = jnp.arange(past.num_slots)[None]
     # The last token is read anew; what it writes is not of the past.
     near_BS = (slots_1S < last_B1) & (slots_1S >= last_B1 - _WINDOW)
+    near = near_BS[None, :, None, :, None]
 
     def moved(delta):
       """Log-probabilities of the next token, from a moved cache."""
@@ -161,7 +162,7 @@ class Pplm(Guided):
 
     def step(delta, _):
       def descend(old, grad, size):
-        grad = jnp.where(near_BS[None, :, :, None, None], grad, 0)
+        grad = jnp.where(near, grad, 0)
         length = jnp.maximum(norm(grad), 1e-9)
         left = left_B[None, :, None, None, None]
         return old - strength * left * size * grad / length
@@ -172,7 +173,6 @@ class Pplm(Guided):
     norm = lambda x: jnp.sqrt(
       jnp.sum(jnp.square(x), axis=(2, 3, 4), keepdims=True)
     )
-    near = near_BS[None, :, :, None, None]
     sizes = jax.tree.map(
       lambda x: norm(jnp.where(near, x, 0).astype(jnp.float32)), past
     )
