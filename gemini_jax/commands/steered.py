@@ -9,10 +9,10 @@ r"""How many steered texts have the target value, by another classifier.
 Every run writes `count` texts without steering, and `count` for each value of
 the attribute and each method, learned from `num_labels` labelled texts of its
 own training data. A classifier of words and pairs of words (needs
-scikit-learn: pip install 'gemini_jax[judge]') says which value a text has. It is trained on
-the labelled texts of the judge's training data, without those that a run was
-trained on, and tested on the held-out texts of the first run. The judge, a
-language model, tells how likely the texts are. Prints tables; `out` gets
+scikit-learn: pip install 'gemini_jax[judge]') says which value a text has. It
+is trained on the labelled texts of the judge's training data, without those
+that a run was trained on, and tested on the held-out texts of the first run.
+The judge, a language model, tells how likely the texts are. Prints tables; `out` gets
 steered.json and the texts.
 """
 

@@ -16,6 +16,7 @@ import numpy as np
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.infer import decoding_state, sampling
+from gemini_jax.layers import attention
 from gemini_jax.models import gemini, transformer
 from gemini_jax.parallel import sharding
 
@@ -228,7 +229,7 @@ class Decoder:
       self.model.config, self.batch_size, self.length, self.memory_length
     )
     return jax.tree.map(
-      lambda leaf: sharding.constrain(leaf, decoding_state.CACHE_DIMS), cache
+      lambda leaf: sharding.constrain(leaf, attention.CACHE_AXES), cache
     )
 
   @functools.partial(jax.jit, static_argnums=0)
@@ -294,7 +295,6 @@ class Decoder:
       return self.model.apply(
         {'params': params},
         sequence,
-        memory_BSD=memory_BSD,
         memory=memory,
         prefix_BT=prefix_BT,
         latent_BZ=latent_BZ,
@@ -304,6 +304,12 @@ class Decoder:
       )[1]
 
     num_chunks = (jnp.max(lengths_B) + size - 1) // size
+    cache = self.empty_cache()
+    if memory_BSD is not None:
+      keys: Any = self.model.apply(
+        {'params': params}, memory_BSD, method='cross_cache'
+      )
+      cache = dataclasses.replace(cache, cross_attention=keys)
     key = jax.random.key(seed)
     state = decoding_state.State(
       tokens=tokens_BT,
@@ -313,7 +319,7 @@ class Decoder:
       limits=limits_B,
       done=lengths_B == 0,
       keys=jax.vmap(jax.random.fold_in, (None, 0))(key, samples_B),
-      cache=jax.lax.fori_loop(0, num_chunks, read, self.empty_cache()),
+      cache=jax.lax.fori_loop(0, num_chunks, read, cache),
       memory=memory,
       latent=latent_BZ,
     )

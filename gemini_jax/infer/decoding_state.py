@@ -1,7 +1,6 @@
 """The rows that are being written: tokens, cache, and what each row needs.
 
-B rows, T slots of the decoder's cache, Z numbers in z, L layers, K key/value
-heads, H head width, n tokens.
+B rows, T slots of the decoder's cache, Z numbers in z.
 """
 
 import dataclasses
@@ -13,11 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from gemini_jax import batch as batch_lib
+from gemini_jax.layers import attention
 from gemini_jax.models import transformer
 from gemini_jax.parallel import sharding
-
-# Logical dims of a cache's arrays, [L, B, T, K, H].
-CACHE_DIMS = ('layers', 'batch', None, 'kv_heads', None)
 
 
 @flax.struct.dataclass
@@ -98,7 +95,7 @@ def constrain(state: State) -> State:
     lambda leaf: sharding.constrain(leaf, ('batch',)), tree
   )
   cache = jax.tree.map(
-    lambda leaf: sharding.constrain(leaf, CACHE_DIMS), state.cache
+    lambda leaf: sharding.constrain(leaf, attention.CACHE_AXES), state.cache
   )
   return dataclasses.replace(
     rows(dataclasses.replace(state, cache=None)), cache=cache

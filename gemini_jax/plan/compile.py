@@ -21,6 +21,7 @@ from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.data import media_reader
 from gemini_jax.infer import decoding, decoding_state
+from gemini_jax.layers import attention
 from gemini_jax.models import gemini
 from gemini_jax.parallel import chip, pipeline, sharding
 from gemini_jax.plan import compiler_errors, hlo, roofline, topology
@@ -238,8 +239,6 @@ def abstract_rows(
       config.model, num_rows, decoder.length, decoder.memory_length
     )
   )
-  # Layers lie where their parameters do.
-  names = ('layers', 'batch', None, 'kv_heads', None)
 
   def row(dtype, *dims) -> Any:
     return place(
@@ -259,7 +258,7 @@ def abstract_rows(
     limits=row(jnp.int32),
     done=row(jnp.bool_),
     keys=place(('batch',), keys),
-    cache=jax.tree.map(lambda leaf: place(names, leaf), cache),
+    cache=jax.tree.map(lambda leaf: place(attention.CACHE_AXES, leaf), cache),
     memory=sequence(decoder.memory_length) if encodes else None,
     latent=row(jnp.float32, config.model.latent.dim)
     if config.model.latent.dim

@@ -141,9 +141,10 @@ class Pplm(Guided):
     log_probs_BV = jax.nn.log_softmax(logits_BV)
     past = state.cache.self_attention
     last_B1 = jnp.maximum(state.lengths - 1, 0)[:, None]
-    slots_1S = jnp.arange(past.key.shape[2])[None]
+    slots_1S = jnp.arange(past.num_slots)[None]
     # The last token is read again, so its slot is not perturbed.
     near_BS = (slots_1S < last_B1) & (slots_1S >= last_B1 - _WINDOW)
+    near = near_BS[None, :, None, :, None]
 
     def perturbed(delta):
       """Log-probabilities of the next token, from a perturbed cache."""
@@ -167,7 +168,7 @@ class Pplm(Guided):
 
     def step(delta, _):
       def descend(old, grad, size):
-        grad = jnp.where(near_BS[None, :, :, None, None], grad, 0)
+        grad = jnp.where(near, grad, 0)
         length = jnp.maximum(norm(grad), 1e-9)
         spread = spread_B[None, :, None, None, None]
         return old - strength * spread * size * grad / length
@@ -178,7 +179,6 @@ class Pplm(Guided):
     norm = lambda x: jnp.sqrt(
       jnp.sum(jnp.square(x), axis=(2, 3, 4), keepdims=True)
     )
-    near = near_BS[None, :, :, None, None]
     sizes = jax.tree.map(
       lambda x: norm(jnp.where(near, x, 0).astype(jnp.float32)), past
     )

@@ -184,6 +184,6 @@ def test_prefill_leaves_no_trace_of_padding():
   state = decoder.start(params, toy_decoder.random_rows((2, 13)), max_tokens=1)
   key = np.asarray(state.cache.self_attention.key)
   for i, length in enumerate((2, 13, *[0] * (toy_decoder.NUM_ROWS - 2))):
-    assert np.abs(key[:, i, :length]).sum() > 0 or length == 0
-    assert not key[:, i, length:].any()
+    assert np.abs(key[:, i, :, :length]).sum() > 0 or length == 0
+    assert not key[:, i, :, length:].any()
     assert jnp.all(state.done[i]) == (length == 0)
