@@ -56,7 +56,13 @@ class Context:
 
 @flax.struct.dataclass
 class Cache:
-  """Caches of self- and cross-attention; [L, ...] for a stack."""
+  """What a stack keeps of the tokens that it has read.
+
+  Attributes:
+    self_attention: a slot for each position, written as tokens come.
+    cross_attention: of the encoder's output, written once
+      (`Stack.cross_cache`); None of a decoder without encoder.
+  """
 
   self_attention: attention.KVCache
   cross_attention: attention.KVCache | None = None
@@ -76,8 +82,12 @@ class Block(nn.Module):
     context: Context,
     cache: Cache | None = None,
     deterministic: bool = True,
+    layer: int | jax.Array = 0,
   ) -> tuple[jax.Array, Cache | None, dict[str, jax.Array]]:
-    """The residual stream and the cache after this layer; its own losses."""
+    """The residual stream and the cache after this layer; its own losses.
+
+    The cache is that of the whole stack, in which this is layer `layer`.
+    """
     config = self.config
     types: dict[str, Any] = {
       'dtype': jnp.dtype(config.dtype),
@@ -100,23 +110,9 @@ class Block(nn.Module):
       return checkpoint_name(x_BTD, 'residual')
 
     def attend(name, x_BTD, mask, **kwargs):
-      layer = attention.Attention(
-        num_heads=config.num_heads,
-        num_kv_heads=config.kv_heads,
-        head_dim=config.head_width,
-        scale=(config.query_scale or config.head_width) ** -0.5,
-        softcap=config.attention_softcap,
-        qk_norm=config.qk_norm,
-        use_bias=config.attention_bias,
-        norm_eps=config.norm_eps,
-        init_scale=config.init_scale,
-        kernel=config.attention_kernel,
-        num_memory=config.latent.memory,
-        context_parallel=config.context_parallel,
-        **types,
-        name=name,
-      )
-      return layer(norm(f'{name}_norm', x_BTD), mask, **kwargs)
+      module = attention.Attention(**attention_fields(config), name=name)
+      normed_BTD = norm(f'{name}_norm', x_BTD)
+      return module(normed_BTD, mask, layer=layer, **kwargs)
 
     update_BTD, self_cache = attend(
       'attention',
@@ -128,9 +124,8 @@ class Block(nn.Module):
       latent_BZ=context.latent_BZ if config.latent.memory else None,
     )
     x_BTD = add('attention', x_BTD, update_BTD)
-    cross_cache = None
     if self.decodes and config.cross:
-      update_BTD, cross_cache = attend(
+      update_BTD, _ = attend(
         'cross_attention',
         x_BTD,
         context.cross_mask,
@@ -160,9 +155,29 @@ class Block(nn.Module):
         config.mlp_width, use_bias=config.mlp_bias, **hidden
       )(normed_BTD)
     x_BTD = add('feedforward', x_BTD, update_BTD)
-    if self_cache is None:
-      return x_BTD, None, aux
-    return x_BTD, Cache(self_cache, cross_cache), aux
+    if cache is not None:
+      cache = cache.replace(self_attention=self_cache)
+    return x_BTD, cache, aux
+
+
+def attention_fields(config: config_lib.Model) -> dict[str, Any]:
+  """Fields of a layer's attention, self or cross."""
+  return {
+    'num_heads': config.num_heads,
+    'num_kv_heads': config.kv_heads,
+    'head_dim': config.head_width,
+    'scale': (config.query_scale or config.head_width) ** -0.5,
+    'softcap': config.attention_softcap,
+    'qk_norm': config.qk_norm,
+    'use_bias': config.attention_bias,
+    'norm_eps': config.norm_eps,
+    'dtype': jnp.dtype(config.dtype),
+    'param_dtype': jnp.dtype(config.param_dtype),
+    'init_scale': config.init_scale,
+    'kernel': config.attention_kernel,
+    'context_parallel': config.context_parallel,
+    'num_memory': config.latent.memory,
+  }
 
 
 class Stack(nn.Module):
@@ -199,10 +214,11 @@ class Stack(nn.Module):
       params = self.param('layers', self.init_layers, block, x_BTD, context)
     else:
       params = self.get_variable('params', 'layers')
-    layers = Layers(params, jnp.arange(self.num_layers), cache)
+    layers = Layers(params, jnp.arange(self.num_layers))
 
     def apply(
       x_BTD: jax.Array,
+      cache: Cache | None,
       layer: Layers,
       context: Context,
       key: jax.Array | None,
@@ -216,8 +232,9 @@ class Stack(nn.Module):
         x_BTD,
         context.views[kind],
         context,
-        layer.cache,
-        deterministic=not drops,
+        cache,
+        not drops,
+        layer.index,
         rngs=rngs,
       )
 
@@ -238,8 +255,8 @@ class Stack(nn.Module):
       def stage_layer(params, x_BTD, context, key, index, microbatch, kind):
         if key is not None:
           key = jax.random.fold_in(key, microbatch)
-        layer = Layers(params, index, None)
-        output: Any = apply(x_BTD, layer, context, key, kind)
+        layer = Layers(params, index)
+        output: Any = apply(x_BTD, None, layer, context, key, kind)
         x_BTD, _, aux = output
         return x_BTD, aux
 
@@ -259,43 +276,56 @@ class Stack(nn.Module):
       each = lambda total: jnp.full(self.num_layers, total / self.num_layers)
       return x_BTD, None, jax.tree.map(each, aux)
     apply = remat(
-      apply, static_argnums=(4,), prevent_cse=not config.scan_layers
+      apply, static_argnums=(5,), prevent_cse=not config.scan_layers
     )
 
-    def run(x_BTD: jax.Array, layers: Layers, kinds: tuple[str, ...]):
-      """Layers one by one; their caches and losses come back stacked."""
-      beside = []
+    def run(
+      carry: tuple[jax.Array, Cache | None],
+      layers: Layers,
+      kinds: tuple[str, ...],
+    ):
+      """Layers one by one; their losses come back stacked."""
+      losses = []
       for layer, kind in zip(unstack(layers, len(kinds)), kinds, strict=True):
-        x_BTD, *layer_beside = apply(x_BTD, layer, context, key, kind)
-        beside.append(layer_beside)
-      return x_BTD, jax.tree.map(lambda *leaves: jnp.stack(leaves), *beside)
+        *carry, aux = apply(*carry, layer, context, key, kind)
+        losses.append(aux)
+      return tuple(carry), jax.tree.map(lambda *x: jnp.stack(x), *losses)
 
     pattern = config.attention_pattern
     period = len(pattern)
     kinds = pattern * (self.num_layers // period + 1)
     scanned = self.num_layers // period * period if config.scan_layers else 0
-    beside = []
+    carry, losses = (x_BTD, cache), []
     if scanned:
-      x_BTD, part = jax.lax.scan(
-        lambda x_BTD, group: run(x_BTD, group, pattern),
-        x_BTD,
+      carry, part = jax.lax.scan(
+        lambda carry, group: run(carry, group, pattern),
+        carry,
         jax.tree.map(
           lambda leaf: leaf[:scanned].reshape(-1, period, *leaf.shape[1:]),
           layers,
         ),
       )
-      beside.append(
+      losses.append(
         jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), part)
       )
     if scanned < self.num_layers:
-      x_BTD, part = run(
-        x_BTD,
+      carry, part = run(
+        carry,
         jax.tree.map(lambda leaf: leaf[scanned:], layers),
         kinds[scanned : self.num_layers],
       )
-      beside.append(part)
-    cache, aux = jax.tree.map(lambda *parts: jnp.concatenate(parts), *beside)
-    return x_BTD, cache, aux
+      losses.append(part)
+    aux = jax.tree.map(lambda *parts: jnp.concatenate(parts), *losses)
+    return *carry, aux
+
+  def cross_cache(self, memory_BSD: jax.Array) -> attention.KVCache:
+    """Keys and values that all layers make of the encoder's output."""
+    params = self.get_variable('params', 'layers')['cross_attention']
+    module = attention.MemoryKeys(**attention_fields(self.config), parent=None)
+    k_LBSKH, v_LBSKH = jax.lax.map(
+      lambda params: module.apply({'params': params}, memory_BSD), params
+    )
+    return attention.KVCache(k_LBSKH.swapaxes(2, 3), v_LBSKH.swapaxes(2, 3))
 
   def init_layers(
     self, key: jax.Array, block: Block, x_BTD: jax.Array, context: Context
@@ -318,7 +348,6 @@ class Layers:
 
   params: Any
   index: jax.Array
-  cache: Cache | None
 
 
 def unstack(tree: Any, num: int) -> list[Any]:

@@ -113,6 +113,25 @@ def per_device(
   return call
 
 
+def constrain(array: jax.Array, names: Sequence[str | None]) -> jax.Array:
+  """`array` laid out by RULES, the dims called `names` first.
+
+  A dim that the axes of its name do not divide is left whole. Without a mesh,
+  or with one device, this is `array` itself.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return array
+  rules, entries = dict(RULES), []
+  for name, size in zip(names, array.shape, strict=False):
+    axes = tuple(
+      axis for axis in rules.get(name or '', ()) if mesh.shape[axis] > 1
+    )
+    count = math.prod(mesh.shape[axis] for axis in axes)
+    entries.append(axes if axes and size % count == 0 else None)
+  return jax.lax.with_sharding_constraint(array, PartitionSpec(*entries))
+
+
 def _is_names(leaf: Any) -> bool:
   return isinstance(leaf, tuple) and all(
     name is None or isinstance(name, str) for name in leaf
