@@ -69,6 +69,9 @@ class Generate:
   seed: schema.Seed = 0
   # Which checkpoint: the newest, or that of the lowest validation loss.
   checkpoint: Literal['latest', 'best'] = 'latest'
+  # Rows (samples or beams) that are generated together at most; None: as many
+  # as fit into the free memory.
+  batch_size: schema.Size | None = None
   # Tokens of a prompt that are processed at once.
   prefill_chunk: schema.Length = 64
 

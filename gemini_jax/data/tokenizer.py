@@ -33,7 +33,10 @@ class Tokenizer:
     bos_id: the first token of every document.
     eos_id: the last token of every document.
     unk_id: stands for text that cannot be encoded; None if there is none.
+    adds_space: whether encoding prepends a space to a text.
   """
+
+  adds_space = False
 
   def __init__(
     self,
@@ -154,7 +157,7 @@ class SentencePiece(Tokenizer):
     )
     self._proto, self._model = proto, model
     # Most published models prepend a space to the text.
-    self._adds_space = self.pieces_of('a')[:1] == b' '
+    self.adds_space = self.pieces_of('a')[:1] == b' '
     self._byte_ids = {
       self.pieces[i]: i for i in range(size) if model.is_byte(i)
     }
@@ -165,7 +168,7 @@ class SentencePiece(Tokenizer):
 
   def encode(self, text: str) -> np.ndarray:
     """int32[n], the ids of the pieces."""
-    exact = self._byte_ids and not self._adds_space
+    exact = self._byte_ids and not self.adds_space
     parts = text.split(_SPACE) if exact else [text]
     ids = self._model.encode(parts[0])
     # SentencePiece writes spaces as this character, so the character itself is
@@ -178,7 +181,7 @@ class SentencePiece(Tokenizer):
   def decode(self, ids: Iterable[int]) -> str:
     """Text of `ids`, without the space that this model prepends."""
     text = super().decode(ids)
-    return text[1:] if self._adds_space and text[:1] == ' ' else text
+    return text[1:] if self.adds_space and text[:1] == ' ' else text
 
   def serialized(self) -> bytes:
     """The content of the file that `load` reads."""
@@ -186,19 +189,34 @@ class SentencePiece(Tokenizer):
 
 
 class StreamDecoder:
-  """Decodes ids one at a time; incomplete characters are held back."""
+  """Decodes ids one at a time; incomplete characters are held back.
 
-  def __init__(self, tokenizer: Tokenizer):
+  What `push` and `flush` return makes up the text that `decode` gives.
+
+  Args:
+    tokenizer: of the ids.
+    continues: whether the ids continue a text, so that a space at their
+      beginning is a part of it even where the tokenizer adds one.
+  """
+
+  def __init__(self, tokenizer: Tokenizer, continues: bool = False):
     self._piece = tokenizer.piece
     self._decoder = codecs.getincrementaldecoder('utf-8')('replace')
+    self._drops_space = tokenizer.adds_space and not continues
 
   def push(self, token: int) -> str:
     """The characters that `token` completes; may be empty."""
-    return self._decoder.decode(self._piece(token))
+    return self._text(self._decoder.decode(self._piece(token)))
 
   def flush(self) -> str:
     """The rest: U+FFFD if the ids ended inside a character."""
-    return self._decoder.decode(b'', final=True)
+    return self._text(self._decoder.decode(b'', final=True))
+
+  def _text(self, characters: str) -> str:
+    if not self._drops_space or not characters:
+      return characters
+    self._drops_space = False
+    return characters.removeprefix(' ')
 
 
 def load(path: str | pathlib.Path) -> Tokenizer:

@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,22 +19,6 @@ from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.data import packing
 from gemini_jax.data import tokenizer as tokenizer_lib
-
-
-class Tokenizer(Protocol):
-  """What encoding text needs of a tokenizer."""
-
-  def encode(self, text: str) -> np.ndarray:
-    """Ids of `text`, without special ones."""
-    ...
-
-
-class SpecialTokens(Protocol):
-  """What laying out tokens needs of a tokenizer."""
-
-  pad_id: int
-  bos_id: int
-  eos_id: int
 
 
 class Slots(NamedTuple):
@@ -84,7 +68,7 @@ def document(
 
 
 def join(
-  parts: Sequence[np.ndarray], tokenizer: SpecialTokens
+  parts: Sequence[np.ndarray], tokenizer: tokenizer_lib.Tokenizer
 ) -> tuple[np.ndarray, int]:
   """As `document`, of parts that are token ids already."""
   tokens: list = [[tokenizer.bos_id]]
@@ -107,7 +91,9 @@ class Question(NamedTuple):
 
 
 def question(
-  inputs: np.ndarray, config: config_lib.Data, tokenizer: SpecialTokens
+  inputs: np.ndarray,
+  config: config_lib.Data,
+  tokenizer: tokenizer_lib.Tokenizer,
 ) -> Question:
   """The row of an example, up to the position that predicts the first target.
 
@@ -136,7 +122,9 @@ def question(
 
 
 def encoder_tokens(
-  inputs: np.ndarray, config: config_lib.Data, tokenizer: SpecialTokens
+  inputs: np.ndarray,
+  config: config_lib.Data,
+  tokenizer: tokenizer_lib.Tokenizer,
 ) -> np.ndarray:
   """int32[n], tokens that the encoder reads.
 
@@ -152,7 +140,7 @@ def encoder_tokens(
 
 def encode(
   pieces: Sequence[str | Slots],
-  tokenizer: Tokenizer,
+  tokenizer: tokenizer_lib.Tokenizer,
   placeholders: Mapping[str, int],
 ) -> np.ndarray:
   """Tokens of texts and media; adjacent texts are encoded as one."""
@@ -244,7 +232,7 @@ def assemble(
   pieces: packing.Pieces,
   num_rows: int,
   config: config_lib.Data,
-  tokenizer: SpecialTokens,
+  tokenizer: tokenizer_lib.Tokenizer,
 ) -> batch_lib.Batch:
   """The batch of `num_rows` rows that hold `pieces` of `tokens`.
 
