@@ -25,6 +25,7 @@ from gemini_jax.models import gemini
 from gemini_jax.parallel import chip, pipeline, sharding
 from gemini_jax.plan import compiler_errors, hlo, roofline, topology
 from gemini_jax.train import run as run_lib
+from gemini_jax.train import state as state_lib
 from gemini_jax.train import step as step_lib
 
 # Tells libtpu to compile also what does not fit.
@@ -86,7 +87,7 @@ class Measured:
   config: config_lib.Config
   devices: Sequence[Any]
   mesh: Mesh
-  state: step_lib.TrainState
+  state: state_lib.TrainState
   train: Compiled
   decode: Compiled | None = None
 

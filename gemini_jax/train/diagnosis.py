@@ -13,9 +13,11 @@ import jax.numpy as jnp
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.data import loader as loader_lib
+from gemini_jax.models import parameter_groups
 from gemini_jax.objectives import losses
-from gemini_jax.train import optimizer as optimizer_lib
+from gemini_jax.train import gradient
 from gemini_jax.train import run as run_lib
+from gemini_jax.train import state as state_lib
 from gemini_jax.train import step as step_lib
 
 
@@ -23,7 +25,7 @@ def first_not_finite(
   config: config_lib.Config,
   model: Any,
   optimizer: Any,
-  state: step_lib.TrainState,
+  state: state_lib.TrainState,
   batch: batch_lib.Batch,
 ) -> tuple[int, str]:
   """The step, counted from 1, and the first tensor with a NaN or an infinity.
@@ -52,7 +54,7 @@ def first_not_finite(
   if name := _first_output(config, model, state, batch, key):
     return step + 1, f'output of {name}'
   grads, sums = jax.jit(
-    lambda state, batch, key: step_lib.accumulated_gradient(
+    lambda state, batch, key: gradient.accumulated_gradient(
       config,
       model,
       state.params,
@@ -69,7 +71,7 @@ def first_not_finite(
   updates, _ = jax.jit(optimizer.update)(
     jax.tree.map(lambda grad: grad / weight, grads),
     state.opt_state,
-    optimizer_lib.trained(config.optimizer, state.params),
+    parameter_groups.trained(config.optimizer, state.params),
     value=sums.objective / weight,
   )
   if name := _first_in_tree(updates):
@@ -87,7 +89,7 @@ def _first_in_tree(tree: Any) -> str | None:
 def _first_output(
   config: config_lib.Config,
   model: Any,
-  state: step_lib.TrainState,
+  state: state_lib.TrainState,
   batch: batch_lib.Batch,
   key: jax.Array,
 ) -> str | None:
@@ -133,7 +135,7 @@ def _first_output(
   )
   # Without compilation every value is at hand, and a scan is a Python loop.
   with jax.disable_jit(), nn.intercept_methods(look):
-    for part, part_key in step_lib.microbatches(config, batch, key):
+    for part, part_key in gradient.microbatches(config, batch, key):
       losses.model_sums(
         model,
         state.params,
@@ -149,7 +151,7 @@ def _first_output(
 
 def raise_not_finite(
   run: run_lib.Run,
-  state: step_lib.TrainState,
+  state: state_lib.TrainState,
   data: loader_lib.Loader,
   done: int,
   values: Mapping[str, Any],

@@ -28,6 +28,8 @@ from gemini_jax.train import diagnosis, metrics, preemption
 from gemini_jax.train import lock as lock_lib
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import run as run_lib
+from gemini_jax.train import schedule as schedule_lib
+from gemini_jax.train import state as state_lib
 from gemini_jax.train import step as step_lib
 
 
@@ -124,7 +126,7 @@ def _train(run: run_lib.Run):
   restored = run.resume()
   manifest = restored.manifest if restored else {}
   if restored is None:
-    state = step_lib.init_state(config, run.model, run.optimizer, run.abstract)
+    state = state_lib.init_state(config, run.model, run.optimizer, run.abstract)
     step, size = 0, 0
   else:
     state, step = restored.state, restored.step
@@ -157,7 +159,7 @@ def _train(run: run_lib.Run):
   print(f'{"resuming" if step else "starting"} at step {step:,}', flush=True)
   if 'config' in manifest and step < num_steps:
     print(
-      optimizer_lib.course_change(
+      schedule_lib.course_change(
         config, legacy.upgrade(manifest['config']), step
       ),
       end='',
@@ -350,8 +352,8 @@ def _open_writer(run: run_lib.Run, step: int, size: int) -> metrics.Writer:
 
 
 def observe(
-  config: config_lib.Config, state: step_lib.TrainState, value: float | None
-) -> step_lib.TrainState:
+  config: config_lib.Config, state: state_lib.TrainState, value: float | None
+) -> state_lib.TrainState:
   """The state after a validation, which may lower a plateau's rate."""
   if not config.optimizer.plateau_patience or value is None:
     return state
@@ -365,7 +367,7 @@ def observe(
 
 def evaluate_splits(
   run: run_lib.Run,
-  state: step_lib.TrainState,
+  state: state_lib.TrainState,
   eval_step: Any,
   loaders: dict[loader_lib.Split, loader_lib.Loader],
 ) -> dict[str, float]:
@@ -411,7 +413,7 @@ def evaluate_splits(
 
 def exact_matches(
   run: run_lib.Run,
-  state: step_lib.TrainState,
+  state: state_lib.TrainState,
   splits: Iterable[loader_lib.Split],
 ) -> dict[str, float]:
   """`split/exact_match` of the first `eval.exact_match` pairs of each."""
@@ -433,7 +435,7 @@ def exact_matches(
 
 def appraisals(
   run: run_lib.Run,
-  state: step_lib.TrainState,
+  state: state_lib.TrainState,
   loaders: dict[loader_lib.Split, loader_lib.Loader],
   step: int,
 ) -> dict[str, float]:
@@ -479,7 +481,7 @@ def compile_step(
   config: config_lib.Config,
   model: gemini.Gemini,
   optimizer: optax.GradientTransformationExtraArgs,
-  abstract: step_lib.TrainState,
+  abstract: state_lib.TrainState,
   batch: batch_lib.Batch,
 ) -> Any:
   """`train_step`, compiled once for these shapes and shardings."""
@@ -488,7 +490,7 @@ def compile_step(
 
 
 def compile_eval(
-  run: run_lib.Run, state: step_lib.TrainState, loader: loader_lib.Loader
+  run: run_lib.Run, state: state_lib.TrainState, loader: loader_lib.Loader
 ) -> Any:
   """`eval_step`, compiled once for all splits."""
   batch = next(run_lib.device_batches(run, loader, [loader[0]]))
@@ -521,7 +523,7 @@ def enable_compilation_cache(config: config_lib.Config):
     jax.config.update('jax_compilation_cache_dir', str(host.expand_path(path)))
 
 
-def write_samples(run: run_lib.Run, state: step_lib.TrainState):
+def write_samples(run: run_lib.Run, state: state_lib.TrainState):
   """Continues the prompts of `eval.samples` and shows them."""
   prompts = run.config.eval.samples
   if not prompts:

@@ -351,19 +351,6 @@ def test_what_mirrors_parameters_lies_like_them(optimizer, mirrors):
   assert split >= 8
 
 
-def test_the_parameter_that_a_leaf_mirrors_is_the_one_with_the_longest_path():
-  """Not another, whose path is the end of it."""
-  params = {'norm': {'scale': 0}, 'media': {'norm': {'scale': 0}}}
-  known = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-  state = (params, {'mu': params, 'count': 0})
-  found = [
-    sharding.param_path(path, known)
-    for path, _ in jax.tree_util.tree_leaves_with_path(state)
-  ]
-  media, norm = known
-  assert found == [media, norm, None, media, norm]
-
-
 def test_an_average_lies_like_its_parameters():
   _, _, state = abstract_state(make_mesh(fsdp=8), configure(ema_decay=0.9))
   assert state.ema is not None

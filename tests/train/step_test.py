@@ -11,9 +11,11 @@ import pytest
 import tiny
 import toy
 from gemini_jax import config as config_lib
-from gemini_jax.models import gemini
+from gemini_jax.models import gemini, parameter_groups
 from gemini_jax.objectives import losses as losses_lib
+from gemini_jax.train import gradient
 from gemini_jax.train import optimizer as optimizer_lib
+from gemini_jax.train import state as state_lib
 from gemini_jax.train import step as step_lib
 
 # Losses and gradient norms of three steps.
@@ -22,7 +24,7 @@ GOLDEN_NORMS = (3.4415686, 3.2096283, 2.6978719)
 
 METRICS = {
   'loss',
-  'accuracy',
+  'token_accuracy',
   'grad_norm',
   'learning_rate',
   'tokens',
@@ -42,7 +44,7 @@ def parts(optimizer=(), **model):
   network = gemini.Gemini(config.model)
   rule = optimizer_lib.make_optimizer(config.optimizer, 10)
   params = toy.model_params(network)
-  state = step_lib.TrainState(
+  state = state_lib.TrainState(
     step=jnp.int32(0),
     params=params,
     opt_state=rule.init(params),
@@ -204,7 +206,7 @@ def bfloat16_parts(name, **optimizer):
   step = functools.partial(
     step_lib.train_step, config=config, model=network, optimizer=rule
   )
-  fresh = functools.partial(step_lib.fresh_state, config, network, rule)
+  fresh = functools.partial(state_lib.fresh_state, config, network, rule)
   return config, step, jax.eval_shape(fresh, jax.random.key(0))
 
 
@@ -240,7 +242,7 @@ def test_an_update_of_bfloat16_parameters_is_rounded_once(parts):
   params = toy.random_tree(shapes.params)
   rule = optimizer_lib.make_optimizer(config.optimizer, 10)
   exact = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
-  state = step_lib.TrainState(
+  state = state_lib.TrainState(
     jnp.int32(0), params, rule.init(params), ema=exact
   )
   wide = state.replace(params=exact)
@@ -281,16 +283,16 @@ def test_frozen_parameters_have_no_gradient():
   network = gemini.Gemini(config.model)
   batch = toy.batch(rows=4)
   weights = losses_lib.weights_at(config, 0)
-  gradient = lambda config: step_lib.accumulated_gradient(
+  compute = lambda config: gradient.accumulated_gradient(
     config, network, state.params, batch, jax.random.key(0), weights
   )
-  grads, sums = jax.jit(gradient, static_argnums=0)(config)
-  is_frozen = optimizer_lib.paths_matching(FROZEN, state.params)
+  grads, sums = jax.jit(compute, static_argnums=0)(config)
+  is_frozen = parameter_groups.paths_matching(FROZEN, state.params)
   num_frozen = sum(jax.tree.leaves(is_frozen))
   num_all = len(jax.tree.leaves(state.params))
   assert num_frozen == 2 and len(jax.tree.leaves(grads)) == num_all - 2
   plain = tiny.replace(config, 'optimizer.frozen', '')
-  full, _ = jax.jit(gradient, static_argnums=0)(plain)
+  full, _ = jax.jit(compute, static_argnums=0)(plain)
   squares = jax.tree.map(
     lambda skip, grad: 0 if skip else jnp.sum(jnp.square(grad)), is_frozen, full
   )
@@ -336,7 +338,7 @@ def latent_parts(kl_annealing=()):
   )
   network = gemini.Gemini(config.model)
   rule = optimizer_lib.make_optimizer(config.optimizer, 10)
-  state = step_lib.fresh_state(config, network, rule, jax.random.key(1))
+  state = state_lib.fresh_state(config, network, rule, jax.random.key(1))
   step = jax.jit(
     functools.partial(
       step_lib.train_step, config=config, model=network, optimizer=rule
@@ -385,7 +387,7 @@ def test_the_reset_leaves_decoders_of_media_alone():
   )
   network = gemini.Gemini(config.model)
   rule = optimizer_lib.make_optimizer(config.optimizer, 10)
-  fresh = functools.partial(step_lib.fresh_state, config, network, rule)
+  fresh = functools.partial(state_lib.fresh_state, config, network, rule)
   state = toy.random_tree(jax.eval_shape(fresh, jax.random.key(0)))
   state = state.replace(step=jnp.int32(2))
   after = step_lib.with_new_decoder(
