@@ -179,7 +179,9 @@ def layout(config: config_lib.Config, devices: Sequence[Any]) -> Any:
   mesh = sharding.make_mesh(config.parallel, devices)
   sharding.check_batch(mesh, config.data.batch_size, 'data.batch_size')
   pipeline.check(config, mesh)
-  return mesh, run_lib.abstract_parts(config, mesh)
+  parts = run_lib.abstract_parts(config, mesh)
+  state_lib.check_patterns(config, parts[2].params)
+  return mesh, parts
 
 
 def abstract_batch(config: config_lib.Config, mesh: Mesh) -> batch_lib.Batch:

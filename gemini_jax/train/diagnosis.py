@@ -15,7 +15,7 @@ from gemini_jax import config as config_lib
 from gemini_jax.data import loader as loader_lib
 from gemini_jax.models import parameter_groups
 from gemini_jax.objectives import losses
-from gemini_jax.train import gradient
+from gemini_jax.train import gradient as gradient_lib
 from gemini_jax.train import run as run_lib
 from gemini_jax.train import state as state_lib
 from gemini_jax.train import step as step_lib
@@ -54,7 +54,7 @@ def first_not_finite(
   if name := _first_output(config, model, state, batch, key):
     return step + 1, f'output of {name}'
   grads, sums = jax.jit(
-    lambda state, batch, key: gradient.accumulated_gradient(
+    lambda state, batch, key: gradient_lib.accumulated_gradient(
       config,
       model,
       state.params,
@@ -135,7 +135,7 @@ def _first_output(
   )
   # Without compilation every value is at hand, and a scan is a Python loop.
   with jax.disable_jit(), nn.intercept_methods(look):
-    for part, part_key in gradient.microbatches(config, batch, key):
+    for part, part_key in gradient_lib.microbatches(config, batch, key):
       losses.model_sums(
         model,
         state.params,

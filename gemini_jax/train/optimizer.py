@@ -11,6 +11,10 @@ from gemini_jax import config as config_lib
 from gemini_jax.models import parameter_groups
 from gemini_jax.train import schedule as schedule_lib
 
+# What Muon orthogonalises: the matrices of the layers. Embeddings, heads,
+# norms and biases are Adam's (Jordan et al. 2024).
+MUON_MATRICES = r'/layers/.*@(matrix|expert)$'
+
 
 def apply_updates(params: Any, updates: Any) -> Any:
   """The parameters after float32 updates; each sum is rounded once."""
@@ -36,7 +40,7 @@ def make_optimizer(
   schedule = schedule_lib.make_schedule(config, num_steps)
   decayed = lambda params: jax.tree.map(
     lambda skip: not skip,
-    parameter_groups.paths_matching(config.no_decay, params),
+    parameter_groups.matching(config.no_decay, params),
   )
   with_decay = lambda *rule: optax.chain(
     *rule,
@@ -59,7 +63,7 @@ def make_optimizer(
       # Updates as large as Adam's, so that one learning rate serves both
       # (Liu et al. 2025, Moonlight, section 2.2).
       consistent_rms=0.2,
-      muon_weight_dimension_numbers=matrix_dims,
+      muon_weight_dimension_numbers=muon_dims,
     ),
     'prodigy': lambda: decay_beside(
       optax.contrib.prodigy(
@@ -98,7 +102,7 @@ def make_optimizer(
     # set_to_zero, since optax.masked would pass the rest through unchanged.
     optimizer = optax.partition(
       {False: optimizer, True: optax.set_to_zero()},
-      lambda params: parameter_groups.paths_matching(config.frozen, params),
+      lambda params: parameter_groups.matching(config.frozen, params),
     )
   return in_float32(optimizer)
 
@@ -122,25 +126,30 @@ def in_float32(
   )
 
 
-def matrix_dims(params: Any) -> Any:
-  """Muon's view of each parameter; None, for Adam, where it is no matrix.
-
-  Kernels of a stack are [layers, in dims, out dims]; only the output
-  projection of attention contracts two dims (heads, head width). Those of
-  experts are [layers, experts, in, out].
-  """
-
-  def one(path, leaf):
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
-    if '/layers/' not in name or not name.endswith('kernel'):
-      return None
-    begin = 2 if '/expert_' in name else 1
-    split = 3 if name.endswith('output/kernel') else begin + 1
-    return optax.contrib.MuonDimensionNumbers(
-      tuple(range(begin, split)), tuple(range(split, leaf.ndim))
+def selections(
+  config: config_lib.Optimizer,
+) -> list[parameter_groups.Selection]:
+  """The parameters that a rule, its decay and freezing are about."""
+  chosen = [
+    parameter_groups.Selection('optimizer.no_decay', config.no_decay),
+    parameter_groups.Selection(
+      'optimizer.frozen', config.frozen, can_be_all=False
+    ),
+  ]
+  if config.name == 'muon':
+    chosen.append(
+      parameter_groups.Selection('optimizer.name=muon, matrices', MUON_MATRICES)
     )
+  return chosen
 
-  return jax.tree_util.tree_map_with_path(one, params)
+
+def muon_dims(params: Any) -> Any:
+  """Muon's view of each parameter; None, for Adam, where it is no matrix."""
+  return parameter_groups.map_matrices(
+    lambda dims: optax.contrib.MuonDimensionNumbers(dims.inputs, dims.outputs),
+    MUON_MATRICES,
+    params,
+  )
 
 
 def decay_beside(

@@ -18,7 +18,7 @@ from gemini_jax import host
 from gemini_jax.checkpoint import checkpointer
 from gemini_jax.data import loader, tokenizer
 from gemini_jax.kernels import dot_product_attention
-from gemini_jax.models import gemini, parameter_groups
+from gemini_jax.models import gemini
 from gemini_jax.parallel import pipeline, processes, sharding
 from gemini_jax.train import lock as lock_lib
 from gemini_jax.train import metrics
@@ -236,9 +236,7 @@ def open_run(
   # The shapes alone tell whether the mesh fits, before any data is read.
   _, _, abstract = abstract_parts(with_vocab(config, 1 << 20), mesh)
   if create:
-    parameter_groups.check_patterns(
-      config.optimizer, abstract.params, tell=False
-    )
+    state_lib.check_patterns(config, abstract.params, log=False)
     _make_writable(path, lock)
   elif not processes.all_processes(os.path.isdir(path)):
     raise config_lib.ConfigError(f'--workdir={path} does not exist')
@@ -257,7 +255,7 @@ def open_run(
   model, optimizer, abstract = abstract_parts(config, mesh)
   logging.info('attention: %s', model.config.attention_kernel)
   if create:
-    parameter_groups.check_patterns(config.optimizer, abstract.params)
+    state_lib.check_patterns(config, abstract.params)
   return Run(
     config,
     path,

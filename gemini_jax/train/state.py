@@ -111,3 +111,14 @@ def fresh_state(
     opt_state=optimizer.init(params),
     ema=average,
   )
+
+
+def check_patterns(config: config_lib.Config, params: Any, *, log: bool = True):
+  """Sees that what the config chooses parameters by matches some; logs them.
+
+  Raises:
+    ConfigError: a pattern matches no parameter, or all would be frozen.
+  """
+  parameter_groups.check(
+    optimizer_lib.selections(config.optimizer), params, log=log
+  )

@@ -11,12 +11,12 @@ from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.models import gemini, parameter_groups
 from gemini_jax.objectives import losses
-from gemini_jax.train import gradient
+from gemini_jax.train import gradient as gradient_lib
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import state as state_lib
 
 # What the text decoder alone has, of the parameters of a Gemini.
-_DECODER = ('decoder', 'decoder_norm', 'head', 'latent_embedding')
+_DECODER = r'^(decoder|decoder_norm|head|latent_embedding)/'
 
 
 def train_step(
@@ -39,7 +39,7 @@ def train_step(
     state, config=config, model=model, optimizer=optimizer
   )
   loss_weights = losses.weights_at(config, state.step)
-  grads, sums = gradient.accumulated_gradient(
+  grads, sums = gradient_lib.accumulated_gradient(
     config, model, state.params, batch, key, loss_weights
   )
   weight = jnp.maximum(sums.weight, 1e-9)
@@ -98,18 +98,19 @@ def with_new_decoder(
   due = losses.decoder_reset(config.train.kl_annealing, config.train.num_steps)
   if not due or not config.model.latent.dim:
     return state
-  params = {
-    path for path, _ in jax.tree_util.tree_flatten_with_path(state.params)[0]
-  }
-
-  def is_replaced(path):
-    mirrored = parameter_groups.param_path(path, params)
-    return mirrored is not None and mirrored[0].key in _DECODER
+  is_replaced = parameter_groups.mirrored(
+    state,
+    state.params,
+    parameter_groups.matching(_DECODER, state.params),
+    default=False,
+    same_shape=False,
+  )
 
   def reset(state):
     key = jax.random.fold_in(jax.random.key(config.train.seed), due)
-    return jax.tree_util.tree_map_with_path(
-      lambda path, old, new: new if is_replaced(path) else old,
+    return jax.tree.map(
+      lambda replaces, old, new: new if replaces else old,
+      is_replaced,
       state,
       state_lib.fresh_state(config, model, optimizer, key),
     )

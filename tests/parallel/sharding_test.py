@@ -22,8 +22,10 @@ from gemini_jax.checkpoint import checkpointer
 from gemini_jax.models import gemini
 from gemini_jax.objectives import losses as losses_lib
 from gemini_jax.parallel import sharding
-from gemini_jax.train import loop, step
+from gemini_jax.train import gradient as gradient_lib
+from gemini_jax.train import loop
 from gemini_jax.train import optimizer as optimizer_lib
+from gemini_jax.train import state as state_lib
 
 NUM_DEVICES = 8
 
@@ -314,7 +316,7 @@ def abstract_state(mesh, config):
   return (
     model,
     optimizer,
-    step.abstract_state(config, model, optimizer, mesh),
+    state_lib.abstract_state(config, model, optimizer, mesh),
   )
 
 
@@ -398,7 +400,9 @@ def compiled(name, accumulation_steps=1, kind='plain'):
   mesh = make_mesh(**(MESHES | EXPERT_MESHES)[name])
   model, optimizer, abstract = abstract_state(mesh, config)
   put = lambda batch: jax.device_put(batch, sharding.of_batch(mesh))
-  init = functools.partial(step.init_state, config, model, optimizer, abstract)
+  init = functools.partial(
+    state_lib.init_state, config, model, optimizer, abstract
+  )
   with sharding.use(mesh):
     compiled_step = loop.compile_step(
       config, model, optimizer, abstract, put(batch_of(0))
@@ -572,7 +576,7 @@ def test_accumulation_reads_one_part_at_a_time():
     config = configure(accumulation_steps=accumulation_steps)
     model = toy.model(**FIELDS)
     grads = functools.partial(
-      step.accumulated_gradient,
+      gradient_lib.accumulated_gradient,
       config,
       model,
       loss_weights=losses_lib.weights_at(config, 0),

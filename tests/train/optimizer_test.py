@@ -299,7 +299,7 @@ def test_muon_sees_every_kernel_of_a_stack_as_a_matrix():
   )
   params = toy.model_params(model)
   dims = jax.tree_util.tree_flatten_with_path(
-    optimizer_lib.matrix_dims(params),
+    optimizer_lib.muon_dims(params),
     is_leaf=lambda leaf: (
       leaf is None or isinstance(leaf, optax.contrib.MuonDimensionNumbers)
     ),
@@ -345,7 +345,7 @@ def test_muon_sees_every_kernel_of_a_stack_as_a_matrix():
 
 def test_muon_sees_every_expert_as_a_matrix():
   params = toy.model_params(toy.model(num_experts=4, shared_expert_dim=8))
-  dims = optimizer_lib.matrix_dims(params)['decoder']['layers']['feedforward']
+  dims = optimizer_lib.muon_dims(params)['decoder']['layers']['feedforward']
   matrix = optax.contrib.MuonDimensionNumbers
   assert {name: dims[name]['kernel'] for name in dims if name != 'shared'} == {
     'router': matrix((1,), (2,)),

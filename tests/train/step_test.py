@@ -13,7 +13,7 @@ import toy
 from gemini_jax import config as config_lib
 from gemini_jax.models import gemini, parameter_groups
 from gemini_jax.objectives import losses as losses_lib
-from gemini_jax.train import gradient
+from gemini_jax.train import gradient as gradient_lib
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import state as state_lib
 from gemini_jax.train import step as step_lib
@@ -283,16 +283,16 @@ def test_frozen_parameters_have_no_gradient():
   network = gemini.Gemini(config.model)
   batch = toy.batch(rows=4)
   weights = losses_lib.weights_at(config, 0)
-  compute = lambda config: gradient.accumulated_gradient(
+  gradient = lambda config: gradient_lib.accumulated_gradient(
     config, network, state.params, batch, jax.random.key(0), weights
   )
-  grads, sums = jax.jit(compute, static_argnums=0)(config)
-  is_frozen = parameter_groups.paths_matching(FROZEN, state.params)
+  grads, sums = jax.jit(gradient, static_argnums=0)(config)
+  is_frozen = parameter_groups.matching(FROZEN, state.params)
   num_frozen = sum(jax.tree.leaves(is_frozen))
   num_all = len(jax.tree.leaves(state.params))
   assert num_frozen == 2 and len(jax.tree.leaves(grads)) == num_all - 2
   plain = tiny.replace(config, 'optimizer.frozen', '')
-  full, _ = jax.jit(compute, static_argnums=0)(plain)
+  full, _ = jax.jit(gradient, static_argnums=0)(plain)
   squares = jax.tree.map(
     lambda skip, grad: 0 if skip else jnp.sum(jnp.square(grad)), is_frozen, full
   )
