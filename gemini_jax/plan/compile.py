@@ -142,7 +142,7 @@ def measure(config: config_lib.Config, devices: Sequence[Any]) -> Measured:
       (state, batch, np.int32(0)),
       {
         'parameters': state.params,
-        'optimizer': (state.opt_state, state.ema),
+        'optimizer': (state.opt_state, state.extra),
         'batch': batch,
       },
       mesh,

@@ -18,6 +18,7 @@ import optax
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax import host
+from gemini_jax.adapt import enabled
 from gemini_jax.config import legacy
 from gemini_jax.data import loader as loader_lib
 from gemini_jax.evaluate import evaluation, likelihood, media_metrics, retrieval
@@ -26,7 +27,6 @@ from gemini_jax.models import gemini
 from gemini_jax.parallel import processes, sharding
 from gemini_jax.train import diagnosis, metrics, preemption
 from gemini_jax.train import lock as lock_lib
-from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import run as run_lib
 from gemini_jax.train import schedule as schedule_lib
 from gemini_jax.train import state as state_lib
@@ -354,15 +354,11 @@ def _open_writer(run: run_lib.Run, step: int, size: int) -> metrics.Writer:
 def observe(
   config: config_lib.Config, state: state_lib.TrainState, value: float | None
 ) -> state_lib.TrainState:
-  """The state after a validation, which may lower a plateau's rate."""
-  if not config.optimizer.plateau_patience or value is None:
+  """The state after a validation, by whose loss extensions may change it."""
+  if value is None:
     return state
-  return dataclasses.replace(
-    state,
-    opt_state=optimizer_lib.observe_validation(
-      config.optimizer, state.opt_state, np.float32(value)
-    ),
-  )
+  extensions = enabled.extensions(config)
+  return extensions.after_validation(state, np.float32(value))
 
 
 def evaluate_splits(
@@ -373,7 +369,7 @@ def evaluate_splits(
 ) -> dict[str, float]:
   """`split/name` numbers of each split."""
   results = {}
-  params = state.evaluation_params()
+  params = state_lib.evaluation_params(run.config, state)
   # Each row is a sequence of text there.
   measures = run.config.eval.latent_examples
   if run.config.data.pack or run.config.data.tasks:
@@ -420,7 +416,7 @@ def exact_matches(
   most = run.config.eval.exact_match
   if not most:
     return {}
-  params = state.evaluation_params()
+  params = state_lib.evaluation_params(run.config, state)
   return {
     f'{split}/exact_match': evaluation.exact_match(
       run.config,
@@ -441,7 +437,7 @@ def appraisals(
 ) -> dict[str, float]:
   """How good what is written or found is, of the last held-out split."""
   split, results = list(loaders)[-1], {}
-  params = state.evaluation_params()
+  params = state_lib.evaluation_params(run.config, state)
   if run.config.eval.retrieval:
     results |= retrievals(run, params, split, loaders[split])
   if run.config.eval.captions:
@@ -501,7 +497,9 @@ def compile_eval(
       whole=bool(run.config.data.tasks) and not run.config.data.pack,
     )
   )
-  return timed_compile('eval_step', step, state.evaluation_params(), batch)
+  return timed_compile(
+    'eval_step', step, state_lib.evaluation_params(run.config, state), batch
+  )
 
 
 def timed_compile(name: str, function: Any, *args: Any) -> Any:
@@ -531,7 +529,7 @@ def write_samples(run: run_lib.Run, state: state_lib.TrainState):
   samples = generation.generate(
     run.config,
     run.model,
-    state.evaluation_params(),
+    state_lib.evaluation_params(run.config, state),
     run.tokenizer,
     prompts,
   )

@@ -1,4 +1,4 @@
-"""Optax chains from a config: rules, schedules, decay, freezing, plateau."""
+"""Optax chains from a config: rules, schedules, decay, freezing."""
 
 from collections.abc import Callable
 from typing import Any
@@ -95,8 +95,6 @@ def make_optimizer(
   chain = [rules[config.name]()]
   if config.clip_norm:
     chain.insert(0, optax.clip_by_global_norm(config.clip_norm))
-  if config.plateau_patience:
-    chain.append(scale_on_plateau(config))
   optimizer = optax.chain(*chain)
   if config.frozen:
     # set_to_zero, since optax.masked would pass the rest through unchanged.
@@ -175,42 +173,6 @@ def decay_beside(
   return optax.GradientTransformationExtraArgs(rule.init, update)
 
 
-def _plateau(config: config_lib.Optimizer):
-  return optax.contrib.reduce_on_plateau(
-    factor=config.plateau_factor, patience=config.plateau_patience
-  )
-
-
-def scale_on_plateau(
-  config: config_lib.Optimizer,
-) -> optax.GradientTransformationExtraArgs:
-  """Scales updates by what `observe_validation` has decided so far."""
-
-  def update(updates, state, params=None, **extra):
-    del params, extra
-    scale = state.scale
-    return jax.tree.map(lambda u: u * scale.astype(u.dtype), updates), state
-
-  return optax.GradientTransformationExtraArgs(_plateau(config).init, update)
-
-
-def observe_validation(
-  config: config_lib.Optimizer, opt_state: Any, loss: jax.typing.ArrayLike
-) -> Any:
-  """The optimizer's state after one more validation loss."""
-  rule = _plateau(config)
-  kind = optax.contrib.ReduceLROnPlateauState
-
-  def one(state):
-    if not isinstance(state, kind):
-      return state
-    return rule.update({}, state, value=loss)[1]
-
-  return jax.tree.map(
-    one, opt_state, is_leaf=lambda state: isinstance(state, kind)
-  )
-
-
 def find_state(opt_state: Any, kind: Any) -> Any | None:
   """The first state of this kind inside a chain's state, or None."""
   is_kind = lambda state: isinstance(state, kind)
@@ -237,14 +199,11 @@ def evaluation_params(params: Any, opt_state: Any) -> Any:
 def learning_rate(
   config: config_lib.Optimizer, num_steps: int, opt_state: Any, step: jax.Array
 ) -> jax.Array:
-  """The rate in force, adapted by plateau or by Prodigy's estimate."""
+  """The rate in force, multiplied by Prodigy's estimate."""
   rate = jnp.asarray(
     schedule_lib.make_schedule(config, num_steps)(step), jnp.float32
   )
-  plateau = find_state(opt_state, optax.contrib.ReduceLROnPlateauState)
   prodigy = find_state(opt_state, optax.contrib.ProdigyState)
-  if plateau is not None:
-    rate = rate * plateau.scale
   if prodigy is not None:
     rate = rate * prodigy.estim_lr
   return rate

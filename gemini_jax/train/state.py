@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gemini_jax import config as config_lib
+from gemini_jax.adapt import enabled
 from gemini_jax.models import gemini, parameter_groups
 from gemini_jax.parallel import sharding
 from gemini_jax.train import optimizer as optimizer_lib
@@ -24,19 +25,19 @@ class TrainState:
     step: int32, updates made.
     params: the parameters.
     opt_state: of the optimizer.
-    ema: moving average of the parameters, in float32, or None.
+    extra: the states of the extensions that are on, by name; see `adapt/`.
   """
 
   step: Any
   params: Any
   opt_state: Any
-  ema: Any | None
+  extra: dict[str, Any]
 
-  def evaluation_params(self) -> Any:
-    """The parameters to evaluate and to generate with."""
-    if self.ema is not None:
-      return self.ema
-    return optimizer_lib.evaluation_params(self.params, self.opt_state)
+
+def evaluation_params(config: config_lib.Config, state: TrainState) -> Any:
+  """The parameters to evaluate and to generate with."""
+  params = optimizer_lib.evaluation_params(state.params, state.opt_state)
+  return enabled.extensions(config).evaluation_params(state, params)
 
 
 def abstract_state(
@@ -55,22 +56,20 @@ def abstract_state(
   )
   shardings = sharding.of_params(mesh, boxed)
   params = nn.meta.unbox(boxed)
-  opt_state = jax.eval_shape(optimizer.init, params)
-  average = None
-  if config.optimizer.ema_decay:
-    average = jax.eval_shape(parameter_groups.to_float32, params)
-  replicated = NamedSharding(mesh, PartitionSpec())
+  like_params = lambda tree: parameter_groups.like_params(
+    mesh, tree, params, shardings
+  )
   shapes = TrainState(
     step=jax.ShapeDtypeStruct((), jnp.int32),
     params=params,
-    opt_state=opt_state,
-    ema=average,
+    opt_state=jax.eval_shape(optimizer.init, params),
+    extra=jax.eval_shape(enabled.extensions(config).init, params),
   )
   where = TrainState(
-    step=replicated,
+    step=NamedSharding(mesh, PartitionSpec()),
     params=shardings,
-    opt_state=parameter_groups.like_params(mesh, opt_state, params, shardings),
-    ema=shardings if config.optimizer.ema_decay else None,
+    opt_state=like_params(shapes.opt_state),
+    extra=like_params(shapes.extra),
   )
   return jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(
@@ -87,7 +86,7 @@ def init_state(
   optimizer: optax.GradientTransformationExtraArgs,
   abstract: TrainState,
 ) -> TrainState:
-  """A fresh state, born where it belongs; a function of the seed alone."""
+  """A fresh state, made on the devices where it belongs, from the seed."""
   init = functools.partial(fresh_state, config, model, optimizer)
   where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   return jax.jit(init, out_shardings=where)(jax.random.key(config.train.seed))
@@ -101,15 +100,11 @@ def fresh_state(
 ) -> TrainState:
   """The state before the first update."""
   params = nn.meta.unbox(gemini.init_params(model, key))
-  average = None
-  if config.optimizer.ema_decay:
-    # A copy, so that both can be donated.
-    average = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     opt_state=optimizer.init(params),
-    ema=average,
+    extra=enabled.extensions(config).init(params),
   )
 
 
@@ -120,5 +115,10 @@ def check_patterns(config: config_lib.Config, params: Any, *, log: bool = True):
     ConfigError: a pattern matches no parameter, or all would be frozen.
   """
   parameter_groups.check(
-    optimizer_lib.selections(config.optimizer), params, log=log
+    [
+      *optimizer_lib.selections(config.optimizer),
+      *enabled.extensions(config).selections(),
+    ],
+    params,
+    log=log,
   )

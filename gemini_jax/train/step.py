@@ -1,7 +1,8 @@
 """One update, as a pure function of state and batch."""
 
+import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +10,12 @@ import optax
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
+from gemini_jax.adapt import enabled
 from gemini_jax.models import gemini, parameter_groups
 from gemini_jax.objectives import losses
 from gemini_jax.train import gradient as gradient_lib
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import state as state_lib
-
-# What the text decoder alone has, of the parameters of a Gemini.
-_DECODER = r'^(decoder|decoder_norm|head|latent_embedding)/'
 
 
 def train_step(
@@ -35,24 +34,22 @@ def train_step(
   The state thus stays as it was until the host has looked.
   """
   key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
-  state = with_new_decoder(
-    state, config=config, model=model, optimizer=optimizer
-  )
+  extensions = enabled.extensions(config)
+  state, params = begin(state, config=config, model=model, optimizer=optimizer)
   loss_weights = losses.weights_at(config, state.step)
   grads, sums = gradient_lib.accumulated_gradient(
-    config, model, state.params, batch, key, loss_weights
+    config, model, params, batch, key, loss_weights
   )
   weight = jnp.maximum(sums.weight, 1e-9)
-  trained = functools.partial(parameter_groups.trained, config.optimizer)
   grads = jax.tree.map(lambda grad: grad / weight.astype(grad.dtype), grads)
   objective = sums.objective / weight
-  updates, opt_state = optimizer.update(
-    grads, state.opt_state, trained(state.params), value=objective
+  changes = compute_updates(
+    state, grads, objective, config=config, optimizer=optimizer
   )
   metrics = {
     'loss': sums.loss / weight,
     'token_accuracy': sums.correct / weight,
-    'grad_norm': optax.tree.norm(grads),
+    'grad_norm': optax.tree.norm(changes.grads),
     'learning_rate': optimizer_lib.learning_rate(
       config.optimizer, config.train.num_steps, state.opt_state, state.step
     ),
@@ -62,60 +59,69 @@ def train_step(
   if config.model.latent.dim:
     metrics['kl'] = sums.terms['kl'] / sums.terms['sequences']
     metrics['kl_weight'] = loss_weights['kl']
-  params = optimizer_lib.apply_updates(state.params, updates)
-  ema = state.ema
-  if ema is not None:
-    # The average starts as a plain mean, so that it forgets the first values.
-    decay = jnp.minimum(
-      config.optimizer.ema_decay, (1 + state.step) / (10 + state.step)
-    )
-    average = optax.incremental_update(
-      parameter_groups.to_float32(trained(params)), trained(ema), 1 - decay
-    )
-    ema = parameter_groups.merged(average, ema)
+  metrics = extensions.metrics(state, metrics)
   applies = (
     jnp.isfinite(objective)
     & jnp.isfinite(metrics['grad_norm'])
     & (state.step == index)
   )
-  new = state_lib.TrainState(state.step + 1, params, opt_state, ema)
+  new = dataclasses.replace(
+    state,
+    step=state.step + 1,
+    params=optimizer_lib.apply_updates(state.params, changes.updates),
+    opt_state=changes.opt_state,
+  )
+  new = extensions.after_update(new, grads)
   new = jax.tree.map(lambda a, b: jnp.where(applies, a, b), new, state)
   return new, metrics | {'finite': applies}
 
 
-def with_new_decoder(
+def begin(
   state: state_lib.TrainState,
   *,
   config: config_lib.Config,
   model: gemini.Gemini,
   optimizer: optax.GradientTransformationExtraArgs,
-) -> state_lib.TrainState:
-  """The state with a fresh decoder at the one step where it is due.
+) -> tuple[state_lib.TrainState, Any]:
+  """The state from which a step starts, and what its forward pass reads."""
+  extensions = enabled.extensions(config)
+  fresh = functools.partial(state_lib.fresh_state, config, model, optimizer)
+  state = extensions.before_step(state, fresh)
+  return state, extensions.forward_params(state)
 
-  What the encoder has learned stays, in the tokens' table too; the optimizer
-  forgets the old decoder (Li et al. 2019).
+
+class Changes(NamedTuple):
+  """What a step makes of the gradients.
+
+  Attributes:
+    grads: of the parameters as they are stored.
+    updates: to be added to the parameters.
+    opt_state: of the optimizer, after it.
   """
-  due = losses.decoder_reset(config.train.kl_annealing, config.train.num_steps)
-  if not due or not config.model.latent.dim:
-    return state
-  is_replaced = parameter_groups.mirrored(
-    state,
-    state.params,
-    parameter_groups.matching(_DECODER, state.params),
-    default=False,
-    same_shape=False,
+
+  grads: Any
+  updates: Any
+  opt_state: Any
+
+
+def compute_updates(
+  state: state_lib.TrainState,
+  grads: Any,
+  objective: jax.Array,
+  *,
+  config: config_lib.Config,
+  optimizer: optax.GradientTransformationExtraArgs,
+) -> Changes:
+  """The updates by the gradients of what the forward pass has read."""
+  extensions = enabled.extensions(config)
+  grads = extensions.gradients(state, grads)
+  updates, opt_state = optimizer.update(
+    grads,
+    state.opt_state,
+    parameter_groups.trained(config.optimizer, state.params),
+    value=objective,
   )
-
-  def reset(state):
-    key = jax.random.fold_in(jax.random.key(config.train.seed), due)
-    return jax.tree.map(
-      lambda replaces, old, new: new if replaces else old,
-      is_replaced,
-      state,
-      state_lib.fresh_state(config, model, optimizer, key),
-    )
-
-  return jax.lax.cond(state.step == due, reset, lambda state: state, state)
+  return Changes(grads, extensions.updates(state, updates), opt_state)
 
 
 def jitted(

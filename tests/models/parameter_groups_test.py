@@ -164,7 +164,9 @@ MODELS = {
   },
   'latent': {
     'architecture': 'encoder_decoder',
-    'latent': config_lib.Latent(dim=3, memory=2, prior='mixture', num_components=2),
+    'latent': config_lib.Latent(
+      dim=3, memory=2, prior='mixture', num_components=2
+    ),
   },
   'experts': {'num_experts': 4, 'shared_expert_dim': 4},
   'media': {

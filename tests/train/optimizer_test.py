@@ -1,4 +1,4 @@
-"""Every rule trains; decay, freezing and plateaus do as said."""
+"""Every rule trains; decay and freezing do as said."""
 
 import jax
 import jax.numpy as jnp
@@ -232,59 +232,6 @@ def test_gradients_are_clipped_to_their_global_norm():
   small = jax.tree.map(lambda grad: grad / 1e3, grads)
   updates, _ = rule.update(small, rule.init(params), params, value=0.0)
   np.testing.assert_allclose(updates['kernel'], -0.3, rtol=1e-3)
-
-
-def test_a_plateau_shrinks_updates():
-  config = config_lib.Optimizer(
-    plateau_patience=2,
-    plateau_factor=0.5,
-    schedule='constant',
-    learning_rate=0.1,
-    weight_decay=0.0,
-  )
-  rule = optimizer_lib.make_optimizer(config, 10)
-  params = network()
-  state = rule.init(params)
-  grads = jax.grad(loss)(params)
-  observe = jax.jit(
-    lambda state, value: optimizer_lib.observe_validation(config, state, value)
-  )
-
-  def scale(state):
-    kind = optax.contrib.ReduceLROnPlateauState
-    return float(optimizer_lib.find_state(state, kind).scale)
-
-  def size(state):
-    updates, _ = rule.update(grads, state, params, value=loss(params))
-    return float(optax.tree.norm(updates))
-
-  for value in (5.0, 4.0, 3.0, 2.0):
-    state = observe(state, jnp.float32(value))
-  assert scale(state) == 1.0
-  full = size(state)
-  state = observe(state, jnp.float32(2.5))
-  assert scale(state) == 1.0
-  state = observe(state, jnp.float32(2.0))
-  assert scale(state) == 0.5
-  assert size(state) == pytest.approx(full / 2, rel=1e-5)
-  rate = optimizer_lib.learning_rate(config, 10, state, np.int32(0))
-  assert float(rate) == pytest.approx(0.05)
-  # One that improves starts the count again.
-  for value in (2.6, 1.0, 1.5):
-    state = observe(state, jnp.float32(value))
-  assert scale(state) == 0.5
-  state = observe(state, jnp.float32(1.5))
-  assert scale(state) == 0.25
-
-
-def test_a_plateau_with_frozen_parameters():
-  config = config_lib.Optimizer(plateau_patience=1, frozen='^token/')
-  rule = optimizer_lib.make_optimizer(config, 10)
-  state = rule.init(network())
-  for value in (1.0, 1.0):
-    state = optimizer_lib.observe_validation(config, state, jnp.float32(value))
-  rate = optimizer_lib.learning_rate(config, 10, state, np.int32(0))
-  assert float(rate) == pytest.approx(0.5e-3)
 
 
 def test_muon_sees_every_kernel_of_a_stack_as_a_matrix():
