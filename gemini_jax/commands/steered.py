@@ -12,8 +12,8 @@ own training data. A classifier of words and pairs of words (needs
 scikit-learn: pip install 'gemini_jax[judge]') says which value a text has. It
 is trained on the labelled texts of the judge's training data, without those
 that a run was trained on, and tested on the held-out texts of the first run.
-The judge, a language model, tells how likely the texts are. Prints tables; `out` gets
-steered.json and the texts.
+The judge, a language model, tells how likely the texts are. Prints tables;
+`out` gets steered.json and the texts.
 """
 
 import dataclasses
