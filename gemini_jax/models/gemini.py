@@ -423,7 +423,9 @@ class Gemini(nn.Module):
       keys = batch_lib.Sequence(slots_BS, slots_BS, jnp.ones(shape, jnp.int32))
       positions_BT = jnp.where(sequence.segments > 0, positions_BT, slots)
       if memory_BSD is not None:
-        cache = cache.replace(cross_attention=self.cross_cache(memory_BSD))
+        cache = dataclasses.replace(
+          cache, cross_attention=self.cross_cache(memory_BSD)
+        )
     cross_mask = None
     if memory is not None:
       cross_mask = masking.visible(sequence, memory)

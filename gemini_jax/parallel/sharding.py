@@ -6,7 +6,7 @@ module turns the names into shardings and checks that they fit.
 
 import contextlib
 import math
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -171,41 +171,6 @@ def of_params(mesh: Mesh, boxed: Any) -> Any:
   return jax.tree_util.tree_map_with_path(
     one, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)
   )
-
-
-def like_params(mesh: Mesh, tree: Any, params: Any, shardings: Any) -> Any:
-  """Shardings of what mirrors the parameters: moments, averages, masks.
-
-  A leaf whose path ends with a parameter's path and that has its shape lies
-  like that parameter; every other leaf is replicated.
-  """
-  flat = jax.tree_util.tree_flatten_with_path(params)[0]
-  known = {
-    path: (leaf.shape, where)
-    for (path, leaf), where in zip(
-      flat, jax.tree.leaves(shardings), strict=True
-    )
-  }
-
-  def one(path, leaf):
-    mirrored = param_path(path, known)
-    if mirrored is not None and known[mirrored][0] == leaf.shape:
-      return known[mirrored][1]
-    return NamedSharding(mesh, PartitionSpec())
-
-  return jax.tree_util.tree_map_with_path(one, tree)
-
-
-def param_path(
-  path: tuple[Any, ...], params: Container[tuple[Any, ...]]
-) -> tuple[Any, ...] | None:
-  """The path of the parameter that a leaf of a state is, or mirrors.
-
-  The longest end of the leaf's path that is among the paths `params`: that of
-  one parameter can be the end of another's. None: it mirrors no parameter.
-  """
-  ends = (path[i:] for i in range(len(path)))
-  return next((end for end in ends if end in params), None)
 
 
 def of_batch(mesh: Mesh, num_dims: int = 2) -> NamedSharding:

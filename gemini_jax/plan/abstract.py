@@ -20,6 +20,7 @@ from gemini_jax.models import gemini
 from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.parallel import pipeline, sharding
 from gemini_jax.train import run as run_lib
+from gemini_jax.train import state as state_lib
 
 
 def layout(config: config_lib.Config, devices: Sequence[Any]) -> Any:
@@ -31,7 +32,9 @@ def layout(config: config_lib.Config, devices: Sequence[Any]) -> Any:
   mesh = mesh_lib.make_mesh(config.parallel, devices)
   sharding.check_batch(mesh, config.data.batch_size, 'data.batch_size')
   pipeline.check(config, mesh)
-  return mesh, run_lib.abstract_parts(config, mesh)
+  parts = run_lib.abstract_parts(config, mesh)
+  state_lib.check_patterns(config, parts[2].params)
+  return mesh, parts
 
 
 def batch(config: config_lib.Config, mesh: Mesh) -> batch_lib.Batch:

@@ -24,6 +24,7 @@ from gemini_jax.plan import (
   traffic,
 )
 from gemini_jax.plan import collectives as collectives_lib
+from gemini_jax.train import state as state_lib
 from gemini_jax.train import step as step_lib
 
 # Makes libtpu compile programs that do not fit into memory.
@@ -85,7 +86,7 @@ class Measured:
   config: config_lib.Config
   devices: Sequence[Any]
   mesh: Mesh
-  state: step_lib.TrainState
+  state: state_lib.TrainState
   train: Compiled
   decode: Compiled | None = None
 
@@ -142,7 +143,7 @@ def measure(config: config_lib.Config, devices: Sequence[Any]) -> Measured:
       (state, batch, np.int32(0)),
       {
         'parameters': state.params,
-        'optimizer': (state.opt_state, state.ema),
+        'optimizer': (state.opt_state, state.extra),
         'batch': batch,
       },
       mesh,

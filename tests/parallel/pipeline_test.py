@@ -16,8 +16,10 @@ from gemini_jax import config as config_lib
 from gemini_jax.models import gemini, transformer
 from gemini_jax.objectives import losses
 from gemini_jax.parallel import pipeline, sharding
-from gemini_jax.train import loop, step
+from gemini_jax.train import gradient as gradient_lib
+from gemini_jax.train import loop
 from gemini_jax.train import optimizer as optimizer_lib
+from gemini_jax.train import state as state_lib
 
 ROWS, LAYERS = 8, 8
 
@@ -79,10 +81,10 @@ def trained(name):
   config = configure(name)
   mesh, model = parts(config)
   optimizer = optimizer_lib.make_optimizer(config.optimizer, 100)
-  abstract = step.abstract_state(config, model, optimizer, mesh)
+  abstract = state_lib.abstract_state(config, model, optimizer, mesh)
   put = lambda batch: jax.device_put(batch, sharding.of_batch(mesh))
   with sharding.use(mesh):
-    state = step.init_state(config, model, optimizer, abstract)
+    state = state_lib.init_state(config, model, optimizer, abstract)
     update = loop.compile_step(
       config, model, optimizer, abstract, put(batch_of(0))
     )
@@ -200,7 +202,7 @@ def test_the_memory_goes_with_its_microbatch():
     mesh, model = parts(config)
     params = toy.model_params(model)
     grads = functools.partial(
-      step.accumulated_gradient,
+      gradient_lib.accumulated_gradient,
       config,
       model,
       loss_weights=losses.weights_at(config, 0),
