@@ -78,8 +78,8 @@ class Image:
   def patches_of(self, height: int, width: int) -> int:
     """Number of patches of a picture of the given size in pixels."""
     rows, columns = (
-      min(-(-size // self.patch), most)
-      for size, most in zip((height, width), self.grid, strict=True)
+      min(-(-size // self.patch), limit)
+      for size, limit in zip((height, width), self.grid, strict=True)
     )
     return rows * columns
 

@@ -121,14 +121,14 @@ def _decoded(
     medium.check(
       _RATES[0] <= sample_rate <= _RATES[1], 'a sound of an unlikely rate'
     )
-    left, blocks = _needed(config, sample_rate), [np.zeros(0, np.float32)]
-    while left > 0:
+    remaining, blocks = _needed(config, sample_rate), [np.zeros(0, np.float32)]
+    while remaining > 0:
       with medium.decoding('a damaged sound'):
-        block = opened.read(min(left, _BLOCK), 'float32', always_2d=True)
+        block = opened.read(min(remaining, _BLOCK), 'float32', always_2d=True)
       if not len(block):
         break
       blocks.append(_mono(block))
-      left -= len(block)
+      remaining -= len(block)
     return np.concatenate(blocks), sample_rate
 
 

@@ -36,7 +36,7 @@ def open_split(
     lambda: deduplication.sources_without_repeats(config)
   )
 
-  tasks = task_lib.of(config)
+  tasks = task_lib.from_config(config)
   fields = {field for task in tasks for field in task.fields}
   for field in config.shuffled_fields:
     config_lib.check(

@@ -30,7 +30,7 @@ def texts(
   source: sources.Source, config: config_lib.Data, tally: unusable.Tally
 ) -> Iterator[tuple[str, ...]]:
   """`(text,)` or `(inputs, targets)` of each record and task, without media."""
-  tasks = task_lib.of(config)
+  tasks = task_lib.from_config(config)
   read = functools.partial(fields.texts_of, source)
   for _, example in _usable(source, tasks, tally, read):
     yield example
@@ -46,7 +46,7 @@ def examples(
 
   Media are read, to check that they can be and to count their soft tokens.
   """
-  tasks = task_lib.of(config)
+  tasks = task_lib.from_config(config)
 
   # Cached, since several tasks may read the same field of a record.
   slots: dict[Any, tuple[transforms.Slots, bytes]] = {}
@@ -85,7 +85,7 @@ def labelled(
   source: sources.Shuffled, config: config_lib.Data, tally: unusable.Tally
 ) -> Iterator[tuple[str, dict[str, str]]]:
   """The text of each record and the values of its attributes."""
-  tasks = task_lib.of(config)
+  tasks = task_lib.from_config(config)
   read = lambda record, task: (
     fields.text_of(record, task.pieces[0], {}),
     fields.label_of(record),

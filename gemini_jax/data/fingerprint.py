@@ -76,12 +76,12 @@ def check(
   }
   refused = [name for name in changes if name not in accepted]
   # With another tokenizer the trained model would be of no use.
-  wanted = tuple(dict.fromkeys([*accepted, *changes]))
+  suggested = tuple(dict.fromkeys([*accepted, *changes]))
   remedy = (
     ''
     if 'tokenizer' in changes
     else '; to resume with the new values, set '
-    f'--config.train.accept_changes="{wanted}"'
+    f'--config.train.accept_changes="{suggested}"'
   )
   config_lib.check(
     not refused,

@@ -120,7 +120,7 @@ class Loader:
   @property
   def writes_media(self) -> bool:
     """Whether there are media among the targets."""
-    tasks = task_lib.of(self.config)
+    tasks = task_lib.from_config(self.config)
     if self._only is not None:
       tasks = tasks[self._only : self._only + 1]
     return any(task.kinds('targets') for task in tasks)
@@ -128,7 +128,7 @@ class Loader:
   @property
   def task_names(self) -> dict[str, int]:
     """Indices of the named tasks that have examples, if there are several."""
-    tasks = task_lib.of(self.config)
+    tasks = task_lib.from_config(self.config)
     if len(tasks) == 1:
       return {}
     has = lambda number: any(

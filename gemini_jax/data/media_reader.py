@@ -87,7 +87,7 @@ def blank(
   """Arrays for the media of each sequence of a batch, by kind, all zero."""
   if not config.tasks:
     return {}
-  tasks = task_lib.of(config)
+  tasks = task_lib.from_config(config)
   return {
     name: {
       kind: batch_lib.blank_media(kind, model, num_rows, count)

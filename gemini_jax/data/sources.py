@@ -197,9 +197,9 @@ def records(spec: str, config: config_lib.Data) -> Source:
       rows = _PREPARED[kind](where, config)
     else:
       rows = READERS[kind](where)
-    tasks = task_lib.of(config)
-    asked = [field for task in tasks for field in task.fields]
-    for field in asked:
+    tasks = task_lib.from_config(config)
+    field_names = [field for task in tasks for field in task.fields]
+    for field in field_names:
       config_lib.check(
         rows.fields is None or field in rows.fields,
         f'{_asker(field, config)} is not a field of its records; they have '
@@ -207,7 +207,7 @@ def records(spec: str, config: config_lib.Data) -> Source:
       )
     names = dict(rows.names)
     if config.label_names:
-      names |= dict.fromkeys(asked, config.label_names)
+      names |= dict.fromkeys(field_names, config.label_names)
     return Source(
       locate(spec, config), rows, select(selection, len(rows.records)), names
     )

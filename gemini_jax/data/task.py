@@ -109,7 +109,7 @@ def parse(text: str) -> Task:
   return task
 
 
-def of(config: config_lib.Data) -> tuple[Task, ...]:
+def from_config(config: config_lib.Data) -> tuple[Task, ...]:
   """The tasks of a config: data.tasks, or one of inputs and targets or of text.
 
   Raises:

@@ -72,16 +72,16 @@ def _check_lines(path: str, head: bytes):
   _check_signature(path, head)
   lines = [line.strip() for line in head.removeprefix(_BOM).splitlines()]
   lines = [line for line in lines if line][:2]
-  wanted = 'where each line must be a JSON object of its own'
+  expected = 'where each line must be a JSON object of its own'
   config_lib.check(
     not lines or not lines[0].startswith(b'['),
-    f"{path} is a JSON array, {wanted}; convert it: jq -c '.[]' {path}",
+    f"{path} is a JSON array, {expected}; convert it: jq -c '.[]' {path}",
   )
   for mark, name in ((b'\t', 'TSV'), (b',', 'CSV')):
     config_lib.check(
       not lines
       or any(mark not in line or line.startswith(b'{') for line in lines),
-      f'{path} looks like {name}, {wanted}; convert it, such as by '
+      f'{path} looks like {name}, {expected}; convert it, such as by '
       "pandas.read_csv(...).to_json(..., orient='records', lines=True)",
     )
 

@@ -111,13 +111,13 @@ def train(texts: Iterable[str], vocab_size: int) -> tokenizer.SentencePiece:
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
   """Lines of the texts, cut to lengths that SentencePiece accepts."""
-  left = _MAX_TRAINING_CHARACTERS
+  remaining = _MAX_TRAINING_CHARACTERS
   lines = (line for text in texts for line in text.splitlines(keepends=True))
   for line in lines:
     for start in range(0, len(line), _LINE_CHARACTERS):
       yield line[start : start + _LINE_CHARACTERS]
-    left -= len(line)
-    if left <= 0:
+    remaining -= len(line)
+    if remaining <= 0:
       return
 
 

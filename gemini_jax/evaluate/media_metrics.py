@@ -56,7 +56,9 @@ def captioned_tasks(config: config_lib.Config) -> list[task_lib.Task]:
   if not config.data.tasks:
     return []
   return [
-    task for task in task_lib.of(config.data) if not task.kinds('targets')
+    task
+    for task in task_lib.from_config(config.data)
+    if not task.kinds('targets')
   ]
 
 
@@ -134,7 +136,7 @@ def judged_tasks(config: config_lib.Config) -> list[task_lib.Task]:
     return []
   return [
     task
-    for task in task_lib.of(config.data)
+    for task in task_lib.from_config(config.data)
     if not task.kinds('inputs')
     and len(task.targets) == 1 == len(task.kinds('targets'))
   ]
@@ -259,7 +261,7 @@ def _metric(
 
 def _name(config: config_lib.Config, task: task_lib.Task) -> str:
   """A task's own, or its number among several."""
-  tasks = task_lib.of(config.data)
+  tasks = task_lib.from_config(config.data)
   return task.name or (str(tasks.index(task)) if len(tasks) > 1 else '')
 
 

@@ -71,7 +71,7 @@ def choose_task(config: config_lib.Config) -> task_lib.Task:
   options = config.generate
   given = {kind for kind in config_lib.KINDS if getattr(options, kind)}
   fitting = []
-  for task in task_lib.of(config.data):
+  for task in task_lib.from_config(config.data):
     targets = task.kinds('targets')
     writes = targets[0] if targets else 'text'
     read = set(task.kinds('inputs')) - set(config.data.drop_kinds)

@@ -100,32 +100,32 @@ def _is_scattered(
 
 def groups(attributes: str, num_devices: int) -> np.ndarray:
   """int[groups, size], device indices; pairs for a permutation."""
-  found = re.search(
+  match = re.search(
     r'replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?',
     attributes,
   )
-  if found:
-    ids = np.arange(num_devices).reshape([int(n) for n in found[3].split(',')])
-    if found[4]:
-      ids = ids.transpose([int(n) for n in found[4].split(',')])
-    return ids.reshape(int(found[1]), int(found[2]))
-  found = re.search(
+  if match:
+    ids = np.arange(num_devices).reshape([int(n) for n in match[3].split(',')])
+    if match[4]:
+      ids = ids.transpose([int(n) for n in match[4].split(',')])
+    return ids.reshape(int(match[1]), int(match[2]))
+  match = re.search(
     r'replica_groups=mesh\[([^\]]*)\]\s*(?:\([^)]*\)\s*)?\{([^}]*)\}',
     attributes,
   )
-  if found:
-    axes = re.findall(r"'([^']+)'=(\d+)", found[1])
-    used = set(re.findall(r"'([^']+)'", found[2]))
+  if match:
+    axes = re.findall(r"'([^']+)'=(\d+)", match[1])
+    used = set(re.findall(r"'([^']+)'", match[2]))
     ids = np.arange(num_devices).reshape([int(size) for _, size in axes])
     inner = [i for i, (name, _) in enumerate(axes) if name in used]
     outer = [i for i in range(len(axes)) if i not in inner]
     size = int(np.prod([ids.shape[i] for i in inner]))
     return ids.transpose(outer + inner).reshape(-1, size)
-  found = re.search(
+  match = re.search(
     r'(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]*\},?)*)\}',
     attributes,
   )
-  rows = re.findall(r'\{([\d,]+)\}', found[1]) if found else []
+  rows = re.findall(r'\{([\d,]+)\}', match[1]) if match else []
   if not rows:
     return np.arange(num_devices)[None]
   return np.array([[int(n) for n in row.split(',')] for row in rows])

@@ -39,8 +39,8 @@ class Shape:
     bits = _BITS.get(self.kind)
     if bits is None:
       bits = 8 if self.kind.startswith('f8') else 4
-      found = re.fullmatch(r'[a-z]+(\d+)', self.kind)
-      bits = int(found[1]) if found and not self.kind.startswith('f8') else bits
+      match = re.fullmatch(r'[a-z]+(\d+)', self.kind)
+      bits = int(match[1]) if match and not self.kind.startswith('f8') else bits
     return bits * math.prod(self.dims) // 8
 
 
@@ -74,8 +74,8 @@ class Operation:
 
   def attribute(self, pattern: str) -> str | None:
     """The first group of a regular expression in the attributes."""
-    found = re.search(pattern, self.attributes)
-    return found[1] if found else None
+    match = re.search(pattern, self.attributes)
+    return match[1] if match else None
 
   @property
   def source(self) -> str:

@@ -78,15 +78,19 @@ def _memory(result: dict[str, Any], name: str) -> list[str]:
     for part, size in result['breakdown'].items()
     if size is not None
   ]
-  of = f' of {memory / _GIB:,.2f} GiB' if memory else ''
+  limit = f' of {memory / _GIB:,.2f} GiB' if memory else ''
   if peak is None:
-    lines.append(f'  more than the device has{of}')
+    lines.append(f'  more than the device has{limit}')
   else:
     spare = ''
     if memory:
-      left = 1 - peak / memory
-      spare = f' ({left:.0%} to spare)' if left >= 0 else ' (DOES NOT FIT)'
-    lines.append(f'  {_gib(peak)}  at the peak{of}{spare}')
+      spare_share = 1 - peak / memory
+      spare = (
+        f' ({spare_share:.0%} to spare)'
+        if spare_share >= 0
+        else ' (DOES NOT FIT)'
+      )
+    lines.append(f'  {_gib(peak)}  at the peak{limit}{spare}')
   if result['problem']:
     lines.append(f'  the compiler says: {result["problem"]}')
   return lines

@@ -49,14 +49,20 @@ def test_what_is_no_task_is_refused(text, message):
 
 
 def test_tasks_of_a_config():
-  (plain,) = task.of(config_lib.Data(text_field='body'))
+  (plain,) = task.from_config(config_lib.Data(text_field='body'))
   assert kinds_and_values(plain.targets) == [('text', 'body')]
-  (pair,) = task.of(config_lib.Data(inputs_field='a', targets_field='b'))
+  (pair,) = task.from_config(
+    config_lib.Data(inputs_field='a', targets_field='b')
+  )
   assert pair.fields == ('a', 'b') and len(pair.parts) == 2
-  two = task.of(config_lib.Data(tasks=('x = {a} -> {b}', '{b} -> {audio:c}')))
+  two = task.from_config(
+    config_lib.Data(tasks=('x = {a} -> {b}', '{b} -> {audio:c}'))
+  )
   assert [own.name for own in two] == ['x', '']
   with pytest.raises(config_lib.ConfigError, match='different names'):
-    task.of(config_lib.Data(tasks=('x = {a} -> {b}', 'x = {b} -> {a}')))
+    task.from_config(
+      config_lib.Data(tasks=('x = {a} -> {b}', 'x = {b} -> {a}'))
+    )
 
 
 def test_inputs_without_a_kind():

@@ -120,7 +120,7 @@ def rows_and_prompts(config, records):
     (spec,) = config.data.validation
     source = sources.records(spec, config.data)
     for index in range(len(source)):
-      for task in task_lib.of(config.data):
+      for task in task_lib.from_config(config.data):
         prompts.append(
           request.from_record(
             config,

@@ -119,7 +119,7 @@ def test_requests_are_stacked(folder):
 
 def test_numbers_are_named():
   own = dataclasses.replace(config('{level} -> {image:picture}'))
-  task = task_lib.of(own.data)[0]
+  task = task_lib.from_config(own.data)[0]
   names = {'level': photo.WORDS}
   found = request.from_record(own, BYTES, task, {'level': 2}, names=names)
   assert found.text == 'light' == BYTES.decode(found.tokens)
