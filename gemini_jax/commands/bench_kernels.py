@@ -1,4 +1,4 @@
-"""Attention and cross-entropy, with gradients, beside plain formulas."""
+"""Attention and cross-entropy, with gradients, against plain formulas."""
 
 from typing import Any
 

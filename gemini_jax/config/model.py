@@ -217,7 +217,7 @@ class Model:
         schema.check(
           not (getattr(section, name, 0) and section.autoencoder.dim)
           or frames > 0,
-          f'model.{kind}.{name}={getattr(section, name, 0)} has no use beside '
+          f'model.{kind}.{name}={getattr(section, name, 0)} has no effect with '
           f'model.{kind}.autoencoder.dim={section.autoencoder.dim}: the z of '
           'each patch is read',
         )

@@ -9,10 +9,10 @@ _SAME = ('copy', 'bitcast', 'convert', 'copy-start', 'copy-done')
 def trip_count(
   program: hlo.Program, computation: hlo.Computation, loop: hlo.Operation
 ) -> int | None:
-  """How often a while loop runs; None where its text does not tell.
+  """The number of iterations of a while loop; None if it cannot be inferred.
 
-  XLA's note if there is one, else what the condition compares the counter
-  with, where the counter begins and what the body adds to it.
+  From XLA's annotation if there is one, else from the limit in the condition,
+  the initial value of the counter and its increment in the body.
   """
   known = loop.attribute(r'known_trip_count"?:\s*\{\s*"?n"?:\s*"?(\d+)')
   if known:

@@ -369,7 +369,7 @@ def test_changes_may_be_accepted(make, caplog):
     changed.check(state, accepted)
   assert str(error.value) == (
     'the data are not those of the checkpoint: train.seed was 0, is 5; to '
-    'resume with them all the same, give --config.train.accept_changes='
+    'resume with the new values, set --config.train.accept_changes='
     "\"('data.batch_size', 'train.seed')\""
   )
   assert changed.check(state, [*accepted, 'train.seed']) == 7
