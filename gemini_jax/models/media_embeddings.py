@@ -25,6 +25,7 @@ from gemini_jax.models import (
   latent,
   media_encoders,
   mixture,
+  patch_positions,
 )
 from gemini_jax.parallel import pipeline
 
@@ -194,7 +195,7 @@ class MediaEmbedder(nn.Module):
       frames_X = -(-sizes[:, 0] // config.audio.hop_samples)
       bands_X = jnp.where(frames_X > 0, config.audio.num_mels, 0)
       extents_X2 = jnp.stack([frames_X, bands_X], axis=-1)
-    places = media_encoders.places_of(
+    places = patch_positions.places_of(
       extents_X2, patch(config, kind), grid(config, kind)
     )
     model = self.autoencoders[kind]
@@ -213,7 +214,7 @@ class MediaEmbedder(nn.Module):
     }
     columns = grid(config, kind)[1]
     at_XN = places.places_BNA[..., 0] * columns + places.places_BNA[..., 1]
-    z = media_encoders.gather(jax.lax.stop_gradient(z), at_XN)
+    z = patch_positions.gather(jax.lax.stop_gradient(z), at_XN)
     return jnp.where(places.real[..., None], z, 0), places.count_B, losses
 
   def written_sums(
@@ -285,4 +286,4 @@ def align(there_BT: jax.Array, x: jax.Array, counts_BM: jax.Array) -> jax.Array:
   starts_BM = ends_BM - counts_BM
   at_BT = k_BT - jnp.take_along_axis(starts_BM, m_BT, axis=1) + m_BT * N
   at_BT = jnp.clip(at_BT, 0, M * N - 1)
-  return media_encoders.gather(x.reshape(B, M * N, *x.shape[3:]), at_BT)
+  return patch_positions.gather(x.reshape(B, M * N, *x.shape[3:]), at_BT)
