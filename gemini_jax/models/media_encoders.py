@@ -1,8 +1,8 @@
-"""Pictures, sounds and videos as soft tokens.
+"""Encoders of pictures, sounds and videos: media in, soft tokens out.
 
 B media, H x W pixels of C channels, F frames, M bands of the mel scale, N
-tokens of the canvas or of the longest sound, P numbers in a patch, A
-coordinates of a place, R numbers of an extent, D width, K tokens of a frame.
+tokens of the canvas or of the longest sound, R dims of a size, D width, K
+tokens of a frame.
 """
 
 from typing import Any, Literal
@@ -18,21 +18,21 @@ from gemini_jax.layers import embedding, linear
 from gemini_jax.models import fusion, patch_positions, stems, transformer
 from gemini_jax.parallel import pipeline
 
-# Ratio of the longest wavelength of places to the shortest: a picture has few
-# rows (Heo et al. 2024), a sound many tokens.
+# Ratio of the longest wavelength of positions to the shortest: a picture has
+# few rows (Heo et al. 2024), a sound many tokens.
 _BASE = {'image': 100.0, 'audio': 10_000.0}
 
 
 class Encoder(nn.Module):
-  """Media of one kind as soft tokens, as large as tokens' vectors.
+  """Encodes media of one kind to soft tokens, scaled like tokens' vectors.
 
-  A stem, layers of its own (bidirectional, over what is really there), a
-  resampler; what is not configured is left out.
+  A stem, then layers that attend to all real tokens, then a resampler; layers
+  and resampler are left out unless the config has them.
 
   Attributes:
-    config: of the model; `image` or `audio` holds what is asked for.
+    config: of the model; its `image` or `audio` configures this encoder.
     kind: of the media. The frames of videos are pictures: see Video.
-    schedule: of the stages, where the mesh has some.
+    schedule: how a batch passes the pipeline's stages, if the mesh has some.
   """
 
   config: config_lib.Model
@@ -43,15 +43,16 @@ class Encoder(nn.Module):
   def __call__(
     self, values: jax.Array, sizes_BR: jax.Array, deterministic: bool = True
   ) -> tuple[jax.Array, jax.Array]:
-    """Soft tokens [B, N, D], the real ones first, and how many they are, [B].
+    """Soft tokens [B, N, D], and how many of them are real, [B].
 
-    Past those, zeros. As many are real as `config.tokens_of` says.
+    The real ones come first, the rest is zeros. Their number is
+    `config.tokens_of`.
 
     Args:
       values: pictures [B, H, W, C] from 0 to 255, on a canvas of any size; or
         log-mel spectrograms [B, F, M].
-      sizes_BR: int32, real extents: (height, width) | (samples,); 0 where
-        there is no medium.
+      sizes_BR: int32, (height, width) or (samples,); 0 where there is no
+        medium.
       deterministic: no dropout.
     """
     config = self.config
@@ -61,7 +62,7 @@ class Encoder(nn.Module):
       'dtype': jnp.dtype(config.dtype),
       'param_dtype': jnp.dtype(config.param_dtype),
     }
-    # Whether anything lies between the stem and the sequence.
+    # Whether the stem's output passes through further layers.
     refined = bool(part.num_layers or part.num_tokens)
     scale = 1.0 if refined else soft_scale
     if self.kind == 'image':
@@ -84,12 +85,12 @@ class Encoder(nn.Module):
         **types,
         name='stem',
       )
-    x_BND, places = stem(values, sizes_BR)
+    x_BND, positions = stem(values, sizes_BR)
     x_BND = spmd.with_logical_constraint(x_BND, ('batch', None, None))
 
-    def located(x_BND):
+    def add_positions(x_BND):
       waves_BND = embedding.sinusoids(
-        places.places_BNA, config.width, _BASE[self.kind]
+        positions.coordinates_BNA, config.width, _BASE[self.kind]
       )
       return x_BND + (scale * waves_BND).astype(x_BND.dtype)
 
@@ -97,15 +98,15 @@ class Encoder(nn.Module):
       self.kind == 'audio' or config.image.position == 'rotary'
     )
     if self.kind == 'image' and not rotary:
-      x_BND = located(x_BND)
+      x_BND = add_positions(x_BND)
     if part.num_layers:
-      x_BND = self.trunk(x_BND, places, rotary, deterministic)
+      x_BND = self.trunk(x_BND, positions, rotary, deterministic)
       x_BND = linear.RMSNorm(config.norm_eps, **types, name='norm')(x_BND)
-    real_BN, count_B = places.real, places.count_B
+    real_BN, count_B = positions.real, positions.count_B
     if part.num_tokens:
-      # A resampler sees no order.
+      # A resampler does not see the order of its inputs.
       if self.kind == 'audio' or rotary:
-        x_BND = located(x_BND)
+        x_BND = add_positions(x_BND)
       x_BND = fusion.Resampler(config, part.num_tokens, name='resampler')(
         x_BND, real_BN, deterministic
       )
@@ -124,26 +125,26 @@ class Encoder(nn.Module):
   def trunk(
     self,
     x_BND: jax.Array,
-    places: patch_positions.Places,
+    positions: patch_positions.Positions,
     rotary: bool,
     deterministic: bool,
   ) -> jax.Array:
-    """The tokens after the encoder's own layers."""
+    """Applies the encoder's layers to the stem's tokens."""
     part = self.config.image if self.kind == 'image' else self.config.audio
     config = fusion.dense(self.config)
     angles = None
     if rotary:
       angles = embedding.rotation(
         embedding.place_angles(
-          places.places_BNA, config.head_width // 2, _BASE[self.kind]
+          positions.coordinates_BNA, config.head_width // 2, _BASE[self.kind]
         )
       )
-    sequence = fusion.plain_sequence(places.real)
+    sequence = fusion.plain_sequence(positions.real)
     view = transformer.View(masking.visible(sequence, sequence), angles)
     context = transformer.Context(
       views={'global': view},
       positions_BT=sequence.positions,
-      real_BT=places.real,
+      real_BT=positions.real,
     )
     stack = transformer.Stack(
       config, part.num_layers, schedule=self.schedule, name='layers'
@@ -154,11 +155,11 @@ class Encoder(nn.Module):
 
 
 class Video(nn.Module):
-  """Videos as soft tokens: of each frame those of a picture, and its time.
+  """Encodes videos to the soft tokens of their frames plus their times.
 
   Attributes:
     config: of the model.
-    picture: reads the frames, and pictures elsewhere: an Encoder.
+    picture: the Encoder of pictures, which also reads the frames.
   """
 
   config: config_lib.Model
@@ -188,23 +189,23 @@ class Video(nn.Module):
       'frames of a video',
     )
     frames_F = jnp.arange(F)
-    there_BF = frames_F[None] < sizes_B3[:, :1]
-    sizes_BF2 = jnp.where(there_BF[..., None], sizes_B3[:, None, 1:], 0)
-    # The frames of all videos are so many pictures.
+    is_frame_BF = frames_F[None] < sizes_B3[:, :1]
+    sizes_BF2 = jnp.where(is_frame_BF[..., None], sizes_B3[:, None, 1:], 0)
+    # The encoder reads the frames of all videos as one batch of pictures.
     sizes_X2 = sizes_BF2.reshape(-1, 2)
     x_XND, count_X = self.picture(
       values.reshape(-1, *values.shape[2:]), sizes_X2, deterministic
     )
     if num:
-      places = patch_positions.places_of(
+      positions = patch_positions.of_sizes(
         sizes_X2, (patch, patch), (H // patch, W // patch)
       )
       if config.image.num_tokens:
-        places = patch_positions.places_of(
+        positions = patch_positions.of_sizes(
           count_X[:, None], (1,), (x_XND.shape[1],)
         )
-      x_XND = patch_positions.pooled(x_XND, places, num)
-      # As large as tokens again, which a mean of many is not.
+      x_XND = patch_positions.pool_rectangles(x_XND, positions, num)
+      # A mean is smaller than what it is of; scaled like tokens' vectors again.
       x_XND = linear.RMSNorm(config.norm_eps, **types, name='norm')(x_XND)
       x_XND = x_XND * jnp.asarray(fusion.soft_scale(config), x_XND.dtype)
       count_X = jnp.where(count_X > 0, num, 0)
@@ -225,7 +226,7 @@ class Video(nn.Module):
     slots_BN = jnp.broadcast_to(jnp.arange(F * N), (B, F * N))
     real_BN = slots_BN < count_B[:, None]
     at_BN = slots_BN // slots_B * N + slots_BN % slots_B
-    x_BND = patch_positions.gather(
+    x_BND = patch_positions.take_rows(
       x_BFND.reshape(B, F * N, D), jnp.where(real_BN, at_BN, 0)
     )
     return jnp.where(real_BN[..., None], x_BND, 0), count_B

@@ -18,8 +18,8 @@ from gemini_jax.models import patch_positions
 class ImageStem(nn.Module):
   """Patches as vectors, by one linear map (ViT, Dosovitskiy et al. 2021).
 
-  With `num_blocks` by convolutions, which also see what lies around a patch
-  and know things wherever they stand: small data needs it (Xiao et al. 2021).
+  With `num_blocks` by convolutions, which also see the neighbours of a patch
+  and are the same at every position: small data needs both (Xiao et al. 2021).
 
   Attributes:
     patch: pixels along its sides.
@@ -27,7 +27,7 @@ class ImageStem(nn.Module):
     num_blocks: residual convolutions after each stride; 0: a linear map.
     dtype: of the computation.
     param_dtype: of the parameters.
-    scale: root mean square of what comes out, of inputs of 1.
+    scale: root mean square of the output, for inputs of 1.
   """
 
   patch: int
@@ -40,14 +40,14 @@ class ImageStem(nn.Module):
   @nn.compact
   def __call__(
     self, values_BHWC: jax.Array, sizes_B2: jax.Array
-  ) -> tuple[jax.Array, patch_positions.Places]:
+  ) -> tuple[jax.Array, patch_positions.Positions]:
     """Patches of the extent, those of its first row first, [B, N, D].
 
     Args:
       values_BHWC: pixels from 0 to 255, each picture in its canvas' top left
         corner.
-      sizes_B2: int32, height and width in pixels. What lies outside in a
-        patch is grey, and the patches outside come last and mean nothing.
+      sizes_B2: int32, height and width in pixels. Pixels outside are grey;
+        patches outside come last and have no meaning.
     """
     B, height, width, C = values_BHWC.shape
     side = self.patch
@@ -57,8 +57,11 @@ class ImageStem(nn.Module):
       f'{height} x {width} pixels',
     )
     grid = height // side, width // side
-    places = patch_positions.places_of(sizes_B2, (side, side), grid)
-    at_BN = places.places_BNA[..., 0] * grid[1] + places.places_BNA[..., 1]
+    positions = patch_positions.of_sizes(sizes_B2, (side, side), grid)
+    at_BN = (
+      positions.coordinates_BNA[..., 0] * grid[1]
+      + positions.coordinates_BNA[..., 1]
+    )
     types: dict[str, Any] = {
       'dtype': self.dtype,
       'param_dtype': self.param_dtype,
@@ -76,18 +79,18 @@ class ImageStem(nn.Module):
         **types,
         name='pyramid',
       )(cells.reshape(*cells.shape[:3], -1), extent.after(first).sizes_B2)
-      x = patch_positions.gather(x.reshape(B, -1, self.width), at_BN)
-      return self.scale * linear.RMSNorm(**types, name='norm')(x), places
+      x = patch_positions.take_rows(x.reshape(B, -1, self.width), at_BN)
+      return self.scale * linear.RMSNorm(**types, name='norm')(x), positions
     patches = values_BHWC.reshape(B, grid[0], side, grid[1], side, C)
     patches = patches.swapaxes(2, 3).reshape(B, grid[0] * grid[1], -1)
     # Gathered as bytes: nothing has a gradient yet.
-    patches = patch_positions.gather(patches, at_BN)
+    patches = patch_positions.take_rows(patches, at_BN)
     pixels = patches.astype(jnp.float32) / 127.5 - 1
-    # Pixels of a patch that are left inside, from its top left corner.
-    left_BN2 = sizes_B2[:, None] - places.places_BNA * side
+    # Rows and columns of a patch that lie in the picture.
+    left_BN2 = sizes_B2[:, None] - positions.coordinates_BNA * side
     inside_BNA = jnp.arange(side)[None, None, None] < left_BN2[..., None]
     inside = inside_BNA[:, :, 0, :, None] & inside_BNA[:, :, 1, None, :]
-    inside = inside & places.real[..., None, None]
+    inside = inside & positions.real[..., None, None]
     pixels = jnp.where(
       inside[..., None], pixels.reshape(*inside.shape, C), 0
     ).reshape(patches.shape)
@@ -99,14 +102,14 @@ class ImageStem(nn.Module):
       **types,
       name='patch',
     )('BNP,PD->BND', pixels)
-    return x_BND, places
+    return x_BND, positions
 
 
 class AudioStem(nn.Module):
   """Frames of a spectrogram as vectors, by two convolutions along time.
 
-  As in Whisper (Radford et al. 2022). Each sees what it strides over and one
-  more at either side.
+  As in Whisper (Radford et al. 2022). The window of each is its stride and one
+  frame more on either side.
 
   Attributes:
     patch: frames from one token to the next.
@@ -114,7 +117,7 @@ class AudioStem(nn.Module):
     width: D.
     dtype: of the computation.
     param_dtype: of the parameters.
-    scale: root mean square of what comes out, of inputs of 1.
+    scale: root mean square of the output, for inputs of 1.
   """
 
   patch: int
@@ -127,13 +130,13 @@ class AudioStem(nn.Module):
   @nn.compact
   def __call__(
     self, values_BFM: jax.Array, sizes_B1: jax.Array
-  ) -> tuple[jax.Array, patch_positions.Places]:
+  ) -> tuple[jax.Array, patch_positions.Positions]:
     """A vector for every `patch` frames, [B, N, D].
 
     Args:
       values_BFM: log-mel spectrogram, about zero mean and unit variance.
-      sizes_B1: int32, samples. What lies behind is zeros, and its tokens mean
-        nothing.
+      sizes_B1: int32, samples. Frames after them are zeros, and their tokens
+        have no meaning.
     """
     _, F, M = values_BFM.shape
     config_lib.check(
@@ -163,19 +166,25 @@ class AudioStem(nn.Module):
       name='tokens',
     )('BNKD,KDE->BNE', unfold(x_BFD, second))
     step = self.hop * self.patch
-    return x_BND, patch_positions.places_of(
+    return x_BND, patch_positions.of_sizes(
       sizes_B1, (step,), (F // self.patch,)
     )
 
 
 def masked(x_BFM: jax.Array, sizes_B1: jax.Array, step: int) -> jax.Array:
-  """Zeros in the place of what begins past so many samples."""
+  """Frames that begin after the last sample become zeros.
+
+  Args:
+    x_BFM: frames.
+    sizes_B1: samples.
+    step: samples from one frame to the next.
+  """
   starts_F = step * jnp.arange(x_BFM.shape[1])
   return jnp.where((starts_F[None] < sizes_B1)[..., None], x_BFM, 0)
 
 
 def unfold(x_BFM: jax.Array, stride: int) -> jax.Array:
-  """Windows of `stride` frames and one more at either side.
+  """Windows of `stride` frames and one more on either side.
 
   [B, F / stride, stride + 2, M]; zeros before the first and after the last.
   """

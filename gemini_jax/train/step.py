@@ -15,7 +15,7 @@ from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.kernels import cross_entropy
 from gemini_jax.models import gemini
-from gemini_jax.objectives import losses
+from gemini_jax.objectives import kl, losses
 from gemini_jax.parallel import sharding
 from gemini_jax.train import optimizer as optimizer_lib
 
@@ -159,9 +159,8 @@ def train_step(
     ),
     'tokens': sums.weight,
   }
-  metrics |= losses.media_means(sums.terms)
+  metrics |= losses.means(sums.terms)
   if config.model.latent.dim:
-    metrics['kl'] = sums.terms['kl'] / sums.terms['sequences']
     metrics['kl_weight'] = loss_weights['kl']
   params = optimizer_lib.apply_updates(state.params, updates)
   ema = state.ema
@@ -196,7 +195,7 @@ def with_new_decoder(
   What the encoder has learned stays, in the tokens' table too; the optimizer
   forgets the old decoder (Li et al. 2019).
   """
-  due = losses.decoder_reset(config.train.kl_annealing, config.train.num_steps)
+  due = kl.decoder_reset(config.train.kl_annealing, config.train.num_steps)
   if not due or not config.model.latent.dim:
     return state
   params = {

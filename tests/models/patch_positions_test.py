@@ -21,12 +21,12 @@ SIZES = np.array([[12, 16], [8, 12], [5, 6], [0, 0]], np.int32)
 )
 def test_means_over_rectangles(num, split):
   """Against loops: rectangle i of n covers from floor to ceil of its share."""
-  places = patch_positions.places_of(
+  positions = patch_positions.of_sizes(
     jnp.asarray(SIZES), (SIDE, SIDE), (H // SIDE, W // SIDE)
   )
   x_BND = toy.normal((4, 12, 5))
-  mean_BKD = jax.jit(patch_positions.pooled, static_argnums=2)(
-    x_BND, places, num
+  mean_BKD = jax.jit(patch_positions.pool_rectangles, static_argnums=2)(
+    x_BND, positions, num
   )
   for row, (rows, columns) in enumerate([(3, 4), (2, 3), (2, 2)]):
     x = np.asarray(x_BND)[row, : rows * columns].reshape(rows, columns, 5)

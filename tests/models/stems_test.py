@@ -26,7 +26,7 @@ def test_patches_come_row_by_row_of_their_picture(channels):
   rng = np.random.default_rng(0)
   values = rng.integers(0, 256, (4, H, W, channels)).astype(np.uint8)
   params = toy.random_params(module, values, SIZES)
-  x_BND, places = jax.jit(module.apply)({'params': params}, values, SIZES)
+  x_BND, positions = jax.jit(module.apply)({'params': params}, values, SIZES)
   kernel, bias = params['patch']['kernel'], params['patch']['bias']
   for row, (height, width) in enumerate(SIZES):
     pixels = np.zeros((H, W, channels))
@@ -36,7 +36,7 @@ def test_patches_come_row_by_row_of_their_picture(channels):
       for y in range(0, height, SIDE)
       for x in range(0, width, SIDE)
     ]
-    assert places.count_B[row] == len(expected)
+    assert positions.count_B[row] == len(expected)
     if expected:
       np.testing.assert_allclose(
         x_BND[row, : len(expected)], expected, rtol=1e-4, atol=1e-4
@@ -70,8 +70,10 @@ def test_frames_are_convolved(patch):
   module = stems.AudioStem(patch, HOP, D)
   values = toy.normal((1, FRAMES, BANDS), 1)
   params = toy.random_params(module, values, SAMPLES[:1])
-  x_1ND, places = jax.jit(module.apply)({'params': params}, values, SAMPLES[:1])
-  assert x_1ND.shape[1] == FRAMES // patch == places.count_B[0]
+  x_1ND, positions = jax.jit(module.apply)(
+    {'params': params}, values, SAMPLES[:1]
+  )
+  assert x_1ND.shape[1] == FRAMES // patch == positions.count_B[0]
 
   def convolve(x, layer, stride):
     y = jax.lax.conv_general_dilated(
