@@ -86,7 +86,7 @@ def test_what_is_left_out_or_too_long_is_not_captioned(
     return [generation.Sample('', 'dark', (), ()) for _ in prompts]
 
   monkeypatch.setattr(generation, 'generate', answer)
-  data = dataclasses.replace(own.config.data, without=('image',))
+  data = dataclasses.replace(own.config.data, drop_kinds=('image',))
   own.config = dataclasses.replace(own.config, data=data)
   media_metrics.captions(own, 'params', 'validation', 5)
   assert len(asked[0]) == 60

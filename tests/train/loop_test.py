@@ -94,7 +94,7 @@ def test_lines_of_metrics(done):
   training = {
     'step',
     'train/loss',
-    'train/accuracy',
+    'train/token_accuracy',
     'train/grad_norm',
     'train/learning_rate',
     'train/tokens',
@@ -106,7 +106,7 @@ def test_lines_of_metrics(done):
     'step',
     'validation/loss',
     'validation/perplexity',
-    'validation/accuracy',
+    'validation/token_accuracy',
     'validation/bits_per_byte',
   }
   for line in lines:
