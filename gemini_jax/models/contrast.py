@@ -103,16 +103,16 @@ def alike(
   inputs_BS: jax.Array, targets_BS: jax.Array, placeholders: tuple[int, ...]
 ) -> jax.Array:
   """Which examples share a text, as inputs or as targets, bool[B, B]."""
-  across_BB = equal(inputs_BS, targets_BS, placeholders)
+  across_BB = same_texts(inputs_BS, targets_BS, placeholders)
   return (
-    equal(inputs_BS, inputs_BS, placeholders)
-    | equal(targets_BS, targets_BS, placeholders)
+    same_texts(inputs_BS, inputs_BS, placeholders)
+    | same_texts(targets_BS, targets_BS, placeholders)
     | across_BB
     | across_BB.T
   )
 
 
-def equal(
+def same_texts(
   one_BS: jax.Array, other_BS: jax.Array, placeholders: tuple[int, ...]
 ) -> jax.Array:
   """Which rows are the same text without media, bool[B, B]."""

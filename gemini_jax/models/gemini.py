@@ -18,7 +18,7 @@ from gemini_jax.layers import attention, embedding, linear, matmul
 from gemini_jax.models import (
   contexts,
   contrast,
-  forward_output,
+  forward_pass,
   media_embeddings,
   transformer,
 )
@@ -85,10 +85,7 @@ class Gemini(nn.Module):
     if config.kinds:
       self.perception = media_embeddings.MediaEmbedder(config, self.schedule)
     self.decoder = transformer.Stack(
-      config,
-      config.num_layers,
-      decodes=True,
-      schedule=self.schedule,
+      config, config.num_layers, decodes=True, schedule=self.schedule
     )
     self.decoder_norm = linear.RMSNorm(config.norm_eps, **types)
     self.dropout = nn.Dropout(config.dropout)
@@ -113,75 +110,9 @@ class Gemini(nn.Module):
     batch: batch_lib.Batch,
     deterministic: bool,
     word_dropout: float = 0.0,
-  ) -> forward_output.ForwardOutput:
-    """Hidden states after each token of a batch, and other outputs.
-
-    With a latent, z is a draw of its posterior where the random stream `latent`
-    is given, else its mean.
-
-    Args:
-      batch: sequences to read.
-      deterministic: no dropout.
-      word_dropout: probability that the embedding of a token of the decoder is
-        0, the first ones excepted.
-    """
-    inputs, memory_BSD, z_BZ = self.encoder_inputs(batch), None, None
-    # A latent without inputs reads the targets.
-    decoder_media = self.encode_media(batch.decoder.media, deterministic)
-    media, encoder_media = [decoder_media], decoder_media
-    if batch.encoder is not None:
-      encoder_media = self.encode_media(batch.encoder.media, deterministic)
-      media.append(encoder_media)
-    aux_parts = []
-    if inputs is not None:
-      soft_BSD = self.scatter_soft_tokens(inputs, encoder_media)
-      memory_BSD, aux = self.encode(inputs, deterministic, soft_BSD)
-      aux_parts.append(aux)
-    latent = None
-    if self.config.latent.dim:
-      assert memory_BSD is not None and inputs is not None
-      posterior, prior, multiplier = self.latent(memory_BSD, inputs)
-      z_BZ = posterior.mean
-      if self.has_rng('latent'):
-        z_BZ = posterior.sample(self.make_rng('latent'))
-      latent = latent_lib.LatentOutput(posterior, prior, z_BZ, multiplier)
-    hidden_BT = None
-    if word_dropout and not deterministic:
-      hidden_BT = jax.random.bernoulli(
-        self.make_rng('dropout'), word_dropout, batch.targets.shape
-      ) & (batch.decoder.positions > 0)
-    x_BTD, _, aux = self.decode_hidden(
-      batch.decoder,
-      memory_BSD=memory_BSD if self.config.cross else None,
-      memory=batch.encoder,
-      prefix_BT=batch.prefix,
-      latent_BZ=z_BZ,
-      hidden_BT=hidden_BT,
-      soft_BTD=self.scatter_soft_tokens(batch.decoder, decoder_media),
-      deterministic=deterministic,
-    )
-    aux_parts.insert(0, aux)
-    vectors = None
-    if self.config.contrast_dim:
-      assert memory_BSD is not None and inputs is not None
-      targets = dataclasses.replace(batch.decoder, tokens=batch.targets)
-      soft_BTD = self.scatter_soft_tokens(targets, decoder_media)
-      targets_BTD, aux = self.encode(targets, deterministic, soft_BTD)
-      aux_parts.append(aux)
-      vectors = self.contrast.compare(memory_BSD, inputs, targets_BTD, targets)
-    densities = {}
-    if decoder_media is not None:
-      densities = self.perception.densities(x_BTD, decoder_media)
-    # The mean over all layers.
-    mean = lambda *parts: jnp.mean(jnp.concatenate(parts))
-    return forward_output.ForwardOutput(
-      x_BTD=x_BTD,
-      aux=jax.tree.map(mean, *aux_parts),
-      latent=latent,
-      media=tuple(item for item in media if item is not None),
-      densities=densities,
-      pair_vectors=vectors,
-    )
+  ) -> forward_pass.ForwardOutput:
+    """Hidden states after each token of a batch; see `forward_pass.run`."""
+    return forward_pass.run(self, batch, deterministic, word_dropout)
 
   def output_table(self) -> jax.Array:
     """The matrix whose products with hidden states are logits, [V, D].

@@ -135,7 +135,7 @@ class MediaEmbedder(nn.Module):
       )
       unfold = lambda x, shape=shape: x.reshape(*shape, *x.shape[1:])
       if kind in self.autoencoders:
-        z, counts, reconstruction = self.code(
+        z, counts, reconstruction = self.autoencode(
           kind, values_X, sizes_XA, deterministic
         )
         tokens = self.projectors[kind]('XNZ,ZD->XND', z)
@@ -200,7 +200,7 @@ class MediaEmbedder(nn.Module):
       f_max=audio.top,
     )
 
-  def code(
+  def autoencode(
     self,
     kind: str,
     values: jax.Array,

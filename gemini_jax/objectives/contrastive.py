@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.models import contrast as contrast_lib
-from gemini_jax.models import forward_output
+from gemini_jax.models import forward_pass
 from gemini_jax.objectives import terms as terms_lib
 
 # Score of a pair that is left out: its exp is 0, and there is no inf - inf.
@@ -21,7 +21,7 @@ _LEFT_OUT = -1e30
 
 
 @flax.struct.dataclass
-class Contrast:
+class ContrastiveLoss:
   """Means over the pairs that count, and over both directions.
 
   Attributes:
@@ -35,7 +35,7 @@ class Contrast:
 
 def terms(
   config: config_lib.Model,
-  output: forward_output.ForwardOutput,
+  output: forward_pass.ForwardOutput,
   batch: batch_lib.Batch,
   num_tokens: jax.Array,
   train: config_lib.Train | None,
@@ -54,7 +54,7 @@ def terms(
   # Inputs that were left out are one end token, and tell nothing.
   has_inputs_B = jnp.sum(inputs_BS > 0, axis=1) > 1
   weights_B = terms_lib.num_examples(batch) * has_inputs_B
-  result = contrast(
+  result = info_nce(
     vectors.inputs_BC,
     vectors.targets_BC,
     vectors.scale,
@@ -71,14 +71,14 @@ def terms(
   )
 
 
-def contrast(
+def info_nce(
   one_BD: jax.Array,
   other_BD: jax.Array,
   scale: jax.Array,
   *,
   same_BB: jax.Array | None = None,
   weights_B: jax.Array | None = None,
-) -> Contrast:
+) -> ContrastiveLoss:
   """Symmetric InfoNCE (van den Oord et al. 2018; CLIP), in float32.
 
   Args:
@@ -114,7 +114,7 @@ def contrast(
     right_B = pair_B > jnp.max(others, axis=1)
     loss += jnp.sum(weights_B * loss_B) / total / 2
     accuracy += jnp.sum(weights_B * right_B) / total / 2
-  return Contrast(loss, accuracy)
+  return ContrastiveLoss(loss, accuracy)
 
 
 def _unit(x_BD: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.kernels import cross_entropy
-from gemini_jax.models import forward_output, gemini
+from gemini_jax.models import forward_pass, gemini
 from gemini_jax.objectives import (
   contrastive,
   kl,
@@ -104,7 +104,7 @@ def _forward(
   batch: batch_lib.Batch,
   key: jax.Array | None,
   config: config_lib.Train | None,
-) -> tuple[forward_output.ForwardOutput, jax.Array]:
+) -> tuple[forward_pass.ForwardOutput, jax.Array]:
   """Outputs of a forward pass, and the output table."""
   if key is None:
     number = jnp.sum(batch.targets.astype(jnp.uint32))
@@ -128,7 +128,7 @@ def _forward(
 
 def _add_terms(
   config: config_lib.Model,
-  output: forward_output.ForwardOutput,
+  output: forward_pass.ForwardOutput,
   batch: batch_lib.Batch,
   sums: cross_entropy.Sums,
   train: config_lib.Train | None,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.layers import convolution
-from gemini_jax.models import forward_output, latent, media_embeddings
+from gemini_jax.models import forward_pass, latent, media_embeddings
 from gemini_jax.objectives import terms as terms_lib
 
 # Which loss of an autoencoder each weight is of.
@@ -22,7 +22,7 @@ _LOSSES = {
 
 def terms(
   config: config_lib.Model,
-  output: forward_output.ForwardOutput,
+  output: forward_pass.ForwardOutput,
   batch: batch_lib.Batch,
   num_tokens: jax.Array,
   train: config_lib.Train | None,
@@ -45,7 +45,7 @@ def terms(
 
 def written_nll(
   config: config_lib.Model,
-  output: forward_output.ForwardOutput,
+  output: forward_pass.ForwardOutput,
   batch: batch_lib.Batch,
 ) -> jax.Array:
   """Nats of z's numbers where a target is a placeholder: [sum, tokens]."""

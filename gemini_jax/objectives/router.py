@@ -4,13 +4,13 @@ import jax
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
-from gemini_jax.models import forward_output
+from gemini_jax.models import forward_pass
 from gemini_jax.objectives import terms as terms_lib
 
 
 def terms(
   config: config_lib.Model,
-  output: forward_output.ForwardOutput,
+  output: forward_pass.ForwardOutput,
   batch: batch_lib.Batch,
   num_tokens: jax.Array,
   train: config_lib.Train | None,

@@ -54,7 +54,7 @@ def batches(path, *tasks, size=6, model=MODEL):
 def test_texts_are_equal_media_are_not():
   picture = IDS[0]
   rows = [[3, 4, 0], [3, 4, 0], [3, 5, 0], [picture, 4, 0], [picture, 4, 0]]
-  found = contrast.equal(np.array(rows), np.array(rows), IDS)
+  found = contrast.same_texts(np.array(rows), np.array(rows), IDS)
   expected = np.zeros((5, 5), bool)
   expected[:2, :2] = expected[2, 2] = True
   np.testing.assert_array_equal(found, expected)
@@ -177,7 +177,7 @@ def test_the_loss_attracts_pairs(path):
   same_BB = (batch.targets[:, None] == batch.targets[None]).all(axis=-1)
   assert same_BB.sum() > 6
   for same, equals in ((same_BB, True), (np.eye(6, dtype=bool), False)):
-    expected = contrastive.contrast(
+    expected = contrastive.info_nce(
       *vectors[:2],
       contrast.cosine_scale(params['contrast']['scale']),
       same_BB=same,

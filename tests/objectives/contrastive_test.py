@@ -47,7 +47,7 @@ def test_loss_is_the_definition():
     ({'same_BB': same_BB, 'weights_B': weights_B}, same_BB, weights_B),
   )
   found = [
-    float(contrastive.contrast(one_BD, other_BD, SCALE, **options).loss)
+    float(contrastive.info_nce(one_BD, other_BD, SCALE, **options).loss)
     for options, *_ in cases
   ]
   expected = [
@@ -59,8 +59,8 @@ def test_loss_is_the_definition():
 
 def test_aligned_is_less_than_shuffled():
   one_BD = vectors(0)
-  aligned = contrastive.contrast(one_BD, 3 * one_BD, SCALE)
-  shuffled = contrastive.contrast(one_BD, one_BD[::-1], SCALE)
+  aligned = contrastive.info_nce(one_BD, 3 * one_BD, SCALE)
+  shuffled = contrastive.info_nce(one_BD, one_BD[::-1], SCALE)
   assert aligned.loss < 0.1 < 2 < shuffled.loss
   assert aligned.accuracy == 1 and shuffled.accuracy == 0
 
@@ -73,8 +73,8 @@ def test_what_says_the_same_is_no_negative():
   captions_B = np.array([0, 9, 2, 3, 9, 5])
   same_BB = captions_B[:, None] == captions_B[None]
   scale = jnp.float32(100.0)
-  marked = contrastive.contrast(one_BD, other_BD, scale, same_BB=same_BB)
-  unmarked = contrastive.contrast(one_BD, other_BD, scale)
+  marked = contrastive.info_nce(one_BD, other_BD, scale, same_BB=same_BB)
+  unmarked = contrastive.info_nce(one_BD, other_BD, scale)
   np.testing.assert_allclose(marked.loss, 0, atol=1e-5)
   np.testing.assert_allclose(unmarked.loss, 2 / B * np.log(2), rtol=1e-4)
   assert marked.accuracy == 1
@@ -83,7 +83,7 @@ def test_what_says_the_same_is_no_negative():
 def test_nothing_drives_those_apart_that_say_the_same():
   """Two such pairs have no loss and no gradient, whatever their vectors."""
   loss = lambda x_BD, same_BB: (
-    contrastive.contrast(x_BD, vectors(1, 2), SCALE, same_BB=same_BB).loss
+    contrastive.info_nce(x_BD, vectors(1, 2), SCALE, same_BB=same_BB).loss
   )
   marked, unmarked = (
     jax.value_and_grad(loss)(vectors(0, 2), same_BB)
@@ -99,10 +99,10 @@ def test_pairs_of_weight_0_change_nothing():
   kept = jnp.array([0, 2, 3, 5])
   found, gradient = jax.value_and_grad(
     lambda x_BD: (
-      contrastive.contrast(x_BD, other_BD, SCALE, weights_B=weights_B).loss
+      contrastive.info_nce(x_BD, other_BD, SCALE, weights_B=weights_B).loss
     )
   )(one_BD)
-  expected = contrastive.contrast(one_BD[kept], other_BD[kept], SCALE).loss
+  expected = contrastive.info_nce(one_BD[kept], other_BD[kept], SCALE).loss
   np.testing.assert_allclose(found, expected, rtol=1e-6)
   norms_B = jnp.linalg.norm(gradient, axis=1)
   np.testing.assert_array_equal(norms_B > 0, weights_B > 0)
@@ -112,7 +112,7 @@ def test_pairs_of_weight_0_change_nothing():
 def test_gradients_are_finite_and_lead_to_alignment(dtype):
   """Also of a vector of zeros, a batch of one and nothing that counts."""
   loss = lambda x_BD, y_BD, scale, weights_B: (
-    contrastive.contrast(x_BD, y_BD, scale, weights_B=weights_B).loss
+    contrastive.info_nce(x_BD, y_BD, scale, weights_B=weights_B).loss
   )
   differentiate = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
   for one_BD, other_BD, weights_B in (
