@@ -18,6 +18,7 @@ from gemini_jax.models import gemini
 from gemini_jax.objectives import losses
 from gemini_jax.plan import hlo
 from gemini_jax.train import optimizer as optimizer_lib
+from gemini_jax.train import state as state_lib
 from gemini_jax.train import step as step_lib
 
 ROWS, LENGTH, VOCABULARY = 4, 32, 512
@@ -46,7 +47,7 @@ def params():
 def train_step():
   optimizer = optimizer_lib.make_optimizer(CONFIG.optimizer, 10)
   state = jax.eval_shape(
-    functools.partial(step_lib.fresh_state, CONFIG, MODEL, optimizer), KEY
+    functools.partial(state_lib.fresh_state, CONFIG, MODEL, optimizer), KEY
   )
   step = functools.partial(
     step_lib.train_step, config=CONFIG, model=MODEL, optimizer=optimizer

@@ -6,13 +6,14 @@ B batch, N sequences, Z numbers in z.
 import functools
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gemini_jax import batch as batch_lib
+from gemini_jax.data import tokenizer as tokenizer_lib
 from gemini_jax.data import transforms
 from gemini_jax.models import gemini
 from gemini_jax.models import latent as latent_lib
@@ -24,18 +25,6 @@ from gemini_jax.parallel import processes
 _ACTIVE = 0.01
 # Most texts of a batch, and most of its tokens.
 _MAX_ROWS, _MAX_TOKENS = 64, 2**14
-
-
-class Tokenizer(Protocol):
-  """The part of a tokenizer that is needed here."""
-
-  pad_id: int
-  bos_id: int
-  eos_id: int
-
-  def encode(self, text: str) -> np.ndarray:
-    """Token ids of `text`, without special tokens."""
-    ...
 
 
 def measure(
@@ -92,7 +81,7 @@ def measure(
 def of_texts(
   model: gemini.Gemini,
   params: Any,
-  tokenizer: Tokenizer,
+  tokenizer: tokenizer_lib.Tokenizer,
   texts: Sequence[str],
 ) -> tuple[np.ndarray, np.ndarray]:
   """-log p of each text in nats, float32[N], and its tokens, int64[N].

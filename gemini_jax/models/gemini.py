@@ -20,6 +20,7 @@ from gemini_jax.models import (
   contrast,
   forward_pass,
   media_embeddings,
+  stack,
   transformer,
 )
 from gemini_jax.models import latent as latent_lib
@@ -60,7 +61,7 @@ class Gemini(nn.Module):
         **types,
       )
     if config.encodes:
-      self.encoder = transformer.Stack(
+      self.encoder = stack.Stack(
         config, config.encoder_layers, schedule=self.schedule
       )
       self.encoder_norm = linear.RMSNorm(config.norm_eps, **types)
@@ -84,7 +85,7 @@ class Gemini(nn.Module):
       )
     if config.kinds:
       self.perception = media_embeddings.MediaEmbedder(config, self.schedule)
-    self.decoder = transformer.Stack(
+    self.decoder = stack.Stack(
       config, config.num_layers, decodes=True, schedule=self.schedule
     )
     self.decoder_norm = linear.RMSNorm(config.norm_eps, **types)
@@ -224,7 +225,8 @@ class Gemini(nn.Module):
     Args:
       sequence: tokens to read; with a cache, the next ones of each row, at
         their positions. Padding (segment 0) leaves the cache as it was.
-      memory_BSD: the encoder's output; with a cache, needed once.
+      memory_BSD: the encoder's output; with a cache that has `cross_cache` of
+        it, None.
       memory: the sequence that the encoder read.
       prefix_BT: of `sequence`, or of the whole cache when there is one: what
         may be attended to from before it.
@@ -235,10 +237,14 @@ class Gemini(nn.Module):
       cache: of the tokens before.
       deterministic: no dropout.
     """
+    if cache is not None and memory_BSD is not None:
+      cache = dataclasses.replace(
+        cache, cross_attention=self.cross_cache(memory_BSD)
+      )
     context = contexts.decoder(
       self.config,
       sequence,
-      num_slots=None if cache is None else cache.self_attention.key.shape[2],
+      num_slots=None if cache is None else cache.self_attention.num_slots,
       memory_BSD=memory_BSD,
       memory=memory,
       prefix_BT=prefix_BT,
@@ -249,6 +255,13 @@ class Gemini(nn.Module):
       x_BTD = x_BTD + self.latent_embedding('BZ,ZD->BD', latent_BZ)[:, None]
     x_BTD, cache, aux = self.decoder(x_BTD, context, cache, deterministic)
     return self.decoder_norm(x_BTD), cache, aux
+
+  def cross_cache(self, memory_BSD: jax.Array) -> attention.KVCache:
+    """Keys and values that the decoder's layers make of the encoder's output.
+
+    They belong into `Cache.cross_attention`, for as long as the memory is read.
+    """
+    return self.decoder.cross_cache(memory_BSD)
 
   def embed(
     self,
@@ -295,15 +308,14 @@ def init_cache(
   """An empty cache for `length` positions, in the compute type."""
 
   def buffers(length):
-    shape = (
+    return attention.KVCache.zeros(
       config.num_layers,
       batch_size,
       length,
       config.kv_heads,
       config.head_width,
+      jnp.dtype(config.dtype),
     )
-    zeros = lambda: jnp.zeros(shape, jnp.dtype(config.dtype))
-    return attention.KVCache(zeros(), zeros())
 
   return transformer.Cache(
     buffers(length), buffers(memory_length) if config.cross else None

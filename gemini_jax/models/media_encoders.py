@@ -15,7 +15,13 @@ from flax.linen import spmd
 from gemini_jax import config as config_lib
 from gemini_jax.kernels import masking
 from gemini_jax.layers import embedding, linear
-from gemini_jax.models import fusion, patch_positions, stems, transformer
+from gemini_jax.models import (
+  fusion,
+  patch_positions,
+  stack,
+  stems,
+  transformer,
+)
 from gemini_jax.parallel import pipeline
 
 # Ratio of the longest wavelength of positions to the shortest: a picture has
@@ -146,11 +152,11 @@ class Encoder(nn.Module):
       positions_BT=sequence.positions,
       real_BT=positions.real,
     )
-    stack = transformer.Stack(
+    layers = stack.Stack(
       config, part.num_layers, schedule=self.schedule, name='layers'
     )
     with fusion.whole_length():
-      x_BND, _, _ = stack(x_BND, context, deterministic=deterministic)
+      x_BND, _, _ = layers(x_BND, context, deterministic=deterministic)
     return x_BND
 
 
