@@ -3,6 +3,7 @@
 Neither of training nor of evaluation, likelihoods or diagnosis.
 """
 
+import dataclasses
 import functools
 import math
 
@@ -12,6 +13,7 @@ import pytest
 
 import tiny
 import toy
+from gemini_jax import config as config_lib
 from gemini_jax.evaluate import evaluation, likelihood
 from gemini_jax.kernels import cross_entropy
 from gemini_jax.models import gemini
@@ -40,8 +42,8 @@ def _small_chunks(monkeypatch):
 
 
 @functools.cache
-def params():
-  return toy.model_params(MODEL)
+def params(model=MODEL):
+  return toy.model_params(model)
 
 
 def train_step():
@@ -58,6 +60,12 @@ def train_step():
 def eval_step(whole):
   step = functools.partial(evaluation.eval_step, model=MODEL, whole=whole)
   return jax.jit(step).lower(params(), BATCH)
+
+
+def sampled_likelihood():
+  latent = config_lib.Latent(dim=3)
+  model = gemini.Gemini(dataclasses.replace(CONFIG.model, latent=latent))
+  return likelihood._measure.lower(model, 2, params(model), BATCH, KEY)
 
 
 def diagnosed():
@@ -89,9 +97,7 @@ PROGRAMS = {
   'eval_step': functools.partial(eval_step, False),
   'eval_step_of_whole_examples': functools.partial(eval_step, True),
   'likelihood': lambda: likelihood._nats.lower(MODEL, params(), BATCH),
-  'sampled_likelihood': lambda: likelihood._measure.lower(
-    MODEL, 2, params(), BATCH, KEY
-  ),
+  'sampled_likelihood': sampled_likelihood,
   'diagnosis': diagnosed,
 }
 

@@ -112,7 +112,7 @@ def inside(kind):
 
 
 @BY_CASE
-def test_what_lies_outside_the_extent_says_nothing(kind, case):
+def test_pixels_outside_of_the_extent_have_no_gradient(kind, case):
   """The gradient is zero there, exactly, and nowhere else."""
   encode = encode_fn(kind, config_of(case))
 
@@ -153,7 +153,7 @@ def test_a_larger_canvas_changes_nothing(kind, case):
 @pytest.mark.parametrize(
   ('kind', 'case'), [each for each in EVERY if each != ('audio', 'stem')]
 )
-def test_places_are_seen(kind, case):
+def test_positions_are_seen(kind, case):
   """Parts of a medium that move are not tokens that move."""
   encode, sizes = encode_fn(kind, config_of(case)), sizes_of(kind)
   values = values_of(kind)
@@ -167,7 +167,7 @@ def test_places_are_seen(kind, case):
     other = np.roll(values, 4, axis=1)
   x_ND, y_ND = (real_tokens(encode(v, sizes), 0) for v in (values, other))
   gaps = np.abs(x_ND[:, None] - y_ND[None]).max(axis=-1)
-  # Without places all tokens would be found again somewhere.
+  # Without positions the same tokens would come in another order.
   assert np.max(np.min(gaps, axis=1)) > 1e-2
 
 
