@@ -404,7 +404,7 @@ def evaluate_splits(
         params,
         run_lib.device_batches(run, loader, loader_lib.iterate(loader)),
         num_samples=run.config.eval.importance_samples,
-        most=measures,
+        num_sequences=measures,
       )
       results |= {f'{split}/{name}': value for name, value in values.items()}
   return results
