@@ -470,13 +470,12 @@ def test_the_report_survives_a_search_that_fails(monkeypatch):
   checkpoints = types.SimpleNamespace(
     close=lambda: None, steps=lambda: [3], path='checkpoints/{}'.format
   )
-  run = types.SimpleNamespace(
-    config=None, model=None, optimizer=None, checkpoints=checkpoints
-  )
+  run = types.SimpleNamespace(config=None, model=None, checkpoints=checkpoints)
+  session = types.SimpleNamespace(run=run, optimizer=None)
   state = types.SimpleNamespace(step=np.int32(4))
   values = {'loss': np.nan, 'grad_norm': 2.0}
   with pytest.raises(FloatingPointError) as error:
-    diagnosis.raise_not_finite(run, state, [None] * 5, 5, values)
+    diagnosis.raise_not_finite(session, state, [None] * 5, 5, values)
   assert str(error.value) == (
     'step 5 is not finite (loss nan, gradient norm 2.0): first in unknown, the '
     "search failed: NotImplementedError('no such operation'); last good "
