@@ -18,12 +18,12 @@ import sys
 from gemini_jax import command
 from gemini_jax.parallel import sharding
 from gemini_jax.train import session as session_lib
-from gemini_jax.train import step as step_lib
+from gemini_jax.train import state as state_lib
 
 config = command.parse(sys.argv, {}).config
 session = session_lib.open_session(config, 'run')
 with sharding.use(session.run.mesh):
-  state = step_lib.init_state(
+  state = state_lib.init_state(
     session.run.config,
     session.run.model,
     session.optimizer,

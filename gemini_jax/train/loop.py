@@ -18,16 +18,20 @@ import optax
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
+from gemini_jax.adapt import enabled
 from gemini_jax.config import legacy
 from gemini_jax.data import loader as loader_lib
 from gemini_jax.evaluate import evaluation, likelihood, media_metrics, retrieval
 from gemini_jax.infer import generation
+from gemini_jax.infer import prompts as prompts_lib
+from gemini_jax.infer import samples as samples_lib
 from gemini_jax.models import gemini
-from gemini_jax.parallel import processes, sharding
+from gemini_jax.parallel import placement, processes, sharding
 from gemini_jax.train import diagnosis, metrics, preemption
 from gemini_jax.train import lock as lock_lib
-from gemini_jax.train import optimizer as optimizer_lib
+from gemini_jax.train import schedule as schedule_lib
 from gemini_jax.train import session as session_lib
+from gemini_jax.train import state as state_lib
 from gemini_jax.train import step as step_lib
 
 
@@ -98,7 +102,7 @@ def _check_generation(
   decoder = generation.build_decoder(config, run.model, run.tokenizer, 1)
   for i, text in enumerate(config.eval.samples):
     try:
-      prompt = generation.read_prompt(config, run.model, run.tokenizer, text)
+      prompt = prompts_lib.read_prompt(config, run.model, run.tokenizer, text)
       inputs = () if prompt.inputs is None else (prompt.inputs,)
       decoder.check_lengths([prompt.tokens], inputs)
     except UnicodeError as error:
@@ -126,7 +130,7 @@ def _train(session: session_lib.Session):
   restored = session.resume()
   manifest = restored.manifest if restored else {}
   if restored is None:
-    state = step_lib.init_state(
+    state = state_lib.init_state(
       config, run.model, session.optimizer, session.abstract
     )
     step, size = 0, 0
@@ -156,12 +160,12 @@ def _train(session: session_lib.Session):
     return
   print(
     f'{gemini.param_count(state.params):,} parameters on '
-    f'{metrics.devices_line()}; {sharding.describe(state)}'
+    f'{metrics.devices_line()}; {placement.describe(state)}'
   )
   print(f'{"resuming" if step else "starting"} at step {step:,}', flush=True)
   if 'config' in manifest and step < num_steps:
     print(
-      optimizer_lib.course_change(
+      schedule_lib.course_change(
         config, legacy.upgrade(manifest['config']), step
       ),
       end='',
@@ -182,7 +186,9 @@ def _train(session: session_lib.Session):
     )
   if held_out:
     eval_step = compile_eval(
-      run, state.evaluation_params(), next(iter(held_out.values()))
+      run,
+      state_lib.evaluation_params(config, state),
+      next(iter(held_out.values())),
     )
 
   if held_out and config.train.keep_best:
@@ -264,7 +270,7 @@ def _train(session: session_lib.Session):
     """
     new: dict[str, float] = {}
     last = done == num_steps
-    params = state.evaluation_params()
+    params = state_lib.evaluation_params(config, state)
     if evaluates(done):
       splits: list[loader_lib.Split] = [
         s for s in held_out if last or s == 'validation'
@@ -357,17 +363,13 @@ def _open_writer(run: run_lib.Run, step: int, size: int) -> metrics.Writer:
 
 
 def observe(
-  config: config_lib.Config, state: step_lib.TrainState, value: float | None
-) -> step_lib.TrainState:
-  """The state after a validation, which may lower a plateau's rate."""
-  if not config.optimizer.plateau_patience or value is None:
+  config: config_lib.Config, state: state_lib.TrainState, value: float | None
+) -> state_lib.TrainState:
+  """The state after a validation, by whose loss extensions may change it."""
+  if value is None:
     return state
-  return dataclasses.replace(
-    state,
-    opt_state=optimizer_lib.observe_validation(
-      config.optimizer, state.opt_state, np.float32(value)
-    ),
-  )
+  extensions = enabled.extensions(config)
+  return extensions.after_validation(state, np.float32(value))
 
 
 def evaluate_splits(
@@ -483,7 +485,7 @@ def compile_step(
   config: config_lib.Config,
   model: gemini.Gemini,
   optimizer: optax.GradientTransformationExtraArgs,
-  abstract: step_lib.TrainState,
+  abstract: state_lib.TrainState,
   batch: batch_lib.Batch,
 ) -> Any:
   """`train_step`, compiled once for these shapes and shardings."""
@@ -519,14 +521,16 @@ def write_samples(run: run_lib.Run, params: Any, step: int):
   prompts = run.config.eval.samples
   if not prompts:
     return
+  # A controller is trained by --mode=generate alone.
+  options = dataclasses.replace(run.config.generate, steer='')
   samples = generation.generate(
-    run.config,
+    dataclasses.replace(run.config, generate=options),
     run.model,
     params,
     run.tokenizer,
     prompts,
   )
-  generation.write_samples(
+  samples_lib.write_samples(
     run.workdir / 'samples' / f'{step:08d}.jsonl', samples
   )
   for sample in samples:
