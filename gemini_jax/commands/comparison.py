@@ -14,12 +14,11 @@ import numpy as np
 
 from gemini_jax import command, host
 from gemini_jax import config as config_lib
+from gemini_jax import run as run_lib
 from gemini_jax.data import loader, splits
 from gemini_jax.evaluate import likelihood, ngram
 from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.parallel import sharding
-from gemini_jax.train import loop
-from gemini_jax.train import run as run_lib
 
 T = TypeVar('T')
 
@@ -199,12 +198,12 @@ def open_run(workdir: str) -> run_lib.Run:
   except config_lib.ConfigError:
     # It was trained on other devices than there are here.
     config = dataclasses.replace(config, parallel=config_lib.Parallel())
-  run = run_lib.open_run(config, workdir, create=False)
+  run = run_lib.open_run(config, workdir)
   config_lib.check(
     bool(run.checkpoints.steps()),
     f'{workdir} holds no checkpoint; train it first',
   )
-  loop.enable_compilation_cache(run.config)
+  run_lib.enable_compilation_cache(run.config)
   return run
 
 
@@ -230,8 +229,8 @@ def judge_perplexities(
 ) -> tuple[list[float], int]:
   """The judge's perplexity of each set of texts, and the step that it is of."""
   with sharding.use(judge.mesh):
-    restored = judge.restore(checkpoint)
-    params = restored.state.evaluation_params()
+    restored = judge.restore_params(checkpoint)
+    params = restored.params
     found = []
     for texts in sets:
       nats, tokens = likelihood.of_texts(

@@ -30,6 +30,7 @@ import numpy as np
 
 from gemini_jax import command
 from gemini_jax import config as config_lib
+from gemini_jax import run as run_lib
 from gemini_jax.checkpoint import checkpointer
 from gemini_jax.commands import comparison, steered_table
 from gemini_jax.data import loader, splits
@@ -38,7 +39,6 @@ from gemini_jax.infer import generation
 from gemini_jax.parallel import sharding
 from gemini_jax.steer import controller as controller_lib
 from gemini_jax.steer import guided_decoding, labelled_examples
-from gemini_jax.train import run as run_lib
 
 FLAGS: dict[str, str | None] = {
   'workdirs': None,
@@ -415,9 +415,8 @@ def _write(
 ) -> dict[str, Any]:
   """What a run writes without steering, and towards each value."""
   with sharding.use(run.mesh):
-    restored = run.restore(options.checkpoint)
-    params = restored.state.evaluation_params()
-    writer = _Writer(name, run, params, classifier, options)
+    restored = run.restore_params(options.checkpoint)
+    writer = _Writer(name, run, restored.params, classifier, options)
     unsteered, _ = writer.write(
       comparison.sampling(
         run.config, options.temperature, options.count, options.seed
