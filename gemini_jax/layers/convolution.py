@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gemini_jax.layers import feedforward, linear
+from gemini_jax.layers import feedforward, linear, matmul
 
 # Channels that a convolution has at least, and a multiple of.
 _LANES = 8
@@ -49,19 +49,23 @@ class Block(nn.Module):
       'dtype': self.dtype,
       'param_dtype': self.param_dtype,
     }
-    kernel_PC: Any = self.param(
-      'neighbours',
-      nn.with_logical_partitioning(nn.initializers.normal(1 / 3), (None, None)),
-      (9, C),
-      self.param_dtype,
+    kernel_PC = matmul.to_array(
+      matmul.param(
+        self,
+        'neighbours',
+        nn.initializers.normal(1 / 3),
+        (None, None),
+        (9, C),
+        self.param_dtype,
+      ),
+      self.dtype,
     )
     seen_BHWC = (x_BHWC * real_BHW1).astype(self.dtype)
     mixed_BHWC = jnp.zeros_like(seen_BHWC)
     for near_BHWC, kernel_C in zip(
       neighbours(seen_BHWC), kernel_PC, strict=True
     ):
-      kernel_C = kernel_C.astype(self.dtype).reshape(1, 1, 1, C)
-      mixed_BHWC += near_BHWC * kernel_C
+      mixed_BHWC += near_BHWC * kernel_C.reshape(1, 1, 1, C)
     mixed_BHWC = linear.RMSNorm(name='norm', **types)(mixed_BHWC)
     return x_BHWC + feedforward.FeedForward(
       self.expansion * C,

@@ -5,12 +5,13 @@ B batch, T length, D width, V vocabulary, H head width, F rotary frequencies
 """
 
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from gemini_jax.layers import matmul
 
 
 class Embedding(nn.Module):
@@ -34,28 +35,24 @@ class Embedding(nn.Module):
 
   def setup(self):
     """The table."""
-    self.embedding: Any = self.param(
+    self.embedding = matmul.param(
+      self,
       'embedding',
-      nn.with_logical_partitioning(
-        nn.initializers.normal(self.init_scale), self.axes
-      ),
+      nn.initializers.normal(self.init_scale),
+      self.axes,
       (self.num_embeddings, self.width),
       self.param_dtype,
     )
 
   def __call__(self, ids_BT: jax.Array) -> jax.Array:
     """Rows of the table, [B, T, D]."""
-    return jnp.take(self.embedding, ids_BT, axis=0).astype(self.dtype)
+    return matmul.rows(self.embedding, ids_BT, self.dtype)
 
   def attend(self, x_BTD: jax.Array) -> jax.Array:
     """Scores of every row, [B, T, V] in float32."""
-    scores = jax.lax.dot_general(
-      x_BTD.astype(self.dtype).reshape(-1, self.width),
-      self.embedding.astype(self.dtype),
-      (((1,), (1,)), ((), ())),
-      preferred_element_type=jnp.float32,
+    return matmul.dot_transposed(
+      x_BTD, self.embedding, dtype=self.dtype, out_dtype=jnp.float32
     )
-    return scores.reshape(*x_BTD.shape[:-1], self.num_embeddings)
 
 
 def rotary_frequencies(

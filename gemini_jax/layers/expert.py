@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gemini_jax.layers import expert_dispatch, feedforward, linear
+from gemini_jax.layers import expert_dispatch, feedforward, linear, matmul
 from gemini_jax.parallel import sharding
 
 
@@ -76,29 +76,24 @@ class MixtureOfExperts(nn.Module):
     }
     if not self.gated:
       del shapes['gate']
-    kernels = {
-      name: ExpertKernel(
+    kernels, names = {}, {}
+    for name, (shape, axes) in shapes.items():
+      kernels[name], names[name] = ExpertKernel(
         (self.num_experts, *shape),
         ('expert', *axes),
         dtype=self.dtype,
         name=f'expert_{name}',
         **parameters,
       )()
-      for name, (shape, axes) in shapes.items()
-    }
     out_BTD = sharding.per_device(
       functools.partial(
         expert_dispatch.visit_experts,
+        names=names,
         num_experts=self.num_experts,
         hidden_dim=self.hidden_dim,
         activation=self.activation,
       ),
-      (
-        tokens,
-        tokens,
-        tokens,
-        {name: ('expert', *axes) for name, (_, axes) in shapes.items()},
-      ),
+      (tokens, tokens, tokens, names),
       tokens,
     )(x_BTD.astype(self.dtype), chosen_BTK, gates_BTK, kernels)
     if self.shared_dim:
@@ -134,16 +129,18 @@ class ExpertKernel(nn.Module):
   init_scale: float | None = None
 
   @nn.compact
-  def __call__(self) -> jax.Array:
-    """The kernels, in the type of the computation."""
+  def __call__(self) -> tuple[Any, Any]:
+    """The kernels, and the names of their dims, for `sharding.per_device`."""
     scale = self.init_scale or self.shape[1] ** -0.5
-    kernel: Any = self.param(
+    kernel = matmul.param(
+      self,
       'kernel',
-      nn.with_logical_partitioning(nn.initializers.normal(scale), self.axes),
+      nn.initializers.normal(scale),
+      self.axes,
       self.shape,
       self.param_dtype,
     )
-    return kernel.astype(self.dtype)
+    return matmul.for_devices(kernel, self.axes, self.dtype)
 
 
 def choose(

@@ -6,19 +6,22 @@ B batch, T length, D width, E experts, K experts of a token, F hidden width;
 on one device: N tokens, R = N * K rows, one for each token and its expert.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from gemini_jax.layers import feedforward
+from gemini_jax.layers import feedforward, matmul
 
 
 def visit_experts(
   x_BTD: jax.Array,
   chosen_BTK: jax.Array,
   gates_BTK: jax.Array,
-  kernels: dict[str, jax.Array],
+  kernels: dict[str, Any],
   *,
+  names: dict[str, Any],
   num_experts: int,
   hidden_dim: int,
   activation: str,
@@ -36,16 +39,20 @@ def visit_experts(
     chosen_BTK: int32, their experts.
     gates_BTK: float32, the weights of these.
     kernels: [E, ...] of the experts of this device, by projection.
+    names: logical names of the dims of each array in `kernels`.
     num_experts: E of all devices.
     hidden_dim: F of all devices.
     activation: a name in feedforward.ACTIVATIONS.
   """
   width = x_BTD.shape[-1]
-  for name, axis in ('gate', 1), ('up', 1), ('down', 2):
-    if name in kernels and kernels[name].shape[axis] < width:
-      kernels = kernels | {
-        name: jax.lax.all_gather(kernels[name], 'fsdp', axis=axis, tiled=True)
-      }
+
+  def whole_width(array, dims):
+    for axis, name in enumerate(dims):
+      if name == 'embed' and array.shape[axis] < width:
+        array = jax.lax.all_gather(array, 'fsdp', axis=axis, tiled=True)
+    return array
+
+  kernels = jax.tree.map(whole_width, kernels, names)
   num_local = kernels['up'].shape[0]
   num_devices = num_experts // num_local
   first = 0
@@ -88,7 +95,7 @@ def run_experts(
   x_ND: jax.Array,
   chosen_NK: jax.Array,
   gates_NK: jax.Array,
-  kernels: dict[str, jax.Array],
+  kernels: dict[str, Any],
   *,
   activation: str,
 ) -> jax.Array:
@@ -110,7 +117,7 @@ def run_experts(
     jax.nn.one_hot(chosen_R, num_experts, dtype=jnp.int32), axis=0
   )
   rows_RD = take_rows(x_ND, order_R, place_R)
-  project = lambda name, rows: grouped_dot(rows, kernels[name], sizes_E)
+  project = lambda name, rows: matmul.grouped_dot(rows, kernels[name], sizes_E)
   activate = feedforward.ACTIVATIONS[activation]
   up_RF = checkpoint_name(project('up', rows_RD), 'up')
   if 'gate' in kernels:
@@ -121,20 +128,6 @@ def run_experts(
   out_RD = take_rows(project('down', hidden_RF), place_R, order_R)
   out_NKD = out_RD.reshape(*chosen_NK.shape, -1)
   return jnp.sum(out_NKD * gates_NK[..., None], axis=1).astype(x_ND.dtype)
-
-
-def grouped_dot(
-  x_RD: jax.Array, kernel_EDF: jax.Array, sizes_E: jax.Array
-) -> jax.Array:
-  """The product of each row with its group's matrix, [R, F].
-
-  The first rows belong to group 0, the next to group 1, and so on. Rows beyond
-  all groups are zero and so is their gradient: backends may leave there what
-  was in memory, so both sides are masked.
-  """
-  grouped_R1 = (jnp.arange(x_RD.shape[0]) < jnp.sum(sizes_E))[:, None]
-  y_RF = jax.lax.ragged_dot(jnp.where(grouped_R1, x_RD, 0), kernel_EDF, sizes_E)
-  return jnp.where(grouped_R1, y_RF, 0)
 
 
 @jax.custom_vjp

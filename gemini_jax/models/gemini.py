@@ -16,7 +16,7 @@ from flax.linen import spmd
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.kernels import cross_entropy, masking
-from gemini_jax.layers import attention, embedding, linear
+from gemini_jax.layers import attention, embedding, linear, matmul
 from gemini_jax.models import contrast, media_embeddings, transformer
 from gemini_jax.models import latent as latent_lib
 from gemini_jax.parallel import pipeline, sharding
@@ -141,12 +141,12 @@ class Gemini(nn.Module):
     kl_annealing = kl_annealing or config_lib.KLAnnealing(free_bits=0.0)
     output = self.forward(batch, deterministic, kl_annealing.word_dropout)
     x_BTD, aux, kl_terms = output.x_BTD, output.aux, output.kl_terms
-    table_VD = (
-      self.token.embedding
-      if self.config.tie_embeddings
-      else self.head.variables['params']['kernel'].T
-    )
     dtype = jnp.dtype(self.config.dtype)
+    table_VD = (
+      matmul.to_array(self.token.embedding, dtype)
+      if self.config.tie_embeddings
+      else matmul.to_array(self.head.get_variable('params', 'kernel'), dtype).T
+    )
     options = cross_entropy.Options(
       self.config.logit_softcap,
       label_smoothing,
@@ -172,7 +172,7 @@ class Gemini(nn.Module):
       local,
       ((*tokens, None), ('vocab', 'embed'), tokens, tokens),
       dict.fromkeys(counted, tokens),
-    )(x_BTD.astype(dtype), table_VD.astype(dtype), batch.targets, batch.weights)
+    )(x_BTD.astype(dtype), table_VD, batch.targets, batch.weights)
     sums = cross_entropy.Sums(**jax.tree.map(jnp.sum, parts))
     segments_BT = jnp.where(batch.weights > 0, batch.decoder.segments, 0)
     num_B = jnp.max(segments_BT, axis=1).astype(jnp.float32)

@@ -19,6 +19,7 @@ import numpy as np
 
 from gemini_jax import batch as batch_lib
 from gemini_jax.infer import decoding
+from gemini_jax.layers import matmul
 from gemini_jax.models import gemini, transformer
 from gemini_jax.steer import attribute_classifier, latent_steering
 
@@ -91,7 +92,8 @@ class Guided(decoding.Decoder):
     _, ids_BK = jax.lax.top_k(allowed_BV, num)
 
     def weigh(x_D, id):
-      vector_D = params.model['token']['embedding'][id]
+      table = params.model['token']['embedding']
+      vector_D = matmul.rows(table, id, jnp.float32)
       return params.wish.log_prob(features(x_D, vector_D))
 
     gain_BK = jax.vmap(jax.vmap(weigh, (None, 0)))(x_BD, ids_BK)
@@ -269,6 +271,6 @@ def _read(model, params, tokens_NT, lengths_N, chosen_NS, latent_NZ):
     {'params': params}, sequence, latent_BZ=latent_NZ, method='decode_hidden'
   )[0]
   next_NS = jnp.take_along_axis(tokens_NT, chosen_NS + 1, axis=1)
-  vector_NSD = params['token']['embedding'][next_NS]
+  vector_NSD = matmul.rows(params['token']['embedding'], next_NS, jnp.float32)
   x_NSD = jnp.take_along_axis(x_NTD, chosen_NS[:, :, None], axis=1)
   return jax.vmap(jax.vmap(features))(x_NSD, vector_NSD)
