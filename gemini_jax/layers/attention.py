@@ -1,4 +1,4 @@
-"""Grouped-query attention with a cache.
+"""Grouped-query attention with a cache of keys and values.
 
 B batch, T query length, S key length, D width, N heads, K key/value heads,
 H head width.
@@ -26,7 +26,7 @@ from gemini_jax.parallel import sharding
 
 @flax.struct.dataclass
 class KVCache:
-  """Keys and values of what was read, one slot a position.
+  """Keys and values of the tokens so far, one slot a position.
 
   Attributes:
     key: [B, S, K, H]; a stack of layers has a leading dim.
@@ -44,20 +44,19 @@ class KVCache:
     Positions outside the cache are dropped, so padding can be sent there.
     """
     rows_B1 = jnp.arange(k_BTKH.shape[0])[:, None]
-    at = lambda buffer: buffer.at[rows_B1, positions_BT]
+    slots = lambda buffer: buffer.at[rows_B1, positions_BT]
     return KVCache(
-      key=at(self.key).set(k_BTKH.astype(self.key.dtype), mode='drop'),
-      value=at(self.value).set(v_BTKH.astype(self.value.dtype), mode='drop'),
+      key=slots(self.key).set(k_BTKH.astype(self.key.dtype), mode='drop'),
+      value=slots(self.value).set(v_BTKH.astype(self.value.dtype), mode='drop'),
     )
 
 
 class Attention(nn.Module):
   """Grouped-query attention (Ainslie et al. 2023), self or cross.
 
-  Queries attend where `mask` lets them. Self-attention with a cache writes
-  the new keys and values at `positions_BT` and reads them all. Cross-
-  attention with a cache writes it when `memory_BSD` is given and reads it
-  when not.
+  Queries attend where `mask` allows. With a cache, self-attention writes the
+  new keys and values at `positions_BT` and reads the whole cache; cross-
+  attention fills it when `memory_BSD` is given and reads it otherwise.
 
   Attributes:
     num_heads: N.
@@ -71,9 +70,9 @@ class Attention(nn.Module):
     dtype: of the computation.
     param_dtype: of the parameters.
     init_scale: of the initial kernels; None: 1 / sqrt(fan in).
-    kernel: which of dot_product_attention.IMPLEMENTATIONS computes it.
+    kernel: a name in dot_product_attention.IMPLEMENTATIONS.
     context_parallel: how keys cross the sequence axis: all_gather or ring.
-    num_memory: keys and values that `latent_BZ` makes.
+    num_memory: number of keys and values made from `latent_BZ`.
   """
 
   num_heads: int
@@ -106,8 +105,8 @@ class Attention(nn.Module):
   ) -> tuple[jax.Array, KVCache | None]:
     """The attended values, [B, T, D], and the cache after this call.
 
-    Every query also sees what `latent_BZ` says, if it is given, whatever its
-    position and the mask (Optimus, Li et al. 2020, "memory").
+    Every query also attends to keys made from `latent_BZ`, if it is given,
+    whatever the mask (Optimus, Li et al. 2020, "memory").
     """
     q_BTNH = self.project('query', x_BTD, self.num_heads, 'heads')
     plain_q_BTNH = self.norm('query_norm', q_BTNH)
@@ -133,7 +132,9 @@ class Attention(nn.Module):
       checkpoint_name(k_BSKH, 'key'),
       checkpoint_name(v_BSKH, 'value'),
       mask,
-      None if latent_BZ is None else (plain_q_BTNH, *self.remember(latent_BZ)),
+      None
+      if latent_BZ is None
+      else (plain_q_BTNH, *self.latent_memory(latent_BZ)),
     )
     out_BTD = linear.Einsum(
       (self.num_heads, self.head_dim, x_BTD.shape[-1]),
@@ -153,11 +154,11 @@ class Attention(nn.Module):
     mask: masking.Mask,
     memory: tuple[jax.Array, jax.Array, jax.Array] | None = None,
   ) -> jax.Array:
-    """The mixed values, [B, T, N, H]; each device does its own heads and rows.
+    """Attention's output, [B, T, N, H]; each device does its heads and rows.
 
     Where the length is split, keys and values come from the other devices.
-    `memory` is the queries, [B, T, N, H], keys and values, [B, M, K, H], of
-    what all queries see beside.
+    `memory` holds queries, [B, T, N, H], and the keys and values, [B, M, K, H],
+    that all queries see in addition.
     """
     options: dict[str, Any] = {'scale': self.scale, 'softcap': self.softcap}
 
@@ -174,12 +175,12 @@ class Attention(nn.Module):
           axis='sequence',
           how=self.context_parallel,
         )
-      found = function(q_BTNH, k_BSKH, v_BSKH, mask, **options)
+      output = function(q_BTNH, k_BSKH, v_BSKH, mask, **options)
       if memory is not None:
-        found = partial_attention.merge(
-          found, partial_attention.unmasked(*memory, **options)
+        output = partial_attention.merge(
+          output, partial_attention.unmasked(*memory, **options)
         )
-      return found[0].astype(v_BSKH.dtype)
+      return output[0].astype(v_BSKH.dtype)
 
     length = q_BTNH.shape[1]
     queries = ('batch', 'length', 'heads', None)
@@ -197,8 +198,8 @@ class Attention(nn.Module):
       queries,
     )(q_BTNH, k_BSKH, v_BSKH, mask, memory)
 
-  def remember(self, latent_BZ: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Keys and values that stand for z, [B, M, K, H] each."""
+  def latent_memory(self, latent_BZ: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys and values made from z, [B, M, K, H] each."""
     shape = (self.num_memory, self.num_kv_heads, self.head_dim)
     project = lambda name: linear.Einsum(
       (latent_BZ.shape[-1], *shape),

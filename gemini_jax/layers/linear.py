@@ -1,4 +1,4 @@
-"""Where weights meet activations, and the norm between them."""
+"""Linear maps spelled as equations, and the norm between them."""
 
 import math
 from typing import Any
@@ -13,8 +13,8 @@ from gemini_jax.layers import matmul
 class Einsum(nn.Module):
   """A learned linear map, spelled by an equation at the call site.
 
-  The equation reads `'BTD,DNH->BTNH'`: what the input ends with is contracted
-  with what the kernel begins with.
+  In `'BTD,DNH->BTNH'` the last dims of the input are contracted with the first
+  dims of the kernel.
 
   Attributes:
     shape: of the kernel, in the order of the equation's letters.
@@ -24,7 +24,7 @@ class Einsum(nn.Module):
     param_dtype: of the kernel and the bias.
     init_scale: standard deviation of the initial kernel; None:
       1 / sqrt(fan in).
-    out_dtype: of the output, to which no sum is rounded before; None: dtype.
+    out_dtype: of the output and of the sums before it; None: dtype.
   """
 
   shape: tuple[int, ...]
@@ -69,7 +69,8 @@ def contracted_dims(equation: str) -> int:
   """How many dims an Einsum equation contracts.
 
   Raises:
-    ValueError: the equation is not input-end with kernel-begin.
+    ValueError: the equation contracts other dims than the last of the input
+      with the first of the kernel.
   """
   inputs, output = equation.split('->')
   x, kernel = inputs.split(',')

@@ -188,7 +188,7 @@ def abstract_batch(config: config_lib.Config, mesh: Mesh) -> batch_lib.Batch:
   media = media_reader.blank(data, config.model, data.batch_size)
 
   def place(shape, dtype):
-    where = sharding.of_batch(mesh, len(shape))
+    where = sharding.batch_sharding(mesh, len(shape))
     return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
   def array(length, dtype=jnp.int32):

@@ -85,7 +85,7 @@ def shapes(known: chip.Chip) -> list[tuple[int, ...]]:
     return parts + [(hosts, full) for hosts in range(1, _MOST_HOSTS + 1)]
   if known.dims == 2:
     return list(_SHAPES_2D)
-  a, b, c = known.most
+  a, b, c = known.max_slice
   large = [
     (x, y, z)
     for x in range(4, a + 1, 4)
@@ -99,7 +99,7 @@ def _sold(known: chip.Chip) -> str:
   if known.dims == 2:
     return ', '.join('x'.join(map(str, shape)) for shape in _SHAPES_2D)
   small = ', '.join('x'.join(map(str, shape)) for shape in _SMALL_3D)
-  most = 'x'.join(map(str, known.most))
+  most = 'x'.join(map(str, known.max_slice))
   return f'{small}, or rising multiples of 4 up to {most}'
 
 
@@ -203,7 +203,7 @@ def preallocated() -> float:
 
 def memory(device: Any) -> int | None:
   """Bytes that programs can use on a device; None where unknown."""
-  known = chip.of(device)
+  known = chip.find(device)
   if known is not None and known.dims:
     return known.memory
   if known is not None and not is_here([device]):

@@ -60,7 +60,7 @@ def abstract_state(
   boxed = jax.eval_shape(
     functools.partial(gemini.init_params, model), jax.random.key(0)
   )
-  shardings = sharding.of_params(mesh, boxed)
+  shardings = sharding.param_shardings(mesh, boxed)
   params = nn.meta.unbox(boxed)
   opt_state = jax.eval_shape(optimizer.init, params)
   average = None
