@@ -213,7 +213,7 @@ def guided(model, batch, params):
   tokens_NT = jnp.pad(batch.decoder.tokens, ((0, 0), (0, 1)))
   lengths_N = jnp.full(ROWS, tokens_NT.shape[1] - 1)
   chosen_NS = jnp.asarray([[0, 2], [1, 3]])
-  return guided_decoding._read(
+  return guided_decoding._features_at(
     model, params, tokens_NT, lengths_N, chosen_NS, None
   )
 

@@ -35,7 +35,7 @@ from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.parallel import pipeline, sharding
 from gemini_jax.train import loop, metrics, run
 from gemini_jax.train import optimizer as optimizer_lib
-from gemini_jax.train import step as step_lib
+from gemini_jax.train import state as state_lib
 
 # Rounds in which the two sides take turns, and seconds of each turn.
 _ROUNDS = 20
@@ -78,8 +78,8 @@ class Step:
       config.optimizer, config.train.num_steps
     )
     self._mesh = mesh
-    abstract = step_lib.abstract_state(self.config, model, optimizer, mesh)
-    self.state = step_lib.init_state(self.config, model, optimizer, abstract)
+    abstract = state_lib.abstract_state(self.config, model, optimizer, mesh)
+    self.state = state_lib.init_state(self.config, model, optimizer, abstract)
     self.num_params = gemini.param_count(self.state.params)
     self._batch = jax.device_put(
       random_batch(self.config), sharding.batch_sharding(mesh)

@@ -6,7 +6,7 @@ module turns the names into shardings and checks that they fit.
 
 import contextlib
 import math
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -114,6 +114,25 @@ def per_device(
   return call
 
 
+def constrain(array: jax.Array, names: Sequence[str | None]) -> jax.Array:
+  """`array` laid out by RULES, the dims called `names` first.
+
+  A dim that the axes of its name do not divide is left whole. Without a mesh,
+  or with one device, this is `array` itself.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return array
+  rules, entries = dict(RULES), []
+  for name, size in zip(names, array.shape, strict=False):
+    axes = tuple(
+      axis for axis in rules.get(name or '', ()) if mesh.shape[axis] > 1
+    )
+    count = math.prod(mesh.shape[axis] for axis in axes)
+    entries.append(axes if axes and size % count == 0 else None)
+  return jax.lax.with_sharding_constraint(array, PartitionSpec(*entries))
+
+
 def _is_names(leaf: Any) -> bool:
   return isinstance(leaf, tuple) and all(
     name is None or isinstance(name, str) for name in leaf
@@ -153,41 +172,6 @@ def param_shardings(mesh: Mesh, boxed: Any) -> Any:
   return jax.tree_util.tree_map_with_path(
     one, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)
   )
-
-
-def like_params(mesh: Mesh, tree: Any, params: Any, shardings: Any) -> Any:
-  """Shardings of a tree that mirrors the parameters: moments, averages, masks.
-
-  A leaf whose path ends with a parameter's path and that has its shape gets the
-  sharding of that parameter; every other leaf is replicated.
-  """
-  flat = jax.tree_util.tree_flatten_with_path(params)[0]
-  known = {
-    path: (leaf.shape, sharding)
-    for (path, leaf), sharding in zip(
-      flat, jax.tree.leaves(shardings), strict=True
-    )
-  }
-
-  def one(path, leaf):
-    mirrored = param_path(path, known)
-    if mirrored is not None and known[mirrored][0] == leaf.shape:
-      return known[mirrored][1]
-    return NamedSharding(mesh, PartitionSpec())
-
-  return jax.tree_util.tree_map_with_path(one, tree)
-
-
-def param_path(
-  path: tuple[Any, ...], params: Container[tuple[Any, ...]]
-) -> tuple[Any, ...] | None:
-  """The path of the parameter that a leaf of a state mirrors, or is.
-
-  The longest suffix of the leaf's path among the paths `params`: one
-  parameter's path can be a suffix of another's. None: it mirrors none.
-  """
-  ends = (path[i:] for i in range(len(path)))
-  return next((end for end in ends if end in params), None)
 
 
 def batch_sharding(mesh: Mesh, num_dims: int = 2) -> NamedSharding:

@@ -20,7 +20,7 @@ def build(
   """All numbers of a plan; None for what is not known of the device."""
   config, train = measured.config, measured.train
   device = measured.devices[0]
-  known = chip.of(device)
+  known = chip.find(device)
   num_devices = len(measured.devices)
   model_flops = metrics.step_flops(config)
   # Attention kernels hide their products from the count of executed ones.

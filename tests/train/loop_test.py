@@ -94,7 +94,7 @@ def test_lines_of_metrics(done):
   training = {
     'step',
     'train/loss',
-    'train/accuracy',
+    'train/token_accuracy',
     'train/grad_norm',
     'train/learning_rate',
     'train/tokens',
@@ -106,7 +106,7 @@ def test_lines_of_metrics(done):
     'step',
     'validation/loss',
     'validation/perplexity',
-    'validation/accuracy',
+    'validation/token_accuracy',
     'validation/bits_per_byte',
   }
   for line in lines:
@@ -200,7 +200,7 @@ OPTIONS = {
       'parallel.data=2',
       'parallel.fsdp=4',
     ),
-    'ema/',
+    'extra/ema/',
   ),
   'plateau': (
     (
@@ -208,7 +208,7 @@ OPTIONS = {
       'optimizer.learning_rate=1e-12',
       'train.eval_every=5',
     ),
-    'opt_state/2/scale',
+    'extra/plateau/scale',
   ),
   'schedule_free': (('optimizer.name=schedule_free',), 'opt_state/1/z/'),
 }
@@ -233,11 +233,11 @@ def test_options_survive_a_restart(name, file, tmp_path):
   ]
   if name == 'plateau':
     # A rate this small improves nothing: halved at every evaluation but one.
-    assert expected['opt_state/2/scale'] <= 0.25
+    assert expected['extra/plateau/scale'] <= 0.25
     assert rates[-1] < 0.5 * rates[0]
   if name == 'average':
     average, param = (
-      expected[f'{kind}/token/embedding'] for kind in ('ema', 'params')
+      expected[f'{kind}/token/embedding'] for kind in ('extra/ema', 'params')
     )
     assert not np.array_equal(average, param)
 
