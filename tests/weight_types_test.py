@@ -289,6 +289,20 @@ def test_loss_and_gradient_are_those_of_the_sums(name):
     )
 
 
+@pytest.mark.parametrize('name', MODELS)
+def test_no_use_goes_past_the_one_door(name):
+  """Traced, not run: a weight that is used as if it were an array fails."""
+  model, batch, params = case(name)
+  for measure in (forward, decoded, media_written):
+    traced = jax.eval_shape(functools.partial(measure, model, batch), params)
+    assert traced is not None
+  (loss, _), grads = jax.eval_shape(
+    functools.partial(loss_and_gradient(model), merge=False), params, batch
+  )
+  assert loss.shape == ()
+  assert jax.tree.structure(grads) == jax.tree.structure(params)
+
+
 def test_every_kind_of_parameter_is_there():
   """A new module with a matrix has to be in one of the models above."""
   names = set()
