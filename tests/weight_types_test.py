@@ -147,7 +147,9 @@ def forward(model, batch, params):
 
 
 def likelihoods(model, batch, params):
-  return likelihood.measure(model, params, [batch], num_samples=2, most=ROWS)
+  return likelihood.measure(
+    model, params, [batch], num_samples=2, num_sequences=ROWS
+  )
 
 
 def decoded(model, batch, params):

@@ -21,6 +21,7 @@ from gemini_jax import host
 from gemini_jax.adapt import enabled
 from gemini_jax.config import legacy
 from gemini_jax.data import loader as loader_lib
+from gemini_jax.data import splits as splits_lib
 from gemini_jax.evaluate import evaluation, likelihood, media_metrics, retrieval
 from gemini_jax.infer import generation
 from gemini_jax.infer import prompts as prompts_lib
@@ -403,7 +404,7 @@ def evaluate_splits(
         params,
         run_lib.device_batches(run, loader, loader_lib.iterate(loader)),
         num_samples=run.config.eval.importance_samples,
-        most=measures,
+        num_sequences=measures,
       )
       results |= {f'{split}/{name}': value for name, value in values.items()}
   return results
@@ -425,7 +426,7 @@ def exact_matches(
       run.model,
       params,
       run.tokenizer,
-      loader_lib.pairs(run.config.data, split, most),
+      splits_lib.pairs(run.config.data, split, most),
     )
     for split in splits
   }

@@ -16,7 +16,7 @@ from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax import host
 from gemini_jax.checkpoint import checkpointer
-from gemini_jax.data import loader, tokenizer
+from gemini_jax.data import loader, splits, tokenizer, tokenizer_training
 from gemini_jax.kernels import dot_product_attention
 from gemini_jax.models import gemini
 from gemini_jax.parallel import mesh as mesh_lib
@@ -492,8 +492,8 @@ def _open_tokenizer(
   else:
 
     def make():
-      tokenizer.build(
-        config.tokenizer, lambda: loader.texts(config.data, 'train')
+      tokenizer_training.build(
+        config.tokenizer, lambda: splits.texts(config.data, 'train')
       ).save(file)
 
     processes.on_process_zero(make)
