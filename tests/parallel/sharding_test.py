@@ -22,7 +22,7 @@ from gemini_jax.models import gemini
 from gemini_jax.objectives import losses as losses_lib
 from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.parallel import placement, sharding
-from gemini_jax.plan import hlo, roofline
+from gemini_jax.plan import collectives, execution, hlo, network
 from gemini_jax.train import gradient as gradient_lib
 from gemini_jax.train import loop
 from gemini_jax.train import optimizer as optimizer_lib
@@ -407,16 +407,16 @@ def test_a_split_length_is_not_gathered():
     batch = jax.device_put(batch_of(0), sharding.batch_sharding(mesh))
     with sharding.use(mesh):
       program = loop.compile_step(config, model, optimizer, abstract, batch)
-    return program, roofline.Network(mesh, None)
+    return program, network.Network(mesh, None)
 
-  program, network = compile_for('sequence')
+  program, links = compile_for('sequence')
   gathered = []
-  for operation, _, _ in hlo.parse(program.as_text()).walk():
+  for operation, _, _ in execution.walk(hlo.parse(program.as_text())):
     kind = operation.opcode.removesuffix('-start')
     if kind not in hlo.COLLECTIVES:
       continue
-    devices = roofline.groups(operation.attributes, 4)
-    if 'sequence' not in network.axes(devices):
+    devices = collectives.groups(operation.attributes, 4)
+    if 'sequence' not in links.axes(devices):
       continue
     if 'attention.attend' in operation.source:
       if kind == 'all-gather':
