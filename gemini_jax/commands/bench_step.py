@@ -60,7 +60,7 @@ class Step:
     self.state = state_lib.init_state(self.config, model, optimizer, abstract)
     self.num_params = gemini.param_count(self.state.params)
     self._batch = jax.device_put(
-      random_batch(self.config), sharding.of_batch(mesh)
+      random_batch(self.config), sharding.batch_sharding(mesh)
     )
     self._index = 0
     with sharding.use(mesh):

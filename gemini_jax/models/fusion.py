@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.kernels import masking
-from gemini_jax.layers import linear
+from gemini_jax.layers import linear, matmul
 from gemini_jax.models import transformer
 
 
@@ -94,17 +94,17 @@ class Resampler(nn.Module):
       'dtype': jnp.dtype(config.dtype),
       'param_dtype': jnp.dtype(config.param_dtype),
     }
-    queries: Any = self.param(
+    queries = matmul.param(
+      self,
       'queries',
-      nn.with_logical_partitioning(
-        nn.initializers.normal(config.init_scale or config.width**-0.5),
-        (None, 'embed'),
-      ),
+      nn.initializers.normal(config.init_scale or config.width**-0.5),
+      (None, 'embed'),
       (self.num_tokens, config.width),
       types['param_dtype'],
     )
-    shape = (x_BND.shape[0], *queries.shape)
-    x_BKD = jnp.broadcast_to(queries.astype(types['dtype']), shape)
+    queries_KD = matmul.to_array(queries, types['dtype'])
+    shape = (x_BND.shape[0], *queries_KD.shape)
+    x_BKD = jnp.broadcast_to(queries_KD, shape)
     reader = plain_sequence(jnp.ones(shape[:2], bool))
     view = transformer.View(masking.visible(reader, reader), None)
     context = transformer.Context(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.kernels import masking
-from gemini_jax.layers import attention, linear
+from gemini_jax.layers import attention, linear, matmul
 
 
 @flax.struct.dataclass
@@ -156,8 +156,8 @@ class Latent(nn.Module):
 
   def vector(self, name: str, init: Any, *shape: int) -> Any:
     """A parameter that is the same on all devices."""
-    init = nn.with_logical_partitioning(init, (None,) * len(shape))
-    return self.param(name, init, shape, self.param_dtype)
+    names = (None,) * len(shape)
+    return matmul.param(self, name, init, names, shape, self.param_dtype)
 
   def __call__(
     self, x_BSD: jax.Array, sequence: batch_lib.Sequence
@@ -190,5 +190,7 @@ class Latent(nn.Module):
       zeros = jnp.zeros((1, self.config.dim))
       return Mixture(jnp.zeros(1), Normal(zeros, zeros))
     parts = (self.logits, self.means, self.log_vars)
-    logits, means, log_vars = (part.astype(jnp.float32) for part in parts)
+    logits, means, log_vars = (
+      matmul.to_array(part, jnp.float32) for part in parts
+    )
     return Mixture(logits, Normal(means, log_vars))

@@ -43,7 +43,7 @@ def batch(config: config_lib.Config, mesh: Mesh) -> batch_lib.Batch:
   media = media_reader.blank(data, config.model, data.batch_size)
 
   def place(shape, dtype):
-    placement = sharding.of_batch(mesh, len(shape))
+    placement = sharding.batch_sharding(mesh, len(shape))
     return jax.ShapeDtypeStruct(shape, dtype, sharding=placement)
 
   def array(length, dtype=jnp.int32):

@@ -233,7 +233,7 @@ def _compile(
     # one part of them.
     execution.flops(partitioned, grouped=1 / mesh.shape['expert']),
     traffic.num_bytes(optimised),
-    collectives_lib.find(partitioned, mesh, chip.of(mesh.devices.flat[0])),
+    collectives_lib.find(partitioned, mesh, chip.find(mesh.devices.flat[0])),
     traffic.largest(optimised),
     host=memory.host_temp_size_in_bytes,
   )

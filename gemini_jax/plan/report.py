@@ -20,7 +20,7 @@ def build(
   """All figures of a plan; None for those that are unknown for the device."""
   config, train = measured.config, measured.train
   device = measured.devices[0]
-  known = chip.of(device)
+  known = chip.find(device)
   num_devices = len(measured.devices)
   model_flops = metrics.step_flops(config)
   # The products inside attention kernels are not visible in the program.

@@ -86,7 +86,7 @@ def shapes(known: chip.Chip) -> list[tuple[int, ...]]:
     return parts + [(hosts, full) for hosts in range(1, _MAX_HOSTS + 1)]
   if known.dims == 2:
     return list(_SHAPES_2D)
-  a, b, c = known.most
+  a, b, c = known.max_slice
   large = [
     (x, y, z)
     for x in range(4, a + 1, 4)
@@ -100,7 +100,7 @@ def _offered(known: chip.Chip) -> str:
   if known.dims == 2:
     return ', '.join('x'.join(map(str, shape)) for shape in _SHAPES_2D)
   small = ', '.join('x'.join(map(str, shape)) for shape in _SMALL_3D)
-  largest = 'x'.join(map(str, known.most))
+  largest = 'x'.join(map(str, known.max_slice))
   return f'{small}, or ascending multiples of 4 up to {largest}'
 
 
@@ -204,7 +204,7 @@ def preallocated() -> float:
 
 def memory(device: Any) -> int | None:
   """Bytes that programs can use on a device; None if unknown."""
-  known = chip.of(device)
+  known = chip.find(device)
   if known is not None and known.dims:
     return known.memory
   if known is not None and not is_here([device]):

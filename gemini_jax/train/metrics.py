@@ -45,7 +45,7 @@ def peak_flops(device: Any, dtype: str) -> float | None:
   """FLOP/s that a device can reach in this type; None where unknown."""
   if dtype != 'bfloat16':
     return None
-  known = chip.of(device)
+  known = chip.find(device)
   return known.flops if known else None
 
 

@@ -298,7 +298,7 @@ def test_a_mesh_changes_nothing(kind):
   boxed = jax.eval_shape(
     lambda: module.init(jax.random.key(0), values, sizes)['params']
   )
-  where = sharding.of_params(mesh, boxed)
+  where = sharding.param_shardings(mesh, boxed)
   split = [s for s in jax.tree.leaves(where) if any(s.spec)]
   assert len(split) > 0.6 * len(jax.tree.leaves(where))
   with sharding.use(mesh):

@@ -12,6 +12,7 @@ import toy
 from gemini_jax import config as config_lib
 from gemini_jax.models import gemini
 from gemini_jax.objectives import language, losses
+from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.parallel import sharding
 
 
@@ -61,11 +62,11 @@ def test_a_mesh_changes_no_score():
   scored = jax.jit(lambda p, b: losses.model_scores(model, p, b))
   sums, scores = scored(params, batch)
   boxed = jax.eval_shape(lambda: gemini.init_params(model, jax.random.key(0)))
-  mesh = sharding.make_mesh(
+  mesh = mesh_lib.make_mesh(
     config_lib.Parallel(fsdp=2, tensor=2, sequence=2), jax.devices()[:8]
   )
   with sharding.use(mesh):
-    where = sharding.of_params(mesh, boxed)
+    where = sharding.param_shardings(mesh, boxed)
     again, split = scored(jax.device_put(params, where), batch)
   np.testing.assert_allclose(again.loss, sums.loss, rtol=1e-5)
   np.testing.assert_allclose(

@@ -55,7 +55,7 @@ def test_without_libtpu_it_says_what_to_install():
 def test_devices_are_of_the_kind(name, count):
   devices = topology.devices(name)
   assert len(devices) == count
-  known = chip.of(devices[0])
+  known = chip.find(devices[0])
   assert known is not None
   assert known.name == name.split(':')[0]
   assert not topology.is_here(devices)
@@ -73,7 +73,7 @@ def test_without_the_cuda_plugin_it_says_what_to_install():
 @pytest.mark.parametrize('name', chip.GPUS)
 def test_gpus_are_of_the_kind_and_in_hosts(name):
   devices = topology.devices(f'{name}:3x4')
-  assert chip.of(devices[0]) is chip.GPUS[name]
+  assert chip.find(devices[0]) is chip.GPUS[name]
   assert topology.hosts(devices).tolist() == [0] * 4 + [1] * 4 + [2] * 4
   assert not topology.is_here(devices)
   assert len(topology.devices(f'{name}:1x2', slices=2)) == 4
