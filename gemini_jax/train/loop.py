@@ -131,9 +131,7 @@ def _train(session: session_lib.Session):
   restored = session.resume()
   manifest = restored.manifest if restored else {}
   if restored is None:
-    state = state_lib.init_state(
-      config, run.model, session.optimizer, session.abstract
-    )
+    state = session.init_state()
     step, size = 0, 0
   else:
     state, step = restored.state, restored.step
