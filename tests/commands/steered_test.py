@@ -9,7 +9,7 @@ import pytest
 
 import grammar
 from gemini_jax import command
-from gemini_jax.commands import comparison, steered
+from gemini_jax.commands import comparison, steered, steered_options
 from gemini_jax.evaluate import text_classifier
 from gemini_jax.infer import generation
 from gemini_jax.infer import samples as samples_lib
