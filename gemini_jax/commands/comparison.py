@@ -16,6 +16,7 @@ from gemini_jax import command, host
 from gemini_jax import config as config_lib
 from gemini_jax.data import loader
 from gemini_jax.evaluate import likelihood, ngram
+from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.parallel import sharding
 from gemini_jax.train import loop
 from gemini_jax.train import run as run_lib
@@ -194,7 +195,7 @@ def open_run(workdir: str) -> run_lib.Run:
     "compared: model.architecture='decoder' and data.inputs_field=''",
   )
   try:
-    sharding.make_mesh(config.parallel)
+    mesh_lib.make_mesh(config.parallel)
   except config_lib.ConfigError:
     # It was trained on other devices than there are here.
     config = dataclasses.replace(config, parallel=config_lib.Parallel())

@@ -13,7 +13,13 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from gemini_jax.kernels import dot_product_attention, masking
+from gemini_jax.kernels import (
+  chunked_attention,
+  context_parallel,
+  dot_product_attention,
+  masking,
+  partial_attention,
+)
 from gemini_jax.layers import embedding, linear
 from gemini_jax.parallel import sharding
 
@@ -202,17 +208,17 @@ class Attention(nn.Module):
         return dot_product_attention.attention(
           q_BTNH, k_BSKH, v_BSKH, mask, implementation=self.kernel, **options
         )
-      function = dot_product_attention.with_log_sum
+      function = chunked_attention.with_log_sum
       if split:
         function = functools.partial(
-          dot_product_attention.over_axis,
+          context_parallel.attention,
           axis='sequence',
           how=self.context_parallel,
         )
       found = function(q_BTNH, k_BSKH, v_BSKH, mask, **options)
       if memory is not None:
-        found = dot_product_attention.merge(
-          found, dot_product_attention.over_all(*memory, **options)
+        found = partial_attention.merge(
+          found, partial_attention.unmasked(*memory, **options)
         )
       return found[0].astype(v_BSKH.dtype)
 

@@ -17,7 +17,7 @@ from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.kernels import cross_entropy, masking
 from gemini_jax.layers import attention, embedding, linear
-from gemini_jax.models import contrast, media_embeddings, transformer
+from gemini_jax.models import contrast, media_embeddings, stack, transformer
 from gemini_jax.models import latent as latent_lib
 from gemini_jax.parallel import pipeline, sharding
 
@@ -76,7 +76,7 @@ class Gemini(nn.Module):
         **types,
       )
     if config.encodes:
-      self.encoder = transformer.Stack(
+      self.encoder = stack.Stack(
         config, config.encoder_layers, schedule=self.schedule
       )
       self.encoder_norm = linear.RMSNorm(config.norm_eps, **types)
@@ -100,7 +100,7 @@ class Gemini(nn.Module):
       )
     if config.kinds:
       self.perception = media_embeddings.MediaEmbedder(config, self.schedule)
-    self.decoder = transformer.Stack(
+    self.decoder = stack.Stack(
       config,
       config.num_layers,
       decodes=True,
@@ -423,7 +423,9 @@ class Gemini(nn.Module):
       keys = batch_lib.Sequence(slots_BS, slots_BS, jnp.ones(shape, jnp.int32))
       positions_BT = jnp.where(sequence.segments > 0, positions_BT, slots)
       if memory_BSD is not None:
-        cache = cache.replace(cross_attention=self.cross_cache(memory_BSD))
+        cache = dataclasses.replace(
+          cache, cross_attention=self.cross_cache(memory_BSD)
+        )
     cross_mask = None
     if memory is not None:
       cross_mask = masking.visible(sequence, memory)

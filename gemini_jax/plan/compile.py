@@ -24,8 +24,10 @@ from gemini_jax.infer import decoding, decoding_state
 from gemini_jax.layers import attention
 from gemini_jax.models import gemini
 from gemini_jax.parallel import chip, pipeline, sharding
+from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.plan import compiler_errors, hlo, roofline, topology
 from gemini_jax.train import run as run_lib
+from gemini_jax.train import state as state_lib
 from gemini_jax.train import step as step_lib
 
 # Tells libtpu to compile also what does not fit.
@@ -87,7 +89,7 @@ class Measured:
   config: config_lib.Config
   devices: Sequence[Any]
   mesh: Mesh
-  state: step_lib.TrainState
+  state: state_lib.TrainState
   train: Compiled
   decode: Compiled | None = None
 
@@ -142,7 +144,7 @@ def measure(config: config_lib.Config, devices: Sequence[Any]) -> Measured:
       (state, batch, np.int32(0)),
       {
         'parameters': state.params,
-        'optimizer': (state.opt_state, state.ema),
+        'optimizer': (state.opt_state, state.extra),
         'batch': batch,
       },
       mesh,
@@ -176,10 +178,12 @@ def layout(config: config_lib.Config, devices: Sequence[Any]) -> Any:
   Raises:
     ConfigError: the config does not go with the devices.
   """
-  mesh = sharding.make_mesh(config.parallel, devices)
+  mesh = mesh_lib.make_mesh(config.parallel, devices)
   sharding.check_batch(mesh, config.data.batch_size, 'data.batch_size')
   pipeline.check(config, mesh)
-  return mesh, run_lib.abstract_parts(config, mesh)
+  parts = run_lib.abstract_parts(config, mesh)
+  state_lib.check_patterns(config, parts[2].params)
+  return mesh, parts
 
 
 def abstract_batch(config: config_lib.Config, mesh: Mesh) -> batch_lib.Batch:

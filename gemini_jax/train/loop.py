@@ -18,6 +18,7 @@ import optax
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax import host
+from gemini_jax.adapt import enabled
 from gemini_jax.config import legacy
 from gemini_jax.data import loader as loader_lib
 from gemini_jax.evaluate import evaluation, likelihood, media_metrics, retrieval
@@ -25,11 +26,12 @@ from gemini_jax.infer import generation
 from gemini_jax.infer import prompts as prompts_lib
 from gemini_jax.infer import samples as samples_lib
 from gemini_jax.models import gemini
-from gemini_jax.parallel import processes, sharding
+from gemini_jax.parallel import placement, processes, sharding
 from gemini_jax.train import diagnosis, metrics, preemption
 from gemini_jax.train import lock as lock_lib
-from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import run as run_lib
+from gemini_jax.train import schedule as schedule_lib
+from gemini_jax.train import state as state_lib
 from gemini_jax.train import step as step_lib
 
 
@@ -126,7 +128,7 @@ def _train(run: run_lib.Run):
   restored = run.resume()
   manifest = restored.manifest if restored else {}
   if restored is None:
-    state = step_lib.init_state(config, run.model, run.optimizer, run.abstract)
+    state = state_lib.init_state(config, run.model, run.optimizer, run.abstract)
     step, size = 0, 0
   else:
     state, step = restored.state, restored.step
@@ -154,12 +156,12 @@ def _train(run: run_lib.Run):
     return
   print(
     f'{gemini.param_count(state.params):,} parameters on '
-    f'{metrics.devices_line()}; {sharding.describe(state)}'
+    f'{metrics.devices_line()}; {placement.describe(state)}'
   )
   print(f'{"resuming" if step else "starting"} at step {step:,}', flush=True)
   if 'config' in manifest and step < num_steps:
     print(
-      optimizer_lib.course_change(
+      schedule_lib.course_change(
         config, legacy.upgrade(manifest['config']), step
       ),
       end='',
@@ -352,28 +354,24 @@ def _open_writer(run: run_lib.Run, step: int, size: int) -> metrics.Writer:
 
 
 def observe(
-  config: config_lib.Config, state: step_lib.TrainState, value: float | None
-) -> step_lib.TrainState:
-  """The state after a validation, which may lower a plateau's rate."""
-  if not config.optimizer.plateau_patience or value is None:
+  config: config_lib.Config, state: state_lib.TrainState, value: float | None
+) -> state_lib.TrainState:
+  """The state after a validation, by whose loss extensions may change it."""
+  if value is None:
     return state
-  return dataclasses.replace(
-    state,
-    opt_state=optimizer_lib.observe_validation(
-      config.optimizer, state.opt_state, np.float32(value)
-    ),
-  )
+  extensions = enabled.extensions(config)
+  return extensions.after_validation(state, np.float32(value))
 
 
 def evaluate_splits(
   run: run_lib.Run,
-  state: step_lib.TrainState,
+  state: state_lib.TrainState,
   eval_step: Any,
   loaders: dict[loader_lib.Split, loader_lib.Loader],
 ) -> dict[str, float]:
   """`split/name` numbers of each split."""
   results = {}
-  params = state.evaluation_params()
+  params = state_lib.evaluation_params(run.config, state)
   # Each row is a sequence of text there.
   measures = run.config.eval.latent_examples
   if run.config.data.pack or run.config.data.tasks:
@@ -413,14 +411,14 @@ def evaluate_splits(
 
 def exact_matches(
   run: run_lib.Run,
-  state: step_lib.TrainState,
+  state: state_lib.TrainState,
   splits: Iterable[loader_lib.Split],
 ) -> dict[str, float]:
   """`split/exact_match` of the first `eval.exact_match` pairs of each."""
   most = run.config.eval.exact_match
   if not most:
     return {}
-  params = state.evaluation_params()
+  params = state_lib.evaluation_params(run.config, state)
   return {
     f'{split}/exact_match': evaluation.exact_match(
       run.config,
@@ -435,13 +433,13 @@ def exact_matches(
 
 def appraisals(
   run: run_lib.Run,
-  state: step_lib.TrainState,
+  state: state_lib.TrainState,
   loaders: dict[loader_lib.Split, loader_lib.Loader],
   step: int,
 ) -> dict[str, float]:
   """How good what is written or found is, of the last held-out split."""
   split, results = list(loaders)[-1], {}
-  params = state.evaluation_params()
+  params = state_lib.evaluation_params(run.config, state)
   if run.config.eval.retrieval:
     results |= retrievals(run, params, split, loaders[split])
   if run.config.eval.captions:
@@ -481,7 +479,7 @@ def compile_step(
   config: config_lib.Config,
   model: gemini.Gemini,
   optimizer: optax.GradientTransformationExtraArgs,
-  abstract: step_lib.TrainState,
+  abstract: state_lib.TrainState,
   batch: batch_lib.Batch,
 ) -> Any:
   """`train_step`, compiled once for these shapes and shardings."""
@@ -490,7 +488,7 @@ def compile_step(
 
 
 def compile_eval(
-  run: run_lib.Run, state: step_lib.TrainState, loader: loader_lib.Loader
+  run: run_lib.Run, state: state_lib.TrainState, loader: loader_lib.Loader
 ) -> Any:
   """`eval_step`, compiled once for all splits."""
   batch = next(run_lib.device_batches(run, loader, [loader[0]]))
@@ -501,7 +499,9 @@ def compile_eval(
       whole=bool(run.config.data.tasks) and not run.config.data.pack,
     )
   )
-  return timed_compile('eval_step', step, state.evaluation_params(), batch)
+  return timed_compile(
+    'eval_step', step, state_lib.evaluation_params(run.config, state), batch
+  )
 
 
 def timed_compile(name: str, function: Any, *args: Any) -> Any:
@@ -523,7 +523,7 @@ def enable_compilation_cache(config: config_lib.Config):
     jax.config.update('jax_compilation_cache_dir', str(host.expand_path(path)))
 
 
-def write_samples(run: run_lib.Run, state: step_lib.TrainState):
+def write_samples(run: run_lib.Run, state: state_lib.TrainState):
   """Continues the prompts of `eval.samples` and shows them."""
   prompts = run.config.eval.samples
   if not prompts:
@@ -533,7 +533,7 @@ def write_samples(run: run_lib.Run, state: step_lib.TrainState):
   samples = generation.generate(
     dataclasses.replace(run.config, generate=options),
     run.model,
-    state.evaluation_params(),
+    state_lib.evaluation_params(run.config, state),
     run.tokenizer,
     prompts,
   )

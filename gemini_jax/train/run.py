@@ -19,11 +19,12 @@ from gemini_jax.checkpoint import checkpointer
 from gemini_jax.data import loader, tokenizer
 from gemini_jax.kernels import dot_product_attention
 from gemini_jax.models import gemini
+from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.parallel import pipeline, processes, sharding
 from gemini_jax.train import lock as lock_lib
 from gemini_jax.train import metrics
 from gemini_jax.train import optimizer as optimizer_lib
-from gemini_jax.train import step as step_lib
+from gemini_jax.train import state as state_lib
 
 CONFIG_FILE = config_lib.FILE
 TOKENIZER_FILE = 'tokenizer'
@@ -64,7 +65,7 @@ class Run:
   model: gemini.Gemini
   optimizer: optax.GradientTransformationExtraArgs
   mesh: Mesh
-  abstract: step_lib.TrainState
+  abstract: state_lib.TrainState
   checkpoints: checkpointer.Checkpointer
   lock: lock_lib.Lock
 
@@ -219,7 +220,7 @@ def open_run(
     'JAX_DISABLE_JIT is set, and steps are compiled ahead of time; unset it',
   )
   path = pathlib.Path(workdir)
-  mesh = sharding.make_mesh(config.parallel)
+  mesh = mesh_lib.make_mesh(config.parallel)
   for field, size in (
     ('data.batch_size', config.data.batch_size),
     ('eval.batch_size', config.eval.batch_size),
@@ -236,7 +237,7 @@ def open_run(
   # The shapes alone tell whether the mesh fits, before any data is read.
   _, _, abstract = abstract_parts(with_vocab(config, 1 << 20), mesh)
   if create:
-    optimizer_lib.check_patterns(config.optimizer, abstract.params, tell=False)
+    state_lib.check_patterns(config, abstract.params, log=False)
     _make_writable(path, lock)
   elif not processes.all_processes(os.path.isdir(path)):
     raise config_lib.ConfigError(f'--workdir={path} does not exist')
@@ -255,7 +256,7 @@ def open_run(
   model, optimizer, abstract = abstract_parts(config, mesh)
   logging.info('attention: %s', model.config.attention_kernel)
   if create:
-    optimizer_lib.check_patterns(config.optimizer, abstract.params)
+    state_lib.check_patterns(config, abstract.params)
   return Run(
     config,
     path,
@@ -348,7 +349,7 @@ def make_model(config: config_lib.Config, mesh: Mesh) -> gemini.Gemini:
 
 def abstract_parts(
   config: config_lib.Config, mesh: Mesh
-) -> tuple[Any, Any, step_lib.TrainState]:
+) -> tuple[Any, Any, state_lib.TrainState]:
   """Model, optimizer, and the shapes and shardings of the training state."""
   model = make_model(config, mesh)
   optimizer = optimizer_lib.make_optimizer(
@@ -357,7 +358,7 @@ def abstract_parts(
   return (
     model,
     optimizer,
-    step_lib.abstract_state(config, model, optimizer, mesh),
+    state_lib.abstract_state(config, model, optimizer, mesh),
   )
 
 

@@ -9,7 +9,7 @@ import grammar
 import tiny
 from gemini_jax import command
 from gemini_jax.train import run as run_lib
-from gemini_jax.train import step as step_lib
+from gemini_jax.train import state as state_lib
 
 
 def lines(folder, *more):
@@ -45,7 +45,7 @@ def runs(tmp_path_factory):
     file = tiny.experiment(folder, *lines(folder, *more), name=f'{name}.py')
     config = command.parse(['', f'--config={file}'], {}).config
     run = run_lib.open_run(config, folder / name, create=True)
-    state = step_lib.init_state(
+    state = state_lib.init_state(
       run.config, run.model, run.optimizer, run.abstract
     )
     run.checkpoints.save(1, state, {})

@@ -18,7 +18,7 @@ from jax.extend import core
 import toy
 from gemini_jax import config as config_lib
 from gemini_jax.kernels import masking
-from gemini_jax.models import gemini, transformer
+from gemini_jax.models import gemini, stack, transformer
 
 # Five layers of a pattern of two: a scan of two groups, and one left.
 REMAINDER = {
@@ -281,21 +281,21 @@ def test_dropout_is_a_function_of_its_key():
 def test_every_layer_draws_its_own_dropout(scan_layers):
   """Two layers that add one each, each kept with probability 1/2."""
   config = toy.model(dropout=0.5, mlp_bias=True, scan_layers=scan_layers).config
-  stack = transformer.Stack(config, 2)
+  layers = stack.Stack(config, 2)
   x_BTD = jnp.zeros((4, 25, config.width))
   tokens = toy.batch(4, 25).decoder
   context = transformer.Context(
     views={'global': transformer.View(masking.visible(tokens, tokens), None)},
     positions_BT=np.zeros((4, 25), np.int32),
   )
-  params = toy.random_params(stack, x_BTD, context)
+  params = toy.random_params(layers, x_BTD, context)
 
   def only_the_last_bias(path, leaf):
     is_bias = "['down']['bias']" in jax.tree_util.keystr(path)
     return np.full(leaf.shape, float(is_bias), np.float32)
 
   params = jax.tree_util.tree_map_with_path(only_the_last_bias, params)
-  y_BTD, _, _ = jax.jit(stack.apply, static_argnames='deterministic')(
+  y_BTD, _, _ = jax.jit(layers.apply, static_argnames='deterministic')(
     {'params': params},
     x_BTD,
     context,
