@@ -9,6 +9,7 @@ import toy
 from gemini_jax import config as config_lib
 from gemini_jax.infer import capacity
 from gemini_jax.models import gemini
+from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.parallel import sharding
 
 
@@ -34,7 +35,10 @@ def test_all_lengths_need_few_sizes():
 
 def config(**fields):
   model = toy.model(max_length=512, **fields).config
-  return config_lib.Config(model=model, generate=config_lib.Generate())
+  objective = 'seq2seq' if model.cross else 'causal'
+  return config_lib.Config(
+    model=model, data=config_lib.Data(objective=objective)
+  )
 
 
 def test_the_field_sets_the_rows():
@@ -74,7 +78,7 @@ def test_a_mesh_holds_more_rows(monkeypatch):
   one = capacity.row_bytes(config(), 512, 0)
   monkeypatch.setattr(capacity, 'free_memory', lambda: 4 * one)
   assert capacity.max_rows(config(), 512, 0) == 2
-  mesh = sharding.make_mesh(config_lib.Parallel(data=4, tensor=2))
+  mesh = mesh_lib.make_mesh(config_lib.Parallel(data=4, tensor=2))
   with sharding.use(mesh):
     # Two rows a device and more, as two devices share the heads of a row.
     assert capacity.max_rows(config(), 512, 0) >= 8

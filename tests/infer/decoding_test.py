@@ -15,6 +15,7 @@ import toy_decoder
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.infer import decoding, decoding_state, sampling
+from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.parallel import sharding
 
 PAD, BOS, EOS = toy_decoder.PAD, toy_decoder.BOS, toy_decoder.EOS
@@ -293,7 +294,7 @@ def test_the_cache_lies_on_the_mesh_as_the_rules_say():
   decoder, params = toy_decoder.build('encoder')
   cases = [(toy_decoder.build('plain'), (2, 2))]
   cases.append(((dataclasses.replace(decoder, batch_size=6), params), (6, 1)))
-  mesh = sharding.make_mesh(config_lib.Parallel(data=2, fsdp=2, tensor=2))
+  mesh = mesh_lib.make_mesh(config_lib.Parallel(data=2, fsdp=2, tensor=2))
   for (own, own_params), (rows, heads) in cases:
     name = 'encoder' if own.encodes else 'plain'
     values = toy_decoder.arguments(name)
