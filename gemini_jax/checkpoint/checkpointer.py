@@ -22,6 +22,7 @@ import pathlib
 import re
 import shutil
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -349,6 +350,58 @@ class Checkpointer:
       MismatchError: it holds other arrays than `abstract`.
       DamageError: `step` was asked for and is damaged, or all are.
     """
+
+    def load(number: int, manifest: dict[str, Any]) -> Callable[[], Any]:
+      self._match(number, manifest['arrays'], storage.shapes(abstract))
+      return lambda: storage.load(self.path(number) / _STATE, abstract)
+
+    return self._restore(load, step, set_aside)
+
+  def restore_arrays(
+    self,
+    select: Callable[[dict[str, str]], dict[str, jax.ShapeDtypeStruct]],
+    step: int | None = None,
+    *,
+    set_aside: bool = False,
+  ) -> Restored | None:
+    """Like `restore`, but some of the arrays alone, by name.
+
+    The state of what is returned is a dict.
+
+    Args:
+      select: what to restore, with its sharding, of arrays of these types and
+        shapes.
+      step: only this one.
+      set_aside: see `restore`.
+
+    Raises:
+      MismatchError: an array is missing, or has another shape.
+      DamageError: `step` was asked for and is damaged, or all are.
+    """
+
+    def load(number: int, manifest: dict[str, Any]) -> Callable[[], Any]:
+      saved = manifest['arrays']
+      wanted = select(saved)
+      present = {name: saved[name] for name in wanted if name in saved}
+      self._match(number, present, storage.shapes(wanted))
+      return lambda: storage.load_arrays(self.path(number) / _STATE, wanted)
+
+    return self._restore(load, step, set_aside)
+
+  def _restore(
+    self,
+    load: Callable[[int, dict[str, Any]], Callable[[], Any]],
+    step: int | None,
+    set_aside: bool,
+  ) -> Restored | None:
+    """Restores what `load` makes of the newest checkpoint that is whole.
+
+    Args:
+      load: given a step and its manifest, what reads the arrays; raises
+        MismatchError where they are not those wanted.
+      step: only this one.
+      set_aside: see `restore`.
+    """
     step = _of_first(step)
     damaged: dict[int, DamageError | None] = {}
     while True:
@@ -370,11 +423,11 @@ class Checkpointer:
       except DamageError as error:
         damage = error
       if not _anywhere(damage is not None):
-        self._match(candidate, manifest, abstract)
+        read = load(candidate, manifest)
         try:
-          state = self._load(candidate, abstract)
-        except DamageError as error:
-          damage = error
+          state = read()
+        except storage.UnreadableError as error:
+          damage = DamageError(f'{_STATE} {error}')
         if not _anywhere(damage is not None):
           break
       if step is not None:
@@ -418,8 +471,7 @@ class Checkpointer:
         raise DamageError(f'{name} was removed while it was read') from error
     _check_arrays(path, manifest['arrays'])
 
-  def _match(self, step: int, manifest: dict[str, Any], abstract: Any):
-    saved, wanted = manifest['arrays'], storage.shapes(abstract)
+  def _match(self, step: int, saved: dict[str, str], wanted: dict[str, str]):
     converted = []
     for name in sorted(saved.keys() | wanted.keys()):
       if saved.get(name) == wanted.get(name):
@@ -443,12 +495,6 @@ class Checkpointer:
         saved[name],
         wanted[name],
       )
-
-  def _load(self, step: int, abstract: Any) -> Any:
-    try:
-      return storage.load(self.path(step) / _STATE, abstract)
-    except storage.UnreadableError as error:
-      raise DamageError(f'{_STATE} {error}') from error
 
 
 def _is_step(name: str) -> bool:

@@ -21,7 +21,7 @@ from gemini_jax.kernels import dot_product_attention
 from gemini_jax.models import gemini
 from gemini_jax.parallel import pipeline, processes, sharding
 from gemini_jax.train import lock as lock_lib
-from gemini_jax.train import metrics
+from gemini_jax.train import metrics, restoring
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import state as state_lib
 
@@ -138,8 +138,8 @@ class Run:
           f'{self.workdir} was saved at a step that was validated; {remedy}',
         )
       try:
-        restored = self.checkpoints.restore(
-          self.abstract, best, set_aside=False
+        restored = restoring.restore(
+          self.checkpoints, self.config, self.abstract, best, set_aside=False
         )
       except checkpointer.DamageError as error:
         if best is not None and best not in self.checkpoints.steps():
@@ -159,7 +159,7 @@ class Run:
         would overwrite the rest of it.
     """
     try:
-      restored = self.checkpoints.restore(self.abstract)
+      restored = restoring.restore(self.checkpoints, self.config, self.abstract)
     except checkpointer.DamageError as error:
       raise config_lib.ConfigError(
         f'{error}; {_begin(self.workdir)}'
@@ -438,7 +438,10 @@ def _changes(then: Any, now: Any, path: str = '') -> Iterator[tuple]:
 
 
 def _state_shapes(config: config_lib.Config, mesh: Mesh) -> list[tuple]:
-  """Path, shape and type of every array of the training state."""
+  """Path, shape and type of every array that a run must have to go on.
+
+  Extensions may come and go; see `restoring`.
+  """
   # Of any table: that of the tokens is compared with the model.
   model = dataclasses.replace(
     config.model, vocab_size=_VOCAB_MULTIPLE, text_vocab_size=None
@@ -447,7 +450,9 @@ def _state_shapes(config: config_lib.Config, mesh: Mesh) -> list[tuple]:
   state = abstract_parts(config, mesh)[2]
   return [
     (jax.tree_util.keystr(name), leaf.shape, leaf.dtype)
-    for name, leaf in jax.tree_util.tree_leaves_with_path(state)
+    for name, leaf in jax.tree_util.tree_leaves_with_path(
+      (state.params, state.opt_state)
+    )
   ]
 
 

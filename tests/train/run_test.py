@@ -135,13 +135,13 @@ def test_what_may_change_and_what_may_not(config, tmp_path, caplog):
 def test_a_forgotten_flag_of_the_optimizer_is_named(config, tmp_path):
   """Where it changes what a state of training is made of."""
   save(run_lib.open_run(config, tmp_path / 'run', create=True), 1)
-  changed = tiny.replace(config, 'optimizer.ema_decay', 0.9)
+  changed = tiny.replace(config, 'optimizer.frozen', '^token/')
   with pytest.raises(config_lib.ConfigError) as error:
     run_lib.open_run(changed, tmp_path / 'run', create=False)
   assert str(error.value) == (
     f'--workdir={tmp_path / "run"} holds another state of training: '
-    'optimizer.ema_decay is 0.0 there and 0.9 here; use another --workdir or '
-    'the same values'
+    'optimizer.frozen is  there and ^token/ here; use another --workdir or the '
+    'same values'
   )
 
 
