@@ -47,8 +47,8 @@ _SLOW = {
     'test_stages_do_not_change_the_run[stages_2]',
   ),
   'parallel/pipeline_test.py::test_the_memory_goes_with': (),
-  'parallel/pipeline_test.py::test_a_layer_may_run': (),
-  'models/transformer_test.py::test_every_way_to_run': (
+  'parallel/stages_test.py::test_a_layer_may_run': (),
+  'models/stack_test.py::test_every_way_to_run': (
     '[fields0',
     '[fields6-scan_remat_attended]',
   ),
@@ -61,6 +61,9 @@ _SLOW = {
   'plan/compiler_errors_test.py': (),
   'commands/steered_test.py': (),
   'commands/diversity_test.py': (),
+  'colab_test.py::test_any_to_any': (),
+  'colab_test.py::test_steer_text': (),
+  'colab_test.py::test_plan_a_pod': (),
   'resume_test.py::test_stopped_and_damaged': (),
   'reverse_test.py': (),
   'steered_text_test.py': (),

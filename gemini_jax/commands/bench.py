@@ -31,6 +31,7 @@ from gemini_jax.checkpoint import checkpointer
 from gemini_jax.infer import decoding, sampling
 from gemini_jax.kernels import cross_entropy, dot_product_attention, masking
 from gemini_jax.models import gemini
+from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.parallel import pipeline, sharding
 from gemini_jax.train import loop, metrics, run
 from gemini_jax.train import optimizer as optimizer_lib
@@ -70,7 +71,7 @@ class Step:
 
   def __init__(self, config: config_lib.Config):
     self.config = run.with_vocab(config, 1)
-    mesh = sharding.make_mesh(config.parallel)
+    mesh = mesh_lib.make_mesh(config.parallel)
     pipeline.check(config, mesh)
     model = run.make_model(self.config, mesh)
     optimizer = optimizer_lib.make_optimizer(
@@ -373,7 +374,7 @@ def bench_decode(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
   config, params = step.config, step.params
   encodes = config.model.cross
   decoder = decoding.Decoder(
-    run.make_model(config, sharding.make_mesh(config.parallel)),
+    run.make_model(config, mesh_lib.make_mesh(config.parallel)),
     config.data.batch_size,
     pad_id=0,
     # No token ends a row.

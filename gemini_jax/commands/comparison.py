@@ -16,9 +16,11 @@ from gemini_jax import command, host
 from gemini_jax import config as config_lib
 from gemini_jax.data import loader
 from gemini_jax.evaluate import likelihood, ngram
+from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.parallel import sharding
 from gemini_jax.train import loop
 from gemini_jax.train import run as run_lib
+from gemini_jax.train import state as state_lib
 
 T = TypeVar('T')
 
@@ -194,7 +196,7 @@ def open_run(workdir: str) -> run_lib.Run:
     "compared: model.architecture='decoder' and data.inputs_field=''",
   )
   try:
-    sharding.make_mesh(config.parallel)
+    mesh_lib.make_mesh(config.parallel)
   except config_lib.ConfigError:
     # It was trained on other devices than there are here.
     config = dataclasses.replace(config, parallel=config_lib.Parallel())
@@ -230,7 +232,7 @@ def judge_perplexities(
   """The judge's perplexity of each set of texts, and the step that it is of."""
   with sharding.use(judge.mesh):
     restored = judge.restore(checkpoint)
-    params = restored.state.evaluation_params()
+    params = state_lib.evaluation_params(judge.config, restored.state)
     found = []
     for texts in sets:
       nats, tokens = likelihood.of_texts(

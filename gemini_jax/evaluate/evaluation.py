@@ -12,7 +12,8 @@ import numpy as np
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
-from gemini_jax.infer import generation
+from gemini_jax.data import tokenizer as tokenizer_lib
+from gemini_jax.infer import generation, prompts
 from gemini_jax.kernels import cross_entropy
 from gemini_jax.models import gemini
 from gemini_jax.objectives import losses
@@ -117,7 +118,7 @@ def exact_match(
   config: config_lib.Config,
   model: gemini.Gemini,
   params: Any,
-  tokenizer: generation.Tokenizer,
+  tokenizer: tokenizer_lib.Tokenizer,
   pairs: Sequence[tuple[str, ...]],
 ) -> float:
   """Share of (inputs, targets) whose greedy output is the targets, all of it.
@@ -135,7 +136,7 @@ def exact_match(
   fitting = [
     (inputs, targets)
     for inputs, targets in pairs
-    if fits(generation.read_prompt(config, model, tokenizer, inputs), config)
+    if fits(prompts.read_prompt(config, model, tokenizer, inputs), config)
   ]
   samples = generation.generate(
     config,
@@ -152,7 +153,7 @@ def exact_match(
 
 
 def fits(
-  prompt: generation.Prompt, config: config_lib.Config, room: int = 1
+  prompt: prompts.Prompt, config: config_lib.Config, room: int = 1
 ) -> bool:
   """Whether the model can read a prompt and write `room` tokens."""
   inputs = () if prompt.inputs is None else prompt.inputs

@@ -23,7 +23,7 @@ from gemini_jax.evaluate import (
   gallery,
   independent_classifier,
 )
-from gemini_jax.infer import generation, media_generation, request
+from gemini_jax.infer import generation, media_generation, prompts, request
 from gemini_jax.parallel import processes, sharding
 from gemini_jax.train import run as run_lib
 
@@ -83,7 +83,7 @@ def captions(
     seen = task.drop_kinds(config.data.drop_kinds)
     for source, record in loader.some(config.data, split, config.eval.captions):
       try:
-        asked = request.of_record(
+        asked = request.from_record(
           config,
           run.tokenizer,
           task,
@@ -157,7 +157,7 @@ def appraise(
     if not len(wished):
       logging.info('%s: no record of %s can be written', task.name, split)
       continue
-    found = media_generation.paint(
+    found = media_generation.generate(
       dataclasses.replace(
         config,
         generate=generation.neutral(
@@ -259,7 +259,7 @@ def _name(config: config_lib.Config, task: task_lib.Task) -> str:
 
 
 def _fits(run: run_lib.Run, asked: request.Request, room: int = 1) -> bool:
-  prompt = generation.read_prompt(run.config, run.model, run.tokenizer, asked)
+  prompt = prompts.read_prompt(run.config, run.model, run.tokenizer, asked)
   return evaluation.fits(prompt, run.config, room)
 
 

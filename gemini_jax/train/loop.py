@@ -23,8 +23,10 @@ from gemini_jax.config import legacy
 from gemini_jax.data import loader as loader_lib
 from gemini_jax.evaluate import evaluation, likelihood, media_metrics, retrieval
 from gemini_jax.infer import generation
+from gemini_jax.infer import prompts as prompts_lib
+from gemini_jax.infer import samples as samples_lib
 from gemini_jax.models import gemini
-from gemini_jax.parallel import processes, sharding
+from gemini_jax.parallel import placement, processes, sharding
 from gemini_jax.train import diagnosis, metrics, preemption
 from gemini_jax.train import lock as lock_lib
 from gemini_jax.train import run as run_lib
@@ -99,7 +101,7 @@ def _check_generation(
   decoder = generation.build_decoder(config, run.model, run.tokenizer, 1)
   for i, text in enumerate(config.eval.samples):
     try:
-      prompt = generation.read_prompt(config, run.model, run.tokenizer, text)
+      prompt = prompts_lib.read_prompt(config, run.model, run.tokenizer, text)
       inputs = () if prompt.inputs is None else (prompt.inputs,)
       decoder.check_lengths([prompt.tokens], inputs)
     except UnicodeError as error:
@@ -154,7 +156,7 @@ def _train(run: run_lib.Run):
     return
   print(
     f'{gemini.param_count(state.params):,} parameters on '
-    f'{metrics.devices_line()}; {sharding.describe(state)}'
+    f'{metrics.devices_line()}; {placement.describe(state)}'
   )
   print(f'{"resuming" if step else "starting"} at step {step:,}', flush=True)
   if 'config' in manifest and step < num_steps:
@@ -526,15 +528,17 @@ def write_samples(run: run_lib.Run, state: state_lib.TrainState):
   prompts = run.config.eval.samples
   if not prompts:
     return
+  # A controller is trained by --mode=generate alone.
+  options = dataclasses.replace(run.config.generate, steer='')
   samples = generation.generate(
-    run.config,
+    dataclasses.replace(run.config, generate=options),
     run.model,
     state_lib.evaluation_params(run.config, state),
     run.tokenizer,
     prompts,
   )
   step = int(state.step)
-  generation.write_samples(
+  samples_lib.write_samples(
     run.workdir / 'samples' / f'{step:08d}.jsonl', samples
   )
   for sample in samples:

@@ -19,6 +19,7 @@ from gemini_jax.checkpoint import checkpointer
 from gemini_jax.data import loader, tokenizer
 from gemini_jax.kernels import dot_product_attention
 from gemini_jax.models import gemini
+from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.parallel import pipeline, processes, sharding
 from gemini_jax.train import lock as lock_lib
 from gemini_jax.train import metrics, restoring
@@ -219,7 +220,7 @@ def open_run(
     'JAX_DISABLE_JIT is set, and steps are compiled ahead of time; unset it',
   )
   path = pathlib.Path(workdir)
-  mesh = sharding.make_mesh(config.parallel)
+  mesh = mesh_lib.make_mesh(config.parallel)
   for field, size in (
     ('data.batch_size', config.data.batch_size),
     ('eval.batch_size', config.eval.batch_size),

@@ -11,6 +11,7 @@ from gemini_jax import config as config_lib
 from gemini_jax.data import loader, tokenizer
 from gemini_jax.evaluate import media_metrics
 from gemini_jax.infer import generation, media_generation
+from gemini_jax.infer import samples as samples_lib
 from gemini_jax.models import gemini
 
 pytest.importorskip('sacrebleu', reason='needs gemini_jax[captions]')
@@ -54,7 +55,7 @@ def test_captions_are_those_of_their_records(path, tmp_path, monkeypatch):
     word = lambda prompt: prompt.text.split(', ')[1]
     texts = [f'{word(prompt)} it is, {word(prompt)}' for prompt in prompts]
     texts = [right(text) for text in texts]
-    return [generation.Sample('', text, (), ()) for text in texts]
+    return [samples_lib.Sample('', text, (), ()) for text in texts]
 
   monkeypatch.setattr(generation, 'generate', answer)
   right = lambda text: text
@@ -83,10 +84,10 @@ def test_what_is_left_out_or_too_long_is_not_captioned(
 
   def answer(config, model, params, tokenizer, prompts):
     asked.append(prompts)
-    return [generation.Sample('', 'dark', (), ()) for _ in prompts]
+    return [samples_lib.Sample('', 'dark', (), ()) for _ in prompts]
 
   monkeypatch.setattr(generation, 'generate', answer)
-  data = dataclasses.replace(own.config.data, without=('image',))
+  data = dataclasses.replace(own.config.data, drop_kinds=('image',))
   own.config = dataclasses.replace(own.config, data=data)
   media_metrics.captions(own, 'params', 'validation', 5)
   assert len(asked[0]) == 60
@@ -119,7 +120,7 @@ def paint_as(records, shift, monkeypatch):
       )
     return found
 
-  monkeypatch.setattr(media_generation, 'paint', paint)
+  monkeypatch.setattr(media_generation, 'generate', paint)
 
 
 @pytest.mark.parametrize('task', [PAINTS, SPEAKS])

@@ -11,6 +11,7 @@ import tiny
 import toy
 from gemini_jax import config as config_lib
 from gemini_jax.models import gemini
+from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.parallel import pipeline, sharding
 from gemini_jax.train import diagnosis
 from gemini_jax.train import optimizer as optimizer_lib
@@ -186,7 +187,7 @@ def test_what_only_dropout_makes(parts):
 def test_a_layer_in_stages(dropout):
   """Looked for on one stage, microbatch by microbatch, as they were drawn."""
   parallel = config_lib.Parallel(data=1, pipeline=2)
-  mesh = sharding.make_mesh(parallel, jax.devices()[:2])
+  mesh = mesh_lib.make_mesh(parallel, jax.devices()[:2])
 
   def change(params):
     layers(params)['feedforward']['up']['kernel'][2] = 1e30

@@ -19,7 +19,7 @@ import tiny
 from gemini_jax import config as config_lib
 from gemini_jax.checkpoint import checkpointer
 from gemini_jax.infer import beam, decoding
-from gemini_jax.parallel import sharding
+from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.train import diagnosis, loop, metrics, preemption
 
 
@@ -94,7 +94,7 @@ def test_lines_of_metrics(done):
   training = {
     'step',
     'train/loss',
-    'train/accuracy',
+    'train/token_accuracy',
     'train/grad_norm',
     'train/learning_rate',
     'train/tokens',
@@ -106,7 +106,7 @@ def test_lines_of_metrics(done):
     'step',
     'validation/loss',
     'validation/perplexity',
-    'validation/accuracy',
+    'validation/token_accuracy',
     'validation/bits_per_byte',
   }
   for line in lines:
@@ -426,7 +426,7 @@ def test_ignored_signals_stay_ignored(monkeypatch):
   before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
   try:
     guard = preemption.PreemptionGuard(
-      sharding.make_mesh(config_lib.Parallel())
+      mesh_lib.make_mesh(config_lib.Parallel())
     )
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     assert signal.getsignal(signal.SIGTERM) == guard._wish

@@ -16,7 +16,7 @@ import toy
 from gemini_jax import config as config_lib
 from gemini_jax.checkpoint import checkpointer
 from gemini_jax.models import gemini
-from gemini_jax.parallel import sharding
+from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import restoring
 from gemini_jax.train import state as state_lib
@@ -26,7 +26,7 @@ from gemini_jax.train import state as state_lib
 def parts(optimizer=()):
   """(config, abstract state, a state of random numbers)."""
   config = tiny.config(optimizer=dict(optimizer))
-  mesh = sharding.make_mesh(config_lib.Parallel(data=2, fsdp=4))
+  mesh = mesh_lib.make_mesh(config_lib.Parallel(data=2, fsdp=4))
   abstract = state_lib.abstract_state(
     config,
     gemini.Gemini(config.model),
