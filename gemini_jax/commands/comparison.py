@@ -14,13 +14,11 @@ import numpy as np
 
 from gemini_jax import command, host
 from gemini_jax import config as config_lib
-from gemini_jax.data import loader
+from gemini_jax import run as run_lib
+from gemini_jax.data import loader, splits
 from gemini_jax.evaluate import likelihood, ngram
 from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.parallel import sharding
-from gemini_jax.train import loop
-from gemini_jax.train import run as run_lib
-from gemini_jax.train import state as state_lib
 
 T = TypeVar('T')
 
@@ -200,12 +198,12 @@ def open_run(workdir: str) -> run_lib.Run:
   except config_lib.ConfigError:
     # It was trained on other devices than there are here.
     config = dataclasses.replace(config, parallel=config_lib.Parallel())
-  run = run_lib.open_run(config, workdir, create=False)
+  run = run_lib.open_run(config, workdir)
   config_lib.check(
     bool(run.checkpoints.steps()),
     f'{workdir} holds no checkpoint; train it first',
   )
-  loop.enable_compilation_cache(run.config)
+  run_lib.enable_compilation_cache(run.config)
   return run
 
 
@@ -231,8 +229,8 @@ def judge_perplexities(
 ) -> tuple[list[float], int]:
   """The judge's perplexity of each set of texts, and the step that it is of."""
   with sharding.use(judge.mesh):
-    restored = judge.restore(checkpoint)
-    params = state_lib.evaluation_params(judge.config, restored.state)
+    restored = judge.restore_params(checkpoint)
+    params = restored.params
     found = []
     for texts in sets:
       nats, tokens = likelihood.of_texts(
@@ -277,7 +275,7 @@ def sampling(
 def known(config: config_lib.Data, wanted: Collection[str]) -> set[str]:
   """Those of the texts, stripped, that are texts of the training data."""
   wanted = {text.strip() for text in wanted}
-  texts = (text.strip() for text in loader.texts(config, 'train'))
+  texts = (text.strip() for text in splits.texts(config, 'train'))
   return {text for text in texts if text in wanted}
 
 

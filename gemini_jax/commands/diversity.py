@@ -25,17 +25,16 @@ import numpy as np
 
 from gemini_jax import command
 from gemini_jax import config as config_lib
+from gemini_jax import run as run_lib
 from gemini_jax.checkpoint import checkpointer
 from gemini_jax.commands import comparison, tradeoff
-from gemini_jax.data import loader
+from gemini_jax.data import splits
 from gemini_jax.evaluate import ngram
 from gemini_jax.infer import generation, latents
 from gemini_jax.infer import samples as samples_lib
 from gemini_jax.models import gemini
 from gemini_jax.parallel import sharding
 from gemini_jax.train import metrics
-from gemini_jax.train import run as run_lib
-from gemini_jax.train import state as state_lib
 
 FLAGS: dict[str, str | None] = {
   'workdirs': None,
@@ -125,7 +124,7 @@ def held_out(config: config_lib.Data, options: Options) -> list[str]:
     ConfigError: there are fewer.
   """
   split = comparison.held_out_split(config)
-  texts = list(loader.texts(config, split))
+  texts = list(splits.texts(config, split))
   config_lib.check(
     len(texts) >= options.count,
     f'--count={options.count} must be at most {len(texts)}, the texts of '
@@ -192,8 +191,8 @@ def _generate(
 ) -> dict[str, Any]:
   """What is known of a run, and a point of its curve for each temperature."""
   with sharding.use(run.mesh):
-    restored = run.restore(options.checkpoint)
-    params = state_lib.evaluation_params(run.config, restored.state)
+    restored = run.restore_params(options.checkpoint)
+    params = restored.params
     curve = []
     for temperature in options.temperatures:
       begin = time.perf_counter()

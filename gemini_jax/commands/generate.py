@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from gemini_jax import config as config_lib
+from gemini_jax import run as run_lib
 from gemini_jax.evaluate import gallery, media_metrics
 from gemini_jax.infer import (
   generation,
@@ -21,9 +22,6 @@ from gemini_jax.infer import (
 from gemini_jax.infer import samples as samples_lib
 from gemini_jax.parallel import processes, sharding
 from gemini_jax.steer import controller as controller_lib
-from gemini_jax.train import loop
-from gemini_jax.train import run as run_lib
-from gemini_jax.train import state as state_lib
 
 
 def generate(config: config_lib.Config, workdir: str | os.PathLike):
@@ -36,7 +34,7 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
     ConfigError: there is no checkpoint, the prompt does not fit, or what is
       asked for is none of the run's tasks.
   """
-  run = run_lib.open_run(config, workdir, create=False)
+  run = run_lib.open_run(config, workdir)
   _check_media(run.config)
   if config.generate.output != 'text':
     _check_writable(run.workdir / 'samples')
@@ -47,11 +45,11 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
   examples = (
     controller_lib.choose_examples(config) if config.generate.steer else None
   )
-  loop.enable_compilation_cache(run.config)
+  run_lib.enable_compilation_cache(run.config)
   with sharding.use(run.mesh):
-    restored = run.restore(config.generate.checkpoint)
+    restored = run.restore_params(config.generate.checkpoint)
     logging.info('generating with step %d', restored.step)
-    params = state_lib.evaluation_params(run.config, restored.state)
+    params = restored.params
     parts = run.config, run.model, params, run.tokenizer
     if config.generate.output != 'text':
       _write_media(run, restored.step, params, asked)

@@ -15,7 +15,8 @@ import numpy as np
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
-from gemini_jax.data import loader, readers, sources
+from gemini_jax import run as run_lib
+from gemini_jax.data import fields, loader, splits, unusable
 from gemini_jax.data import task as task_lib
 from gemini_jax.evaluate import (
   caption_metrics,
@@ -25,7 +26,6 @@ from gemini_jax.evaluate import (
 )
 from gemini_jax.infer import generation, media_generation, prompts, request
 from gemini_jax.parallel import processes, sharding
-from gemini_jax.train import run as run_lib
 
 # Real examples that the judge learns from at most; classes it can tell apart;
 # examples on a page.
@@ -55,7 +55,11 @@ def captioned_tasks(config: config_lib.Config) -> list[task_lib.Task]:
   """Those that write text alone."""
   if not config.data.tasks:
     return []
-  return [task for task in task_lib.of(config.data) if not task.kinds(1)]
+  return [
+    task
+    for task in task_lib.from_config(config.data)
+    if not task.kinds('targets')
+  ]
 
 
 def captions(
@@ -81,7 +85,9 @@ def captions(
   for task in captioned_tasks(config):
     requests, references = [], []
     seen = task.drop_kinds(config.data.drop_kinds)
-    for source, record in loader.some(config.data, split, config.eval.captions):
+    for source, record in splits.spread_records(
+      config.data, split, config.eval.captions
+    ):
       try:
         asked = request.from_record(
           config,
@@ -91,8 +97,8 @@ def captions(
           names=source.names,
           folder=source.rows.folder,
         )
-        texts = sources.texts_of(source, record, task)
-      except readers.UnusableError:
+        texts = fields.texts_of(source, record, task)
+      except unusable.UnusableError:
         continue
       if _fits(run, asked):
         requests.append(asked)
@@ -109,8 +115,8 @@ def captions(
       _metric(config, split, task, name): value
       for name, value in values.items()
     }
-    if processes.is_process_zero() and seen.kinds(0):
-      first = seen.kinds(0)[0]
+    if processes.is_process_zero() and seen.kinds('inputs'):
+      first = seen.kinds('inputs')[0]
       gallery.write(
         _page(run, split, task, step),
         [asked.media[first][0].content for asked in requests[:_SHOWN]],
@@ -130,8 +136,9 @@ def judged_tasks(config: config_lib.Config) -> list[task_lib.Task]:
     return []
   return [
     task
-    for task in task_lib.of(config.data)
-    if not task.kinds(0) and len(task.sides[1]) == 1 == len(task.kinds(1))
+    for task in task_lib.from_config(config.data)
+    if not task.kinds('inputs')
+    and len(task.targets) == 1 == len(task.kinds('targets'))
   ]
 
 
@@ -151,7 +158,7 @@ def appraise(
     texts, values = _real(run, 'train', task, _TAUGHT)
     classes = len(set(texts))
     wished, real = _real(run, split, task, config.eval.judged)
-    room = config.model.soft_tokens(task.kinds(1)[0])
+    room = config.model.soft_tokens(task.kinds('targets')[0])
     fitting = [_fits(run, _request(run, str(text)), room) for text in wished]
     wished, real = wished[fitting], real[fitting]
     if not len(wished):
@@ -161,13 +168,13 @@ def appraise(
       dataclasses.replace(
         config,
         generate=generation.neutral(
-          config.generate, count=1, output=task.kinds(1)[0]
+          config.generate, count=1, output=task.kinds('targets')[0]
         ),
       ),
       run.model,
       params,
       run.tokenizer,
-      task.kinds(1)[0],
+      task.kinds('targets')[0],
       [_request(run, str(text)) for text in wished],
       # Each by its own draws, or what is alike would be so by chance.
       range(len(wished)),
@@ -254,7 +261,7 @@ def _metric(
 
 def _name(config: config_lib.Config, task: task_lib.Task) -> str:
   """A task's own, or its number among several."""
-  tasks = task_lib.of(config.data)
+  tasks = task_lib.from_config(config.data)
   return task.name or (str(tasks.index(task)) if len(tasks) > 1 else '')
 
 
@@ -285,14 +292,14 @@ def _real(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Inputs, and the pictures or log-mel spectrograms, of real examples."""
   texts, values, sizes = [], [], []
-  for text, medium in loader.written(
+  for text, medium in splits.written_media(
     run.config.data, run.config.model, split, task, most
   ):
     texts.append(text)
     values.append(medium.values)
     sizes.append(medium.size)
   stacked = np.stack(values) if values else np.zeros(0)
-  if values and task.kinds(1)[0] == 'audio':
+  if values and task.kinds('targets')[0] == 'audio':
     spectra = jax.jit(lambda *own: run.model.apply({}, *own, method=_spectra))
     parts = [slice(i, i + 64) for i in range(0, len(stacked), 64)]
     size = np.stack(sizes)

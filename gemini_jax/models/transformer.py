@@ -3,6 +3,7 @@
 B batch, T length, S length of the encoder's output, D width, Z numbers of z.
 """
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -116,7 +117,7 @@ class Block(nn.Module):
     update_BTD, aux = self.feed_forward(x_BTD, context.real_BT)
     x_BTD = self.add('feedforward', x_BTD, update_BTD, deterministic)
     if cache is not None:
-      cache = cache.replace(self_attention=self_cache)
+      cache = dataclasses.replace(cache, self_attention=self_cache)
     return x_BTD, cache, aux
 
   def norm(self, name: str, x_BTD: jax.Array) -> jax.Array:

@@ -1,8 +1,6 @@
-"""What a run would need and how fast it could be, on devices not here yet.
+"""Plans a run for devices that are not present: memory, speed, suggestions.
 
-Compiles the train step and the decode step, runs neither.
-
-B rows, T decoder length, S encoder length.
+The train step and the decode step are compiled and not run.
 """
 
 import json
@@ -14,30 +12,31 @@ from typing import Any
 import jax
 
 from gemini_jax import config as config_lib
+from gemini_jax import run as run_lib
 from gemini_jax.data import tokenizer
+from gemini_jax.models import build
 from gemini_jax.plan import compile as compile_lib
-from gemini_jax.plan import compiler_errors, report, suggestions, topology
-from gemini_jax.train import run as run_lib
+from gemini_jax.plan import compiler_errors, page, report, suggestions, topology
 
 FILE = 'plan.json'
-# Rows of the token table of a tokenizer whose characters are not known yet.
+# Assumed vocabulary of a tokenizer of characters before it is trained.
 _CHARACTERS = 256
 
 
 def plan(config: config_lib.Config, workdir: str | os.PathLike) -> int:
-  """Prints the plan and writes `plan.json`; 1 where a train step does not fit.
+  """Prints the plan and writes `plan.json`; returns the exit code.
 
-  Also 1, and nothing is written, where the compiler refuses for its own reason.
+  It is 1 if the train step does not fit into memory, and also, without a plan,
+  if the compiler refuses the program for another reason.
 
   Raises:
-    ConfigError: the config does not go with the devices, or these are not
-      known.
+    ConfigError: the config does not match the devices, or they are unknown.
   """
   path = pathlib.Path(workdir)
   assumptions: list[str] = []
   config = with_vocab(config, path, assumptions)
   if config.plan.topology:
-    # No accelerator of this machine is touched for a topology's sake.
+    # A topology needs no accelerator of this machine.
     jax.config.update('jax_platforms', 'cpu')
   devices = find_devices(config)
   try:
@@ -46,10 +45,10 @@ def plan(config: config_lib.Config, workdir: str | os.PathLike) -> int:
     print(f'error: {error}', file=sys.stderr)
     return 1
   result = report.build(measured, assumptions)
-  print(report.spell(result), flush=True)
+  print(page.spell(result), flush=True)
   if not result['fits']:
     result['suggestions'] = [
-      found.summary() for found in suggestions.search(measured)
+      suggestion.summary() for suggestion in suggestions.search(measured)
     ]
     print(suggestions.spell(result['suggestions']))
   _write(path, result)
@@ -66,21 +65,21 @@ def find_devices(config: config_lib.Config) -> list[Any]:
 def with_vocab(
   config: config_lib.Config, path: pathlib.Path, assumptions: list[str]
 ) -> config_lib.Config:
-  """The config with `model.vocab_size`, without reading any data."""
+  """The config with `model.vocab_size` set, without reading any data."""
   if config.model.vocab_size is not None:
     return config
   file = path / run_lib.TOKENIZER_FILE
   if file.exists():
-    return run_lib.with_vocab(config, tokenizer.load(file).vocab_size)
+    return build.with_vocab(config, tokenizer.load(file).vocab_size)
   sizes = {
     'sentencepiece': config.tokenizer.vocab_size,
     'bytes': tokenizer.Bytes().vocab_size,
     'characters': _CHARACTERS,
   }
-  config = run_lib.with_vocab(config, sizes[config.tokenizer.kind])
+  config = build.with_vocab(config, sizes[config.tokenizer.kind])
   assumptions.append(
-    f'no tokenizer is trained: {config.model.vocab_size} rows of the token '
-    f'table, for {config.tokenizer.kind}'
+    f'vocabulary: no tokenizer is trained; {config.model.vocab_size} rows of '
+    f'the embedding table, for {config.tokenizer.kind}'
   )
   return config
 

@@ -8,7 +8,7 @@ import pytest
 
 import photo
 from gemini_jax import config as config_lib
-from gemini_jax.data import loader, tokenizer
+from gemini_jax.data import splits, tokenizer
 from gemini_jax.evaluate import media_metrics
 from gemini_jax.infer import generation, media_generation
 from gemini_jax.infer import samples as samples_lib
@@ -173,5 +173,7 @@ def test_what_cannot_be_judged_is_refused(tasks, evaluated, message):
 
 def test_some_records_are_at_even_distances(path):
   config = photo.data(path, PAINTS)
-  numbers = [record['picture'] for _, record in loader.some(config, 'train', 4)]
+  numbers = [
+    record['picture'] for _, record in splits.spread_records(config, 'train', 4)
+  ]
   assert numbers == ['0.png', '19.png', '39.png', '59.png']
