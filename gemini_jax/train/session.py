@@ -21,7 +21,7 @@ from gemini_jax.data import splits, tokenizer_training
 from gemini_jax.models import build
 from gemini_jax.parallel import processes
 from gemini_jax.train import lock as lock_lib
-from gemini_jax.train import metrics
+from gemini_jax.train import metrics, restoring
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import starting_point as starting_point_lib
 from gemini_jax.train import state as state_lib
@@ -102,7 +102,9 @@ class Session:
         would overwrite the rest of it.
     """
     try:
-      restored = self.run.checkpoints.restore(self.abstract)
+      restored = restoring.restore(
+        self.run.checkpoints, self.run.config, self.abstract
+      )
     except checkpointer.DamageError as error:
       raise config_lib.ConfigError(
         f'{error}; {_advice(self.run.workdir)}'
@@ -283,7 +285,10 @@ def _check_same_state(
 
 
 def _state_shapes(config: config_lib.Config, mesh: Mesh) -> list[tuple]:
-  """Path, shape and type of every array of the training state."""
+  """Path, shape and type of every array that a run must have to go on.
+
+  Extensions may come and go; see `restoring`.
+  """
   # Of any table: that of the tokens is compared with the model.
   model = dataclasses.replace(
     config.model, vocab_size=build.VOCAB_MULTIPLE, text_vocab_size=None
@@ -292,7 +297,9 @@ def _state_shapes(config: config_lib.Config, mesh: Mesh) -> list[tuple]:
   state = abstract_parts(config, mesh)[2]
   return [
     (jax.tree_util.keystr(name), leaf.shape, leaf.dtype)
-    for name, leaf in jax.tree_util.tree_leaves_with_path(state)
+    for name, leaf in jax.tree_util.tree_leaves_with_path(
+      (state.params, state.opt_state)
+    )
   ]
 
 
