@@ -14,7 +14,7 @@ import pytest
 
 import tiny
 from gemini_jax.checkpoint import checkpointer
-from gemini_jax.train import metrics
+from gemini_jax.train import metrics_file
 
 NUM_STEPS = 20
 # Seconds until a group must be done, or have noticed that one of it died.
@@ -171,7 +171,7 @@ def whole(folder, file):
 
 
 def curve(workdir):
-  return tiny.metrics(workdir, *metrics.TIMINGS)
+  return tiny.metrics(workdir, *metrics_file.TIMINGS)
 
 
 def assert_close(workdir, expected):

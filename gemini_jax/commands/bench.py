@@ -32,7 +32,8 @@ from gemini_jax.infer import decoding, sampling
 from gemini_jax.kernels import cross_entropy, dot_product_attention, masking
 from gemini_jax.models import gemini
 from gemini_jax.parallel import pipeline, sharding
-from gemini_jax.train import loop, metrics, run
+from gemini_jax.train import flops as flops_lib
+from gemini_jax.train import loop, run
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import step as step_lib
 
@@ -188,7 +189,7 @@ def matmul_seconds(config: config_lib.Config) -> float:
   product = jax.jit(jnp.matmul).lower(x, w).compile()
   flops = 2 * tokens * width * hidden
   best = min(_seconds(lambda: product(x, w)) for _ in range(50))
-  return metrics.step_flops(config) / (flops / best)
+  return flops_lib.step_flops(config) / (flops / best)
 
 
 def _seconds(call: Callable[[], Any]) -> float:
@@ -220,7 +221,7 @@ def bench_step(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
     'num_params': ours.num_params,
     'ours_seconds': overall['ours'],
     'tokens_per_second': tokens / overall['ours'],
-    'mfu': metrics.mfu(config, overall['ours']),
+    'mfu': flops_lib.mfu(config, overall['ours']),
     'matmul_seconds': matmul_seconds(config),
   }
   for name, values in medians.items():

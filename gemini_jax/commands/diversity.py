@@ -32,7 +32,7 @@ from gemini_jax.evaluate import ngram
 from gemini_jax.infer import generation, latents
 from gemini_jax.models import gemini
 from gemini_jax.parallel import sharding
-from gemini_jax.train import metrics
+from gemini_jax.train import metrics_file
 from gemini_jax.train import run as run_lib
 
 FLAGS: dict[str, str | None] = {
@@ -248,7 +248,7 @@ def _mark_copies(
 
 def _last_test(workdir: pathlib.Path) -> dict[str, float]:
   """The last numbers of the test split that the run has logged."""
-  for line in metrics.newest_lines(workdir):
+  for line in metrics_file.newest_lines(workdir):
     found = {
       name.removeprefix('test/'): value
       for name, value in line.items()

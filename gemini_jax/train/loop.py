@@ -24,9 +24,16 @@ from gemini_jax.evaluate import evaluation, likelihood, media_metrics, retrieval
 from gemini_jax.infer import generation
 from gemini_jax.models import gemini
 from gemini_jax.parallel import processes, sharding
-from gemini_jax.train import diagnosis, metrics, preemption
+from gemini_jax.train import (
+  diagnosis,
+  flops,
+  metric_writer,
+  preemption,
+  wandb_writer,
+)
 from gemini_jax.train import lock as lock_lib
 from gemini_jax.train import optimizer as optimizer_lib
+from gemini_jax.train import progress as progress_lib
 from gemini_jax.train import run as run_lib
 from gemini_jax.train import step as step_lib
 
@@ -118,7 +125,7 @@ def _train(run: run_lib.Run):
   data = run.loader('train')
   held_out = _held_out(run)
   _check_generation(run, held_out)
-  metrics.check(config)
+  wandb_writer.check(config)
 
   # Where the run stands: the newest whole checkpoint, or a fresh state.
   restored = run.resume()
@@ -147,12 +154,12 @@ def _train(run: run_lib.Run):
   if step >= num_steps and not due:
     print(
       f'{run.workdir} is done: step {step:,} of {num_steps:,}'
-      f'{metrics.spell_results(results)}'
+      f'{progress_lib.spell_results(results)}'
     )
     return
   print(
     f'{gemini.param_count(state.params):,} parameters on '
-    f'{metrics.devices_line()}; {sharding.describe(state)}'
+    f'{progress_lib.devices_line()}; {sharding.describe(state)}'
   )
   print(f'{"resuming" if step else "starting"} at step {step:,}', flush=True)
   if 'config' in manifest and step < num_steps:
@@ -205,9 +212,9 @@ def _train(run: run_lib.Run):
     )
   # Nothing is refused from here on.
   run.write_config()
-  progress = metrics.Progress(step, num_steps)
+  progress = progress_lib.Progress(step, num_steps)
   guard = preemption.PreemptionGuard(run.mesh)
-  stopwatch = metrics.Stopwatch()
+  stopwatch = progress_lib.Stopwatch()
   # The last step of the line before, and the tokens since.
   logged, tokens = step, 0.0
   pending: tuple[int, dict[str, jax.Array]] | None = None
@@ -231,7 +238,7 @@ def _train(run: run_lib.Run):
     }
     line['train/step_seconds'] = seconds / (done - logged)
     line['train/tokens_per_second'] = tokens / seconds
-    line['train/mfu'] = metrics.mfu(config, seconds / (done - logged))
+    line['train/mfu'] = flops.mfu(config, seconds / (done - logged))
     logged, tokens = done, 0.0
     writer.write(done, line)
     progress.update(done, line)
@@ -270,7 +277,7 @@ def _train(run: run_lib.Run):
         new |= appraisals(run, state, held_out, done)
       results.update(new)
       writer.write(done, new)
-      progress.note(f'step {done:,}{metrics.spell_results(new)}')
+      progress.note(f'step {done:,}{progress_lib.spell_results(new)}')
     if last:
       write_samples(run, state)
     value = evaluation.objective(new, config.loss_weights)
@@ -333,15 +340,17 @@ def _train(run: run_lib.Run):
       progress.close()
       writer.close()
       guard.close()
-  numbers = metrics.spell_results(results)
+  numbers = progress_lib.spell_results(results)
   print(f'{run.workdir} is done: {num_steps:,} steps{numbers}')
 
 
-def _open_writer(run: run_lib.Run, step: int, size: int) -> metrics.Writer:
+def _open_writer(
+  run: run_lib.Run, step: int, size: int
+) -> metric_writer.Writer:
   """Where numbers go; the first process alone can be refused something."""
   writers = []
   open_one = lambda: writers.append(
-    metrics.Writer(run.workdir, run.config, step, size)
+    metric_writer.Writer(run.workdir, run.config, step, size)
   )
   processes.on_process_zero(open_one)
   if not writers:

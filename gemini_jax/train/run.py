@@ -21,7 +21,7 @@ from gemini_jax.kernels import dot_product_attention
 from gemini_jax.models import gemini
 from gemini_jax.parallel import pipeline, processes, sharding
 from gemini_jax.train import lock as lock_lib
-from gemini_jax.train import metrics
+from gemini_jax.train import metrics_file
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import step as step_lib
 
@@ -165,7 +165,7 @@ class Run:
         f'{error}; {_begin(self.workdir)}'
       ) from error
     size = self._check_manifest(restored) if restored else 0
-    metrics.check_record(self.workdir, size)
+    metrics_file.check_record(self.workdir, size)
     return restored
 
   def _check_manifest(self, restored: checkpointer.Restored) -> int:
@@ -273,7 +273,7 @@ def _begin(path: pathlib.Path) -> str:
   """What a user can do whose checkpoints are of no use."""
   return (
     'put a copy of one back, or begin anew in another --workdir, or here '
-    f'after moving {metrics.FILE} and checkpoints away from {path}'
+    f'after moving {metrics_file.FILE} and checkpoints away from {path}'
   )
 
 
@@ -295,15 +295,15 @@ def _check_not_lost(
   if (path / CONFIG_FILE).exists():
     train = config_lib.read(path / CONFIG_FILE).train
   first = min(train.save_every, train.num_steps)
-  line = next(metrics.newest_lines(path), {'step': 0})
+  line = next(metrics_file.newest_lines(path), {'step': 0})
   # What is evaluated was saved before.
   saved = line['step'] > first or (
     line['step'] == first and 'train/loss' not in line
   )
   config_lib.check(
     not saved or checkpoints.has_leftovers(),
-    f'{path / metrics.FILE} goes to step {line["step"]:,}, but there is no '
-    f'checkpoint; {_begin(path)}',
+    f'{path / metrics_file.FILE} goes to step {line["step"]:,}, but there is '
+    f'no checkpoint; {_begin(path)}',
   )
 
 

@@ -20,7 +20,14 @@ from gemini_jax import config as config_lib
 from gemini_jax.checkpoint import checkpointer
 from gemini_jax.infer import beam, decoding
 from gemini_jax.parallel import sharding
-from gemini_jax.train import diagnosis, loop, metrics, preemption
+from gemini_jax.train import (
+  diagnosis,
+  loop,
+  metric_writer,
+  metrics_file,
+  preemption,
+)
+from gemini_jax.train import progress as progress_lib
 
 
 class Compilations(logging.Handler):
@@ -63,14 +70,14 @@ def file(folder):
 def done(folder, file):
   """(workdir of a run of 20 steps, what was compiled at each line)."""
   counts = []
-  write = metrics.Writer.write
+  write = metric_writer.Writer.write
   with pytest.MonkeyPatch.context() as patch, Compilations() as compiled:
 
     def note(writer, step, values):
       counts.append((step, len(compiled.names)))
       write(writer, step, values)
 
-    patch.setattr(metrics.Writer, 'write', note)
+    patch.setattr(metric_writer.Writer, 'write', note)
     assert tiny.run(file, folder / 'run', "eval.samples=('one two',)") == 0
   return folder / 'run', compiled.names, counts
 
@@ -221,11 +228,11 @@ def test_options_survive_a_restart(name, file, tmp_path):
   workdir = tmp_path / 'run'
   assert tiny.run(file, workdir, *overrides) == 0
   expected = tiny.arrays(workdir)
-  lines = tiny.metrics(workdir, *metrics.TIMINGS)
+  lines = tiny.metrics(workdir, *metrics_file.TIMINGS)
   assert any(path.startswith(held) for path in expected), sorted(expected)
   shutil.rmtree(workdir / 'checkpoints' / '00000020')
   assert tiny.run(file, workdir, *overrides) == 0
-  assert tiny.metrics(workdir, *metrics.TIMINGS) == lines
+  assert tiny.metrics(workdir, *metrics_file.TIMINGS) == lines
   for path, leaf in tiny.arrays(workdir).items():
     np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
   rates = [
@@ -281,8 +288,8 @@ def test_a_step_is_saved_before_it_is_evaluated(
   capsys.readouterr()
   assert tiny.run(file, workdir, *overrides) == 0
   assert f'resuming at step {step}\n' in capsys.readouterr().out
-  assert tiny.metrics(workdir, *metrics.TIMINGS) == tiny.metrics(
-    whole, *metrics.TIMINGS
+  assert tiny.metrics(workdir, *metrics_file.TIMINGS) == tiny.metrics(
+    whole, *metrics_file.TIMINGS
   )
   expected = tiny.arrays(whole)
   for path, leaf in tiny.arrays(workdir).items():
@@ -330,10 +337,9 @@ def test_times_are_of_steps_alone(file, tmp_path, monkeypatch):
   clock = types.SimpleNamespace(monotonic=lambda: now, time=lambda: now)
   monkeypatch.setattr(loop, 'compile_step', compiled)
   monkeypatch.setattr(loop, 'time', clock)
-  monkeypatch.setattr(metrics, 'time', clock)
-  if hasattr(metrics, 'Stopwatch'):
-    defaults = (clock.monotonic,)
-    monkeypatch.setattr(metrics.Stopwatch.__init__, '__defaults__', defaults)
+  monkeypatch.setattr(progress_lib, 'time', clock)
+  defaults = (clock.monotonic,)
+  monkeypatch.setattr(progress_lib.Stopwatch.__init__, '__defaults__', defaults)
   takes(loop, 'evaluate_splits', 1000)
   takes(checkpointer.Checkpointer, 'save', 1000)
   assert tiny.run(file, tmp_path / 'run', 'train.save_every=7') == 0
@@ -352,14 +358,14 @@ def test_times_are_of_steps_alone(file, tmp_path, monkeypatch):
 
 def at_step_four(monkeypatch, action):
   """Calls `action` in the middle of the runs that follow."""
-  update = metrics.Progress.update
+  update = progress_lib.Progress.update
 
   def updated(progress, step, values):
     update(progress, step, values)
     if step == 4:
       action()
 
-  monkeypatch.setattr(metrics.Progress, 'update', updated)
+  monkeypatch.setattr(progress_lib.Progress, 'update', updated)
 
 
 def test_a_folder_is_trained_in_once(file, tmp_path, monkeypatch, capsys):
@@ -489,7 +495,7 @@ def test_the_report_survives_a_search_that_fails(monkeypatch):
 def test_a_signal_saves_and_says_so(
   number, file, done, tmp_path, monkeypatch, capsys
 ):
-  update = metrics.Progress.update
+  update = progress_lib.Progress.update
 
   def kill(progress, step, values):
     update(progress, step, values)
@@ -500,7 +506,7 @@ def test_a_signal_saves_and_says_so(
   before = lambda *args: None
   original = signal.signal(number, before)
   with monkeypatch.context() as patch:
-    patch.setattr(metrics.Progress, 'update', kill)
+    patch.setattr(progress_lib.Progress, 'update', kill)
     assert tiny.run(file, tmp_path / 'run') == 0
   assert signal.signal(number, original) == before
   steps = checkpointer.Checkpointer(tmp_path / 'run' / 'checkpoints').steps()
@@ -511,8 +517,8 @@ def test_a_signal_saves_and_says_so(
   )
   assert tiny.run(file, tmp_path / 'run') == 0
   assert f'resuming at step {steps[0]}' in capsys.readouterr().out
-  assert tiny.metrics(tmp_path / 'run', *metrics.TIMINGS) == tiny.metrics(
-    done[0], *metrics.TIMINGS
+  assert tiny.metrics(tmp_path / 'run', *metrics_file.TIMINGS) == tiny.metrics(
+    done[0], *metrics_file.TIMINGS
   )
 
 
