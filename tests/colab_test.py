@@ -41,7 +41,7 @@ def test_quickstart_notebook(tmp_path, monkeypatch):
   steps = (
     '--config.train.num_steps=4 --config.train.log_every=2 '
     '--config.model.width=32 --config.generate.max_tokens=4 '
-    "--config.eval.samples='()'"
+    "--config.evaluate.evaluators='()'"
   )
   for cell in notebook.cells:
     if 'parameters' in tags(cell):

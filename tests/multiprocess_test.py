@@ -145,7 +145,7 @@ def file(folder):
     'train.save_every = 5',
     'train.eval_every = 10',
     'train.keep_last = 9',
-    'eval.batch_size = 16',
+    'evaluate.batch_size = 16',
     "optimizer.schedule = 'constant'",
     'generate.temperature = 0.0',
     'parallel.data = 2',

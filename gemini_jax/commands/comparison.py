@@ -16,8 +16,7 @@ from gemini_jax import command, host
 from gemini_jax import config as config_lib
 from gemini_jax.data import loader
 from gemini_jax.evaluate import likelihood, ngram
-from gemini_jax.parallel import sharding
-from gemini_jax.train import loop
+from gemini_jax.parallel import compilation, sharding
 from gemini_jax.train import run as run_lib
 
 T = TypeVar('T')
@@ -203,7 +202,7 @@ def open_run(workdir: str) -> run_lib.Run:
     bool(run.checkpoints.steps()),
     f'{workdir} holds no checkpoint; train it first',
   )
-  loop.enable_compilation_cache(run.config)
+  compilation.enable_cache(run.config)
   return run
 
 

@@ -10,11 +10,10 @@ import time
 from typing import Any
 
 from gemini_jax import config as config_lib
-from gemini_jax.evaluate import gallery, media_metrics
+from gemini_jax.evaluate import gallery
 from gemini_jax.infer import generation, media_generation, request, waveform
-from gemini_jax.parallel import processes, sharding
+from gemini_jax.parallel import compilation, processes, sharding
 from gemini_jax.steer import controller as controller_lib
-from gemini_jax.train import loop
 from gemini_jax.train import run as run_lib
 
 
@@ -37,7 +36,7 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
     asked = request.fill(run.config, run.tokenizer)
   # What is wrong with a wish is told before anything is computed.
   examples = controller_lib.examples(config) if config.generate.steer else None
-  loop.enable_compilation_cache(run.config)
+  compilation.enable_cache(run.config)
   with sharding.use(run.mesh):
     restored = run.restore(config.generate.checkpoint)
     logging.info('generating with step %d', restored.step)
@@ -160,7 +159,7 @@ def _paint(run: run_lib.Run, step: int, params: Any, asked: request.Request):
     path.write_text(''.join(f'{json.dumps(line)}\n' for line in lines))
     gallery.write(
       page,
-      [media_metrics.drawn(own.values) for own in found],
+      [gallery.as_picture(own.values) for own in found],
       [asked.text] * len(found),
     )
   print(

@@ -22,7 +22,7 @@ from gemini_jax.config.data import (
   Data,
   Tokenizer,
 )
-from gemini_jax.config.evaluate import Eval
+from gemini_jax.config.evaluate import Evaluate
 from gemini_jax.config.generate import SEPARATOR, Generate
 from gemini_jax.config.model import (
   KINDS,
@@ -53,7 +53,7 @@ __all__ = [
   'Config',
   'ConfigError',
   'Data',
-  'Eval',
+  'Evaluate',
   'Generate',
   'Image',
   'KLAnnealing',

@@ -42,7 +42,7 @@ class Writer:
       if config.train.wandb_project
       else None
     )
-    metrics_file.check_record(workdir, size)
+    metrics_file.check(workdir, size)
     path = workdir / metrics_file.FILE
     # At the end, whatever becomes of the file meanwhile.
     self._file = path.open('a')

@@ -11,55 +11,68 @@ from gemini_jax import config as config_lib
 from gemini_jax import host
 from gemini_jax.config import legacy
 
-# Fields that measure this machine and not the run; all others repeat.
+# Metrics of the machine; all others are the same when a run is repeated.
 TIMINGS = ('train/tokens_per_second', 'train/step_seconds', 'train/mfu')
 
 FILE = 'metrics.jsonl'
 
 # Bytes at the end of metrics.jsonl that surely hold a whole line.
-_TAIL = 1 << 20
+_TAIL_BYTES = 1 << 20
+
+
+def all_lines(workdir: pathlib.Path) -> Iterator[dict[str, Any]]:
+  """The lines of metrics.jsonl in order, under the names of this version.
+
+  Lines that are cut off or damaged are left out.
+
+  Raises:
+    ConfigError: the file cannot be read.
+  """
+  with _open(workdir) as file:
+    for line in file:
+      if (values := _parse(line)) is not None:
+        yield values
 
 
 def newest_lines(workdir: pathlib.Path) -> Iterator[dict[str, Any]]:
-  """The last lines of metrics.jsonl, the newest first.
-
-  What was cut off or damaged is passed over.
+  """The last lines of metrics.jsonl, the newest first; see `all_lines`.
 
   Raises:
-    ConfigError: it is no file.
+    ConfigError: the file cannot be read.
   """
-  with _open_record(workdir) as file:
-    file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+  with _open(workdir) as file:
+    file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
     lines = file.read().splitlines()
   for line in reversed(lines):
-    try:
-      values = json.loads(line)
-    except (ValueError, RecursionError):
-      continue
-    if isinstance(values, dict) and type(values.get('step')) is int:
-      yield legacy.metrics(values)
+    if (values := _parse(line)) is not None:
+      yield values
 
 
-def last_step(workdir: pathlib.Path) -> int:
-  """The last step that metrics.jsonl tells of; 0 where it tells of none."""
-  return next((line['step'] for line in newest_lines(workdir)), 0)
+def _parse(line: bytes) -> dict[str, Any] | None:
+  try:
+    values = json.loads(line)
+  except (ValueError, RecursionError):
+    return None
+  if isinstance(values, dict) and type(values.get('step')) is int:
+    return legacy.metrics(values)
+  return None
 
 
-def check_record(workdir: pathlib.Path, size: int):
+def check(workdir: pathlib.Path, size: int):
   """Refuses a metrics.jsonl that has lost lines which a checkpoint counts on.
 
-  An empty one may stand for those that a user does not want.
+  An empty file is accepted: a user who does not want the lines puts one there.
 
   Args:
     workdir: folder of the run.
-    size: bytes that it had at the step of the checkpoint.
+    size: bytes that the file had at the step of the checkpoint.
 
   Raises:
-    ConfigError: it is missing, shorter or changed, or no file.
+    ConfigError: the file is missing, shorter or changed, or no regular file.
   """
   path = workdir / FILE
   problem = '' if path.exists() or not size else 'is missing'
-  with _open_record(workdir) as file:
+  with _open(workdir) as file:
     length = file.seek(0, os.SEEK_END)
     if 0 < length < size:
       problem = f'has {length:,} bytes'
@@ -75,7 +88,8 @@ def check_record(workdir: pathlib.Path, size: int):
   )
 
 
-def _open_record(workdir: pathlib.Path) -> io.BufferedIOBase:
+def _open(workdir: pathlib.Path) -> io.BufferedIOBase:
+  """The file, opened; an empty one where there is none."""
   path = workdir / FILE
   try:
     host.check_regular(path)

@@ -72,7 +72,7 @@ class Run:
     """The batches of a split, this process's share of each."""
     batch_size = self.config.data.batch_size
     if split != 'train':
-      batch_size = self.config.eval.batch_size or batch_size
+      batch_size = self.config.evaluate.batch_size or batch_size
     return loader.Loader(
       self.config.data,
       self.tokenizer,
@@ -165,7 +165,7 @@ class Run:
         f'{error}; {_begin(self.workdir)}'
       ) from error
     size = self._check_manifest(restored) if restored else 0
-    metrics_file.check_record(self.workdir, size)
+    metrics_file.check(self.workdir, size)
     return restored
 
   def _check_manifest(self, restored: checkpointer.Restored) -> int:
@@ -222,7 +222,7 @@ def open_run(
   mesh = sharding.make_mesh(config.parallel)
   for field, size in (
     ('data.batch_size', config.data.batch_size),
-    ('eval.batch_size', config.eval.batch_size),
+    ('evaluate.batch_size', config.evaluate.batch_size),
   ):
     if size is not None:
       sharding.check_batch(mesh, size, field)
@@ -419,7 +419,7 @@ def _check_same_run(path: pathlib.Path, config: config_lib.Config, mesh: Mesh):
     'use another --workdir or the same values',
   )
   for field, before, value in changes:
-    if not field.startswith(('eval.', 'generate.', 'plan.')):
+    if not field.startswith(('evaluate.', 'generate.', 'plan.')):
       logging.info(
         '%s was %s in this workdir and is now %s', field, before, value
       )
