@@ -10,12 +10,43 @@ import nbclient
 import nbformat
 import pytest
 
+from gemini_jax.data import wordnet
+
 ROOT = pathlib.Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / 'colab').glob('*.ipynb'))
+DATA = ROOT.parent / 'shared' / 'tfds'
+
+SHORT = (
+  '--config.train.num_steps=4 --config.train.log_every=2 '
+  '--config.train.eval_every=4 --config.train.save_every=4 '
+  '--config.generate.max_tokens=4 --config.evaluate.samples.max_tokens=4'
+)
 
 
 def read(path):
   return nbformat.read(path, as_version=4)
+
+
+def run(name, monkeypatch, parameters):
+  """What each code cell printed, by its tag."""
+  notebook = read(ROOT / 'colab' / f'{name}.ipynb')
+  tags = lambda cell: cell.metadata.get('tags', [])
+  notebook.cells = [c for c in notebook.cells if 'install' not in tags(c)]
+  for cell in notebook.cells:
+    if 'parameters' in tags(cell):
+      lines = [f'{key} = {value!r}' for key, value in parameters.items()]
+      cell.source = '\n'.join(lines)
+  monkeypatch.setenv('MPLBACKEND', 'agg')
+  path = os.pathsep.join([os.path.dirname(sys.executable), os.environ['PATH']])
+  monkeypatch.setenv('PATH', path)
+  nbclient.NotebookClient(
+    notebook, timeout=600, resources={'metadata': {'path': str(ROOT)}}
+  ).execute()
+  return {
+    tags(cell)[0]: ''.join(output.get('text', '') for output in cell.outputs)
+    for cell in notebook.cells
+    if cell.cell_type == 'code'
+  }
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.name)
@@ -29,35 +60,82 @@ def test_notebook_is_thin(path):
         if not line.strip().startswith(('!', '%'))
       )
       kinds = (ast.FunctionDef, ast.ClassDef)
+      # A loop over a command has nothing left but its first lines.
       tree = ast.parse(python or 'pass')
       assert not [node for node in ast.walk(tree) if isinstance(node, kinds)]
 
 
-@pytest.mark.filterwarnings('ignore')  # of Jupyter's own machinery
+# Warnings are of Jupyter's own machinery.
+@pytest.mark.filterwarnings('ignore')
 def test_quickstart_notebook(tmp_path, monkeypatch):
-  notebook = read(ROOT / 'colab' / 'quickstart.ipynb')
-  tags = lambda cell: cell.metadata.get('tags', [])
-  notebook.cells = [c for c in notebook.cells if 'install' not in tags(c)]
-  steps = (
-    '--config.train.num_steps=4 --config.train.log_every=2 '
-    '--config.model.width=32 --config.generate.max_tokens=4 '
-    "--config.evaluate.evaluators='()'"
+  options = f'{SHORT} --config.model.width=32'
+  text = run(
+    'quickstart', monkeypatch, {'WORKDIR': str(tmp_path), 'OVERRIDES': options}
   )
-  for cell in notebook.cells:
-    if 'parameters' in tags(cell):
-      cell.source = f'WORKDIR = {str(tmp_path)!r}\nOVERRIDES = {steps!r}'
-  monkeypatch.setenv('MPLBACKEND', 'agg')
-  path = os.pathsep.join([os.path.dirname(sys.executable), os.environ['PATH']])
-  monkeypatch.setenv('PATH', path)
-  nbclient.NotebookClient(
-    notebook, timeout=240, resources={'metadata': {'path': str(ROOT)}}
-  ).execute()
-  text = {
-    tags(cell)[0]: ''.join(output.get('text', '') for output in cell.outputs)
-    for cell in notebook.cells
-    if cell.cell_type == 'code'
-  }
   assert 'is done: 4 steps' in text['train']
   assert 'The "with" statement' in text['generate']
   lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
   assert json.loads(lines[-1])['step'] == 4
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_any_to_any_notebook(tmp_path, monkeypatch):
+  if not (DATA / 'fashion_mnist').exists():
+    pytest.skip('no prepared data sets in ../shared/tfds')
+  options = (
+    f'{SHORT} --config.data.cache_dir={tmp_path}/tokens '
+    '--config.data.train=\'("tfds:fashion_mnist#train[:2000]",)\' '
+    '--config.data.validation=\'("tfds:fashion_mnist#train[2000:2200]",)\' '
+    '--config.data.test=\'("tfds:fashion_mnist#test[:300]",)\''
+  )
+  text = run(
+    'any_to_any',
+    monkeypatch,
+    {
+      'WORKDIR': str(tmp_path / 'run'),
+      'DATA': str(DATA),
+      'OVERRIDES': options,
+    },
+  )
+  assert 'is done: 4 steps' in text['train']
+  for name in ('image_to_text', 'text_to_image'):
+    assert f'test/{name}_accuracy 0.' in text['results']
+  assert int(text['show'].split()[0]) >= 8
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_steer_text_notebook(tmp_path, monkeypatch):
+  if not pathlib.Path(wordnet.FOLDER).exists():
+    pytest.skip('no WordNet here')
+  options = (
+    f'{SHORT} --config.data.cache_dir={tmp_path}/tokens '
+    '--config.data.train=\'("wordnet:#[::40]",)\' '
+    '--config.data.validation=\'("wordnet:#[1::2000]",)\' '
+    '--config.data.test=\'("wordnet:#[3::2000]",)\' '
+    '--config.tokenizer.vocab_size=512 --config.model.width=32 '
+    '--config.generate.num_labels=60'
+  )
+  text = run(
+    'steer_text',
+    monkeypatch,
+    {'WORKDIR': str(tmp_path / 'run'), 'OVERRIDES': options},
+  )
+  assert 'is done: 4 steps' in text['train']
+  assert 'test/nll' in text['results'] and 'None' not in text['results']
+  assert 'class=noun.animal' in text['steer']
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_plan_a_pod_notebook(tmp_path, monkeypatch):
+  pytest.importorskip('libtpu', reason='needs libtpu')
+  text = run(
+    'plan_a_pod',
+    monkeypatch,
+    {
+      'EXPERIMENT': 'experiments/quickstart.py',
+      'TOPOLOGIES': ('v5e:2x2', 'v5e:2x4'),
+      'WORKDIR': str(tmp_path),
+      'OVERRIDES': '--config.tokenizer.kind=bytes --config.model.num_layers=2',
+    },
+  )
+  assert 'v5e:2x4  8 devices  fits: True' in text['compare']

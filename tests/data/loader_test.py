@@ -235,7 +235,7 @@ def test_a_mixture_keeps_its_shares_and_its_epochs(make, tmp_path):
     (tmp_path / 'upper' / f'{i}.txt').write_text('X' * (64 * 3 - 1))
   made = make(
     train=(f'text:{tmp_path}/b/*.txt', f'text:{tmp_path}/upper/*.txt'),
-    weights=(0.75, 0.25),
+    mixture_weights=(0.75, 0.25),
   )
   upper = BYTES.encode('X')[0]
   rows = np.concatenate([(made[t].targets == upper).any(1) for t in range(60)])

@@ -150,11 +150,11 @@ def test_dropped_media_leave_no_trace(records, layout):
 
 
 def test_a_kind_is_left_out_of_evaluation(records):
-  batch = all_rows(make(records, READS, without=('image',)))
+  batch = all_rows(make(records, READS, drop_kinds=('image',)))
   assert not (batch.decoder.tokens == MODEL.placeholder('image')).any()
   assert (batch.decoder.tokens == MODEL.placeholder('audio')).any(axis=1).all()
   # What is written stays.
-  batch = all_rows(make(records, PAINTS, without=('image',)))
+  batch = all_rows(make(records, PAINTS, drop_kinds=('image',)))
   assert (batch.decoder.media['image'].sizes > 0).all()
 
 
@@ -231,7 +231,7 @@ def test_permuted_fields_are_of_other_records_in_training_alone(records):
     made = make(
       *(records, '{image:picture} -> {word}'),
       split=split,
-      permuted=permuted,
+      shuffled_fields=permuted,
       seed=1,
       objective='seq2seq',
     )
@@ -359,7 +359,7 @@ def test_what_the_model_cannot_do_is_refused(
 def test_a_resume_with_other_tasks_is_refused(records):
   state = make(records, READS).state(3)
   with pytest.raises(config_lib.ConfigError, match=r'data\.drop_kinds was'):
-    make(records, READS, without=('image',)).check(state)
+    make(records, READS, drop_kinds=('image',)).check(state)
 
 
 def test_a_larger_limit_is_heeded_by_what_was_tokenized(tmp_path):

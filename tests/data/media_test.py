@@ -74,7 +74,7 @@ def gif(frames, **options):
 def mp4(frames, rotation=0, **options):
   file = io.BytesIO()
   with av.open(file, 'w', format='mp4', options=options) as container:
-    stream = container.add_stream('libx264', sample_rate=10)
+    stream = container.add_stream('libx264', rate=10)
     stream.height, stream.width = frames.shape[1:3]
     stream.pix_fmt, stream.options = 'yuv444p', {'qp': '0'}
     if rotation:

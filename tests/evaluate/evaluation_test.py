@@ -83,7 +83,7 @@ def test_numbers_of_a_split():
     {
       'loss': 1.5,
       'perplexity': math.exp(1.5),
-      'accuracy': 0.75,
+      'token_accuracy': 0.75,
       'bits_per_byte': 60 / math.log(2) / 160,
     }
   )

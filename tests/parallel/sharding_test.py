@@ -443,7 +443,7 @@ def same_numbers(a, b):
   np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
-METRICS = 'loss', 'grad_norm', 'accuracy', 'tokens'
+METRICS = 'loss', 'grad_norm', 'token_accuracy', 'tokens'
 
 
 def assert_same_run(name, kind='plain', metrics=METRICS, rel=1e-5):

@@ -18,6 +18,7 @@ import pytest
 import tiny
 from gemini_jax import config as config_lib
 from gemini_jax.checkpoint import checkpointer
+from gemini_jax.evaluate import evaluators, held_out
 from gemini_jax.infer import beam, decoding
 from gemini_jax.parallel import sharding
 from gemini_jax.train import (
@@ -26,8 +27,17 @@ from gemini_jax.train import (
   metric_writer,
   metrics_file,
   preemption,
+  run_report,
 )
 from gemini_jax.train import progress as progress_lib
+
+
+# An evaluator that writes without a held-out split.
+SAMPLES = (
+  "evaluate.evaluators=('samples',)",
+  "evaluate.samples.prompts=('one two',)",
+  'evaluate.samples.max_tokens=6',
+)
 
 
 class Compilations(logging.Handler):
@@ -78,7 +88,7 @@ def done(folder, file):
       write(writer, step, values)
 
     patch.setattr(metric_writer.Writer, 'write', note)
-    assert tiny.run(file, folder / 'run', "eval.samples=('one two',)") == 0
+    assert tiny.run(file, folder / 'run', *SAMPLES) == 0
   return folder / 'run', compiled.names, counts
 
 
@@ -101,7 +111,7 @@ def test_lines_of_metrics(done):
   training = {
     'step',
     'train/loss',
-    'train/accuracy',
+    'train/token_accuracy',
     'train/grad_norm',
     'train/learning_rate',
     'train/tokens',
@@ -113,7 +123,7 @@ def test_lines_of_metrics(done):
     'step',
     'validation/loss',
     'validation/perplexity',
-    'validation/accuracy',
+    'validation/token_accuracy',
     'validation/bits_per_byte',
   }
   for line in lines:
@@ -250,7 +260,7 @@ def test_options_survive_a_restart(name, file, tmp_path):
 
 
 FAILS = pytest.mark.parametrize(
-  ('name', 'step'), [('evaluate_splits', 10), ('write_samples', 20)]
+  ('module', 'step'), [(held_out, 10), (evaluators, 20), (run_report, 20)]
 )
 
 
@@ -261,7 +271,7 @@ def plateau(folder, file):
     'optimizer.plateau_patience=1',
     'optimizer.learning_rate=1e-12',
     'train.eval_every=5',
-    "eval.samples=('one',)",
+    *SAMPLES,
   )
   assert tiny.run(file, folder / 'plateau', *overrides) == 0
   return overrides, folder / 'plateau'
@@ -269,20 +279,22 @@ def plateau(folder, file):
 
 @FAILS
 def test_a_step_is_saved_before_it_is_evaluated(
-  name, step, plateau, file, tmp_path, monkeypatch, capsys
+  module, step, plateau, file, tmp_path, monkeypatch, capsys
 ):
   """What failed is done at the next start, with no step trained again."""
   overrides, whole = plateau
   workdir = tmp_path / 'run'
-  function = getattr(loop, name)
+  name = 'write' if module is run_report else 'evaluate'
+  function = getattr(module, name)
 
-  def fail(run, state, *args):
-    if int(state.step) == step:
+  def fail(run, *args):
+    steps = checkpointer.Checkpointer(workdir / 'checkpoints').steps()
+    if steps and steps[-1] == step:
       raise ZeroDivisionError
-    return function(run, state, *args)
+    return function(run, *args)
 
   with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-    patch.setattr(loop, name, fail)
+    patch.setattr(module, name, fail)
     tiny.run(file, workdir, *overrides)
   assert checkpointer.Checkpointer(workdir / 'checkpoints').steps()[-1] == step
   capsys.readouterr()
@@ -336,11 +348,10 @@ def test_times_are_of_steps_alone(file, tmp_path, monkeypatch):
 
   clock = types.SimpleNamespace(monotonic=lambda: now, time=lambda: now)
   monkeypatch.setattr(loop, 'compile_step', compiled)
-  monkeypatch.setattr(loop, 'time', clock)
   monkeypatch.setattr(progress_lib, 'time', clock)
   defaults = (clock.monotonic,)
   monkeypatch.setattr(progress_lib.Stopwatch.__init__, '__defaults__', defaults)
-  takes(loop, 'evaluate_splits', 1000)
+  takes(held_out, 'evaluate', 1000)
   takes(checkpointer.Checkpointer, 'save', 1000)
   assert tiny.run(file, tmp_path / 'run', 'train.save_every=7') == 0
   lines = [
@@ -423,7 +434,7 @@ def test_another_course_is_announced(done, file, tmp_path, capsys):
   assert outputs[1] != outputs[2]
   # The same config goes on as planned.
   shutil.rmtree(workdir / 'checkpoints' / '00000021')
-  assert tiny.run(file, done[0], "eval.samples=('one two',)") == 0
+  assert tiny.run(file, done[0], *SAMPLES) == 0
   assert 'would have had' not in capsys.readouterr().out
 
 
@@ -444,8 +455,8 @@ def test_ignored_signals_stay_ignored(monkeypatch):
 
 def test_nobody_reads_along(file, tmp_path):
   """The reader leaves after a line, and its encoding lacks the prompt."""
-  prompt = "eval.samples=('\u4e00',)"
-  command = tiny.arguments(file, tmp_path / 'run', prompt)
+  prompt = "evaluate.samples.prompts=('\u4e00',)"
+  command = tiny.arguments(file, tmp_path / 'run', *SAMPLES, prompt)
   with subprocess.Popen(
     [sys.executable, '-m', 'gemini_jax.main', *command],
     cwd=tiny.ROOT,
@@ -533,15 +544,15 @@ def test_eval_mode(done, file, capsys):
     tiny.run(
       file,
       workdir,
-      'generate.checkpoint=best',
-      'eval.batch_size=16',
+      'evaluate.checkpoint=best',
+      'evaluate.batch_size=16',
       mode='eval',
     )
     == 0
   )
   again = json.loads(capsys.readouterr().out.splitlines()[-1])
   assert again == pytest.approx(last, rel=1e-5)
-  assert tiny.run(file, workdir, 'eval.max_batches=1', mode='eval') == 0
+  assert tiny.run(file, workdir, 'evaluate.max_batches=1', mode='eval') == 0
   part = json.loads(capsys.readouterr().out.splitlines()[-1])
   assert part['validation/loss'] != last['validation/loss']
   assert (workdir / 'metrics.jsonl').read_bytes() == before
@@ -635,7 +646,8 @@ def test_an_encoder_decoder(folder, capsys):
     folder,
     *tiny.SEQ2SEQ,
     'model.num_layers = 1',
-    'eval.exact_match = 3',
+    "evaluate.evaluators = ('exact_match',)",
+    'evaluate.exact_match.num_examples = 3',
     'train.num_steps = 20',
     name='seq2seq.py',
   )

@@ -22,7 +22,7 @@ GOLDEN_NORMS = (3.4415686, 3.2096283, 2.6978719)
 
 METRICS = {
   'loss',
-  'accuracy',
+  'token_accuracy',
   'grad_norm',
   'learning_rate',
   'tokens',
