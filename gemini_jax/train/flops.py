@@ -22,7 +22,7 @@ from gemini_jax.parallel import chip
 
 
 def peak_flops(device: Any, dtype: str) -> float | None:
-  """FLOP/s that a device can reach in this type; None where unknown."""
+  """Peak FLOP/s of a device in a dtype; None where it is not known."""
   if dtype != 'bfloat16':
     return None
   known = chip.of(device)
@@ -35,27 +35,30 @@ def forward_flops(
   memory_length: int = 0,
   media: Mapping[str, int] | None = None,
 ) -> float:
-  """FLOPs of the matrix products for one sequence, causal ones counted once.
+  """FLOPs of the matrix products of a forward pass over one sequence.
+
+  In causal attention only the pairs that are not masked count.
 
   Args:
     config: the model, `vocab_size` set.
     length: tokens of the decoder.
     memory_length: tokens of the encoder.
-    media: of each kind, how many the sequence has room for, on both sides.
+    media: how many media of each kind the sequence has room for, in its inputs
+      and targets together.
   """
   width, hidden = config.width, config.mlp_width
   heads = config.num_heads * config.head_width
   kv_heads = config.kv_heads * config.head_width
   projections = 2 * width * (heads + kv_heads)
   if config.num_experts:
-    # Those that a token visits.
+    # Of the experts that a token is sent to.
     hidden = config.experts_per_token * config.expert_width
     hidden += config.shared_expert_dim
   feedforward = (3 if config.gated else 2) * width * hidden
   feedforward += width * config.num_experts
 
   def pairs(length: int, kind: str, causal: bool) -> float:
-    """Query-key pairs that a layer looks at."""
+    """Query-key pairs that are not masked."""
     reach = min(config.window, length) if kind == 'local' else length
     past = reach * length - reach * (reach - 1) / 2
     return past if causal else 2 * past - length
@@ -80,7 +83,7 @@ def forward_flops(
       + 4 * heads * length * memory_length
     )
   if config.contrast_dim:
-    # The encoder reads what is written as well.
+    # The encoder reads the targets as well.
     flops += stack(config.encoder_layers, length)
     flops += 2 * 2 * width * config.contrast_dim
   if config.latent.dim:
@@ -96,7 +99,7 @@ def forward_flops(
 def _latent_flops(
   config: config_lib.Model, length: int, memory_length: int
 ) -> float:
-  """Of pooling what the encoder says to a z, and of what the decoder sees."""
+  """FLOPs of pooling the encoder's outputs to z, and of z in the decoder."""
   width, dim, slots = config.width, config.latent.dim, config.latent.memory
   pool = width // config.num_heads * config.num_heads
   flops = 4 * width * pool * (1 + memory_length) + 4 * pool * memory_length
@@ -115,15 +118,17 @@ def _latent_flops(
 def media_flops(
   config: config_lib.Model, media: tuple[tuple[str, int], ...]
 ) -> float:
-  """Of encoders and autoencoders of so many media of each kind.
+  """FLOPs of the encoders and autoencoders of media, counted in their trace.
 
-  As traced: what the layers of media attend to is not causal.
+  Args:
+    config: the model.
+    media: how many of each kind.
   """
   config = dataclasses.replace(
     config, attention_kernel='chunked', scan_layers=True, remat=False
   )
   reader = media_embeddings.MediaEmbedder(config)
-  # As a device sees it that has the whole of everything.
+  # Traced for one device, so that no operand is sharded.
   one = Mesh(
     np.array(jax.local_devices()[:1]).reshape([1] * len(config_lib.AXES)),
     config_lib.AXES,
@@ -145,7 +150,7 @@ def media_flops(
 def product_flops(jaxpr: Any) -> float:
   """FLOPs of the matrix products of a traced function.
 
-  Of the branches of a condition, such as one for each platform, the least.
+  Of a condition, such as on the platform, the cheapest branch counts.
   """
   total = 0.0
   for equation in jaxpr.eqns:
@@ -162,7 +167,7 @@ def product_flops(jaxpr: Any) -> float:
         sizes = math.prod(shape[dim] for dim in contracted)
         total += 2 * sizes * equation.outvars[0].aval.size
       case 'ragged_dot_general':
-        # Each row meets the matrix of its group.
+        # Each row is multiplied by the matrix of its group.
         sizes = equation.invars[0].aval.shape[-1]
         total += 2 * sizes * equation.outvars[0].aval.size
       case 'scan':
@@ -179,7 +184,7 @@ def step_flops(config: config_lib.Config) -> float:
   data, memory = config.data, 0
   if config.model.encodes:
     reads_inputs = data.objective == 'seq2seq'
-    # A latent without inputs reads what is written.
+    # Without inputs the encoder of a latent reads the targets.
     memory = data.inputs_length if reads_inputs else data.sequence_length
   media = collections.Counter()
   if config.model.kinds and data.tasks:
@@ -191,7 +196,10 @@ def step_flops(config: config_lib.Config) -> float:
 
 
 def mfu(config: config_lib.Config, seconds: float) -> float | None:
-  """Share of the devices' peak that a step reaches; None where unknown."""
+  """Model FLOPs utilisation: the share of the peak that a step reaches.
+
+  None where the peak of the devices is not known.
+  """
   peak = peak_flops(jax.devices()[0], config.model.dtype)
   if peak is None:
     return None

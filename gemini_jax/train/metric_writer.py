@@ -14,9 +14,9 @@ from gemini_jax.train import metrics_file, tensorboard_writer, wandb_writer
 
 
 class Writer:
-  """Writes metrics of a step to every sink; resumes where a run stopped.
+  """Writes metrics of a step to every sink.
 
-  Every process has the same numbers; the first writes them.
+  Every process has the same metrics; process zero writes them.
   """
 
   def __init__(
@@ -28,11 +28,11 @@ class Writer:
       workdir: folder of the run.
       config: the run's config.
       step: the step that the run goes on from.
-      size: bytes of metrics.jsonl at that step; what follows is dropped,
-        since it will be written again.
+      size: bytes of metrics.jsonl at that step; the lines after it are
+        dropped, since the resumed run writes them again.
 
     Raises:
-      ConfigError: metrics.jsonl is not what was written until then.
+      ConfigError: metrics.jsonl has lost lines, or wandb cannot be used.
     """
     self._writes = processes.is_process_zero()
     if not self._writes:
@@ -44,9 +44,9 @@ class Writer:
     )
     metrics_file.check(workdir, size)
     path = workdir / metrics_file.FILE
-    # At the end, whatever becomes of the file meanwhile.
+    # Appended, whatever is done to the file meanwhile.
     self._file = path.open('a')
-    # An empty file stays empty; it would be filled up with zeros.
+    # A file that is shorter, such as an empty one, must not grow by zeros.
     self._path, self._size = path, min(size, path.stat().st_size)
     self._file.truncate(self._size)
     self._board = tensorboard_writer.TensorBoard(
@@ -65,13 +65,15 @@ class Writer:
     self._file.write(line)
     self._file.flush()
     self._size += len(line)
-    known = {name: value for name, value in values.items() if value is not None}
-    self._board.write(step, known)
+    numbers = {
+      name: value for name, value in values.items() if value is not None
+    }
+    self._board.write(step, numbers)
     if self._wandb:
-      self._wandb.log(known, step=step)
+      self._wandb.log(numbers, step=step)
 
   def size(self) -> int:
-    """Bytes of metrics.jsonl, all of them on disk; 0 where none is written."""
+    """Bytes of metrics.jsonl, flushed to disk; 0 in other processes."""
     if not self._writes:
       return 0
     self._file.flush()

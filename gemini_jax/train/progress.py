@@ -1,4 +1,4 @@
-"""What a person sees of a training: a bar or lines, and times of steps."""
+"""The progress of a training at a terminal or in a log, and its stopwatch."""
 
 import sys
 import time
@@ -12,10 +12,10 @@ from gemini_jax.parallel import processes
 
 
 class Stopwatch:
-  """Measures the seconds of training steps, without what happens between.
+  """Measures the seconds of training steps alone.
 
-  Evaluations and checkpoints wait until the devices are idle, so the time
-  while it is paused belongs to no step.
+  It is paused during evaluations and checkpoints. They wait until the devices
+  are idle, so no step runs during a pause.
   """
 
   def __init__(self, clock: Callable[[], float] = time.monotonic):
@@ -25,7 +25,7 @@ class Stopwatch:
     self._begin = clock()
 
   def pause(self):
-    """Stops it, once the devices are done with the last step."""
+    """Stops it; to be called once the devices are done with the last step."""
     self._seconds += self._clock() - self._begin
 
   def resume(self):
@@ -33,7 +33,7 @@ class Stopwatch:
     self._begin = self._clock()
 
   def lap(self) -> float:
-    """Seconds since it was started or asked last."""
+    """Seconds, without pauses, since the start or the last lap."""
     now = self._clock()
     seconds = self._seconds + now - self._begin
     self._seconds, self._begin = 0.0, now
@@ -41,9 +41,10 @@ class Stopwatch:
 
 
 class Progress:
-  """A bar at a terminal; plain lines in a log."""
+  """A progress bar at a terminal, plain lines in a log."""
 
   def __init__(self, start: int, total: int):
+    """Shows `start` of `total` steps; only process zero has a bar."""
     self._bar = None
     self._begin = time.monotonic()
     self._start, self._total = start, total
@@ -53,7 +54,7 @@ class Progress:
       )
 
   def update(self, step: int, values: Mapping[str, float | None]):
-    """Shows that `step` is done, with some of its numbers."""
+    """Shows that `step` is done, with its loss and its speed."""
     shown = {
       name.removeprefix('train/'): value
       for name, value in values.items()
@@ -63,27 +64,28 @@ class Progress:
       self._bar.set_postfix_str(_spell(shown), refresh=False)
       self._bar.update(step - self._bar.n)
       return
-    passed = time.monotonic() - self._begin
-    left = passed / max(1, step - self._start) * (self._total - step)
+    elapsed = time.monotonic() - self._begin
+    left = elapsed / max(1, step - self._start) * (self._total - step)
     self.note(
       f'step {step:,}/{self._total:,}  {_spell(shown)}  '
       f'{int(left) // 60}:{int(left) % 60:02d} left'
     )
 
   def note(self, line: str):
-    """A line that stays."""
+    """Prints a line, above the bar if there is one."""
     if self._bar is not None:
       self._bar.write(line)
     else:
       print(line, flush=True)
 
   def close(self):
-    """Leaves the bar as it is."""
+    """Ends the bar; it stays on the screen as it is."""
     if self._bar is not None:
       self._bar.close()
 
 
-def _spell(values: dict[str, Any]) -> str:
+def _spell(values: Mapping[str, Any]) -> str:
+  """Loss and speed, as a person reads them."""
   formats = {
     'tokens_per_second': ('{:,.0f} tokens/s', 1),
     'mfu': ('MFU {:.1%}', 1),
@@ -97,7 +99,7 @@ def _spell(values: dict[str, Any]) -> str:
 
 
 def devices_line() -> str:
-  """What the run computes on."""
+  """Number and kind of the devices, processes and the version of jax."""
   devices = jax.devices()
   count = jax.process_count()
   return (
@@ -106,7 +108,7 @@ def devices_line() -> str:
   )
 
 
-# Of the results, what a line shows.
+# Metrics of an evaluation that a line shows, by the last part of the name.
 _SHOWN = frozenset(
   (
     *('loss', 'bits_per_byte', 'accuracy', 'exact_match'),
@@ -116,7 +118,7 @@ _SHOWN = frozenset(
 
 
 def spell_results(values: Mapping[str, float]) -> str:
-  """The numbers of an evaluation that a line shows."""
+  """The main metrics of an evaluation, each after two blanks."""
   shown = [
     f'{name} {value:.4f}'
     for name, value in values.items()

@@ -31,7 +31,6 @@ from gemini_jax.train import (
 )
 from gemini_jax.train import progress as progress_lib
 
-
 # An evaluator that writes without a held-out split.
 SAMPLES = (
   "evaluate.evaluators=('samples',)",
