@@ -30,10 +30,10 @@ from gemini_jax import config as config_lib
 from gemini_jax.checkpoint import checkpointer
 from gemini_jax.infer import decoding, sampling
 from gemini_jax.kernels import cross_entropy, dot_product_attention, masking
-from gemini_jax.models import gemini
+from gemini_jax.models import build, gemini
 from gemini_jax.parallel import pipeline, sharding
 from gemini_jax.train import flops as flops_lib
-from gemini_jax.train import loop, run
+from gemini_jax.train import loop
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import step as step_lib
 
@@ -70,10 +70,10 @@ class Step:
   """Our training step on random tokens, timed step by step."""
 
   def __init__(self, config: config_lib.Config):
-    self.config = run.with_vocab(config, 1)
+    self.config = build.with_vocab(config, 1)
     mesh = sharding.make_mesh(config.parallel)
     pipeline.check(config, mesh)
-    model = run.make_model(self.config, mesh)
+    model = build.make_model(self.config, mesh)
     optimizer = optimizer_lib.make_optimizer(
       config.optimizer, config.train.num_steps
     )
@@ -302,7 +302,7 @@ def bench_attention(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
     jax.random.normal(jax.random.key(i), (*shape, num, model.head_width), dtype)
     for i, num in enumerate(heads)
   ]
-  sequence = random_batch(run.with_vocab(config, 1)).decoder
+  sequence = random_batch(build.with_vocab(config, 1)).decoder
   mask = masking.visible(sequence, sequence, causal=True)
   scale = model.head_width**-0.5
   kernel = dot_product_attention.choose(
@@ -335,7 +335,7 @@ def bench_cross_entropy(
 ) -> dict[str, Any]:
   """Loss and gradients from vectors and table, beside all scores at once."""
   del nanogpt
-  config = run.with_vocab(config, 1)
+  config = build.with_vocab(config, 1)
   batch = random_batch(config)
   assert config.model.vocab_size
   dtype = jnp.dtype(config.model.dtype)
@@ -374,7 +374,7 @@ def bench_decode(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
   config, params = step.config, step.params
   encodes = config.model.cross
   decoder = decoding.Decoder(
-    run.make_model(config, sharding.make_mesh(config.parallel)),
+    build.make_model(config, sharding.make_mesh(config.parallel)),
     config.data.batch_size,
     pad_id=0,
     # No token ends a row.

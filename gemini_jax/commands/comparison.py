@@ -14,10 +14,10 @@ import numpy as np
 
 from gemini_jax import command, host
 from gemini_jax import config as config_lib
+from gemini_jax import run as run_lib
 from gemini_jax.data import loader
 from gemini_jax.evaluate import likelihood, ngram
 from gemini_jax.parallel import compilation, sharding
-from gemini_jax.train import run as run_lib
 
 T = TypeVar('T')
 
@@ -197,7 +197,7 @@ def open_run(workdir: str) -> run_lib.Run:
   except config_lib.ConfigError:
     # It was trained on other devices than there are here.
     config = dataclasses.replace(config, parallel=config_lib.Parallel())
-  run = run_lib.open_run(config, workdir, create=False)
+  run = run_lib.open_run(config, workdir)
   config_lib.check(
     bool(run.checkpoints.steps()),
     f'{workdir} holds no checkpoint; train it first',
@@ -228,8 +228,8 @@ def judge_perplexities(
 ) -> tuple[list[float], int]:
   """The judge's perplexity of each set of texts, and the step that it is of."""
   with sharding.use(judge.mesh):
-    restored = judge.restore(checkpoint)
-    params = restored.state.evaluation_params()
+    restored = judge.restore_params(checkpoint)
+    params = restored.params
     found = []
     for texts in sets:
       nats, tokens = likelihood.of_texts(

@@ -25,6 +25,7 @@ import numpy as np
 
 from gemini_jax import command
 from gemini_jax import config as config_lib
+from gemini_jax import run as run_lib
 from gemini_jax.checkpoint import checkpointer
 from gemini_jax.commands import comparison, tradeoff
 from gemini_jax.data import loader
@@ -33,7 +34,6 @@ from gemini_jax.infer import generation, latents
 from gemini_jax.models import gemini
 from gemini_jax.parallel import sharding
 from gemini_jax.train import metrics_file
-from gemini_jax.train import run as run_lib
 
 FLAGS: dict[str, str | None] = {
   'workdirs': None,
@@ -190,8 +190,8 @@ def _generate(
 ) -> dict[str, Any]:
   """What is known of a run, and a point of its curve for each temperature."""
   with sharding.use(run.mesh):
-    restored = run.restore(options.checkpoint)
-    params = restored.state.evaluation_params()
+    restored = run.restore_params(options.checkpoint)
+    params = restored.params
     curve = []
     for temperature in options.temperatures:
       begin = time.perf_counter()

@@ -38,7 +38,7 @@ def evaluate(config: config_lib.Config, workdir: str | os.PathLike):
   loaders = held_out.loaders(run)
   # Standard output holds the JSON alone.
   with sharding.use(run.mesh), contextlib.redirect_stdout(sys.stderr):
-    restored = run.restore_params(which)
+    restored = run.restore_params(which, 'evaluate.checkpoint')
     step = held_out.compile_step(
       run, restored.params, next(iter(loaders.values()))
     )

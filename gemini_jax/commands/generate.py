@@ -10,11 +10,11 @@ import time
 from typing import Any
 
 from gemini_jax import config as config_lib
+from gemini_jax import run as run_lib
 from gemini_jax.evaluate import gallery
 from gemini_jax.infer import generation, media_generation, request, waveform
 from gemini_jax.parallel import compilation, processes, sharding
 from gemini_jax.steer import controller as controller_lib
-from gemini_jax.train import run as run_lib
 
 
 def generate(config: config_lib.Config, workdir: str | os.PathLike):
@@ -27,7 +27,7 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
     ConfigError: there is no checkpoint, the prompt does not fit, or what is
       asked for is none of the run's tasks.
   """
-  run = run_lib.open_run(config, workdir, create=False)
+  run = run_lib.open_run(config, workdir)
   _check_media(run.config)
   if config.generate.output != 'text':
     _check_writable(run.workdir / 'samples')
@@ -38,9 +38,9 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
   examples = controller_lib.examples(config) if config.generate.steer else None
   compilation.enable_cache(run.config)
   with sharding.use(run.mesh):
-    restored = run.restore(config.generate.checkpoint)
+    restored = run.restore_params(config.generate.checkpoint)
     logging.info('generating with step %d', restored.step)
-    params = restored.state.evaluation_params()
+    params = restored.params
     parts = run.config, run.model, params, run.tokenizer
     if config.generate.output != 'text':
       _paint(run, restored.step, params, asked)

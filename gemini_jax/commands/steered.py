@@ -30,6 +30,7 @@ import numpy as np
 
 from gemini_jax import command
 from gemini_jax import config as config_lib
+from gemini_jax import run as run_lib
 from gemini_jax.checkpoint import checkpointer
 from gemini_jax.commands import comparison
 from gemini_jax.data import loader
@@ -38,7 +39,6 @@ from gemini_jax.infer import generation
 from gemini_jax.parallel import sharding
 from gemini_jax.steer import controller as controller_lib
 from gemini_jax.steer import guided_decoding, labelled_examples
-from gemini_jax.train import run as run_lib
 
 FLAGS: dict[str, str | None] = {
   'workdirs': None,
@@ -323,8 +323,8 @@ def _write(
     return {'written': texts, 'seconds': seconds}, num_tokens
 
   with sharding.use(run.mesh):
-    restored = run.restore(options.checkpoint)
-    params = restored.state.evaluation_params()
+    restored = run.restore_params(options.checkpoint)
+    params = restored.params
     plain = comparison.sampling(
       run.config, options.temperature, options.count, options.seed
     )

@@ -24,7 +24,7 @@ from gemini_jax.infer import decoding
 from gemini_jax.models import gemini
 from gemini_jax.parallel import chip, pipeline, sharding
 from gemini_jax.plan import compiler_errors, hlo, roofline, topology
-from gemini_jax.train import run as run_lib
+from gemini_jax.train import session as session_lib
 from gemini_jax.train import step as step_lib
 
 # Tells libtpu to compile also what does not fit.
@@ -178,7 +178,7 @@ def layout(config: config_lib.Config, devices: Sequence[Any]) -> Any:
   mesh = sharding.make_mesh(config.parallel, devices)
   sharding.check_batch(mesh, config.data.batch_size, 'data.batch_size')
   pipeline.check(config, mesh)
-  return mesh, run_lib.abstract_parts(config, mesh)
+  return mesh, session_lib.abstract_parts(config, mesh)
 
 
 def abstract_batch(config: config_lib.Config, mesh: Mesh) -> batch_lib.Batch:

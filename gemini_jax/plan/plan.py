@@ -14,10 +14,11 @@ from typing import Any
 import jax
 
 from gemini_jax import config as config_lib
+from gemini_jax import run as run_lib
 from gemini_jax.data import tokenizer
+from gemini_jax.models import build
 from gemini_jax.plan import compile as compile_lib
 from gemini_jax.plan import compiler_errors, report, suggestions, topology
-from gemini_jax.train import run as run_lib
 
 FILE = 'plan.json'
 # Rows of the token table of a tokenizer whose characters are not known yet.
@@ -71,13 +72,13 @@ def with_vocab(
     return config
   file = path / run_lib.TOKENIZER_FILE
   if file.exists():
-    return run_lib.with_vocab(config, tokenizer.load(file).vocab_size)
+    return build.with_vocab(config, tokenizer.load(file).vocab_size)
   sizes = {
     'sentencepiece': config.tokenizer.vocab_size,
     'bytes': tokenizer.Bytes().vocab_size,
     'characters': _CHARACTERS,
   }
-  config = run_lib.with_vocab(config, sizes[config.tokenizer.kind])
+  config = build.with_vocab(config, sizes[config.tokenizer.kind])
   assumptions.append(
     f'no tokenizer is trained: {config.model.vocab_size} rows of the token '
     f'table, for {config.tokenizer.kind}'

@@ -458,7 +458,7 @@ def test_ignored_signals_stay_ignored(monkeypatch):
 def test_nobody_reads_along(file, tmp_path):
   """The reader leaves after a line, and its encoding lacks the prompt."""
   prompt = "evaluate.samples.prompts=('\u4e00',)"
-  command = tiny.arguments(file, tmp_path / 'run', *SAMPLES, prompt)
+  command = tiny.arguments(file, tmp_path / 'run', SAMPLES[0], prompt)
   with subprocess.Popen(
     [sys.executable, '-m', 'gemini_jax.main', *command],
     cwd=tiny.ROOT,
@@ -489,13 +489,12 @@ def test_the_report_survives_a_search_that_fails(monkeypatch):
   checkpoints = types.SimpleNamespace(
     close=lambda: None, steps=lambda: [3], path='checkpoints/{}'.format
   )
-  run = types.SimpleNamespace(
-    config=None, model=None, optimizer=None, checkpoints=checkpoints
-  )
+  run = types.SimpleNamespace(config=None, model=None, checkpoints=checkpoints)
+  session = types.SimpleNamespace(run=run, optimizer=None)
   state = types.SimpleNamespace(step=np.int32(4))
   values = {'loss': np.nan, 'grad_norm': 2.0}
   with pytest.raises(FloatingPointError) as error:
-    diagnosis.raise_not_finite(run, state, [None] * 5, 5, values)
+    diagnosis.raise_not_finite(session, state, [None] * 5, 5, values)
   assert str(error.value) == (
     'step 5 is not finite (loss nan, gradient norm 2.0): first in unknown, the '
     "search failed: NotImplementedError('no such operation'); last good "

@@ -68,7 +68,7 @@ def test_every_section_shows_what_it_is_of(tmp_path):
   assert f'cp {tmp_path}/config.json {tmp_path}-again' in found['Repeat']
   assert f'--workdir={tmp_path}-again' in found['Repeat']
   assert 'train.seed = 7\n' in found['Config']
-  assert 'model.num_layers = 2\n' not in found['Config'], 'is the default'
+  assert 'model.norm' not in found['Config'], 'is the default'
 
 
 def test_before_the_end_nothing_is_drawn(tmp_path):
