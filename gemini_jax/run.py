@@ -132,7 +132,8 @@ class Run:
     remedy = f'use --config.{field}=latest'
     config_lib.check(
       best is not None,
-      f'{field}=best: no checkpoint of --workdir={self.workdir} was saved at a step that was validated; {remedy}',
+      f'{field}=best: no checkpoint of --workdir={self.workdir} was saved at '
+      f'a step that was validated; {remedy}',
     )
     return best, remedy
 

@@ -67,11 +67,17 @@ def abstract_params(model: gemini.Gemini, mesh: Mesh) -> Any:
   boxed = jax.eval_shape(
     functools.partial(gemini.init_params, model), jax.random.key(0)
   )
+  is_boxed = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
   return jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=place
     ),
-    nn.meta.unbox(boxed),
+    # Not unboxed by flax, which constrains what is in the mesh of a context.
+    jax.tree.map(
+      lambda leaf: leaf.value if is_boxed(leaf) else leaf,
+      boxed,
+      is_leaf=is_boxed,
+    ),
     sharding.of_params(mesh, boxed),
   )
 
