@@ -4,7 +4,7 @@ B sequences in the batch, T decoder length, S encoder length, M media of a kind
 in a sequence at most, R dims of a medium.
 """
 
-from collections.abc import Mapping
+from collections import abc
 from typing import Any
 
 import flax.struct
@@ -46,7 +46,7 @@ class Sequence:
   tokens: Array
   positions: Array
   segments: Array
-  media: Mapping[str, Media] = flax.struct.field(default_factory=dict)
+  media: abc.Mapping[str, Media] = flax.struct.field(default_factory=dict)
 
 
 @flax.struct.dataclass
@@ -89,3 +89,27 @@ def plain_sequence(tokens_BT: np.ndarray, lengths_B: np.ndarray) -> Sequence:
   )
   segments_BT = (positions_BT < lengths_B[:, None]).astype(np.int32)
   return Sequence(tokens_BT.astype(np.int32), positions_BT, segments_BT)
+
+
+def padded_size(count: int, limit: int) -> int:
+  """Rows of a batch that holds `count`: a power of two, at most `limit`.
+
+  So few sizes are ever compiled.
+  """
+  return min(limit, 1 << max(count - 1, 0).bit_length())
+
+
+def pad_rows(
+  rows: abc.Sequence[np.ndarray], num_rows: int, length: int, pad_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Token ids as int32[num_rows, length] and their lengths, int32[num_rows].
+
+  Each row is padded at its end; rows past the given ones are empty.
+  """
+  assert len(rows) <= num_rows, 'more rows than the batch has'
+  tokens_BT = np.full((num_rows, length), pad_id, np.int32)
+  lengths_B = np.zeros(num_rows, np.int32)
+  for i, row in enumerate(rows):
+    tokens_BT[i, : len(row)] = row
+    lengths_B[i] = len(row)
+  return tokens_BT, lengths_B

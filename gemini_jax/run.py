@@ -21,6 +21,7 @@ from gemini_jax.checkpoint import checkpointer, parameters
 from gemini_jax.data import loader as loader_lib
 from gemini_jax.data import tokenizer as tokenizer_lib
 from gemini_jax.models import build, gemini
+from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.parallel import pipeline, processes, sharding
 
 CONFIG_FILE = config_lib.FILE
@@ -195,7 +196,7 @@ def make_mesh(config: config_lib.Config) -> Mesh:
     not jax.config.jax_disable_jit,  # pyright: ignore
     'JAX_DISABLE_JIT is set, and steps are compiled ahead of time; unset it',
   )
-  mesh = sharding.make_mesh(config.parallel)
+  mesh = mesh_lib.make_mesh(config.parallel)
   for field, size in (
     ('data.batch_size', config.data.batch_size),
     ('evaluate.batch_size', config.evaluate.batch_size),

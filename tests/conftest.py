@@ -47,8 +47,8 @@ _SLOW = {
     'test_stages_do_not_change_the_run[stages_2]',
   ),
   'parallel/pipeline_test.py::test_the_memory_goes_with': (),
-  'parallel/pipeline_test.py::test_a_layer_may_run': (),
-  'models/transformer_test.py::test_every_way_to_run': (
+  'parallel/stages_test.py::test_a_layer_may_run': (),
+  'models/stack_test.py::test_every_way_to_run': (
     '[fields0',
     '[fields6-scan_remat_attended]',
   ),

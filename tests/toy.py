@@ -3,6 +3,8 @@
 B rows, T decoder length, S encoder length.
 """
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import numpy as np
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.models import gemini
+from gemini_jax.parallel import sharding
 
 VOCAB_SIZE = 23
 B, T, S = 2, 12, 7
@@ -89,3 +92,23 @@ def batch(rows=B, length=T, seed=0, segments=None, prefix=None, encoder=None):
     prefix=prefix,
     encoder=encoder,
   )
+
+
+def make_mesh(**sizes):
+  """A mesh of fake devices; axes that are not named have one."""
+  sizes = {'data': 1} | sizes
+  return sharding.make_mesh(
+    config_lib.Parallel(**sizes), jax.devices()[: math.prod(sizes.values())]
+  )
+
+
+def assert_near(actual, expected, rtol=1e-5):
+  """Relative to the largest number of a tensor."""
+
+  def one(a, b):
+    a, b = np.asarray(a), np.asarray(b)
+    size = np.abs(b).max()
+    assert size > 0
+    np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * size)
+
+  jax.tree.map(one, actual, expected)

@@ -31,11 +31,12 @@ from gemini_jax.checkpoint import checkpointer
 from gemini_jax.infer import decoding, sampling
 from gemini_jax.kernels import cross_entropy, dot_product_attention, masking
 from gemini_jax.models import build, gemini
+from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.parallel import pipeline, sharding
 from gemini_jax.train import flops as flops_lib
 from gemini_jax.train import loop
 from gemini_jax.train import optimizer as optimizer_lib
-from gemini_jax.train import step as step_lib
+from gemini_jax.train import state as state_lib
 
 # Rounds in which the two sides take turns, and seconds of each turn.
 _ROUNDS = 20
@@ -71,15 +72,15 @@ class Step:
 
   def __init__(self, config: config_lib.Config):
     self.config = build.with_vocab(config, 1)
-    mesh = sharding.make_mesh(config.parallel)
+    mesh = mesh_lib.make_mesh(config.parallel)
     pipeline.check(config, mesh)
     model = build.make_model(self.config, mesh)
     optimizer = optimizer_lib.make_optimizer(
       config.optimizer, config.train.num_steps
     )
     self._mesh = mesh
-    abstract = step_lib.abstract_state(self.config, model, optimizer, mesh)
-    self.state = step_lib.init_state(self.config, model, optimizer, abstract)
+    abstract = state_lib.abstract_state(self.config, model, optimizer, mesh)
+    self.state = state_lib.init_state(self.config, model, optimizer, abstract)
     self.num_params = gemini.param_count(self.state.params)
     self._batch = jax.device_put(
       random_batch(self.config), sharding.of_batch(mesh)
@@ -374,7 +375,7 @@ def bench_decode(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
   config, params = step.config, step.params
   encodes = config.model.cross
   decoder = decoding.Decoder(
-    build.make_model(config, sharding.make_mesh(config.parallel)),
+    build.make_model(config, mesh_lib.make_mesh(config.parallel)),
     config.data.batch_size,
     pad_id=0,
     # No token ends a row.

@@ -18,6 +18,7 @@ from gemini_jax import run as run_lib
 from gemini_jax.data import loader
 from gemini_jax.evaluate import likelihood, ngram
 from gemini_jax.parallel import compilation, sharding
+from gemini_jax.parallel import mesh as mesh_lib
 
 T = TypeVar('T')
 
@@ -193,7 +194,7 @@ def open_run(workdir: str) -> run_lib.Run:
     "compared: model.architecture='decoder' and data.inputs_field=''",
   )
   try:
-    sharding.make_mesh(config.parallel)
+    mesh_lib.make_mesh(config.parallel)
   except config_lib.ConfigError:
     # It was trained on other devices than there are here.
     config = dataclasses.replace(config, parallel=config_lib.Parallel())

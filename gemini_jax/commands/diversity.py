@@ -31,6 +31,7 @@ from gemini_jax.commands import comparison, tradeoff
 from gemini_jax.data import loader
 from gemini_jax.evaluate import ngram
 from gemini_jax.infer import generation, latents
+from gemini_jax.infer import samples as samples_lib
 from gemini_jax.models import gemini
 from gemini_jax.parallel import sharding
 from gemini_jax.train import metrics_file
@@ -137,14 +138,14 @@ def swap(
   run: run_lib.Run,
   params: Any,
   texts: Sequence[str],
-  write: Callable[..., list[generation.Sample]] = generation.generate,
+  write: Callable[..., list[samples_lib.Sample]] = generation.generate,
 ) -> dict[str, Any]:
-  """Whether what is written follows the z that it is written from.
+  """Whether texts depend on the z that they are decoded from.
 
-  Each text and another one exchange their z, means of the posterior, from
-  which texts are written greedily. share: of those that have more words in
-  common with the text whose z it was than with the other one, a tie counting
-  half; 0.5 if z has no say. own, other: F1 of words with each.
+  Pairs of texts exchange their z, means of the posterior, from which texts are
+  decoded greedily. `share`: of decoded texts that have more words in common
+  with the text whose z it was than with the other one of the pair, where a tie
+  counts half; 0.5 if z has no effect. `own`, `other`: F1 of words with each.
 
   Args:
     run: of a model with a latent.
@@ -152,7 +153,7 @@ def swap(
     texts: to encode, taken two by two; too long ones are left out.
     write: as `generation.generate`.
   """
-  limit = latents.limit(run.config)
+  limit = latents.max_encoder_tokens(run.config)
   fitting = [
     text
     for text in texts

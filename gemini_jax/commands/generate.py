@@ -12,7 +12,14 @@ from typing import Any
 from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
 from gemini_jax.evaluate import gallery
-from gemini_jax.infer import generation, media_generation, request, waveform
+from gemini_jax.infer import (
+  generation,
+  media_generation,
+  prompts,
+  request,
+  waveform,
+)
+from gemini_jax.infer import samples as samples_lib
 from gemini_jax.parallel import compilation, processes, sharding
 from gemini_jax.steer import controller as controller_lib
 
@@ -33,9 +40,11 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
     _check_writable(run.workdir / 'samples')
   asked: Any = config.generate.prompt
   if config.data.tasks:
-    asked = request.fill(run.config, run.tokenizer)
-  # What is wrong with a wish is told before anything is computed.
-  examples = controller_lib.examples(config) if config.generate.steer else None
+    asked = request.from_options(run.config, run.tokenizer)
+  # Errors in `generate.steer` come before anything is computed.
+  examples = (
+    controller_lib.choose_examples(config) if config.generate.steer else None
+  )
   compilation.enable_cache(run.config)
   with sharding.use(run.mesh):
     restored = run.restore_params(config.generate.checkpoint)
@@ -43,12 +52,12 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
     params = restored.params
     parts = run.config, run.model, params, run.tokenizer
     if config.generate.output != 'text':
-      _paint(run, restored.step, params, asked)
+      _write_media(run, restored.step, params, asked)
       return
-    guide = controller_lib.learn(*parts, examples) if examples else None
+    controller = controller_lib.fit(*parts, examples) if examples else None
     # What the output continues is shown before it.
     continues = bool(
-      generation.read_prompt(run.config, run.model, run.tokenizer, asked).prefix
+      prompts.read_prompt(run.config, run.model, run.tokenizer, asked).prefix
     )
     shown = -1
 
@@ -69,15 +78,17 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
       *parts,
       [asked],
       on_text=show if alone else None,
-      guide=guide,
+      controller=controller,
     )
     if not alone:
       for index, sample in enumerate(samples):
         show(index, sample.text)
-    report = '' if guide is None else _report(guide, parts, samples)
+    report = ''
+    if controller is not None:
+      report = _report(controller, parts, samples)
   try:
     path = _claim(run, restored.step)
-    generation.write_samples(path, samples)
+    samples_lib.write_samples(path, samples)
     where = f'written to {path}'
   except OSError as error:
     # On a disk that can only be read the text is worth as much.
@@ -88,7 +99,7 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
 def _claim(run: run_lib.Run, step: int) -> pathlib.Path:
   """A new file for samples; those of an earlier call stay."""
   folder = run.workdir / 'samples'
-  return generation.claim(folder / f'{step:08d}-generate.jsonl')
+  return samples_lib.claim(folder / f'{step:08d}-generate.jsonl')
 
 
 def _check_media(config: config_lib.Config):
@@ -119,11 +130,13 @@ def _check_writable(folder: pathlib.Path):
     ) from error
 
 
-def _paint(run: run_lib.Run, step: int, params: Any, asked: request.Request):
-  """Writes media beside a line for each."""
+def _write_media(
+  run: run_lib.Run, step: int, params: Any, asked: request.Request
+):
+  """Writes media to files, with a line for each."""
   options = run.config.generate
   begin = time.monotonic()
-  found = media_generation.paint(
+  found = media_generation.generate(
     run.config, run.model, params, run.tokenizer, options.output, [asked]
   )
   path = _claim(run, step)
@@ -169,21 +182,23 @@ def _paint(run: run_lib.Run, step: int, params: Any, asked: request.Request):
 
 
 def _report(
-  guide: controller_lib.Guide, parts: Any, samples: list[generation.Sample]
+  controller: controller_lib.AttributeController,
+  parts: Any,
+  samples: list[samples_lib.Sample],
 ) -> str:
-  """How many samples have what was wished for, and what each took."""
+  """Share of samples with each target value, and the cost of one sample."""
   texts = [sample.text for sample in samples]
   lines = [
-    f'{wish.strip()}: {100 * share:.1f} % of {len(texts)}, by the model that '
+    f'{target.strip()}: {100 * share:.1f} % of {len(texts)}, by the model that '
     'steered'
-    for wish, share in zip(
-      guide.options.steer.split(','),
-      controller_lib.shares(guide, *parts, texts=texts).values(),
+    for target, share in zip(
+      controller.options.steer.split(','),
+      controller_lib.target_shares(controller, *parts, texts=texts).values(),
       strict=True,
     )
   ]
   num_tokens = sum(len(sample.tokens) for sample in samples) / len(samples)
-  cost = guide.cost(parts[1], num_tokens)
+  cost = controller.cost(parts[1], num_tokens)
   lines.append(
     'passes for a sample, forward and backward: '
     f'{cost.attribute_forward:.0f} and {cost.attribute_backward:.0f} of the '

@@ -1,4 +1,4 @@
-r"""Whether steered texts are what was wished for, by an independent classifier.
+r"""How many steered texts have the target value, by another classifier.
 
   python -m gemini_jax.commands.steered --workdirs=runs/vae,runs/lm \
       --judge=runs/judge --out=runs/steered --attribute=tone \
@@ -6,14 +6,14 @@ r"""Whether steered texts are what was wished for, by an independent classifier.
       [--count=200] [--temperature=0.5] [--num_labels=400] [--weight=1] \
       [--checkpoint=latest|best] [--seed=0]
 
-Every run writes `count` texts as they come, and `count` for each value of the
-attribute and each method, learned from `num_labels` labelled texts of its own
-training data. A classifier of words and pairs of words (needs scikit-learn:
-pip install 'gemini_jax[judge]') says which value a text has. It is trained on
-the labelled texts of the judge's training data, without those that a run was
-trained on, and tested on the held-out texts of the first run. The judge, a
-language model, tells how likely the texts are. Prints tables; `out` gets
-steered.json and the texts.
+Every run writes `count` texts without steering, and `count` for each value of
+the attribute and each method, learned from `num_labels` labelled texts of its
+own training data. A classifier of words and pairs of words (needs
+scikit-learn: pip install 'gemini_jax[judge]') says which value a text has. It
+is trained on the labelled texts of the judge's training data, without those
+that a run was trained on, and tested on the held-out texts of the first run.
+The judge, a language model, tells how likely the texts are. Prints tables;
+`out` gets steered.json and the texts.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from gemini_jax import command
 from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
 from gemini_jax.checkpoint import checkpointer
-from gemini_jax.commands import comparison
+from gemini_jax.commands import comparison, steered_table
 from gemini_jax.data import loader
 from gemini_jax.evaluate import text_classifier
 from gemini_jax.infer import generation
@@ -57,8 +57,8 @@ FLAGS: dict[str, str | None] = {
 METHODS = typing.get_args(
   typing.get_type_hints(config_lib.Generate)['steer_method']
 )
-# Labelled texts that the classifier is trained on at most.
-_MOST_TAUGHT = 100_000
+# Limit of labelled texts that the classifier is trained on.
+_MAX_TRAINING_TEXTS = 100_000
 # What is averaged over values.
 _AVERAGED = (
   *('share', 'unsteered', 'held_out', 'self_bleu_4', 'distinct_2'),
@@ -123,30 +123,30 @@ def compare(options: Options) -> dict[str, Any]:
   """Writes, judges and measures; everything that steered.json holds.
 
   Raises:
-    ConfigError: a folder holds no run that can do its part, labels have not
-      what is asked for, or scikit-learn is not there.
+    ConfigError: a folder holds no run that can do its part, labels lack the
+      attribute or a value, or scikit-learn is not there.
   """
   text_classifier.check()
   runs = comparison.open_runs(options.workdirs)
   judge = comparison.open_judge(options.judge)
   examples = {name: _examples(name, run, options) for name, run in runs.items()}
   held_out = _held_out(next(iter(runs.values())), options)
-  taught = _taught(judge, runs, held_out[0], options)
+  training = _training_texts(judge, runs, held_out[0], options)
   # They are in a random order.
   real: dict[str, Any] = {'written': held_out[0][: options.count]}
   comparison.write(
     options.out, 'held_out', [{'text': text} for text in real['written']]
   )
-  learned = text_classifier.fit(*taught)
-  measured = learned.measure(*held_out)
-  measured['taught'] = len(taught[0])
+  classifier = text_classifier.fit(*training)
+  measured = classifier.measure(*held_out)
+  measured['taught'] = len(training[0])
   logging.info(
     'classifier: %.1f %% of %s held-out texts right',
     100 * measured['accuracy'],
     f'{measured["texts"]:,}',
   )
-  real['shares'] = _shares(learned, held_out[0], options)
-  real_of = [
+  real['shares'] = _shares(classifier, held_out[0], options)
+  real_by_value = [
     {
       'value': value,
       'written': [t for t, v in zip(*held_out, strict=True) if v == value][
@@ -158,10 +158,10 @@ def compare(options: Options) -> dict[str, Any]:
     if value in measured['values']
   ]
   models = [
-    _write(name, run, examples[name], learned, real['shares'], options)
+    _write(name, run, examples[name], classifier, real['shares'], options)
     for name, run in runs.items()
   ]
-  rows: list[dict[str, Any]] = [real, *real_of]
+  rows: list[dict[str, Any]] = [real, *real_by_value]
   for model in models:
     rows += [model['unsteered'], *model['steered']]
   perplexities, step = comparison.judge_perplexities(
@@ -186,7 +186,7 @@ def compare(options: Options) -> dict[str, Any]:
     'judge': {'workdir': options.judge, 'step': step},
     'classifier': measured,
     'real': real,
-    'real_of': real_of,
+    'real_of': real_by_value,
     'models': models,
   }
 
@@ -205,7 +205,7 @@ def _examples(
       ) from error
   try:
     return {
-      value: controller_lib.examples(
+      value: controller_lib.choose_examples(
         options.sampling(run, value, options.methods[0])
       )
       for value in options.values
@@ -219,7 +219,7 @@ def _labelled(
 ) -> Known:
   """Texts of a split with a value of the attribute."""
   try:
-    found = loader.labelled(config, split, _MOST_TAUGHT, options.seed)
+    found = loader.labelled(config, split, _MAX_TRAINING_TEXTS, options.seed)
   except config_lib.ConfigError as error:
     raise config_lib.ConfigError(f'{workdir}: {error}') from error
   known = [
@@ -249,13 +249,13 @@ def _held_out(run: run_lib.Run, options: Options) -> Known:
   return found
 
 
-def _taught(
+def _training_texts(
   judge: run_lib.Run,
   runs: Mapping[str, run_lib.Run],
   held_out: Sequence[str],
   options: Options,
 ) -> Known:
-  """What the classifier learns from: nothing that a run has learned from."""
+  """Training texts of the classifier: none that a run was trained on."""
   texts, values = _labelled(options.judge, judge.config.data, 'train', options)
   left_out = {text.strip() for text in held_out}
   for data in {run.config.data: None for run in runs.values()}:
@@ -273,100 +273,161 @@ def _taught(
       f'{len(texts):,}',
       options.judge,
     )
-  there = {value for _, value in taught}
+  values_left = {value for _, value in taught}
   for value in options.values:
     config_lib.check(
-      value in there,
+      value in values_left,
       f'--values={",".join(options.values)}: of {len(taught):,} texts of '
       f'data.train of {options.judge} that no run was trained on, none has '
       f'{options.attribute}={value}'
-      f'{config_lib.nearest(value, there) if there else ""}',
+      f'{config_lib.nearest(value, values_left) if values_left else ""}',
     )
   texts, values = zip(*taught, strict=True)
   return texts, values
 
 
 def _shares(
-  learned: text_classifier.Classifier, texts: Sequence[str], options: Options
+  classifier: text_classifier.Classifier, texts: Sequence[str], options: Options
 ) -> dict[str, float]:
-  """How many of the texts the classifier reads as each value."""
-  read = learned.read(texts)
-  return {value: float(np.mean(read == value)) for value in options.values}
+  """Share of the texts that the classifier reads as each value."""
+  values = classifier.read(texts)
+  return {value: float(np.mean(values == value)) for value in options.values}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Writer:
+  """Writes the texts of one run, and reads their values.
+
+  Attributes:
+    name: of the run.
+    run: a trained run.
+    params: of its model.
+    classifier: tells the values of texts.
+    options: of the command.
+  """
+
+  name: str
+  run: run_lib.Run
+  params: Any
+  classifier: text_classifier.Classifier
+  options: Options
+
+  def write(
+    self,
+    config: config_lib.Config,
+    file: str,
+    controller: controller_lib.AttributeController | None = None,
+  ) -> tuple[dict[str, Any], float]:
+    """A row with the texts that a config gives, and the tokens of each."""
+    begin = time.perf_counter()
+    samples = generation.generate(
+      config,
+      self.run.model,
+      self.params,
+      self.run.tokenizer,
+      [''],
+      controller=controller,
+    )
+    seconds = time.perf_counter() - begin
+    texts = [sample.text for sample in samples]
+    values = self.classifier.read(texts)
+    comparison.write(
+      self.options.out,
+      f'{self.name}-{file}',
+      [
+        {'text': sample.text, 'logprob': sample.logprob, 'read': str(value)}
+        for sample, value in zip(samples, values, strict=True)
+      ],
+    )
+    num_tokens = float(np.mean([len(sample.tokens) for sample in samples]))
+    row = {
+      'written': texts,
+      'seconds': seconds,
+      'shares': _shares(self.classifier, texts, self.options),
+    }
+    return row, num_tokens
+
+  def steer(
+    self,
+    value: str,
+    examples: labelled_examples.Examples,
+    unsteered: float,
+    held_out: float,
+  ) -> list[dict[str, Any]]:
+    """A row for each method of texts that should have a value.
+
+    Args:
+      value: of the attribute.
+      examples: labelled texts to learn it from.
+      unsteered: share of texts with this value when nothing steers.
+      held_out: share of held-out texts with it.
+    """
+    rows = []
+    # One controller serves all methods that steer z, another those that steer
+    # the decoder.
+    controllers: dict[bool, controller_lib.AttributeController] = {}
+    for method in self.options.methods:
+      config = self.options.sampling(self.run, value, method)
+      guided = method in guided_decoding.METHODS
+      if guided not in controllers:
+        controllers[guided] = controller_lib.fit(
+          config, self.run.model, self.params, self.run.tokenizer, examples
+        )
+      controller = dataclasses.replace(
+        controllers[guided], options=config.generate
+      )
+      row, num_tokens = self.write(config, f'{value}-{method}', controller)
+      share = row.pop('shares')[value]
+      cost = controller.cost(self.run.model, num_tokens)
+      rows.append(
+        {
+          'value': value,
+          'method': method,
+          'share': share,
+          'unsteered': unsteered,
+          'held_out': held_out,
+          'cost': dataclasses.asdict(cost),
+          **row,
+        }
+      )
+      logging.info(
+        '%s towards %s=%s by %s: %.1f %% of %d texts, %.1f %% without '
+        'steering, in %.0f s',
+        self.name,
+        self.options.attribute,
+        value,
+        method,
+        100 * share,
+        self.options.count,
+        100 * unsteered,
+        row['seconds'],
+      )
+    return rows
 
 
 def _write(
   name: str,
   run: run_lib.Run,
   examples: Mapping[str, labelled_examples.Examples],
-  learned: text_classifier.Classifier,
-  real: Mapping[str, float],
+  classifier: text_classifier.Classifier,
+  held_out: Mapping[str, float],
   options: Options,
 ) -> dict[str, Any]:
-  """What a run writes as it comes, and towards each value by each method."""
-
-  def write(config, file, guide=None):
-    begin = time.perf_counter()
-    samples = generation.generate(
-      config, run.model, params, run.tokenizer, [''], guide=guide
-    )
-    seconds = time.perf_counter() - begin
-    texts = [sample.text for sample in samples]
-    comparison.write(
-      options.out,
-      f'{name}-{file}',
-      [
-        {'text': sample.text, 'logprob': sample.logprob, 'read': str(read)}
-        for sample, read in zip(samples, learned.read(texts), strict=True)
-      ],
-    )
-    num_tokens = float(np.mean([len(sample.tokens) for sample in samples]))
-    return {'written': texts, 'seconds': seconds}, num_tokens
-
+  """What a run writes without steering, and towards each value."""
   with sharding.use(run.mesh):
     restored = run.restore_params(options.checkpoint)
-    params = restored.params
-    plain = comparison.sampling(
-      run.config, options.temperature, options.count, options.seed
+    writer = _Writer(name, run, restored.params, classifier, options)
+    unsteered, _ = writer.write(
+      comparison.sampling(
+        run.config, options.temperature, options.count, options.seed
+      ),
+      'unsteered',
     )
-    unsteered, _ = write(plain, 'unsteered')
-    unsteered['shares'] = _shares(learned, unsteered['written'], options)
     steered = []
     for value in options.values:
-      # One for the methods that read z, one for those that read the decoder.
-      guides: dict[bool, controller_lib.Guide] = {}
-      for method in options.methods:
-        config = options.sampling(run, value, method)
-        kind = method in guided_decoding.METHODS
-        if kind not in guides:
-          guides[kind] = controller_lib.learn(
-            config, run.model, params, run.tokenizer, examples[value]
-          )
-        guide = dataclasses.replace(guides[kind], options=config.generate)
-        row, num_tokens = write(config, f'{value}-{method}', guide)
-        share = _shares(learned, row['written'], options)[value]
-        steered.append(
-          {
-            'value': value,
-            'method': method,
-            'share': share,
-            'unsteered': unsteered['shares'][value],
-            'held_out': real[value],
-            'cost': dataclasses.asdict(guide.cost(run.model, num_tokens)),
-            **row,
-          }
-        )
-        logging.info(
-          '%s towards %s=%s by %s: %.1f %% of %d texts, before %.1f %%, in '
-          '%.0f s',
-          name,
-          options.attribute,
-          value,
-          method,
-          100 * share,
-          options.count,
-          100 * unsteered['shares'][value],
-          row['seconds'],
-        )
+      steered += writer.steer(
+        value, examples[value], unsteered['shares'][value], held_out[value]
+      )
   return {
     'name': name,
     'workdir': str(run.workdir),
@@ -391,62 +452,6 @@ def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   }
 
 
-_MEASURED = {
-  'texts': ('held-out texts', 'd'),
-  'precision': ('precision', '.1%'),
-  'recall': ('recall', '.1%'),
-}
-_SHARES = {
-  'share': ('share', '.1%'),
-  'unsteered': ('unsteered', '.1%'),
-  'held_out': ('held out', '.1%'),
-}
-_COLUMNS = {
-  'texts': ('texts', 'd'),
-  'judge_perplexity': ('judge perplexity', '.1f'),
-  'self_bleu_4': ('self-BLEU-4', '.3f'),
-  'distinct_2': ('distinct-2', '.3f'),
-  'duplicates': ('duplicates', '.1%'),
-  'mean_length': ('words', '.1f'),
-}
-_COSTS = {'attribute': 'attribute passes', 'decoder': 'decoder passes'}
-
-
-def table(result: Mapping[str, Any]) -> str:
-  """What a person reads of `compare`'s result."""
-  measured = result['classifier']
-  lines = [['classifier', *(head for head, _ in _MEASURED.values())]]
-  for value in result['values']:
-    found = measured['values'].get(value, {})
-    lines.append([value, *comparison.cells(found, _MEASURED)])
-  accuracy = f'right: {measured["accuracy"]:.1%} of {measured["texts"]:,} texts'
-  parts = [f'{comparison.align(lines)}\n{accuracy}']
-  columns = _SHARES | _COLUMNS
-
-  def line(first, method, row):
-    costs = ['-'] * len(_COSTS)
-    if 'cost' in row:
-      costs = [
-        f'{row["cost"][f"{kind}_forward"]:.0f} / '
-        f'{row["cost"][f"{kind}_backward"]:.0f}'
-        for kind in _COSTS
-      ]
-    return [first, method, *comparison.cells(row, columns), *costs]
-
-  heads = [head for head, _ in columns.values()]
-  for model in result['models']:
-    lines = [[model['name'], 'method', *heads, *_COSTS.values()]]
-    lines.append(line('any', 'unsteered', model['unsteered']))
-    lines += [line(r['value'], r['method'], r) for r in model['steered']]
-    lines += [line('mean', row['method'], row) for row in model['means']]
-    parts.append(comparison.align(lines, left=2))
-  lines = [['held-out texts', '', *heads, *_COSTS.values()]]
-  lines.append(line('any', '', result['real']))
-  lines += [line(row['value'], '', row) for row in result['real_of']]
-  parts.append(comparison.align([row[: 2 + len(heads)] for row in lines], 2))
-  return '\n\n'.join(parts)
-
-
 def main(argv: Sequence[str]) -> int:
   """Steers the runs; returns the exit code."""
   if (code := command.usage(argv, __doc__ or '', FLAGS)) is not None:
@@ -459,7 +464,7 @@ def main(argv: Sequence[str]) -> int:
   except (config_lib.ConfigError, checkpointer.MismatchError) as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
-  print(table(result))
+  print(steered_table.table(result))
   print(f'\nwritten to {file}')
   return 0
 

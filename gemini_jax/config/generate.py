@@ -35,8 +35,8 @@ class Generate:
   ] = 'ode'
   # Strength of it.
   steer_weight: Annotated[float, schema.Range(0, cap=1_000_000)] = 1.0
-  # Labelled texts that each attribute is learned from; a quarter of them have
-  # the wished value at least, if there are so many.
+  # Labelled texts that each attribute is learned from; at least a quarter of
+  # them have the target value, if there are so many.
   num_labels: Annotated[int, schema.Range(2)] = 400
   # Files that are read beside the prompt; '': none.
   image: str = ''
@@ -69,6 +69,9 @@ class Generate:
   seed: schema.Seed = 0
   # Which checkpoint: the newest, or the best by validation loss.
   checkpoint: Literal['latest', 'best'] = 'latest'
+  # Rows (samples, or beams) that are generated together at most; None: as many
+  # as fit into the memory that is free.
+  batch_size: schema.Size | None = None
   # Tokens of a prompt that are read at once.
   prefill_chunk: schema.Length = 64
 

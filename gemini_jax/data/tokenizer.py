@@ -41,7 +41,10 @@ class Tokenizer:
     bos_id: the first token of every document.
     eos_id: the last token of every document.
     unk_id: stands for what cannot be encoded; None where all can be.
+    adds_space: whether encoding puts a space before a text.
   """
+
+  adds_space = False
 
   def __init__(
     self,
@@ -162,7 +165,7 @@ class SentencePiece(Tokenizer):
     )
     self._proto, self._model = proto, model
     # Most published models put a space before the text.
-    self._adds_space = self.pieces_of('a')[:1] == b' '
+    self.adds_space = self.pieces_of('a')[:1] == b' '
     self._byte_ids = {
       self.pieces[i]: i for i in range(size) if model.is_byte(i)
     }
@@ -173,7 +176,7 @@ class SentencePiece(Tokenizer):
 
   def encode(self, text: str) -> np.ndarray:
     """int32[n], the ids of the pieces."""
-    exact = self._byte_ids and not self._adds_space
+    exact = self._byte_ids and not self.adds_space
     parts = text.split(_SPACE) if exact else [text]
     ids = self._model.encode(parts[0])
     # A space is written as this character, so itself is written as bytes.
@@ -185,7 +188,7 @@ class SentencePiece(Tokenizer):
   def decode(self, ids: Iterable[int]) -> str:
     """Text of `ids`, less the space that this model puts before it."""
     text = super().decode(ids)
-    return text[1:] if self._adds_space and text[:1] == ' ' else text
+    return text[1:] if self.adds_space and text[:1] == ' ' else text
 
   def serialized(self) -> bytes:
     """The content of the file that `load` reads."""
@@ -193,19 +196,34 @@ class SentencePiece(Tokenizer):
 
 
 class StreamDecoder:
-  """Decodes ids one at a time, holding back incomplete characters."""
+  """Decodes ids one at a time, holding back incomplete characters.
 
-  def __init__(self, tokenizer: Tokenizer):
+  What `push` and `flush` return makes up the text that `decode` gives.
+
+  Args:
+    tokenizer: of the ids.
+    continues: whether the ids continue a text, so that a space at their
+      beginning is a part of it even where the tokenizer adds one.
+  """
+
+  def __init__(self, tokenizer: Tokenizer, continues: bool = False):
     self._piece = tokenizer.piece
     self._decoder = codecs.getincrementaldecoder('utf-8')('replace')
+    self._drops_space = tokenizer.adds_space and not continues
 
   def push(self, token: int) -> str:
     """The characters that `token` completes, perhaps none."""
-    return self._decoder.decode(self._piece(token))
+    return self._text(self._decoder.decode(self._piece(token)))
 
   def flush(self) -> str:
     """What is left: U+FFFD if the ids ended inside a character."""
-    return self._decoder.decode(b'', final=True)
+    return self._text(self._decoder.decode(b'', final=True))
+
+  def _text(self, characters: str) -> str:
+    if not self._drops_space or not characters:
+      return characters
+    self._drops_space = False
+    return characters.removeprefix(' ')
 
 
 class TooLargeError(config_lib.ConfigError):

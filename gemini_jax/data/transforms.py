@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,22 +19,6 @@ from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.data import packing
 from gemini_jax.data import tokenizer as tokenizer_lib
-
-
-class Tokenizer(Protocol):
-  """What a side asks of a tokenizer."""
-
-  def encode(self, text: str) -> np.ndarray:
-    """Ids of `text`, without special ones."""
-    ...
-
-
-class SpecialTokens(Protocol):
-  """What laying out tokens asks of a tokenizer."""
-
-  pad_id: int
-  bos_id: int
-  eos_id: int
 
 
 class Slots(NamedTuple):
@@ -82,7 +66,7 @@ def document(
 
 
 def join(
-  sides: Sequence[np.ndarray], tokenizer: SpecialTokens
+  sides: Sequence[np.ndarray], tokenizer: tokenizer_lib.Tokenizer
 ) -> tuple[np.ndarray, int]:
   """`document` of sides that are tokens already."""
   parts: list = [[tokenizer.bos_id]]
@@ -105,7 +89,9 @@ class Question(NamedTuple):
 
 
 def question(
-  inputs: np.ndarray, config: config_lib.Data, tokenizer: SpecialTokens
+  inputs: np.ndarray,
+  config: config_lib.Data,
+  tokenizer: tokenizer_lib.Tokenizer,
 ) -> Question:
   """The row of an example, up to where it predicts its first target.
 
@@ -134,7 +120,9 @@ def question(
 
 
 def source(
-  inputs: np.ndarray, config: config_lib.Data, tokenizer: SpecialTokens
+  inputs: np.ndarray,
+  config: config_lib.Data,
+  tokenizer: tokenizer_lib.Tokenizer,
 ) -> np.ndarray:
   """int32[n], what an encoder reads of a text, or of the inputs of a pair.
 
@@ -150,7 +138,7 @@ def source(
 
 def side(
   parts: Sequence[str | Slots],
-  tokenizer: Tokenizer,
+  tokenizer: tokenizer_lib.Tokenizer,
   placeholders: Mapping[str, int],
 ) -> np.ndarray:
   """Tokens of one side of an example; texts side by side are read as one."""
@@ -241,7 +229,7 @@ def assemble(
   pieces: packing.Pieces,
   num_rows: int,
   config: config_lib.Data,
-  tokenizer: SpecialTokens,
+  tokenizer: tokenizer_lib.Tokenizer,
 ) -> batch_lib.Batch:
   """The batch of `num_rows` rows that hold `pieces` of `tokens`.
 

@@ -15,7 +15,7 @@ from gemini_jax.evaluate import (
   generation_options,
   task_results,
 )
-from gemini_jax.infer import generation, request
+from gemini_jax.infer import generation, prompts, request
 from gemini_jax.parallel import processes
 
 # Examples on a page.
@@ -95,7 +95,7 @@ def _examples(
   num_examples = config.evaluate.captions.num_examples
   for source, record in loader_lib.some(config.data, split, num_examples):
     try:
-      asked = request.of_record(
+      asked = request.from_record(
         config,
         run.tokenizer,
         task,
@@ -106,7 +106,7 @@ def _examples(
       texts = sources.texts_of(source, record, task)
     except readers.UnusableError:
       continue
-    prompt = generation.read_prompt(config, run.model, run.tokenizer, asked)
+    prompt = prompts.read_prompt(config, run.model, run.tokenizer, asked)
     if generation_options.fits(prompt, config):
       requests.append(asked)
       references.append(texts[-1])

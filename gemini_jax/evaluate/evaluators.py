@@ -16,8 +16,8 @@ from gemini_jax.evaluate import (
   captions,
   exact_match,
   judged_media,
+  prompt_samples,
   retrieval,
-  samples,
   sequence_likelihood,
 )
 
@@ -52,7 +52,10 @@ EVALUATORS = {
   ),
   'retrieval': Evaluator(retrieval.evaluate, retrieval.check),
   'samples': Evaluator(
-    samples.evaluate, samples.check, samples.check_run, needs_held_out=False
+    prompt_samples.evaluate,
+    prompt_samples.check,
+    prompt_samples.check_run,
+    needs_held_out=False,
   ),
 }
 

@@ -6,8 +6,9 @@ from typing import Any
 from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
 from gemini_jax.data import loader as loader_lib
+from gemini_jax.data import tokenizer as tokenizer_lib
 from gemini_jax.evaluate import generation_options
-from gemini_jax.infer import generation
+from gemini_jax.infer import generation, prompts
 from gemini_jax.models import gemini
 
 
@@ -45,7 +46,7 @@ def exact_match(
   config: config_lib.Config,
   model: gemini.Gemini,
   params: Any,
-  tokenizer: generation.Tokenizer,
+  tokenizer: tokenizer_lib.Tokenizer,
   pairs: Sequence[tuple[str, ...]],
 ) -> float:
   """Share of (inputs, targets) whose greedy output equals the targets.
@@ -59,7 +60,7 @@ def exact_match(
     (inputs, targets)
     for inputs, targets in pairs
     if generation_options.fits(
-      generation.read_prompt(config, model, tokenizer, inputs), config
+      prompts.read_prompt(config, model, tokenizer, inputs), config
     )
   ]
   samples = generation.generate(

@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 
 from gemini_jax import config as config_lib
-from gemini_jax.infer import generation
+from gemini_jax.infer import samples
 
 # Cells in a row of pictures and in a row of sounds.
 _COLUMNS, _SOUND_COLUMNS = 8, 4
@@ -89,7 +89,7 @@ def write(
     axes.set_title(title, fontsize=7, fontfamily=fonts, parse_math=False)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path = generation.claim(path) if keep else path
+    path = samples.claim(path) if keep else path
     with warnings.catch_warnings():
       # A character that no font has is drawn as a box.
       warnings.filterwarnings('ignore', 'Glyph .* missing')

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from gemini_jax import config as config_lib
-from gemini_jax.infer import generation
+from gemini_jax.infer import prompts
 
 
 def with_options(config: config_lib.Config, **fields: Any) -> config_lib.Config:
@@ -14,7 +14,7 @@ def with_options(config: config_lib.Config, **fields: Any) -> config_lib.Config:
 
 
 def fits(
-  prompt: generation.Prompt, config: config_lib.Config, num_tokens: int = 1
+  prompt: prompts.Prompt, config: config_lib.Config, num_tokens: int = 1
 ) -> bool:
   """Whether the model can read a prompt and write `num_tokens` after it."""
   inputs = () if prompt.inputs is None else prompt.inputs

@@ -21,7 +21,7 @@ from gemini_jax.evaluate import (
   independent_classifier,
   task_results,
 )
-from gemini_jax.infer import generation, media_generation, request
+from gemini_jax.infer import media_generation, prompts, request
 from gemini_jax.parallel import processes, sharding
 
 # Real examples that the classifier is trained on at most, classes that it can
@@ -119,7 +119,7 @@ def _fitting_examples(
   num_tokens = config.model.soft_tokens(task.kinds(1)[0])
   fitting = []
   for text in texts:
-    prompt = generation.read_prompt(
+    prompt = prompts.read_prompt(
       config, run.model, run.tokenizer, _request(run, str(text))
     )
     fitting.append(generation_options.fits(prompt, config, num_tokens))
@@ -135,7 +135,7 @@ def _write(
 ) -> np.ndarray:
   """What the model writes for each text, on the canvas of the real media."""
   options, kind = run.config.evaluate.judged_media, task.kinds(1)[0]
-  samples = media_generation.paint(
+  samples = media_generation.generate(
     generation_options.with_options(
       run.config,
       output=kind,

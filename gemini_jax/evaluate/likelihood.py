@@ -6,13 +6,14 @@ B batch, N sequences, Z numbers in z.
 import functools
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gemini_jax import batch as batch_lib
+from gemini_jax.data import tokenizer as tokenizer_lib
 from gemini_jax.data import transforms
 from gemini_jax.models import gemini
 from gemini_jax.models import latent as latent_lib
@@ -23,18 +24,6 @@ from gemini_jax.parallel import processes
 _ACTIVE = 0.01
 # Texts that are read together at most, and their scores of tokens.
 _MAX_ROWS, _MAX_LOGITS = 64, 2**26
-
-
-class Tokenizer(Protocol):
-  """What reading texts asks of a tokenizer."""
-
-  pad_id: int
-  bos_id: int
-  eos_id: int
-
-  def encode(self, text: str) -> np.ndarray:
-    """Ids of `text`, without special ones."""
-    ...
 
 
 def measure(
@@ -89,7 +78,7 @@ def measure(
 def of_texts(
   model: gemini.Gemini,
   params: Any,
-  tokenizer: Tokenizer,
+  tokenizer: tokenizer_lib.Tokenizer,
   texts: Sequence[str],
 ) -> tuple[np.ndarray, np.ndarray]:
   """Nats of each text, float32[N], and tokens that they are of, int64[N].

@@ -14,18 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemini_jax import batch as batch_lib
-from gemini_jax.infer import decoding, sampling
+from gemini_jax.infer import decoding, decoding_state, sampling
 from gemini_jax.parallel import processes
 
 
 @dataclasses.dataclass(frozen=True)
 class Hypothesis:
-  """What a beam search found.
+  """A finished hypothesis of a beam search.
 
   Attributes:
-    tokens: int32[n], generated ids, with eos if it came.
-    logprobs: float32[n], log-probability of each under the model itself.
-    score: log-probability of them all under what the decoder chooses by, over
+    tokens: int32[n], generated ids, with eos if it was generated.
+    logprobs: float32[n], log-probability of each under the model.
+    score: log-probability of all tokens under the decoder's scores, divided by
       the length penalty.
   """
 
@@ -66,17 +66,17 @@ def search(
   """The best hypotheses of each prompt, best first, at most `beam_size`.
 
   A step keeps the K best continuations; those that end leave the beam, and
-  the next step fills it up again. So one beam is greedy search. Rows that
-  reach their limit count as ended. The search stops when no live beam can
-  still beat the worst of K finished ones, which never changes the result.
+  the next step fills it up again, so one beam is greedy search. Rows at their
+  limit count as ended. The search stops when no live beam can beat the worst
+  of K finished ones; stopping then does not change the result.
 
   Args:
-    decoder: its batch size is a multiple of `beam_size`, room for
-      batch_size / beam_size prompts.
+    decoder: its batch size is a multiple of `beam_size`; batch_size /
+      beam_size prompts fit.
     params: of the model.
     prompts: token ids, special ones included.
     beam_size: K.
-    max_tokens: new tokens at most.
+    max_tokens: limit of new tokens.
     length_penalty: scores are divided by ((5 + n) / 6) ** length_penalty for
       n new tokens, eos included (Wu et al. 2016, equation 14).
     inputs: what the encoder reads.
@@ -124,7 +124,7 @@ def search_loop(
   decoder: decoding.Decoder,
   beam_size: int,
   params: Any,
-  state: decoding.State,
+  state: decoding_state.State,
   length_penalty: jax.Array,
 ) -> Finished:
   """The whole search, compiled once for one decoder and beam size."""
@@ -148,7 +148,7 @@ def search_loop(
     first_P1 = beam_size * jnp.arange(shape[0])[:, None]
     parent_B = (first_P1 + best_PK // vocab_size).reshape(-1)
     token_B = (best_PK % vocab_size).reshape(-1)
-    state = follow(state, parent_B)
+    state = state.follow(parent_B)
     state = dataclasses.replace(state, done=(live_PK == -jnp.inf).ravel())
     state = state.append(
       token_B, logprobs_BV[parent_B, token_B], token_B == decoder.eos_id
@@ -165,12 +165,12 @@ def search_loop(
       ),
     )
     live_PK = jnp.where(ended_PK, -jnp.inf, live_PK)
-    # Log-probabilities only fall, so the best that a live beam can still do
-    # is what it has, under the penalty (monotonic in n) that favours it most.
-    most_P = beams(state.limits - state.starts)[:, 0]
+    # Log-probabilities only fall, so the best score a live beam can reach is
+    # its log-probability under the larger penalty (monotonic in n).
+    limit_P = beams(state.limits - state.starts)[:, 0]
     next_P = jnp.max(news_PK, axis=1) + 1
     bound_P = jnp.max(live_PK, axis=1) / jnp.maximum(
-      penalty(most_P), penalty(next_P)
+      penalty(limit_P), penalty(next_P)
     )
     beaten_P = jnp.min(finished.scores, axis=1) >= bound_P
     live_PK = jnp.where(beaten_P[:, None], -jnp.inf, live_PK)
@@ -189,27 +189,6 @@ def search_loop(
   return jax.lax.while_loop(
     lambda carry: ~jnp.all(carry[1].done), body, (live_PK, state, finished)
   )[2]
-
-
-def follow(state: decoding.State, parent_B: jax.Array) -> decoding.State:
-  """Rows that continue their parents, which are of the same prompt.
-
-  What a prompt's rows have in common, such as the encoder's keys and values,
-  stays where it is.
-  """
-  cache = dataclasses.replace(
-    state.cache,
-    self_attention=jax.tree.map(
-      lambda leaf: leaf[:, parent_B], state.cache.self_attention
-    ),
-  )
-  return dataclasses.replace(
-    state,
-    tokens=state.tokens[parent_B],
-    logprobs=state.logprobs[parent_B],
-    lengths=state.lengths[parent_B],
-    cache=cache,
-  )
 
 
 def merge(old: Finished, new: Finished) -> Finished:

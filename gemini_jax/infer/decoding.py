@@ -1,4 +1,4 @@
-"""Decoding with a cache: one state, and one step that everything shares.
+"""Decoding with a cache: prefill, and one step that all methods share.
 
 B rows, T slots of the decoder's cache, C tokens of a prefill chunk, S encoder
 length, D width, V vocabulary.
@@ -9,88 +9,37 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
-from gemini_jax.infer import sampling
+from gemini_jax.infer import decoding_state, sampling
+from gemini_jax.layers import attention
 from gemini_jax.models import gemini, transformer
-
-
-@flax.struct.dataclass
-class State:
-  """Rows that are being written.
-
-  Attributes:
-    tokens: int32[B, T], the prompt, what was generated, then padding.
-    logprobs: float32[B, T], log-probability of each generated token under
-      the model itself, before temperature and filters; 0 elsewhere.
-    starts: int32[B], tokens of the prompt.
-    lengths: int32[B], tokens so far.
-    limits: int32[B], the length at which a row is done.
-    done: bool[B], rows that are written no further.
-    keys: key[B], folded with a position to draw the token there.
-    cache: keys and values of all but perhaps the last token.
-    memory: the sequence that the encoder read, or None.
-    latent: float32[B, Z], z of each row, or None.
-    written: float32[B, T, Z], z of the medium that each row writes, at its
-      placeholders; None: rows are text.
-  """
-
-  tokens: jax.Array
-  logprobs: jax.Array
-  starts: jax.Array
-  lengths: jax.Array
-  limits: jax.Array
-  done: jax.Array
-  keys: jax.Array
-  cache: transformer.Cache
-  memory: batch_lib.Sequence | None = None
-  latent: jax.Array | None = None
-  written: jax.Array | None = None
-
-  def append(
-    self, token_B: jax.Array, logprob_B: jax.Array, end_B: jax.Array
-  ) -> 'State':
-    """The state with one token more in every row that is not done.
-
-    Args:
-      token_B: the tokens.
-      logprob_B: their log-probabilities.
-      end_B: rows that are done with this token, beside those at their limit.
-    """
-    rows_B = jnp.arange(self.tokens.shape[0])
-    slots_B = jnp.where(self.done, self.tokens.shape[1], self.lengths)
-    lengths_B = self.lengths + ~self.done
-    return dataclasses.replace(
-      self,
-      tokens=self.tokens.at[rows_B, slots_B].set(token_B, mode='drop'),
-      logprobs=self.logprobs.at[rows_B, slots_B].set(logprob_B, mode='drop'),
-      lengths=lengths_B,
-      done=self.done | end_B | (lengths_B >= self.limits),
-    )
+from gemini_jax.parallel import sharding
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
   """A model with the sizes that its compiled functions have.
 
-  `encode`, `prefill` and the loop of `decode` compile once for equal fields,
-  whatever the prompts. Parameters are always arguments: a tree of arrays,
-  wherever they are. Rows never see one another, nor any padding.
+  `encode`, `prefill`, `insert`, `release` and the loop of `decode` compile once
+  for equal fields, whatever the prompts. Parameters are always arguments, on
+  whatever devices they are. Rows never attend to one another, nor to padding.
 
   Attributes:
     model: decoder-only or encoder-decoder.
-    batch_size: B; fewer prompts leave rows empty.
+    batch_size: B; fewer prompts leave rows free.
     pad_id: fills empty places.
     eos_id: ends a row.
     forbidden: ids that are never generated.
     prefill_chunk: C, tokens of a prompt that are read at once.
     memory_length: S, of an encoder-decoder.
-    prefix: the prompt is seen in both directions, and so read in one piece.
+    prefix: attention within the prompt is bidirectional, so it is read in one
+      piece.
+    num_slots: T, slots of the cache; None: `model.max_length`.
   """
 
   model: gemini.Gemini
@@ -101,6 +50,7 @@ class Decoder:
   prefill_chunk: int = 64
   memory_length: int = 0
   prefix: bool = False
+  num_slots: int | None = None
 
   def __post_init__(self):
     config = self.model.config
@@ -112,12 +62,12 @@ class Decoder:
 
   @property
   def length(self) -> int:
-    """T, tokens of a row at most."""
-    return self.model.config.max_length
+    """T, tokens that a row can have."""
+    return self.num_slots or self.model.config.max_length
 
   @property
   def encodes(self) -> bool:
-    """Whether the decoder reads what an encoder says."""
+    """Whether the decoder attends to the output of an encoder."""
     return self.model.config.cross
 
   @property
@@ -140,20 +90,20 @@ class Decoder:
     samples: Sequence[int] | None = None,
     latents: np.ndarray | None = None,
     media: Mapping[str, batch_lib.Media] | None = None,
-  ) -> State:
-    """Reads the prompts, and inputs where there is an encoder.
+  ) -> decoding_state.State:
+    """The state after reading the prompts, and inputs with an encoder.
 
     Args:
       params: of the model.
       prompts: token ids of each row, special ones included; at most B.
-      max_tokens: new tokens of a row at most; fewer where fewer fit.
+      max_tokens: new tokens of a row; fewer where fewer fit.
       inputs: what the encoder reads for each row.
       seed: of the randomness.
-      samples: a number for each row. What a row draws depends on the seed,
-        this number and the position, never on the other rows.
+      samples: a number for each row. The draws of a row depend on the seed,
+        this number and the position, and not on the other rows.
       latents: z of each row, for a model that has one.
-      media: what the encoder reads beside the inputs, or the decoder beside
-        the prompts; of B rows.
+      media: at the placeholders of the inputs, with an encoder, or else of the
+        prompts; of B rows.
 
     Raises:
       ConfigError: a prompt or an input is too long.
@@ -162,12 +112,16 @@ class Decoder:
     memory = memory_BSD = soft_BTD = None
     if self.encodes:
       memory = batch_lib.plain_sequence(
-        *self.pad(inputs or (), self.memory_length)
+        *batch_lib.pad_rows(
+          inputs or (), self.batch_size, self.memory_length, self.pad_id
+        )
       )
       memory_BSD = self.encode(
         params, dataclasses.replace(memory, media=media or {})
       )
-    tokens_BT, lengths_B = self.pad(prompts, self.length)
+    tokens_BT, lengths_B = batch_lib.pad_rows(
+      prompts, self.batch_size, self.length, self.pad_id
+    )
     if media and not self.encodes:
       whole = batch_lib.plain_sequence(tokens_BT, lengths_B)
       soft_BTD = self.encode_media(
@@ -179,7 +133,8 @@ class Decoder:
     latent_BZ = None
     if dim := self.model.config.latent.dim:
       latent_BZ = np.zeros((self.batch_size, dim), np.float32)
-      latent_BZ[: len(prompts)] = latents
+      if prompts:
+        latent_BZ[: len(prompts)] = latents
     return self.prefill(
       params,
       tokens_BT,
@@ -198,36 +153,84 @@ class Decoder:
     prompts: Sequence[np.ndarray],
     inputs: Sequence[np.ndarray] | None = None,
   ):
-    """Raises ConfigError if one is too long, or leaves nothing to write."""
-    for name, rows, most, limit in (
+    """Raises ConfigError for a row that is too long or leaves no free slot."""
+    for name, rows, limit, size in (
       ('model.max_length', prompts, self.length - 1, self.length),
       ('data.inputs_length', inputs or (), *(self.memory_length,) * 2),
     ):
       for row in rows:
         config_lib.check(
-          len(row) <= most,
-          f'generate.prompt has {len(row)} tokens; with {name}={limit} at '
-          f'most {most} fit',
+          len(row) <= limit,
+          f'generate.prompt has {len(row)} tokens; with {name}={size} at '
+          f'most {limit} fit',
         )
 
   def decode(
-    self, params: Any, state: State, sampler: sampling.Sampler, num_tokens: int
-  ) -> State:
-    """Up to `num_tokens` more tokens in every row; `state` is used up."""
+    self,
+    params: Any,
+    state: decoding_state.State,
+    sampler: sampling.Sampler,
+    num_tokens: int,
+  ) -> decoding_state.State:
+    """Up to `num_tokens` more tokens in each row; `state` is used up."""
     rows = sampler.rows(self.batch_size)
     return self.decode_loop(params, state, rows, np.int32(num_tokens))
 
-  def pad(
-    self, rows: Sequence[np.ndarray], length: int
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """int32[B, length] with the rows from the left, and int32[B] lengths."""
-    assert len(rows) <= self.batch_size, 'more rows than the batch has'
-    tokens_BT = np.full((self.batch_size, length), self.pad_id, np.int32)
-    lengths_B = np.zeros(self.batch_size, np.int32)
-    for i, row in enumerate(rows):
-      tokens_BT[i, : len(row)] = row
-      lengths_B[i] = len(row)
-    return tokens_BT, lengths_B
+  def insert(
+    self,
+    params: Any,
+    state: decoding_state.State,
+    row: int,
+    prompt: np.ndarray,
+    *,
+    inputs: np.ndarray | None = None,
+    latent: np.ndarray | None = None,
+    sample: int = 0,
+    **kwargs: Any,
+  ) -> decoding_state.State:
+    """The state with a new prompt in a free row; `state` is used up.
+
+    The other rows are not changed: they go on as if alone. The prompt is
+    read by a batch of one row.
+
+    Args:
+      params: of the model.
+      state: of a batch of this decoder.
+      row: index of a row that was released or never used.
+      prompt: token ids, special ones included.
+      inputs: what the encoder reads.
+      latent: z of the row, for a model that has one.
+      sample: the row's number, as in `samples` of `start`.
+      **kwargs: `max_tokens`, `seed` and `media` of `start`.
+
+    Raises:
+      ConfigError: the prompt or the inputs are too long.
+    """
+    single = dataclasses.replace(self, batch_size=1)
+    row_state = single.start(
+      params,
+      [prompt],
+      inputs=None if inputs is None else [inputs],
+      latents=None if latent is None else latent[None],
+      samples=[sample],
+      **kwargs,
+    )
+    return decoding_state.insert(state, row_state, np.int32(row))
+
+  def release(
+    self, state: decoding_state.State, row: int
+  ) -> decoding_state.State:
+    """The state with a row free for another prompt; `state` is used up."""
+    return decoding_state.release(state, np.int32(row))
+
+  def empty_cache(self) -> transformer.Cache:
+    """A cache without entries, laid out on the mesh by the rules."""
+    cache = gemini.init_cache(
+      self.model.config, self.batch_size, self.length, self.memory_length
+    )
+    return jax.tree.map(
+      lambda leaf: sharding.constrain(leaf, attention.CACHE_AXES), cache
+    )
 
   @functools.partial(jax.jit, static_argnums=0)
   def encode(self, params: Any, memory: batch_lib.Sequence) -> jax.Array:
@@ -241,7 +244,7 @@ class Decoder:
   def encode_media(
     self, params: Any, sequence: batch_lib.Sequence
   ) -> jax.Array:
-    """Soft tokens at the placeholders of prompts, [B, T, D]."""
+    """Soft tokens at placeholders, 0 elsewhere, [B, T, D]."""
     soft_BTD: Any = self.model.apply(
       {'params': params}, sequence, method='media_embeddings'
     )
@@ -260,10 +263,10 @@ class Decoder:
     memory_BSD: jax.Array | None = None,
     latent_BZ: jax.Array | None = None,
     soft_BTD: jax.Array | None = None,
-  ) -> State:
-    """The state after the prompts were read, chunk by chunk."""
+  ) -> decoding_state.State:
+    """The state after reading the prompts, chunk by chunk."""
     size = self.length if self.prefix else min(self.prefill_chunk, self.length)
-    # Whole chunks: a slice at the end must not be moved to fit.
+    # Whole chunks: dynamic_slice would move one that reaches past the end.
     padding = -self.length % size
     padded_BT = jnp.pad(
       tokens_BT, ((0, 0), (0, padding)), constant_values=self.pad_id
@@ -288,11 +291,10 @@ class Decoder:
       soft_BCD = None
       if padded_BTD is not None:
         soft_BCD = jax.lax.dynamic_slice_in_dim(padded_BTD, i * size, size, 1)
-      # The logits are not used, so they are not computed.
+      # The logits are not used, so XLA does not compute them.
       return self.model.apply(
         {'params': params},
         sequence,
-        memory_BSD=memory_BSD,
         memory=memory,
         prefix_BT=prefix_BT,
         latent_BZ=latent_BZ,
@@ -301,9 +303,15 @@ class Decoder:
         method='decode',
       )[1]
 
-    chunks = (jnp.max(lengths_B) + size - 1) // size
+    num_chunks = (jnp.max(lengths_B) + size - 1) // size
+    cache = self.empty_cache()
+    if memory_BSD is not None:
+      keys: Any = self.model.apply(
+        {'params': params}, memory_BSD, method='cross_cache'
+      )
+      cache = dataclasses.replace(cache, cross_attention=keys)
     key = jax.random.key(seed)
-    return State(
+    state = decoding_state.State(
       tokens=tokens_BT,
       logprobs=jnp.zeros(tokens_BT.shape, jnp.float32),
       starts=lengths_B,
@@ -311,26 +319,20 @@ class Decoder:
       limits=limits_B,
       done=lengths_B == 0,
       keys=jax.vmap(jax.random.fold_in, (None, 0))(key, samples_B),
-      cache=jax.lax.fori_loop(
-        0,
-        chunks,
-        read,
-        gemini.init_cache(
-          self.model.config, self.batch_size, self.length, self.memory_length
-        ),
-      ),
+      cache=jax.lax.fori_loop(0, num_chunks, read, cache),
       memory=memory,
       latent=latent_BZ,
     )
+    return decoding_state.constrain(state)
 
   @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
   def decode_loop(
     self,
     params: Any,
-    state: State,
+    state: decoding_state.State,
     sampler: sampling.Sampler,
     num_tokens: jax.Array,
-  ) -> State:
+  ) -> decoding_state.State:
     """`decode`, compiled once for any number of tokens."""
 
     def unfinished(carry):
@@ -350,15 +352,15 @@ class Decoder:
     return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state))[1]
 
   def decode_step(
-    self, params: Any, state: State
-  ) -> tuple[jax.Array, jax.Array, State]:
-    """Scores and logits of each row's next token, float32[B, V] both.
+    self, params: Any, state: decoding_state.State
+  ) -> tuple[jax.Array, jax.Array, decoding_state.State]:
+    """Scores and logits of each row's next token, float32[B, V] each.
 
-    Tokens are chosen by the scores. The logits are the model's own; here both
-    are the same.
+    Tokens are chosen by the scores; reported log-probabilities are those of the
+    model's logits. Here both are the same.
 
-    The last token of each row is read here. Where prefill has read it
-    already, its cache entry is written again as it was.
+    This reads the last token of each row. Where prefill has read it already,
+    its cache entry is overwritten with the same values.
     """
     logits_B1V, cache = self.model.apply(
       {'params': params},
@@ -371,12 +373,12 @@ class Decoder:
     logits_BV = logits_B1V[:, 0]
     return logits_BV, logits_BV, dataclasses.replace(state, cache=cache)
 
-  def draw_keys(self, state: State) -> jax.Array:
-    """What each row's next token is drawn with, key[B]."""
+  def draw_keys(self, state: decoding_state.State) -> jax.Array:
+    """The random key of each row's next token, key[B]."""
     return jax.vmap(jax.random.fold_in)(state.keys, state.lengths)
 
-  def last(self, state: State) -> batch_lib.Sequence:
-    """The last token of each row, [B, 1]; rows that are done are padding."""
+  def last(self, state: decoding_state.State) -> batch_lib.Sequence:
+    """The last token of each row, [B, 1]; padding in rows that are done."""
     last_B1 = jnp.maximum(state.lengths - 1, 0)[:, None]
     return batch_lib.Sequence(
       jnp.take_along_axis(state.tokens, last_B1, axis=1),

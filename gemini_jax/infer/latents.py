@@ -1,4 +1,4 @@
-"""Where the z of a text comes from: the prior, other texts, or between them.
+"""Draws of z to decode from: the prior, posteriors, or points between them.
 
 N texts, Z numbers in z.
 """
@@ -6,7 +6,7 @@ N texts, Z numbers in z.
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,9 @@ import numpy as np
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
+from gemini_jax.data import tokenizer as tokenizer_lib
 from gemini_jax.data import transforms
-from gemini_jax.infer import request
+from gemini_jax.infer import request as request_lib
 from gemini_jax.models import gemini
 from gemini_jax.models import latent as latent_lib
 
@@ -23,32 +24,20 @@ from gemini_jax.models import latent as latent_lib
 _MAX_ROWS = 64
 
 
-class Tokenizer(Protocol):
-  """What encoding asks of a tokenizer."""
-
-  pad_id: int
-  bos_id: int
-  eos_id: int
-
-  def encode(self, text: str) -> np.ndarray:
-    """Ids of `text`, without special ones."""
-    ...
-
-
-def latents(
+def draw_latents(
   config: config_lib.Config,
   model: gemini.Gemini,
   params: Any,
-  tokenizer: Tokenizer,
+  tokenizer: tokenizer_lib.Tokenizer,
 ) -> np.ndarray:
-  """Z of each of `generate.count` samples, float32[N, Z].
+  """Z of each of `generate.count` samples of texts, float32[N, Z].
 
-  Sample i has the same z whatever the number of samples, but on the way from
-  one text to another.
+  The z of sample i does not depend on the number of samples, except for
+  `generate.source='interpolate'`.
 
   Raises:
-    ConfigError: the model has no latent, a text cannot be used, the encoder
-      reads more than the text, or the z that is given has another size.
+    ConfigError: the model has no latent, a text cannot be encoded, the encoder
+      reads more than the text, or `generate.latent` has another size.
   """
   options, dim = config.generate, model.config.latent.dim
   source, temperature = options.source, options.latent_temperature
@@ -78,34 +67,43 @@ def latents(
     f'(data.inputs_field={config.data.inputs_field!r}) reads inputs and '
     'targets together',
   )
-  found = encode(config, model, params, tokenizer, options.texts)
+  posteriors = encode(config, model, params, tokenizer, options.texts)
   if source == 'interpolate':
-    start_Z, end_Z = np.asarray(found.mean)
-    return between(start_Z, end_Z, options.count)
+    start_Z, end_Z = np.asarray(posteriors.mean)
+    return slerp(start_Z, end_Z, options.count)
   if source == 'analogy':
-    one, other, third = found.mean
-    found = latent_lib.Normal(third + other - one, found.log_var[2])
+    a_Z, b_Z, c_Z = posteriors.mean
+    posterior = latent_lib.Normal(c_Z + b_Z - a_Z, posteriors.log_var[2])
   else:
-    found = jax.tree.map(lambda leaf: leaf[0], found)
-  found = jax.tree.map(lambda leaf: np.tile(leaf, (options.count, 1)), found)
-  return np.asarray(draw_posteriors(found, keys, temperature))
+    posterior = jax.tree.map(lambda leaf: leaf[0], posteriors)
+  repeated = jax.tree.map(
+    lambda leaf: np.tile(leaf, (options.count, 1)), posterior
+  )
+  return np.asarray(draw_posteriors(repeated, keys, temperature))
 
 
-def of_requests(
+def draw_request_latents(
   config: config_lib.Config,
   model: gemini.Gemini,
   params: Any,
-  tokenizer: Tokenizer,
-  rows: Sequence[tuple[request.Request, int]],
+  tokenizer: tokenizer_lib.Tokenizer,
+  rows: Sequence[tuple[request_lib.Request, int]],
 ) -> np.ndarray | None:
-  """Z of each numbered output of inputs of tasks; None without a latent.
+  """Z of each sample of requests, float32[N, Z]; None without a latent.
 
-  Float32[N, Z], draws of the posteriors of the inputs, media and all, where the
-  encoder reads those, else of the prior. The z of a request and a number does
-  not depend on the other rows.
+  Drawn from the posterior of a request's inputs, media included, where the
+  encoder reads them; else from the prior. The z of a row does not depend on the
+  other rows.
+
+  Args:
+    config: its sections `generate` and `data`.
+    model: of the run.
+    params: of the model.
+    tokenizer: of the run.
+    rows: a request and the number of its sample, for each row.
 
   Raises:
-    ConfigError: another z is asked for, which only texts have.
+    ConfigError: `generate` asks for a z that only texts have.
   """
   options, dim = config.generate, model.config.latent.dim
   for name in ('source', 'latent', 'steer'):
@@ -122,14 +120,14 @@ def of_requests(
   temperature = options.latent_temperature
   if uses_prior(options, model):
     return np.asarray(draw_prior(model, params, keys, temperature))
-  requests = [own for own, _ in rows]
-  ids = [own.tokens for own in requests]
-  found = encode_ids(config, model, params, tokenizer, ids, requests)
-  return np.asarray(draw_posteriors(found, keys, temperature))
+  requests = [request for request, _ in rows]
+  ids = [request.tokens for request in requests]
+  posteriors = encode_ids(config, model, params, tokenizer, ids, requests)
+  return np.asarray(draw_posteriors(posteriors, keys, temperature))
 
 
 def uses_prior(options: config_lib.Generate, model: gemini.Gemini) -> bool:
-  """Whether z is a draw of the prior, not of a text."""
+  """Whether z is drawn from the prior, and not from the posterior of a text."""
   if options.latent:
     return False
   # A prompt that is read by an encoder has a posterior.
@@ -139,7 +137,7 @@ def uses_prior(options: config_lib.Generate, model: gemini.Gemini) -> bool:
 
 
 def sample_keys(seed: int, count: int) -> jax.Array:
-  """A key for each sample, other than those of its tokens."""
+  """A key for each sample; its tokens are drawn with other keys."""
   key = jax.random.fold_in(jax.random.key(np.uint32(seed % 2**32)), 2**31)
   return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(count))
 
@@ -148,28 +146,28 @@ def sample_keys(seed: int, count: int) -> jax.Array:
 def draw_prior(
   model: gemini.Gemini, params: Any, keys: jax.Array, temperature: Any
 ) -> jax.Array:
-  """A draw of the prior for each key, float32[N, Z]."""
-  prior = find_prior(model, params)
-  return jax.vmap(lambda key: prior.sample(key, 1, temperature)[0])(keys)
+  """One draw from the prior for each key, float32[N, Z]."""
+  distribution = prior(model, params)
+  return jax.vmap(lambda key: distribution.sample(key, 1, temperature)[0])(keys)
 
 
-def find_prior(model: gemini.Gemini, params: Any) -> latent_lib.Mixture:
-  """Which z there are."""
-  prior: Any = model.apply({'params': params}, method='prior')
-  return prior
+def prior(model: gemini.Gemini, params: Any) -> latent_lib.Mixture:
+  """The prior over z, p(z)."""
+  mixture: Any = model.apply({'params': params}, method='prior')
+  return mixture
 
 
 @jax.jit
 def draw_posteriors(
   posteriors: latent_lib.Normal, keys: jax.Array, temperature: Any
 ) -> jax.Array:
-  """A draw of each posterior of [N, Z] with its key, float32[N, Z]."""
-  draw = lambda own, key: own.sample(key, temperature)
+  """One draw from each posterior, [N, Z], with its key, float32[N, Z]."""
+  draw = lambda posterior, key: posterior.sample(key, temperature)
   return jax.vmap(draw)(posteriors, keys)
 
 
-def limit(config: config_lib.Config) -> int:
-  """Tokens that the encoder reads at most, eos included."""
+def max_encoder_tokens(config: config_lib.Config) -> int:
+  """Tokens that the encoder can read, eos included."""
   if config.data.objective == 'seq2seq':
     return config.data.inputs_length
   return config.data.sequence_length
@@ -179,22 +177,22 @@ def encode(
   config: config_lib.Config,
   model: gemini.Gemini,
   params: Any,
-  tokenizer: Tokenizer,
+  tokenizer: tokenizer_lib.Tokenizer,
   texts: Sequence[str],
 ) -> latent_lib.Normal:
   """The posterior of each text, numpy's [N, Z].
 
   Raises:
-    ConfigError: a text is empty, or has more tokens than `limit`.
+    ConfigError: a text is empty, or has more tokens than `max_encoder_tokens`.
   """
-  rows, length = [], limit(config)
+  rows, length = [], max_encoder_tokens(config)
   for text in texts:
-    config_lib.check(bool(text), 'an empty text has no latent; write one')
+    config_lib.check(bool(text), 'an empty text has no posterior; give a text')
     ids = np.asarray(tokenizer.encode(text), np.int32)
     config_lib.check(
       len(ids) < length,
-      f'{text[:40]!r} has {len(ids) + 1} tokens, of which {length} can be '
-      'encoded',
+      f'{text[:40]!r} has {len(ids) + 1} tokens; the encoder reads at most '
+      f'{length}',
     )
     rows.append(ids)
   return encode_ids(config, model, params, tokenizer, rows)
@@ -204,39 +202,47 @@ def encode_ids(
   config: config_lib.Config,
   model: gemini.Gemini,
   params: Any,
-  tokenizer: Tokenizer,
+  tokenizer: tokenizer_lib.Tokenizer,
   rows: Sequence[np.ndarray],
-  requests: Sequence[request.Request] = (),
+  requests: Sequence[request_lib.Request] = (),
 ) -> latent_lib.Normal:
-  """The posterior of the ids of each text, numpy's [N, Z].
+  """The posterior of each row of token ids, numpy's [N, Z].
 
-  Those of requests are read with their media.
+  Args:
+    config: its section `data`.
+    model: of the run.
+    params: of the model.
+    tokenizer: of the run.
+    rows: token ids of each text, without eos.
+    requests: of each row, where there are media to read with it.
 
   Raises:
-    ConfigError: one has more tokens than `limit`, with the end.
+    ConfigError: a row has more tokens than `max_encoder_tokens`, with eos.
   """
-  length = limit(config)
-  size = min(_MAX_ROWS, 1 << (len(rows) - 1).bit_length())
-  found = []
+  length = max_encoder_tokens(config)
+  encoder_rows = []
+  for row in rows:
+    tokens = transforms.source(row, config.data, tokenizer)
+    config_lib.check(
+      len(tokens) <= length,
+      f'a text has {len(tokens)} tokens; the encoder reads at most {length}',
+    )
+    encoder_rows.append(tokens)
+  size = batch_lib.padded_size(len(rows), _MAX_ROWS)
+  posteriors = []
   for first in range(0, len(rows), size):
-    part = rows[first : first + size]
-    tokens = np.full((size, length), tokenizer.pad_id, np.int32)
-    lengths = np.zeros(size, np.int32)
-    for i, row in enumerate(part):
-      own = transforms.source(row, config.data, tokenizer)
-      config_lib.check(
-        len(own) <= length,
-        f'a text has {len(own)} tokens, of which {length} can be encoded',
-      )
-      tokens[i, : len(own)] = own
-      lengths[i] = len(own)
-    media = request.stack(model.config, requests[first : first + size], size)
-    sequence = batch_lib.plain_sequence(tokens, lengths)
+    chunk = slice(first, first + size)
+    sequence = batch_lib.plain_sequence(
+      *batch_lib.pad_rows(encoder_rows[chunk], size, length, tokenizer.pad_id)
+    )
+    media = request_lib.stack_media(model.config, requests[chunk], size)
     posterior = _encode(
       model, params, dataclasses.replace(sequence, media=media)
     )
-    found.append(jax.tree.map(np.asarray, posterior))
-  return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(rows)], *found)
+    posteriors.append(jax.tree.map(np.asarray, posterior))
+  return jax.tree.map(
+    lambda *parts: np.concatenate(parts)[: len(rows)], *posteriors
+  )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -244,11 +250,12 @@ def _encode(model, params, sequence):
   return model.apply({'params': params}, sequence, method='posterior')
 
 
-def between(start_Z: np.ndarray, end_Z: np.ndarray, count: int) -> np.ndarray:
-  """`count` points from one z to another, float32[N, Z], on a great arc.
+def slerp(start_Z: np.ndarray, end_Z: np.ndarray, count: int) -> np.ndarray:
+  """Spherical interpolation from one z to another, float32[N, Z].
 
-  The length changes evenly, so that points between two typical z are typical
-  (White 2016, Sampling Generative Networks); on a line they would be short.
+  Directions follow a great arc and norms change linearly, so points between
+  two typical z are typical (White 2016, Sampling Generative Networks); on a
+  straight line their norms would be too small.
   """
   lengths = np.linalg.norm(start_Z), np.linalg.norm(end_Z)
   share_N1 = np.linspace(0, 1, count)[:, None]

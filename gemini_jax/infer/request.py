@@ -1,9 +1,9 @@
-"""What is asked of a model whose data are tasks: one side of one, filled in."""
+"""Requests: the inputs of a task of `data.tasks`, filled in."""
 
 import dataclasses
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -12,25 +12,18 @@ from gemini_jax import config as config_lib
 from gemini_jax.data import media as media_lib
 from gemini_jax.data import readers, sources, transforms
 from gemini_jax.data import task as task_lib
-
-
-class Tokenizer(Protocol):
-  """What filling in a task asks of a tokenizer."""
-
-  def encode(self, text: str) -> np.ndarray:
-    """Ids of `text`, without special ones."""
-    ...
+from gemini_jax.data import tokenizer as tokenizer_lib
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """The inputs of one task.
+  """The filled-in inputs of one task.
 
   Attributes:
-    text: what a person reads of them.
-    tokens: int32, without bos and eos.
-    media: of each kind, in order.
-    unknown: characters of it that the tokenizer does not know.
+    text: the inputs as a person reads them; media are named in brackets.
+    tokens: int32, with placeholders for media, without bos and eos.
+    media: by kind, in order.
+    unknown: characters of the text that the tokenizer does not know.
   """
 
   text: str
@@ -41,8 +34,10 @@ class Request:
   unknown: str = ''
 
 
-def unknown(tokenizer: Tokenizer, texts: Iterable[str]) -> str:
-  """The characters of texts that the tokenizer does not know, each once."""
+def unknown_characters(
+  tokenizer: tokenizer_lib.Tokenizer, texts: Iterable[str]
+) -> str:
+  """Characters of the texts that the tokenizer does not know, each once."""
   unk_id = getattr(tokenizer, 'unk_id', None)
   is_unknown = lambda text: (
     unk_id is not None and unk_id in tokenizer.encode(text)
@@ -51,22 +46,22 @@ def unknown(tokenizer: Tokenizer, texts: Iterable[str]) -> str:
   return ''.join(filter(is_unknown, characters))
 
 
-def warn(unknown: Iterable[str]):
-  """A warning with the unknown characters of prompts, if there are some."""
+def warn_unknown(unknown: Iterable[str]):
+  """Logs a warning with the unknown characters of prompts, if there are any."""
   characters = ''.join(dict.fromkeys(''.join(unknown)))
   if characters:
     logging.warning(
       'the tokenizer does not know %r; the model reads each of these '
-      'characters as one and the same unknown token',
+      'characters as the same unknown token',
       characters,
     )
 
 
-def choose(config: config_lib.Config) -> task_lib.Task:
+def choose_task(config: config_lib.Config) -> task_lib.Task:
   """The task that `generate` asks for.
 
   Raises:
-    ConfigError: there is none, or more than one; with those there are.
+    ConfigError: no task fits, or more than one does; all tasks are listed.
   """
   options = config.generate
   given = {kind for kind in config_lib.KINDS if getattr(options, kind)}
@@ -80,7 +75,7 @@ def choose(config: config_lib.Config) -> task_lib.Task:
         fitting.append(task)
     elif read == given and writes == options.output:
       fitting.append(task)
-  there = '; '.join(config.data.tasks)
+  task_list = '; '.join(config.data.tasks)
   asked = (
     f'generate.task={options.task!r} with generate.output={options.output!r}'
     if options.task
@@ -90,45 +85,47 @@ def choose(config: config_lib.Config) -> task_lib.Task:
     )
   )
   config_lib.check(
-    len(fitting) > 0, f'{asked} is none of the tasks of this model: {there}'
+    len(fitting) > 0, f'{asked} is none of the tasks of this model: {task_list}'
   )
   config_lib.check(
     len(fitting) == 1,
     f'{asked} fits several tasks; set generate.task to the name of one of: '
-    f'{there}',
+    f'{task_list}',
   )
   return fitting[0]
 
 
-def fill(config: config_lib.Config, tokenizer: Tokenizer) -> Request:
-  """The inputs that `generate` gives to its task.
+def from_options(
+  config: config_lib.Config, tokenizer: tokenizer_lib.Tokenizer
+) -> Request:
+  """The request that the section `generate` describes.
 
   Raises:
-    ConfigError: the task is not clear, a medium is missing, not asked for or
-      cannot be read, or the text is missing or not asked for.
+    ConfigError: no task or several fit, a medium cannot be read, or a medium or
+      the text is missing or is no input of the task.
   """
   options = config.generate
-  task = choose(config)
-  apart = (task_lib.LITERAL, *config.data.drop_kinds)
-  fields = [p for p in task.sides[0] if p.kind not in apart]
-  wanted = [piece.kind for piece in fields]
+  task = choose_task(config)
+  not_given = (task_lib.LITERAL, *config.data.drop_kinds)
+  fields = [p for p in task.sides[0] if p.kind not in not_given]
+  input_kinds = [piece.kind for piece in fields]
   for kind in (*config_lib.KINDS, task_lib.TEXT):
     name = 'prompt' if kind == task_lib.TEXT else kind
     value = getattr(options, name)
     config_lib.check(
-      not value or kind in wanted,
+      not value or kind in input_kinds,
       f'generate.{name}={value!r} is not read by the task {_shown(task)}',
     )
     config_lib.check(
-      bool(value) or kind not in wanted,
+      bool(value) or kind not in input_kinds,
       f'the task {_shown(task)} reads {name}; set generate.{name}',
     )
   config_lib.check(
-    len(set(wanted)) == len(wanted),
+    len(set(input_kinds)) == len(input_kinds),
     f'the task {_shown(task)} reads several of one kind, which '
     '--mode=generate cannot be given',
   )
-  return of_record(
+  return from_record(
     config,
     tokenizer,
     task,
@@ -140,9 +137,9 @@ def fill(config: config_lib.Config, tokenizer: Tokenizer) -> Request:
   )
 
 
-def of_record(
+def from_record(
   config: config_lib.Config,
-  tokenizer: Tokenizer,
+  tokenizer: tokenizer_lib.Tokenizer,
   task: task_lib.Task,
   record: Mapping[str, Any],
   *,
@@ -150,26 +147,28 @@ def of_record(
   folder: str | None = '',
   check: bool = False,
 ) -> Request:
-  """The inputs of a task, of the fields of a record.
+  """The request that a record's fields make of a task.
 
-  Kinds of `data.drop_kinds` are left out as in rows of training: the texts on
-  both sides of such a medium are tokenized apart.
+  Kinds in `data.drop_kinds` are left out as in training rows: the texts before
+  and after such a medium are tokenized separately.
 
   Args:
     config: of the run.
     tokenizer: of the run.
-    task: what is read.
+    task: whose inputs are filled in.
     record: fields by name.
-    names: words for the values of fields that are numbers.
-    folder: that paths are relative to.
-    check: whether a medium that cannot be read is the user's mistake.
+    names: label names of fields whose values are numbers.
+    folder: that paths of media are relative to.
+    check: raise ConfigError where a medium cannot be read: it was given by the
+      user, and not by a data set.
 
   Raises:
     ConfigError: a medium cannot be read, with `check`.
-    UnusableError: the same without; a text is not there.
+    UnusableError: a medium cannot be read, without `check`; or a text is
+      missing.
   """
   parts: list[str | transforms.Slots] = []
-  found: dict[str, list[media_lib.Medium]] = {}
+  media: dict[str, list[media_lib.Medium]] = {}
   shown = []
   for piece in task.sides[0]:
     if piece.kind in config.data.drop_kinds:
@@ -191,7 +190,7 @@ def of_record(
         raise config_lib.ConfigError(
           f'generate.{piece.kind}={value!r}: {error}'
         ) from error
-      found.setdefault(piece.kind, []).append(medium)
+      media.setdefault(piece.kind, []).append(medium)
       count = config.model.tokens_of(piece.kind, medium.size.tolist())
       parts.append(transforms.Slots(piece.kind, count))
       shown.append(f'[{value if isinstance(value, str) else piece.kind}]')
@@ -205,33 +204,35 @@ def of_record(
     {kind: config.model.placeholder(kind) for kind in config.model.kinds},
   )
   texts = [part for part in parts if isinstance(part, str)]
-  return Request(''.join(shown), tokens, found, unknown(tokenizer, texts))
+  return Request(
+    ''.join(shown), tokens, media, unknown_characters(tokenizer, texts)
+  )
 
 
-def stack(
+def stack_media(
   config: config_lib.Model,
   requests: Sequence[Request],
   batch_size: int,
 ) -> dict[str, batch_lib.Media]:
-  """The media of requests as those of a batch; rows past them have none."""
-  found = {}
+  """The media of requests as arrays of a batch; rows past them have none."""
+  batched = {}
   for kind in config.kinds:
-    most = max((len(r.media.get(kind, ())) for r in requests), default=0)
-    if not most:
+    num_media = max((len(r.media.get(kind, ())) for r in requests), default=0)
+    if not num_media:
       continue
     example = next(r.media[kind][0] for r in requests if r.media.get(kind))
-    shape = (batch_size, most)
+    shape = (batch_size, num_media)
     values = np.zeros(shape + example.values.shape, example.values.dtype)
     sizes = np.zeros(shape + example.size.shape, np.int32)
     for row, request in enumerate(requests):
       for i, medium in enumerate(request.media.get(kind, ())):
         values[row, i], sizes[row, i] = medium
-    found[kind] = batch_lib.Media(values, sizes)
-  return found
+    batched[kind] = batch_lib.Media(values, sizes)
+  return batched
 
 
 def _shown(task: task_lib.Task) -> str:
-  """A task as a config names it."""
+  """A task as it is written in a config."""
   sides = [
     ''.join(
       piece.value

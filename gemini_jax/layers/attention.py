@@ -1,7 +1,7 @@
 """Grouped-query attention with a cache.
 
 B batch, T query length, S key length, D width, N heads, K key/value heads,
-H head width.
+H head width, L layers.
 """
 
 import functools
@@ -13,36 +13,88 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from gemini_jax.kernels import dot_product_attention, masking
+from gemini_jax.kernels import (
+  chunked_attention,
+  context_parallel,
+  dot_product_attention,
+  masking,
+  partial_attention,
+)
 from gemini_jax.layers import embedding, linear
 from gemini_jax.parallel import sharding
 
 
 @flax.struct.dataclass
 class KVCache:
-  """Keys and values of what was read, one slot a position.
+  """Keys and values of all layers of a stack, one slot for each position.
+
+  Every leaf is [L, B, K, S, H]: row b of a batch is `leaf[:, b]`, its slot s is
+  `leaf[:, b, :, s]`. Slots come after heads because attention multiplies
+  [S, H] matrices, one for each row and head: read in any other order, a layer's
+  keys would be copied for each token. A stack carries the whole cache from
+  layer to layer and writes single slots into it, so a donated cache is updated
+  in place.
 
   Attributes:
-    key: [B, S, K, H]; a stack of layers has a leading dim.
+    key: after the norm and the rotation, in the type of the computation.
     value: like key.
   """
 
   key: jax.Array
   value: jax.Array
 
-  def write(
-    self, k_BTKH: jax.Array, v_BTKH: jax.Array, positions_BT: jax.Array
+  @classmethod
+  def zeros(
+    cls,
+    num_layers: int,
+    num_rows: int,
+    num_slots: int,
+    num_kv_heads: int,
+    head_dim: int,
+    dtype: jax.typing.DTypeLike,
   ) -> 'KVCache':
-    """The cache with T new entries a row, at slots `positions_BT`.
+    """An empty cache."""
+    shape = (num_layers, num_rows, num_kv_heads, num_slots, head_dim)
+    return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+  @property
+  def num_slots(self) -> int:
+    """S."""
+    return self.key.shape[3]
+
+  def write(
+    self,
+    layer: int | jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    positions_BT: jax.Array,
+  ) -> 'KVCache':
+    """The cache with T new entries a row in one layer, at `positions_BT`.
 
     Positions outside the cache are dropped, so padding can be sent there.
     """
     rows_B1 = jnp.arange(k_BTKH.shape[0])[:, None]
-    at = lambda buffer: buffer.at[rows_B1, positions_BT]
-    return KVCache(
-      key=at(self.key).set(k_BTKH.astype(self.key.dtype), mode='drop'),
-      value=at(self.value).set(v_BTKH.astype(self.value.dtype), mode='drop'),
+
+    def set_slots(buffer, new_BTKH):
+      slots = buffer.at[layer, rows_B1, :, positions_BT]
+      return slots.set(new_BTKH.astype(buffer.dtype), mode='drop')
+
+    return KVCache(set_slots(self.key, k_BTKH), set_slots(self.value, v_BTKH))
+
+  def read(self, layer: int | jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys and values of one layer, [B, S, K, H] each.
+
+    Attention transposes them back, which XLA makes nothing of.
+    """
+    k_BKSH, v_BKSH = (
+      jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
+      for leaf in (self.key, self.value)
     )
+    return k_BKSH.swapaxes(1, 2), v_BKSH.swapaxes(1, 2)
+
+
+# Logical names of the dims of every leaf of a KVCache, for its sharding.
+CACHE_AXES = ('layers', 'batch', 'kv_heads', None, None)
 
 
 class Attention(nn.Module):
@@ -50,8 +102,7 @@ class Attention(nn.Module):
 
   Queries attend where `mask` lets them. Self-attention with a cache writes
   the new keys and values at `positions_BT` and reads them all. Cross-
-  attention with a cache writes it when `memory_BSD` is given and reads it
-  when not.
+  attention with a cache reads it; what is there, `MemoryKeys` has computed.
 
   Attributes:
     num_heads: N.
@@ -94,34 +145,30 @@ class Attention(nn.Module):
     angles: tuple[jax.Array, jax.Array] | None = None,
     memory_BSD: jax.Array | None = None,
     cache: KVCache | None = None,
+    layer: int | jax.Array = 0,
     positions_BT: jax.Array | None = None,
     cross: bool = False,
     latent_BZ: jax.Array | None = None,
   ) -> tuple[jax.Array, KVCache | None]:
     """The attended values, [B, T, D], and the cache after this call.
 
+    `layer` is this layer's index in the cache.
     Every query also sees what `latent_BZ` says, if it is given, whatever its
     position and the mask (Optimus, Li et al. 2020, "memory").
     """
     q_BTNH = self.project('query', x_BTD, self.num_heads, 'heads')
     plain_q_BTNH = self.norm('query_norm', q_BTNH)
     q_BTNH = rotated(plain_q_BTNH, angles)
-    source_BSD = memory_BSD if cross else x_BTD
-    if source_BSD is None:
-      assert cache is not None, 'cross-attention needs a memory or a cache'
-      k_BSKH, v_BSKH = cache.key, cache.value
+    if cross and cache is not None:
+      k_BSKH, v_BSKH = cache.read(layer)
     else:
-      k_BSKH = self.project('key', source_BSD, self.num_kv_heads, 'kv_heads')
-      k_BSKH = rotated(self.norm('key_norm', k_BSKH), angles)
-      v_BSKH = self.project('value', source_BSD, self.num_kv_heads, 'kv_heads')
-      if cache is not None and cross:
-        cache = KVCache(
-          k_BSKH.astype(cache.key.dtype), v_BSKH.astype(cache.value.dtype)
-        )
-      elif cache is not None:
-        assert positions_BT is not None, 'a cache is written at positions'
-        cache = cache.write(k_BSKH, v_BSKH, positions_BT)
-        k_BSKH, v_BSKH = cache.key, cache.value
+      source_BSD = memory_BSD if cross else x_BTD
+      assert source_BSD is not None, 'cross-attention needs memory or a cache'
+      k_BSKH, v_BSKH = self.keys_values(source_BSD, angles)
+    if cache is not None and not cross:
+      assert positions_BT is not None, 'a cache is written at positions'
+      cache = cache.write(layer, k_BSKH, v_BSKH, positions_BT)
+      k_BSKH, v_BSKH = cache.read(layer)
     out_BTNH = self.attend(
       checkpoint_name(q_BTNH, 'query'),
       checkpoint_name(k_BSKH, 'key'),
@@ -161,17 +208,17 @@ class Attention(nn.Module):
         return dot_product_attention.attention(
           q_BTNH, k_BSKH, v_BSKH, mask, implementation=self.kernel, **options
         )
-      function = dot_product_attention.with_log_sum
+      function = chunked_attention.with_log_sum
       if split:
         function = functools.partial(
-          dot_product_attention.over_axis,
+          context_parallel.attention,
           axis='sequence',
           how=self.context_parallel,
         )
       found = function(q_BTNH, k_BSKH, v_BSKH, mask, **options)
       if memory is not None:
-        found = dot_product_attention.merge(
-          found, dot_product_attention.over_all(*memory, **options)
+        found = partial_attention.merge(
+          found, partial_attention.unmasked(*memory, **options)
         )
       return found[0].astype(v_BSKH.dtype)
 
@@ -190,6 +237,16 @@ class Attention(nn.Module):
       ),
       queries,
     )(q_BTNH, k_BSKH, v_BSKH, mask, memory)
+
+  def keys_values(
+    self,
+    x_BSD: jax.Array,
+    angles: tuple[jax.Array, jax.Array] | None = None,
+  ) -> tuple[jax.Array, jax.Array]:
+    """Keys and values that the layer makes of vectors, [B, S, K, H] each."""
+    k_BSKH = self.project('key', x_BSD, self.num_kv_heads, 'kv_heads')
+    k_BSKH = rotated(self.norm('key_norm', k_BSKH), angles)
+    return k_BSKH, self.project('value', x_BSD, self.num_kv_heads, 'kv_heads')
 
   def remember(self, latent_BZ: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Keys and values that stand for z, [B, M, K, H] each."""
@@ -226,6 +283,15 @@ class Attention(nn.Module):
     return linear.RMSNorm(
       self.norm_eps, self.dtype, self.param_dtype, name=name
     )(x_BTNH)
+
+
+class MemoryKeys(Attention):
+  """The keys and values of a cross-attention alone, with its parameters."""
+
+  @nn.compact
+  def __call__(self, memory_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys and values of the encoder's output, [B, S, K, H] each."""
+    return self.keys_values(memory_BSD)
 
 
 def rotated(

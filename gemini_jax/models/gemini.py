@@ -17,7 +17,7 @@ from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.kernels import cross_entropy, masking
 from gemini_jax.layers import attention, embedding, linear
-from gemini_jax.models import contrast, media_embeddings, transformer
+from gemini_jax.models import contrast, media_embeddings, stack, transformer
 from gemini_jax.models import latent as latent_lib
 from gemini_jax.parallel import pipeline, sharding
 
@@ -76,7 +76,7 @@ class Gemini(nn.Module):
         **types,
       )
     if config.encodes:
-      self.encoder = transformer.Stack(
+      self.encoder = stack.Stack(
         config, config.encoder_layers, schedule=self.schedule
       )
       self.encoder_norm = linear.RMSNorm(config.norm_eps, **types)
@@ -100,7 +100,7 @@ class Gemini(nn.Module):
       )
     if config.kinds:
       self.perception = media_embeddings.MediaEmbedder(config, self.schedule)
-    self.decoder = transformer.Stack(
+    self.decoder = stack.Stack(
       config,
       config.num_layers,
       decodes=True,
@@ -402,7 +402,8 @@ class Gemini(nn.Module):
     Args:
       sequence: tokens to read; with a cache, the next ones of each row, at
         their positions. Padding (segment 0) leaves the cache as it was.
-      memory_BSD: the encoder's output; with a cache, needed once.
+      memory_BSD: the encoder's output; with a cache that has `cross_cache` of
+        it, None.
       memory: the sequence that the encoder read.
       prefix_BT: of `sequence`, or of the whole cache when there is one: what
         may be attended to from before it.
@@ -416,11 +417,15 @@ class Gemini(nn.Module):
     keys, positions_BT = sequence, sequence.positions
     if cache is not None:
       # Slot s holds position s; those not yet written lie in the future.
-      slots = cache.self_attention.key.shape[2]
+      slots = cache.self_attention.num_slots
       shape = (sequence.tokens.shape[0], slots)
       slots_BS = jnp.broadcast_to(jnp.arange(slots), shape)
       keys = batch_lib.Sequence(slots_BS, slots_BS, jnp.ones(shape, jnp.int32))
       positions_BT = jnp.where(sequence.segments > 0, positions_BT, slots)
+      if memory_BSD is not None:
+        cache = dataclasses.replace(
+          cache, cross_attention=self.cross_cache(memory_BSD)
+        )
     cross_mask = None
     if memory is not None:
       cross_mask = masking.visible(sequence, memory)
@@ -437,6 +442,13 @@ class Gemini(nn.Module):
       x_BTD = x_BTD + self.latent_embedding('BZ,ZD->BD', latent_BZ)[:, None]
     x_BTD, cache, aux = self.decoder(x_BTD, context, cache, deterministic)
     return self.decoder_norm(x_BTD), cache, aux
+
+  def cross_cache(self, memory_BSD: jax.Array) -> attention.KVCache:
+    """Keys and values that the decoder's layers make of the encoder's output.
+
+    They belong into `Cache.cross_attention`, for as long as the memory is read.
+    """
+    return self.decoder.cross_cache(memory_BSD)
 
   def embed(
     self,
@@ -521,15 +533,14 @@ def init_cache(
   """An empty cache for `length` positions, in the compute type."""
 
   def buffers(length):
-    shape = (
+    return attention.KVCache.zeros(
       config.num_layers,
       batch_size,
       length,
       config.kv_heads,
       config.head_width,
+      jnp.dtype(config.dtype),
     )
-    zeros = lambda: jnp.zeros(shape, jnp.dtype(config.dtype))
-    return attention.KVCache(zeros(), zeros())
 
   return transformer.Cache(
     buffers(length), buffers(memory_length) if config.cross else None

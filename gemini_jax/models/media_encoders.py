@@ -17,7 +17,7 @@ from flax.linen import spmd
 from gemini_jax import config as config_lib
 from gemini_jax.kernels import masking
 from gemini_jax.layers import convolution, embedding, linear
-from gemini_jax.models import fusion, transformer
+from gemini_jax.models import fusion, stack, transformer
 from gemini_jax.parallel import pipeline
 
 # Ratio of the longest wavelength of places to the shortest: a picture has few
@@ -343,11 +343,11 @@ class Encoder(nn.Module):
       positions_BT=sequence.positions,
       real_BT=places.real,
     )
-    stack = transformer.Stack(
+    layers = stack.Stack(
       config, part.num_layers, schedule=self.schedule, name='layers'
     )
     with fusion.whole_length():
-      x_BND, _, _ = stack(x_BND, context, deterministic=deterministic)
+      x_BND, _, _ = layers(x_BND, context, deterministic=deterministic)
     return x_BND
 
 

@@ -1,10 +1,9 @@
-"""Blocks, and stacks of them over one stored layout.
+"""A Transformer layer, and what it reads beside the residual stream.
 
-B batch, T length, S key length, D width, L layers.
+B batch, T length, S length of the encoder's output, D width, Z numbers of z.
 """
 
-import functools
-from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -17,15 +16,14 @@ from jax.ad_checkpoint import checkpoint_name
 from gemini_jax import config as config_lib
 from gemini_jax.kernels import masking
 from gemini_jax.layers import attention, expert, feedforward, linear
-from gemini_jax.parallel import pipeline
 
 
 @flax.struct.dataclass
 class View:
-  """What the layers of one kind see, made once for all of them.
+  """Mask and rotary angles of one kind of layer, made once for all of them.
 
   Attributes:
-    mask: where a query may attend.
+    mask: which keys a query may attend to.
     angles: (sin, cos) of the rotary positions, or None.
   """
 
@@ -35,15 +33,15 @@ class View:
 
 @flax.struct.dataclass
 class Context:
-  """All that a block reads beside the residual stream.
+  """Inputs of a layer that are the same for all layers.
 
   Attributes:
-    views: of each kind of layer, 'global' and 'local'.
-    positions_BT: slots of the cache that are written.
-    cross_mask: where the decoder may attend in the encoder's output.
-    memory_BSD: the encoder's output; None once it is in the cache.
-    real_BT: bool, false at padding; None: there is none.
-    latent_BZ: z of each row, for a decoder that has one in its memory.
+    views: by kind of layer, 'global' and 'local'.
+    positions_BT: the slot of the cache that each token is written to.
+    cross_mask: which positions of the encoder's output a token may attend to.
+    memory_BSD: the encoder's output; None once its keys are in the cache.
+    real_BT: bool, false at padding; None: there is no padding.
+    latent_BZ: z of each row, where attention reads it as extra keys.
   """
 
   views: dict[str, View]
@@ -56,7 +54,13 @@ class Context:
 
 @flax.struct.dataclass
 class Cache:
-  """Caches of self- and cross-attention; [L, ...] for a stack."""
+  """Keys and values of the tokens that a stack has read, for decoding.
+
+  Attributes:
+    self_attention: a slot for each position, written as tokens come.
+    cross_attention: of the encoder's output, written once
+      (`Stack.cross_cache`); None of a decoder without encoder.
+  """
 
   self_attention: attention.KVCache
   cross_attention: attention.KVCache | None = None
@@ -76,255 +80,124 @@ class Block(nn.Module):
     context: Context,
     cache: Cache | None = None,
     deterministic: bool = True,
+    layer: int | jax.Array = 0,
   ) -> tuple[jax.Array, Cache | None, dict[str, jax.Array]]:
-    """The residual stream and the cache after this layer; its own losses."""
-    config = self.config
-    types: dict[str, Any] = {
-      'dtype': jnp.dtype(config.dtype),
-      'param_dtype': jnp.dtype(config.param_dtype),
-    }
+    """The residual stream and the cache after this layer, and its losses.
 
-    def norm(name, x_BTD):
-      return linear.RMSNorm(config.norm_eps, **types, name=name)(x_BTD)
-
-    def add(name, x_BTD, update_BTD):
-      """The residual stream after a sublayer."""
-      if config.norm == 'pre_post':
-        update_BTD = norm(f'{name}_post_norm', update_BTD)
-      update_BTD = nn.Dropout(config.dropout)(
-        update_BTD, deterministic=deterministic
-      )
-      x_BTD = spmd.with_logical_constraint(
-        x_BTD + update_BTD, ('batch', 'length', None)
-      )
-      return checkpoint_name(x_BTD, 'residual')
-
-    def attend(name, x_BTD, mask, **kwargs):
-      layer = attention.Attention(
-        num_heads=config.num_heads,
-        num_kv_heads=config.kv_heads,
-        head_dim=config.head_width,
-        scale=(config.query_scale or config.head_width) ** -0.5,
-        softcap=config.attention_softcap,
-        qk_norm=config.qk_norm,
-        use_bias=config.attention_bias,
-        norm_eps=config.norm_eps,
-        init_scale=config.init_scale,
-        kernel=config.attention_kernel,
-        num_memory=config.latent.memory,
-        context_parallel=config.context_parallel,
-        **types,
-        name=name,
-      )
-      return layer(norm(f'{name}_norm', x_BTD), mask, **kwargs)
-
-    update_BTD, self_cache = attend(
+    Args:
+      x_BTD: the residual stream.
+      view: of this layer's kind.
+      context: what all layers read.
+      cache: of the whole stack.
+      deterministic: no dropout.
+      layer: index of this layer in the cache.
+    """
+    update_BTD, self_cache = self.attend(
       'attention',
       x_BTD,
       view.mask,
       angles=view.angles,
       cache=None if cache is None else cache.self_attention,
+      layer=layer,
       positions_BT=context.positions_BT,
-      latent_BZ=context.latent_BZ if config.latent.memory else None,
+      latent_BZ=context.latent_BZ if self.config.latent.memory else None,
     )
-    x_BTD = add('attention', x_BTD, update_BTD)
-    cross_cache = None
-    if self.decodes and config.cross:
-      update_BTD, cross_cache = attend(
+    x_BTD = self.add('attention', x_BTD, update_BTD, deterministic)
+    if self.decodes and self.config.cross:
+      update_BTD, _ = self.attend(
         'cross_attention',
         x_BTD,
         context.cross_mask,
         memory_BSD=context.memory_BSD,
         cache=None if cache is None else cache.cross_attention,
+        layer=layer,
         cross=True,
       )
-      x_BTD = add('cross_attention', x_BTD, update_BTD)
-    hidden = {
+      x_BTD = self.add('cross_attention', x_BTD, update_BTD, deterministic)
+    update_BTD, aux = self.feed_forward(x_BTD, context.real_BT)
+    x_BTD = self.add('feedforward', x_BTD, update_BTD, deterministic)
+    if cache is not None:
+      cache = dataclasses.replace(cache, self_attention=self_cache)
+    return x_BTD, cache, aux
+
+  def norm(self, name: str, x_BTD: jax.Array) -> jax.Array:
+    """The norm before or after a sublayer."""
+    config = self.config
+    return linear.RMSNorm(config.norm_eps, **types_of(config), name=name)(x_BTD)
+
+  def add(
+    self,
+    name: str,
+    x_BTD: jax.Array,
+    update_BTD: jax.Array,
+    deterministic: bool,
+  ) -> jax.Array:
+    """The residual stream after the sublayer `name`."""
+    if self.config.norm == 'pre_post':
+      update_BTD = self.norm(f'{name}_post_norm', update_BTD)
+    update_BTD = nn.Dropout(self.config.dropout)(
+      update_BTD, deterministic=deterministic
+    )
+    x_BTD = spmd.with_logical_constraint(
+      x_BTD + update_BTD, ('batch', 'length', None)
+    )
+    return checkpoint_name(x_BTD, 'residual')
+
+  def attend(
+    self, name: str, x_BTD: jax.Array, mask: masking.Mask | None, **kwargs: Any
+  ) -> tuple[jax.Array, attention.KVCache | None]:
+    """The update of the attention layer `name`, and its cache."""
+    assert mask is not None, 'a decoder that reads an encoder needs cross_mask'
+    layer = attention.Attention(**attention_fields(self.config), name=name)
+    return layer(self.norm(f'{name}_norm', x_BTD), mask, **kwargs)
+
+  def feed_forward(
+    self, x_BTD: jax.Array, real_BT: jax.Array | None
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The update of the feed-forward layer, and the losses of its router."""
+    config = self.config
+    fields = {
       'activation': config.activation,
       'gated': config.gated,
       'init_scale': config.init_scale,
       'name': 'feedforward',
-    } | types
-    normed_BTD = norm('feedforward_norm', x_BTD)
-    aux = {}
-    if config.num_experts:
-      update_BTD, aux = expert.MixtureOfExperts(
-        config.num_experts,
-        config.experts_per_token,
-        config.expert_width,
-        shared_dim=config.shared_expert_dim,
-        **hidden,
-      )(normed_BTD, context.real_BT)
-    else:
-      update_BTD = feedforward.FeedForward(
-        config.mlp_width, use_bias=config.mlp_bias, **hidden
-      )(normed_BTD)
-    x_BTD = add('feedforward', x_BTD, update_BTD)
-    if self_cache is None:
-      return x_BTD, None, aux
-    return x_BTD, Cache(self_cache, cross_cache), aux
-
-
-class Stack(nn.Module):
-  """Layers in a row, their parameters stored as one [L, ...] tree.
-
-  Scanned or unrolled is a choice of the run and changes neither parameters
-  nor results; a scan's body is one period of the attention pattern. Where the
-  mesh has stages, a batch goes through them as `schedule` says, unless there
-  is a cache or rows that make no microbatches.
-  """
-
-  config: config_lib.Model
-  num_layers: int
-  decodes: bool = False
-  schedule: pipeline.Schedule = pipeline.Schedule()
-
-  @nn.compact
-  def __call__(
-    self,
-    x_BTD: jax.Array,
-    context: Context,
-    cache: Cache | None = None,
-    deterministic: bool = True,
-  ) -> tuple[jax.Array, Cache | None, dict[str, jax.Array]]:
-    """The residual stream and the cache after all layers.
-
-    Also the layers' own losses by name, [L].
-    """
-    config = self.config
-    drops = bool(config.dropout) and not deterministic
-    key = self.make_rng('dropout') if drops else None
-    block = Block(config, self.decodes, parent=None)
-    if self.is_initializing():
-      params = self.param('layers', self.init_layers, block, x_BTD, context)
-    else:
-      params = self.get_variable('params', 'layers')
-    layers = Layers(params, jnp.arange(self.num_layers), cache)
-
-    def apply(
-      x_BTD: jax.Array,
-      layer: Layers,
-      context: Context,
-      key: jax.Array | None,
-      kind: str,
-    ):
-      rngs = {}
-      if key is not None:
-        rngs['dropout'] = jax.random.fold_in(key, layer.index)
-      return block.apply(
-        {'params': layer.params},
-        x_BTD,
-        context.views[kind],
-        context,
-        layer.cache,
-        deterministic=not drops,
-        rngs=rngs,
+    } | types_of(config)
+    normed_BTD = self.norm('feedforward_norm', x_BTD)
+    if not config.num_experts:
+      layer = feedforward.FeedForward(
+        config.mlp_width, use_bias=config.mlp_bias, **fields
       )
-
-    def remat(function: Callable[..., Any], **options):
-      if not config.remat:
-        return function
-      names = jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=config.remat_save,
-        names_which_can_be_offloaded=config.remat_offload,
-        offload_src='device',
-        offload_dst='pinned_host',
-      )
-      return jax.checkpoint(function, policy=names, **options)
-
-    staged = pipeline.splits(self.schedule, x_BTD.shape[0])
-    if staged and cache is None and not self.is_initializing():
-
-      def stage_layer(params, x_BTD, context, key, index, microbatch, kind):
-        if key is not None:
-          key = jax.random.fold_in(key, microbatch)
-        layer = Layers(params, index, None)
-        output: Any = apply(x_BTD, layer, context, key, kind)
-        x_BTD, _, aux = output
-        return x_BTD, aux
-
-      x_BTD, aux = pipeline.run(
-        stage_layer,
-        params,
-        x_BTD,
-        context,
-        key,
-        schedule=self.schedule,
-        pattern=config.attention_pattern,
-        scan=config.scan_layers,
-        # In a scan over iterations, where nothing is shared by mistake.
-        remat=functools.partial(remat, prevent_cse=False),
-      )
-      # Of all layers together; the mean of each is all that is asked for.
-      each = lambda total: jnp.full(self.num_layers, total / self.num_layers)
-      return x_BTD, None, jax.tree.map(each, aux)
-    apply = remat(
-      apply, static_argnums=(4,), prevent_cse=not config.scan_layers
-    )
-
-    def run(x_BTD: jax.Array, layers: Layers, kinds: tuple[str, ...]):
-      """Layers one by one; their caches and losses come back stacked."""
-      beside = []
-      for layer, kind in zip(unstack(layers, len(kinds)), kinds, strict=True):
-        x_BTD, *layer_beside = apply(x_BTD, layer, context, key, kind)
-        beside.append(layer_beside)
-      return x_BTD, jax.tree.map(lambda *leaves: jnp.stack(leaves), *beside)
-
-    pattern = config.attention_pattern
-    period = len(pattern)
-    kinds = pattern * (self.num_layers // period + 1)
-    scanned = self.num_layers // period * period if config.scan_layers else 0
-    beside = []
-    if scanned:
-      x_BTD, part = jax.lax.scan(
-        lambda x_BTD, group: run(x_BTD, group, pattern),
-        x_BTD,
-        jax.tree.map(
-          lambda leaf: leaf[:scanned].reshape(-1, period, *leaf.shape[1:]),
-          layers,
-        ),
-      )
-      beside.append(
-        jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), part)
-      )
-    if scanned < self.num_layers:
-      x_BTD, part = run(
-        x_BTD,
-        jax.tree.map(lambda leaf: leaf[scanned:], layers),
-        kinds[scanned : self.num_layers],
-      )
-      beside.append(part)
-    cache, aux = jax.tree.map(lambda *parts: jnp.concatenate(parts), *beside)
-    return x_BTD, cache, aux
-
-  def init_layers(
-    self, key: jax.Array, block: Block, x_BTD: jax.Array, context: Context
-  ) -> Any:
-    """Parameters of every layer, stacked; boxed with their logical axes."""
-    view = next(iter(context.views.values()))
-    params = jax.vmap(
-      lambda key: block.init(key, x_BTD, view, context)['params']
-    )(jax.random.split(key, self.num_layers))
-    return jax.tree.map(
-      lambda box: box.add_axis(0, {nn.PARTITION_NAME: 'layers'}),
-      params,
-      is_leaf=lambda leaf: isinstance(leaf, nn.meta.AxisMetadata),
-    )
+      return layer(normed_BTD), {}
+    return expert.MixtureOfExperts(
+      config.num_experts,
+      config.experts_per_token,
+      config.expert_width,
+      shared_dim=config.shared_expert_dim,
+      **fields,
+    )(normed_BTD, real_BT)
 
 
-@flax.struct.dataclass
-class Layers:
-  """What differs from layer to layer, stacked."""
+def types_of(config: config_lib.Model) -> dict[str, Any]:
+  """The types that a layer computes in and stores its parameters in."""
+  return {
+    'dtype': jnp.dtype(config.dtype),
+    'param_dtype': jnp.dtype(config.param_dtype),
+  }
 
-  params: Any
-  index: jax.Array
-  cache: Cache | None
 
-
-def unstack(tree: Any, num: int) -> list[Any]:
-  """The slices of a stacked tree. Its gradient is one concatenation."""
-  leaves, treedef = jax.tree.flatten(tree)
-  slices = [
-    [part[0] for part in jax.lax.split(leaf, (1,) * num)] for leaf in leaves
-  ]
-  return [treedef.unflatten(parts) for parts in zip(*slices, strict=True)]
+def attention_fields(config: config_lib.Model) -> dict[str, Any]:
+  """Fields of a layer's attention, self or cross."""
+  return {
+    'num_heads': config.num_heads,
+    'num_kv_heads': config.kv_heads,
+    'head_dim': config.head_width,
+    'scale': (config.query_scale or config.head_width) ** -0.5,
+    'softcap': config.attention_softcap,
+    'qk_norm': config.qk_norm,
+    'use_bias': config.attention_bias,
+    'norm_eps': config.norm_eps,
+    'init_scale': config.init_scale,
+    'kernel': config.attention_kernel,
+    'context_parallel': config.context_parallel,
+    'num_memory': config.latent.memory,
+  } | types_of(config)

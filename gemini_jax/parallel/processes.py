@@ -160,6 +160,13 @@ def same_on_all_processes(text: str) -> bool:
   return bool(np.all(digests == digests[0]))
 
 
+def smallest(value: int) -> int:
+  """The smallest int32 `value` of all processes; all wait for all."""
+  if jax.process_count() == 1:
+    return value
+  return int(np.min(multihost_utils.process_allgather(np.int32(value))))
+
+
 def on_process_zero(action: Callable[[], None]):
   """Runs `action` on the first process, while the others wait.
 

@@ -1,20 +1,18 @@
-"""The mesh, and one table that says which tensor dim lies along which axis.
+"""One table that says which tensor dim lies along which axis of the mesh.
 
 A new parallelism edits RULES and nothing else. Layers name their dims; this
 module turns the names into shardings and checks that they fit.
 """
 
 import contextlib
-import dataclasses
 import math
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gemini_jax import config as config_lib
 
@@ -32,87 +30,6 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
   ('expert', ('expert',)),
   ('layers', ('pipeline',)),
 )
-
-# The axes from the least traffic to the most: the last lie closest together.
-_BY_TRAFFIC = ('pipeline', 'data', 'fsdp', 'expert', 'sequence', 'tensor')
-
-
-def make_mesh(
-  parallel: config_lib.Parallel, devices: Sequence[Any] | None = None
-) -> Mesh:
-  """The mesh of all six axes; most have size 1.
-
-  Args:
-    parallel: the size of each axis; -1 takes the devices that are left. The
-      outer part of `slice_axis` goes across the slices.
-    devices: real or topology devices; None: all there are.
-
-  Raises:
-    ConfigError: the sizes do not multiply to the number of devices, or
-      the slices are not those of the devices.
-  """
-  devices = jax.devices() if devices is None else devices
-  sizes = parallel.sizes
-  fixed = math.prod(size for size in sizes.values() if size != -1)
-  free = [name for name, size in sizes.items() if size == -1]
-  spelled = ', '.join(
-    f'parallel.{name}={size}' for name, size in sizes.items() if size != 1
-  )
-  if free:
-    config_lib.check(
-      len(devices) % fixed == 0,
-      f'{spelled}: {fixed} does not divide the {len(devices)} devices',
-    )
-    sizes[free[0]] = len(devices) // fixed
-  config_lib.check(
-    math.prod(sizes.values()) == len(devices),
-    f'{spelled or "parallel"} is a mesh of {fixed} devices; there are '
-    f'{len(devices)}; set one axis to -1 to take them all',
-  )
-  slices = _slices(devices, parallel.slices)
-  across = parallel.slice_axis
-  config_lib.check(
-    sizes[across] % len(slices) == 0,
-    f'parallel.slices={len(slices)} must divide parallel.{across}='
-    f'{sizes[across]}, the axis across them',
-  )
-  inside = sizes | {across: sizes[across] // len(slices)}
-  return Mesh(
-    np.concatenate(
-      [_arrange(part, inside) for part in slices], config_lib.AXES.index(across)
-    ),
-    config_lib.AXES,
-    axis_types=(AxisType.Auto,) * len(config_lib.AXES),
-  )
-
-
-def _slices(devices: Sequence[Any], count: int) -> list[list[Any]]:
-  """The devices of each slice: TPUs know theirs, others follow in order."""
-  if devices[0].platform != 'tpu':
-    config_lib.check(
-      len(devices) % count == 0,
-      f'parallel.slices={count} does not divide the {len(devices)} devices',
-    )
-    size = len(devices) // count
-    return [list(devices[i * size : (i + 1) * size]) for i in range(count)]
-  slices: dict[int, list[Any]] = {}
-  for device in devices:
-    slices.setdefault(getattr(device, 'slice_index', 0), []).append(device)
-  config_lib.check(
-    len(slices) == count,
-    f'parallel.slices={count}, but the devices are in {len(slices)} slices',
-  )
-  return [slices[index] for index in sorted(slices)]
-
-
-def _arrange(devices: Sequence[Any], sizes: dict[str, int]) -> np.ndarray:
-  """The devices of one slice along AXES; on a TPU axes follow its torus."""
-  grid = mesh_utils.create_device_mesh(
-    [sizes[axis] for axis in _BY_TRAFFIC],
-    devices,
-    allow_split_physical_axes=True,
-  )
-  return grid.transpose([_BY_TRAFFIC.index(axis) for axis in config_lib.AXES])
 
 
 @contextlib.contextmanager
@@ -196,6 +113,25 @@ def per_device(
   return call
 
 
+def constrain(array: jax.Array, names: Sequence[str | None]) -> jax.Array:
+  """`array` laid out by RULES, the dims called `names` first.
+
+  A dim that the axes of its name do not divide is left whole. Without a mesh,
+  or with one device, this is `array` itself.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return array
+  rules, entries = dict(RULES), []
+  for name, size in zip(names, array.shape, strict=False):
+    axes = tuple(
+      axis for axis in rules.get(name or '', ()) if mesh.shape[axis] > 1
+    )
+    count = math.prod(mesh.shape[axis] for axis in axes)
+    entries.append(axes if axes and size % count == 0 else None)
+  return jax.lax.with_sharding_constraint(array, PartitionSpec(*entries))
+
+
 def _is_names(leaf: Any) -> bool:
   return isinstance(leaf, tuple) and all(
     name is None or isinstance(name, str) for name in leaf
@@ -235,41 +171,6 @@ def of_params(mesh: Mesh, boxed: Any) -> Any:
   return jax.tree_util.tree_map_with_path(
     one, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)
   )
-
-
-def like_params(mesh: Mesh, tree: Any, params: Any, shardings: Any) -> Any:
-  """Shardings of what mirrors the parameters: moments, averages, masks.
-
-  A leaf whose path ends with a parameter's path and that has its shape lies
-  like that parameter; every other leaf is replicated.
-  """
-  flat = jax.tree_util.tree_flatten_with_path(params)[0]
-  known = {
-    path: (leaf.shape, where)
-    for (path, leaf), where in zip(
-      flat, jax.tree.leaves(shardings), strict=True
-    )
-  }
-
-  def one(path, leaf):
-    mirrored = param_path(path, known)
-    if mirrored is not None and known[mirrored][0] == leaf.shape:
-      return known[mirrored][1]
-    return NamedSharding(mesh, PartitionSpec())
-
-  return jax.tree_util.tree_map_with_path(one, tree)
-
-
-def param_path(
-  path: tuple[Any, ...], params: Container[tuple[Any, ...]]
-) -> tuple[Any, ...] | None:
-  """The path of the parameter that a leaf of a state is, or mirrors.
-
-  The longest end of the leaf's path that is among the paths `params`: that of
-  one parameter can be the end of another's. None: it mirrors no parameter.
-  """
-  ends = (path[i:] for i in range(len(path)))
-  return next((end for end in ends if end in params), None)
 
 
 def of_batch(mesh: Mesh, num_dims: int = 2) -> NamedSharding:
@@ -325,66 +226,3 @@ def put_batch(mesh: Mesh, batch: Any, rows: np.ndarray, batch_size: int) -> Any:
     return jax.make_array_from_callback(shape, where, part)
 
   return jax.tree.map(put, batch)
-
-
-def describe(tree: Any) -> str:
-  """Bytes in all, on one device, and the same on all.
-
-  On several devices a table follows: of each part of `tree`, what lies along
-  which axes of the mesh, largest first, with the largest tensor by name.
-  """
-  groups: dict[tuple[str, str], _Group] = {}
-  for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
-    part, _, rest = name.partition('/')
-    where = _axes(leaf.sharding)
-    group = groups.setdefault((part, where), _Group())
-    group.add(rest, leaf)
-  total = sum(group.total for group in groups.values())
-  local = sum(group.local for group in groups.values())
-  same = sum(g.total for (_, where), g in groups.items() if not where)
-  lines = [
-    f'{total / 2**20:,.1f} MiB in all, {local / 2**20:,.1f} MiB on each '
-    f'device, {same / 2**20:,.1f} MiB the same on all'
-  ]
-  if len(jax.tree.leaves(tree)[0].sharding.device_set) > 1:
-    order = sorted(groups.items(), key=lambda item: -item[1].total)
-    lines += [
-      f'  {part:10} {where or "the same on all":28} {group.count:4} tensors '
-      f'{group.total / 2**20:12,.1f} MiB {group.local / 2**20:10,.1f} a device'
-      f'  {group.largest}'
-      for (part, where), group in order
-    ]
-  return '\n'.join(lines)
-
-
-@dataclasses.dataclass
-class _Group:
-  """Tensors that lie alike; bytes in all and on one device."""
-
-  count: int = 0
-  total: int = 0
-  local: int = 0
-  most: int = -1
-  largest: str = ''
-
-  def add(self, name: str, leaf: Any):
-    size = leaf.size * leaf.dtype.itemsize
-    shard = math.prod(leaf.sharding.shard_shape(leaf.shape))
-    self.count += 1
-    self.total += size
-    self.local += shard * leaf.dtype.itemsize
-    if size > self.most:
-      self.most, self.largest = size, name
-
-
-def _axes(where: Any) -> str:
-  """The mesh axes that split something, such as `fsdp x tensor`."""
-  sizes = where.mesh.shape
-  names = [
-    axis
-    for entry in where.spec
-    for axis in ((entry,) if isinstance(entry, str) else entry or ())
-    if sizes[axis] > 1
-  ]
-  return ' x '.join(sorted(names, key=config_lib.AXES.index))

@@ -20,11 +20,14 @@ from jax.sharding import Mesh, NamedSharding
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.data import media_reader
-from gemini_jax.infer import decoding
+from gemini_jax.infer import decoding, decoding_state
+from gemini_jax.layers import attention
 from gemini_jax.models import gemini
 from gemini_jax.parallel import chip, pipeline, sharding
+from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.plan import compiler_errors, hlo, roofline, topology
 from gemini_jax.train import session as session_lib
+from gemini_jax.train import state as state_lib
 from gemini_jax.train import step as step_lib
 
 # Tells libtpu to compile also what does not fit.
@@ -86,7 +89,7 @@ class Measured:
   config: config_lib.Config
   devices: Sequence[Any]
   mesh: Mesh
-  state: step_lib.TrainState
+  state: state_lib.TrainState
   train: Compiled
   decode: Compiled | None = None
 
@@ -141,7 +144,7 @@ def measure(config: config_lib.Config, devices: Sequence[Any]) -> Measured:
       (state, batch, np.int32(0)),
       {
         'parameters': state.params,
-        'optimizer': (state.opt_state, state.ema),
+        'optimizer': (state.opt_state, state.extra),
         'batch': batch,
       },
       mesh,
@@ -175,10 +178,12 @@ def layout(config: config_lib.Config, devices: Sequence[Any]) -> Any:
   Raises:
     ConfigError: the config does not go with the devices.
   """
-  mesh = sharding.make_mesh(config.parallel, devices)
+  mesh = mesh_lib.make_mesh(config.parallel, devices)
   sharding.check_batch(mesh, config.data.batch_size, 'data.batch_size')
   pipeline.check(config, mesh)
-  return mesh, session_lib.abstract_parts(config, mesh)
+  parts = session_lib.abstract_parts(config, mesh)
+  state_lib.check_patterns(config, parts[2].params)
+  return mesh, parts
 
 
 def abstract_batch(config: config_lib.Config, mesh: Mesh) -> batch_lib.Batch:
@@ -215,7 +220,7 @@ def abstract_batch(config: config_lib.Config, mesh: Mesh) -> batch_lib.Batch:
 
 def abstract_rows(
   config: config_lib.Config, model: gemini.Gemini, mesh: Mesh, num_rows: int
-) -> tuple[decoding.Decoder, decoding.State]:
+) -> tuple[decoding.Decoder, decoding_state.State]:
   """A decoder, and the shapes and shardings of rows that it writes."""
   encodes = config.model.cross
   decoder = decoding.Decoder(
@@ -238,8 +243,6 @@ def abstract_rows(
       config.model, num_rows, decoder.length, decoder.memory_length
     )
   )
-  # Layers lie where their parameters do.
-  names = ('layers', 'batch', None, 'kv_heads', None)
 
   def row(dtype, *dims) -> Any:
     return place(
@@ -251,7 +254,7 @@ def abstract_rows(
     return batch_lib.Sequence(*(row(jnp.int32, length) for _ in range(3)))
 
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), num_rows))
-  return decoder, decoding.State(
+  return decoder, decoding_state.State(
     tokens=row(jnp.int32, decoder.length),
     logprobs=row(jnp.float32, decoder.length),
     starts=row(jnp.int32),
@@ -259,7 +262,7 @@ def abstract_rows(
     limits=row(jnp.int32),
     done=row(jnp.bool_),
     keys=place(('batch',), keys),
-    cache=jax.tree.map(lambda leaf: place(names, leaf), cache),
+    cache=jax.tree.map(lambda leaf: place(attention.CACHE_AXES, leaf), cache),
     memory=sequence(decoder.memory_length) if encodes else None,
     latent=row(jnp.float32, config.model.latent.dim)
     if config.model.latent.dim

@@ -1,10 +1,10 @@
-"""Decoders that prefer tokens after which a text has what is wished for.
+"""Decoders that prefer tokens which make the target attributes likely.
 
-For models without a latent. What an attribute model reads of a text, at each
-of its tokens: what the decoder says before the token, and the token's vector.
+For models without a latent. The features of a text at a token are the
+decoder's output before the token and the token's embedding.
 
-B rows, N texts, T length, S slots of the cache, D width, F = 2 D features, V
-vocabulary, K tokens that are looked at, L layers.
+B rows, N texts, T length, S slots of the cache, or positions of a text, D
+width, F = 2 D features, V vocabulary, K candidate tokens, L layers.
 """
 
 import dataclasses
@@ -18,17 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemini_jax import batch as batch_lib
-from gemini_jax.infer import decoding
+from gemini_jax.infer import decoding, decoding_state
 from gemini_jax.models import gemini, transformer
 from gemini_jax.steer import attribute_classifier, latent_steering
 
-# Texts that are read together, and places of each that are kept.
-_NUM_ROWS, _NUM_PLACES = 64, 16
-# FUDGE: tokens that are weighed, the likeliest ones.
-_NUM_WEIGHED = 200
-# PPLM: steps for each token, the length of each as a share of what is moved,
-# the last slots that are, the weight of the divergence, and that of the moved
-# distribution in the mixture of both (measured on a grammar, see LOG.md).
+# Texts that are read together, and positions of each whose features are kept.
+_NUM_ROWS, _NUM_POSITIONS = 64, 16
+# FUDGE: the likeliest tokens, for which the classifiers are evaluated.
+_NUM_CANDIDATES = 200
+# PPLM: steps for each token, the length of each relative to the cache's norm,
+# the last slots that are perturbed, the weight of the divergence, and that of
+# the perturbed distribution in the mixture (measured on a grammar, see LOG.md).
 _NUM_STEPS = 10
 _STEP_SIZE = 0.1
 _WINDOW = 8
@@ -38,23 +38,25 @@ _FUSION = 0.9
 
 @flax.struct.dataclass
 class Params:
-  """Of a model, and of the attributes that are wished for."""
+  """Parameters of a model and of the classifiers."""
 
   model: Any
-  wish: latent_steering.AttributeTarget
+  target: latent_steering.AttributeTarget
 
 
 @dataclasses.dataclass(frozen=True)
 class Guided(decoding.Decoder):
-  """A decoder whose scores have a wish; logits are the model's, without it."""
+  """A decoder whose scores depend on a target; its logits do not."""
 
   @classmethod
   def of(cls, decoder: decoding.Decoder) -> 'Guided':
-    """With the sizes of a decoder."""
+    """The guided decoder with the fields of a plain one."""
     return cls(**vars(decoder))
 
-  def start(self, params: Params, *args: Any, **kwargs: Any) -> decoding.State:
-    """As `Decoder.start`: a prompt is read as it is."""
+  def start(
+    self, params: Params, *args: Any, **kwargs: Any
+  ) -> decoding_state.State:
+    """As `Decoder.start`; prompts are read without guidance."""
     return super().start(params.model, *args, **kwargs)
 
   def apply(
@@ -66,9 +68,9 @@ class Guided(decoding.Decoder):
     )
 
   def read(
-    self, params: Params, state: decoding.State, cache: transformer.Cache
+    self, params: Params, state: decoding_state.State, cache: transformer.Cache
   ) -> tuple[jax.Array, jax.Array, transformer.Cache]:
-    """What the decoder says [B, D], logits [B, V], and the cache after it."""
+    """Hidden states [B, D], logits [B, V], and the cache after this token."""
     x_B1D, cache, _ = self.apply(
       params,
       self.last(state),
@@ -79,70 +81,73 @@ class Guided(decoding.Decoder):
     )
     return x_B1D[:, 0], self.apply(params, x_B1D, method='logits')[:, 0], cache
 
-  def gain(
+  def attribute_log_prob(
     self, params: Params, x_BD: jax.Array, logits_BV: jax.Array
   ) -> jax.Array:
-    """Log p(wish) with each token as the next one, float32[B, V].
+    """Log p(target) with each token as the next one, float32[B, V].
 
-    Tokens that are not weighed have the least of those that are.
+    Only the likeliest tokens are evaluated; the others get the least of their
+    values.
     """
     allowed_BV = jnp.where(self.forbidden_V[None], -jnp.inf, logits_BV)
-    num = min(_NUM_WEIGHED, logits_BV.shape[1])
+    num = min(_NUM_CANDIDATES, logits_BV.shape[1])
     _, ids_BK = jax.lax.top_k(allowed_BV, num)
 
-    def weigh(x_D, id):
-      vector_D = params.model['token']['embedding'][id]
-      return params.wish.log_prob(features(x_D, vector_D))
-
-    gain_BK = jax.vmap(jax.vmap(weigh, (None, 0)))(x_BD, ids_BK)
-    least_B1 = jnp.min(gain_BK, axis=1, keepdims=True)
+    vectors_BKD = self.apply(params, ids_BK, method=_embeddings)
+    log_prob = lambda x_D, vector_D: params.target.log_prob(
+      features(x_D, vector_D)
+    )
+    log_prob_BK = jax.vmap(jax.vmap(log_prob, (None, 0)))(x_BD, vectors_BKD)
+    minimum_B1 = jnp.min(log_prob_BK, axis=1, keepdims=True)
     rows_B1 = jnp.arange(len(ids_BK))[:, None]
-    gain_BV = jnp.broadcast_to(least_B1, logits_BV.shape)
-    return gain_BV.at[rows_B1, ids_BK].set(gain_BK)
+    target_BV = jnp.broadcast_to(minimum_B1, logits_BV.shape)
+    return target_BV.at[rows_B1, ids_BK].set(log_prob_BK)
 
 
 class Fudge(Guided):
-  """Weighted decoding: log p(token) + weight * log p(wish | text with it).
+  """Weighted decoding: log p(token) + weight * log p(target | text, token).
 
   FUDGE, Yang and Klein 2021, equation 2.
   """
 
   def decode_step(
-    self, params: Params, state: decoding.State
-  ) -> tuple[jax.Array, jax.Array, decoding.State]:
+    self, params: Params, state: decoding_state.State
+  ) -> tuple[jax.Array, jax.Array, decoding_state.State]:
     """As `Decoder.decode_step`."""
     x_BD, logits_BV, cache = self.read(params, state, state.cache)
-    scores_BV = logits_BV + self.gain(params, x_BD, logits_BV)
+    scores_BV = logits_BV + self.attribute_log_prob(params, x_BD, logits_BV)
     return scores_BV, logits_BV, dataclasses.replace(state, cache=cache)
 
 
 class Pplm(Guided):
   """Gradient steps on the cache before each token.
 
-  PPLM, Dathathri et al. 2020: the keys and values of the last slots move down
-  c KL(moved || model) - log p(wish), by normalised gradients of each layer;
-  then the token is of p_moved^g p^(1 - g). Other than there, p(wish) is the
-  mean over the next token of what it is after that token: read from what the
-  moved layers themselves say, it rises without a change of the tokens. And
-  steps shrink with what is left to gain: of one length, they harm the tokens
-  that the wish does not depend on. The state keeps the cache as it was.
+  PPLM, Dathathri et al. 2020: keys and values of the last slots descend
+  c KL(perturbed || model) - log p(target) by normalised gradients of each
+  layer; then the token is drawn from p_perturbed^g p^(1 - g). Two differences
+  from the paper: p(target) is its mean over the next token, because read from
+  the perturbed hidden states it rises without any change of the tokens; and
+  steps shrink as the loss gets flat over the tokens, because steps of a fixed
+  length harm tokens that the target does not depend on. The state keeps the
+  cache without the perturbation.
   """
 
   def decode_step(
-    self, params: Params, state: decoding.State
-  ) -> tuple[jax.Array, jax.Array, decoding.State]:
+    self, params: Params, state: decoding_state.State
+  ) -> tuple[jax.Array, jax.Array, decoding_state.State]:
     """As `Decoder.decode_step`."""
     x_BD, logits_BV, cache = self.read(params, state, state.cache)
-    gain_BV = self.gain(params, x_BD, logits_BV)
+    target_BV = self.attribute_log_prob(params, x_BD, logits_BV)
     log_probs_BV = jax.nn.log_softmax(logits_BV)
     past = state.cache.self_attention
     last_B1 = jnp.maximum(state.lengths - 1, 0)[:, None]
-    slots_1S = jnp.arange(past.key.shape[2])[None]
-    # The last token is read anew; what it writes is not of the past.
+    slots_1S = jnp.arange(past.num_slots)[None]
+    # The last token is read again, so its slot is not perturbed.
     near_BS = (slots_1S < last_B1) & (slots_1S >= last_B1 - _WINDOW)
+    near = near_BS[None, :, None, :, None]
 
-    def moved(delta):
-      """Log-probabilities of the next token, from a moved cache."""
+    def perturbed(delta):
+      """Log-probabilities of the next token, from a perturbed cache."""
       add = lambda old, new: old + new.astype(old.dtype)
       cache = dataclasses.replace(
         state.cache, self_attention=jax.tree.map(add, past, delta)
@@ -150,41 +155,42 @@ class Pplm(Guided):
       return jax.nn.log_softmax(self.read(params, state, cache)[1])
 
     def loss(delta):
-      moved_BV = moved(delta)
-      wish_B = jax.nn.logsumexp(moved_BV + gain_BV, axis=-1)
-      ratio_BV = moved_BV - log_probs_BV
-      kl_B = jnp.sum(jnp.exp(moved_BV) * ratio_BV, axis=-1)
-      # What is left to gain: spread of the loss over tokens; 0 at the best.
-      slope_BV = _KL_SCALE * ratio_BV - jnp.exp(gain_BV - wish_B[:, None])
-      left_B = jnp.sqrt(variance(moved_BV, slope_BV))
-      return jnp.sum(_KL_SCALE * kl_B - wish_B), jnp.minimum(left_B, 1)
+      perturbed_BV = perturbed(delta)
+      mean_target_B = jax.nn.logsumexp(perturbed_BV + target_BV, axis=-1)
+      ratio_BV = perturbed_BV - log_probs_BV
+      kl_B = jnp.sum(jnp.exp(perturbed_BV) * ratio_BV, axis=-1)
+      # The spread of the loss over the tokens; 0 at the optimum.
+      slope_BV = _KL_SCALE * ratio_BV - jnp.exp(
+        target_BV - mean_target_B[:, None]
+      )
+      spread_B = jnp.sqrt(variance(perturbed_BV, slope_BV))
+      return jnp.sum(_KL_SCALE * kl_B - mean_target_B), jnp.minimum(spread_B, 1)
 
     def step(delta, _):
       def descend(old, grad, size):
-        grad = jnp.where(near_BS[None, :, :, None, None], grad, 0)
+        grad = jnp.where(near, grad, 0)
         length = jnp.maximum(norm(grad), 1e-9)
-        left = left_B[None, :, None, None, None]
-        return old - strength * left * size * grad / length
+        spread = spread_B[None, :, None, None, None]
+        return old - strength * spread * size * grad / length
 
-      grads, left_B = jax.grad(loss, has_aux=True)(delta)
+      grads, spread_B = jax.grad(loss, has_aux=True)(delta)
       return jax.tree.map(descend, delta, grads, sizes), None
 
     norm = lambda x: jnp.sqrt(
       jnp.sum(jnp.square(x), axis=(2, 3, 4), keepdims=True)
     )
-    near = near_BS[None, :, :, None, None]
     sizes = jax.tree.map(
       lambda x: norm(jnp.where(near, x, 0).astype(jnp.float32)), past
     )
-    strength = _STEP_SIZE * jnp.mean(params.wish.weights_A)
+    strength = _STEP_SIZE * jnp.mean(params.target.weights_A)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), past)
     delta, _ = jax.lax.scan(step, zeros, length=_NUM_STEPS)
-    fused_BV = _FUSION * moved(delta) + (1 - _FUSION) * log_probs_BV
+    fused_BV = _FUSION * perturbed(delta) + (1 - _FUSION) * log_probs_BV
     return fused_BV, logits_BV, dataclasses.replace(state, cache=cache)
 
 
 def variance(log_probs_BV: jax.Array, values_BV: jax.Array) -> jax.Array:
-  """Of values under distributions, float32[B]."""
+  """Variance of values under distributions over V, float32[B]."""
   probs_BV = jnp.exp(log_probs_BV)
   mean_B1 = jnp.sum(probs_BV * values_BV, axis=1, keepdims=True)
   return jnp.sum(probs_BV * jnp.square(values_BV - mean_B1), axis=1)
@@ -194,27 +200,34 @@ METHODS = {'fudge': Fudge, 'pplm': Pplm}
 
 
 def cost(method: str, vocab_size: int) -> latent_steering.Cost:
-  """What one token takes."""
+  """The cost of one token."""
   steps = _NUM_STEPS if method == 'pplm' else 0
-  # Before, in and after the steps.
+  # Before, within and after the steps.
   forward = steps + 2 if steps else 1
-  return latent_steering.Cost(min(_NUM_WEIGHED, vocab_size), 0, forward, steps)
+  return latent_steering.Cost(
+    min(_NUM_CANDIDATES, vocab_size), 0, forward, steps
+  )
 
 
 def features(x_D: jax.Array, vector_D: jax.Array) -> jax.Array:
-  """What an attribute reads of a prefix, float32[F]."""
+  """Features of a prefix: hidden state and next embedding, float32[F]."""
   parts = (x_D.astype(jnp.float32), vector_D.astype(jnp.float32))
   return jnp.concatenate(parts)
 
 
-def read_texts(
+def _embeddings(model: gemini.Gemini, tokens: jax.Array) -> jax.Array:
+  """Rows of the token table."""
+  return model.token(tokens)
+
+
+def text_features(
   model: gemini.Gemini,
   params: Any,
   rows: Sequence[np.ndarray],
   latents: np.ndarray | None,
   seed: int = 0,
 ) -> tuple[attribute_classifier.Features, np.ndarray]:
-  """Features at some random tokens of texts, and at the last of each [N, F].
+  """Features at some random tokens of texts, and at the last of each, [N, F].
 
   Args:
     model: decoder-only.
@@ -225,39 +238,38 @@ def read_texts(
   """
   length = model.config.max_length
   rng = np.random.default_rng(seed % 2**63)
-  places, ends, counts = [], [], []
+  random_features, last_features, counts = [], [], []
   for first in range(0, len(rows), _NUM_ROWS):
-    part = [row[: length + 1] for row in rows[first : first + _NUM_ROWS]]
-    tokens = np.zeros((_NUM_ROWS, length + 1), np.int32)
-    lengths = np.zeros(_NUM_ROWS, np.int32)
-    chosen = np.zeros((_NUM_ROWS, _NUM_PLACES), np.int32)
-    for i, row in enumerate(part):
-      tokens[i, : len(row)] = row
-      lengths[i] = len(row) - 1
-      own = rng.permutation(lengths[i])[:_NUM_PLACES]
-      chosen[i, : len(own)] = own
-      counts.append(len(own))
+    chunk = [row[: length + 1] for row in rows[first : first + _NUM_ROWS]]
+    tokens, lengths = batch_lib.pad_rows(chunk, _NUM_ROWS, length + 1, 0)
+    # The last token of a text is predicted, and not read.
+    lengths = np.maximum(lengths - 1, 0)
+    positions = np.zeros((_NUM_ROWS, _NUM_POSITIONS), np.int32)
+    for i in range(len(chunk)):
+      drawn = rng.permutation(lengths[i])[:_NUM_POSITIONS]
+      positions[i, : len(drawn)] = drawn
+      counts.append(len(drawn))
     z = None
     if latents is not None:
       z = np.zeros((_NUM_ROWS, latents.shape[1]), np.float32)
-      z[: len(part)] = latents[first : first + len(part)]
+      z[: len(chunk)] = latents[first : first + len(chunk)]
     last = np.maximum(lengths - 1, 0)[:, None]
-    found = np.asarray(
-      _read(
-        model, params, tokens, lengths, np.concatenate([chosen, last], 1), z
+    chunk_features = np.asarray(
+      _features_at(
+        model, params, tokens, lengths, np.concatenate([positions, last], 1), z
       )
-    )
-    places.append(found[: len(part), :-1])
-    ends.append(found[: len(part), -1])
-  mean_NSF = np.concatenate(places)
+    )[: len(chunk)]
+    random_features.append(chunk_features[:, :-1])
+    last_features.append(chunk_features[:, -1])
+  mean_NSF = np.concatenate(random_features)
   return attribute_classifier.Features(
     mean_NSF, np.zeros_like(mean_NSF), np.asarray(counts)
-  ), np.concatenate(ends)
+  ), np.concatenate(last_features)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _read(model, params, tokens_NT, lengths_N, chosen_NS, latent_NZ):
-  """Features at the chosen tokens, [N, S, F]."""
+def _features_at(model, params, tokens_NT, lengths_N, positions_NS, latent_NZ):
+  """Features at chosen positions, [N, S, F]."""
   segments_NT = jnp.arange(tokens_NT.shape[1] - 1)[None] < lengths_N[:, None]
   positions_NT = jnp.broadcast_to(
     jnp.arange(tokens_NT.shape[1] - 1)[None], segments_NT.shape
@@ -268,7 +280,7 @@ def _read(model, params, tokens_NT, lengths_N, chosen_NS, latent_NZ):
   x_NTD = model.apply(
     {'params': params}, sequence, latent_BZ=latent_NZ, method='decode_hidden'
   )[0]
-  next_NS = jnp.take_along_axis(tokens_NT, chosen_NS + 1, axis=1)
-  vector_NSD = params['token']['embedding'][next_NS]
-  x_NSD = jnp.take_along_axis(x_NTD, chosen_NS[:, :, None], axis=1)
+  next_NS = jnp.take_along_axis(tokens_NT, positions_NS + 1, axis=1)
+  vector_NSD = model.apply({'params': params}, next_NS, method=_embeddings)
+  x_NSD = jnp.take_along_axis(x_NTD, positions_NS[:, :, None], axis=1)
   return jax.vmap(jax.vmap(features))(x_NSD, vector_NSD)

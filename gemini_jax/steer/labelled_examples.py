@@ -1,4 +1,4 @@
-"""Labelled texts that wishes are learned from, out of the training data."""
+"""Labelled texts of the training data that attributes are learned from."""
 
 import collections
 import dataclasses
@@ -7,18 +7,18 @@ from gemini_jax import config as config_lib
 from gemini_jax.data import loader
 from gemini_jax.steer import attribute_classifier
 
-# One of so many texts has the wished value at least, and one another value.
+# At least one text in so many has the target value, and one another value.
 _QUOTA = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-  """Labelled texts, of which enough have what is wished for.
+  """Labelled texts, of which enough have each attribute's target value.
 
   Attributes:
     texts: the texts.
-    labels: of each, the values of the attributes that it was chosen for.
-    shares: how many of all texts have each value, by attribute.
+    labels: of each text, the values of the attributes that it was chosen for.
+    shares: the share of each value among all texts, by attribute.
   """
 
   texts: tuple[str, ...]
@@ -27,90 +27,91 @@ class Examples:
 
 
 def choose(
-  config: config_lib.Data, steer: str, most: int, seed: int = 0
+  config: config_lib.Data, steer: str, num_labels: int, seed: int = 0
 ) -> Examples:
-  """`most` texts for each attribute, chosen at random.
+  """`num_labels` texts for each attribute, chosen at random.
 
-  A quarter has the wished value, and a quarter another one, where there are so
-  many: of 400 texts 4 would teach a value that one in a hundred has. Else all
-  values come as often as they are.
+  At least a quarter has the target value and a quarter another one, where
+  there are so many: 400 texts at random would hold 4 with a value that one text
+  in a hundred has. Beyond that the values keep their natural frequencies.
 
   Args:
     config: its training data, read in a random order until there are enough.
     steer: as `generate.steer`.
-    most: of each attribute, at least 2.
+    num_labels: texts for each attribute, at least 2.
     seed: of the order.
 
   Raises:
-    ConfigError: the labels do not hold what is wished for; or see
-      `attribute.parse` and `loader.each_labelled`.
+    ConfigError: no label has a target value, or see
+      `attribute_classifier.parse` and `loader.each_labelled`.
   """
-  wishes = attribute_classifier.parse(steer)
-  draws = {name: _Draw(value, most) for name, value in wishes.items()}
+  targets = attribute_classifier.parse(steer)
+  selections = {
+    name: _Selection(value, num_labels) for name, value in targets.items()
+  }
   counts: dict[str, collections.Counter] = collections.defaultdict(
     collections.Counter
   )
-  for place, (text, label) in enumerate(
+  for index, (text, label) in enumerate(
     loader.each_labelled(config, 'train', seed)
   ):
     for name, value in label.items():
       counts[name][value] += 1
-      if name in draws:
-        draws[name].add(_Example(place, text, value))
-    if all(draw.enough for draw in draws.values()):
+      if name in selections:
+        selections[name].add(_Example(index, text, value))
+    if all(selection.complete for selection in selections.values()):
       break
-  seen = [{name: value} for name, found in counts.items() for value in found]
-  attribute_classifier.check(steer, wishes, seen)
+  seen = [{name: value} for name, values in counts.items() for value in values]
+  attribute_classifier.check(steer, targets, seen)
   chosen: dict[int, tuple[str, dict[str, str]]] = {}
-  for name, draw in draws.items():
-    for found in draw.chosen():
-      _, label = chosen.setdefault(found.place, (found.text, {}))
-      label[name] = found.value
+  for name, selection in selections.items():
+    for example in selection.chosen():
+      _, label = chosen.setdefault(example.index, (example.text, {}))
+      label[name] = example.value
   texts, labels = zip(*chosen.values(), strict=True)
   shares = {
     name: {v: count / counts[name].total() for v, count in counts[name].items()}
-    for name in wishes
+    for name in targets
   }
   return Examples(texts, labels, shares)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Example:
-  """A text, its place among all that were read, and its value."""
+  """A text, its number in the order of reading, and its value."""
 
-  place: int
+  index: int
   text: str
   value: str
 
 
-class _Draw:
-  """The first texts with the wished value of an attribute, and without."""
+class _Selection:
+  """The first texts with the target value of an attribute, and without it."""
 
-  def __init__(self, wished: str, most: int):
-    self._wished, self._most = wished, most
-    self._quota = max(1, most // _QUOTA)
-    self._having: list[_Example] = []
-    self._others: list[_Example] = []
-    # Of the first `most`, those that have it.
+  def __init__(self, target: str, num_labels: int):
+    self._target, self._num_labels = target, num_labels
+    self._quota = max(1, num_labels // _QUOTA)
+    self._with_target: list[_Example] = []
+    self._without_target: list[_Example] = []
+    # Texts with the target among the first `num_labels`.
     self._natural = 0
 
-  def add(self, found: _Example):
-    wished = found.value == self._wished
-    if len(self._having) + len(self._others) < self._most:
-      self._natural += wished
-    part = self._having if wished else self._others
-    if len(part) < self._most:
-      part.append(found)
+  def add(self, example: _Example):
+    has_target = example.value == self._target
+    if len(self._with_target) + len(self._without_target) < self._num_labels:
+      self._natural += has_target
+    examples = self._with_target if has_target else self._without_target
+    if len(examples) < self._num_labels:
+      examples.append(example)
 
   @property
-  def enough(self) -> bool:
-    fewest = min(len(self._having), len(self._others))
-    total = len(self._having) + len(self._others)
-    return fewest >= self._quota and total >= self._most
+  def complete(self) -> bool:
+    counts = len(self._with_target), len(self._without_target)
+    return min(counts) >= self._quota and sum(counts) >= self._num_labels
 
   def chosen(self) -> list[_Example]:
-    most, quota = self._most, self._quota
-    num = min(max(self._natural, quota), most - quota)
-    num = max(num, most - len(self._others))
-    having = self._having[:num]
-    return having + self._others[: most - len(having)]
+    total, quota = self._num_labels, self._quota
+    count = min(max(self._natural, quota), total - quota)
+    count = max(count, total - len(self._without_target))
+    examples = self._with_target[:count]
+    return examples + self._without_target[: total - len(examples)]

@@ -1,4 +1,4 @@
-"""Steering a latent z towards attributes.
+"""Steering a latent z towards target values of attributes.
 
 N samples, K draws, Z numbers in z, F features, A attributes.
 """
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from gemini_jax.models import latent as latent_lib
 from gemini_jax.steer import attribute_classifier
 
-# Of the flow (Song et al. 2021, VP-SDE) and of what corrects it.
+# Of the flow (Song et al. 2021, VP-SDE) and of the Langevin correction.
 _NUM_EULER = 50
 _BETAS = (0.1, 20.0)
 _NUM_LANGEVIN = 10
@@ -28,45 +28,45 @@ BEST_OF = 8
 
 @flax.struct.dataclass
 class AttributeTarget:
-  """What a text should be.
+  """Attributes and the value that a text should have of each.
 
   Attributes:
-    attributes: the model of each of the A attributes.
-    wanted: place of the wished value among those of each attribute.
-    weights_A: strength of each.
+    attributes: a classifier of each of the A attributes.
+    target_index: index of the target among the values of each attribute.
+    weights_A: strength of each attribute.
   """
 
   attributes: tuple[attribute_classifier.Attribute, ...]
-  wanted: tuple[int, ...] = flax.struct.field(pytree_node=False)
+  target_index: tuple[int, ...] = flax.struct.field(pytree_node=False)
   weights_A: Any
 
   def log_prob(self, x_F: jax.Array) -> jax.Array:
-    """Weighted log-probability that it has what is wished for, a scalar."""
+    """Weighted log-probability of the target values, a scalar."""
     return sum(
       (
-        weight * model.log_probs(x_F)[place]
-        for model, place, weight in zip(
-          self.attributes, self.wanted, self.weights_A, strict=True
+        weight * attribute.log_probs(x_F)[index]
+        for attribute, index, weight in zip(
+          self.attributes, self.target_index, self.weights_A, strict=True
         )
       ),
       jnp.zeros(()),
     )
 
 
-class Scores(Protocol):
-  """What the methods ask of a wish."""
+class Target(Protocol):
+  """A differentiable log-probability of z having the target."""
 
   def log_prob(self, x_F: jax.Array) -> jax.Array:
-    """Of one z."""
+    """Of one z, a scalar."""
     ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """Passes that one sample takes, of attribute models and of the decoder.
+  """Passes of the classifiers and of the decoder for one sample.
 
-  An attribute's pass is of all wished attributes together; a decoder's is of
-  one token.
+  A pass of the attributes is one of all classifiers together; a pass of the
+  decoder is one token.
   """
 
   attribute_forward: float = 0
@@ -76,7 +76,7 @@ class Cost:
 
 
 def cost(method: str, correct: bool) -> Cost:
-  """What the steering of one z takes."""
+  """The cost of steering one z."""
   gradients = {
     'ode': _NUM_EULER + correct * (1 + _NUM_LANGEVIN),
     'gradient': _NUM_ASCENT,
@@ -87,54 +87,53 @@ def cost(method: str, correct: bool) -> Cost:
 
 @functools.partial(jax.jit, static_argnames='correct')
 def ode(
-  wish: Scores,
+  target: Target,
   prior: latent_lib.Mixture,
   z_NZ: jax.Array,
   keys_N: jax.Array,
   correct: bool = True,
 ) -> jax.Array:
-  """Z carried along the probability-flow ODE of the wish, [N, Z].
+  """Z after the probability-flow ODE towards the target, [N, Z].
 
-  dz/dt = -1/2 beta(t) grad_z log p(wish | z) from t = 1 to 0: the flow of a
+  dz/dt = -1/2 beta(t) grad_z log p(target | z) from t = 1 to 0: the flow of a
   variance-preserving diffusion whose prior is the same at all times, so that
-  its own terms cancel (LatentOps, Liu et al. 2022, equation 9). A draw of the
-  prior stays one where the wish says nothing.
+  the terms of the prior cancel (LatentOps, Liu et al. 2022, equation 9). A draw
+  of the prior is not moved where the classifiers are flat.
 
-  Langevin steps on log p(z) + c log p(wish | z) then bring z back to where the
-  prior is, each accepted or not as Metropolis's rule says, so that they never
-  leave that density; c is the integral of beta / 2, what the flow has pushed
-  with in all. With c = 1 they would undo a part of what it reached.
+  Metropolis-adjusted Langevin steps on log p(z) + c log p(target | z) then
+  bring z back to where the prior has mass; c is the integral of beta / 2, the
+  total weight of the flow. With c = 1 they would undo a part of the flow.
 
   Args:
-    wish: weighted log p(wish | z).
+    target: weighted log p(target | z).
     prior: of z.
     z_NZ: where each sample starts, a draw of the prior.
     keys_N: of the Langevin steps.
-    correct: whether those are done; not where z is of a given text.
+    correct: whether to do the Langevin steps; not for the z of a given text.
   """
   _, scale_Z = prior.moments()
   low, high = _BETAS
   strength = (low + high) / 4
 
-  def carry(z_Z, key):
+  def flow(z_Z, key):
     def euler(z_Z, i):
       t = 1 - i / _NUM_EULER
       beta = low + t * (high - low)
-      push_Z = jax.grad(wish.log_prob)(z_Z)
+      push_Z = jax.grad(target.log_prob)(z_Z)
       return z_Z + 0.5 * beta / _NUM_EULER * jnp.square(scale_Z) * push_Z, None
 
     z_Z, _ = jax.lax.scan(euler, z_Z, jnp.arange(_NUM_EULER))
     if not correct:
       return z_Z
     return langevin(
-      lambda z_Z: prior.log_prob(z_Z) + strength * wish.log_prob(z_Z),
+      lambda z_Z: prior.log_prob(z_Z) + strength * target.log_prob(z_Z),
       z_Z,
       key,
-      # As narrow as the narrowest normal of the prior.
+      # The deviations of the narrowest component of the prior.
       jnp.exp(0.5 * jnp.min(prior.normals.log_var, axis=0)),
     )
 
-  return jax.vmap(carry)(z_NZ, keys_N)
+  return jax.vmap(flow)(z_NZ, keys_N)
 
 
 def langevin(
@@ -174,16 +173,16 @@ def langevin(
 
 @jax.jit
 def gradient(
-  wish: Scores, prior: latent_lib.Mixture, z_NZ: jax.Array, weight: Any
+  target: Target, prior: latent_lib.Mixture, z_NZ: jax.Array, weight: Any
 ) -> jax.Array:
-  """Z after steps of one length up log p(wish | z), [N, Z].
+  """Z after steps of a fixed length up the gradient of log p(target | z).
 
-  Nothing holds them near the prior; `weight` multiplies the length.
+  Float32[N, Z]. Nothing keeps z near the prior; `weight` multiplies the length.
   """
   _, scale_Z = prior.moments()
 
   def ascend(z_Z, _):
-    push_Z = scale_Z * jax.grad(wish.log_prob)(z_Z)
+    push_Z = scale_Z * jax.grad(target.log_prob)(z_Z)
     length = jnp.maximum(jnp.linalg.norm(push_Z), 1e-9)
     return z_Z + weight * _ASCENT_STEP * scale_Z * push_Z / length, None
 
@@ -193,8 +192,8 @@ def gradient(
 
 
 @jax.jit
-def best_of(wish: Scores, z_NKZ: jax.Array) -> jax.Array:
-  """Of the draws of each sample the one that fits the wish best, [N, Z]."""
-  scores_NK = jax.vmap(jax.vmap(wish.log_prob))(z_NKZ)
+def best_of(target: Target, z_NKZ: jax.Array) -> jax.Array:
+  """The likeliest of the K draws of each sample to have the target, [N, Z]."""
+  scores_NK = jax.vmap(jax.vmap(target.log_prob))(z_NKZ)
   best_N = jnp.argmax(scores_NK, axis=1)
   return z_NKZ[jnp.arange(z_NKZ.shape[0]), best_N]

@@ -15,8 +15,9 @@ from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
 from gemini_jax.data import loader as loader_lib
 from gemini_jax.objectives import losses
-from gemini_jax.train import optimizer as optimizer_lib
+from gemini_jax.train import gradient as gradient_lib
 from gemini_jax.train import session as session_lib
+from gemini_jax.train import state as state_lib
 from gemini_jax.train import step as step_lib
 
 
@@ -24,7 +25,7 @@ def first_not_finite(
   config: config_lib.Config,
   model: Any,
   optimizer: Any,
-  state: step_lib.TrainState,
+  state: state_lib.TrainState,
   batch: batch_lib.Batch,
 ) -> tuple[int, str]:
   """The step, counted from 1, and the first tensor with a NaN or an infinity.
@@ -45,35 +46,38 @@ def first_not_finite(
   if name := _first_in_tree(state.params):
     return step, f'parameter {name}'
   key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
-  state = jax.jit(
+  state, params = jax.jit(
     functools.partial(
-      step_lib.with_new_decoder, config=config, model=model, optimizer=optimizer
+      step_lib.begin, config=config, model=model, optimizer=optimizer
     )
   )(state)
-  if name := _first_output(config, model, state, batch, key):
+  if name := _first_output(config, model, state, params, batch, key):
     return step + 1, f'output of {name}'
   grads, sums = jax.jit(
-    lambda state, batch, key: step_lib.accumulated_gradient(
+    lambda params, batch, key: gradient_lib.accumulated_gradient(
       config,
       model,
-      state.params,
+      params,
       batch,
       key,
       losses.weights_at(config, state.step),
     )
-  )(state, batch, key)
+  )(params, batch, key)
   if not jnp.isfinite(sums.objective):
     return step + 1, 'the loss'
   if name := _first_in_tree(grads):
     return step + 1, f'gradient of {name}'
   weight = jnp.maximum(sums.weight, 1e-9)
-  updates, _ = jax.jit(optimizer.update)(
+  changes = jax.jit(
+    functools.partial(
+      step_lib.compute_updates, config=config, optimizer=optimizer
+    )
+  )(
+    state,
     jax.tree.map(lambda grad: grad / weight, grads),
-    state.opt_state,
-    optimizer_lib.trained(config.optimizer, state.params),
-    value=sums.objective / weight,
+    sums.objective / weight,
   )
-  if name := _first_in_tree(updates):
+  if name := _first_in_tree(changes.updates):
     return step + 1, f'update of {name}'
   return step + 1, 'a norm, which overflows'
 
@@ -88,7 +92,8 @@ def _first_in_tree(tree: Any) -> str | None:
 def _first_output(
   config: config_lib.Config,
   model: Any,
-  state: step_lib.TrainState,
+  state: state_lib.TrainState,
+  params: Any,
   batch: batch_lib.Batch,
   key: jax.Array,
 ) -> str | None:
@@ -134,10 +139,10 @@ def _first_output(
   )
   # Without compilation every value is at hand, and a scan is a Python loop.
   with jax.disable_jit(), nn.intercept_methods(look):
-    for part, part_key in step_lib.microbatches(config, batch, key):
+    for part, part_key in gradient_lib.microbatches(config, batch, key):
       losses.model_sums(
         model,
-        state.params,
+        params,
         part,
         key=part_key,
         config=config.train,
@@ -150,7 +155,7 @@ def _first_output(
 
 def raise_not_finite(
   session: session_lib.Session,
-  state: step_lib.TrainState,
+  state: state_lib.TrainState,
   data: loader_lib.Loader,
   done: int,
   values: Mapping[str, Any],

@@ -13,11 +13,12 @@ import optax
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
+from gemini_jax.adapt import enabled
 from gemini_jax.config import legacy
 from gemini_jax.data import loader as loader_lib
 from gemini_jax.evaluate import evaluation, evaluators, held_out
 from gemini_jax.models import gemini
-from gemini_jax.parallel import compilation, processes, sharding
+from gemini_jax.parallel import compilation, placement, processes, sharding
 from gemini_jax.train import (
   batch_page,
   diagnosis,
@@ -29,9 +30,10 @@ from gemini_jax.train import (
 )
 from gemini_jax.train import lock as lock_lib
 from gemini_jax.train import milestones as milestones_lib
-from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import progress as progress_lib
+from gemini_jax.train import schedule as schedule_lib
 from gemini_jax.train import session as session_lib
+from gemini_jax.train import state as state_lib
 from gemini_jax.train import step as step_lib
 
 
@@ -120,7 +122,9 @@ def _train(session: session_lib.Session):
     )
   if loaders:
     eval_step = held_out.compile_step(
-      run, state.evaluation_params(), next(iter(loaders.values()))
+      run,
+      state_lib.evaluation_params(config, state),
+      next(iter(loaders.values())),
     )
   if config.model.kinds and not step and processes.is_process_zero():
     batch_page.write(run, data[0])
@@ -158,7 +162,7 @@ def _train(session: session_lib.Session):
 
 
 def _run_steps(
-  training: _Training, state: step_lib.TrainState, start: int, due: bool
+  training: _Training, state: state_lib.TrainState, start: int, due: bool
 ) -> bool:
   """Makes the updates after `start`; False where a signal ended them.
 
@@ -220,12 +224,12 @@ def _run_steps(
 
 def _restore(
   session: session_lib.Session, data: loader_lib.Loader
-) -> tuple[step_lib.TrainState, int, dict[str, Any]]:
+) -> tuple[state_lib.TrainState, int, dict[str, Any]]:
   """The state to train on from, its step and its manifest, {} if it is new."""
   config = session.run.config
   restored = session.resume()
   if restored is None:
-    state = step_lib.init_state(
+    state = state_lib.init_state(
       config, session.run.model, session.optimizer, session.abstract
     )
     return state, 0, {}
@@ -238,19 +242,19 @@ def _restore(
 
 def _announce(
   run: run_lib.Run,
-  state: step_lib.TrainState,
+  state: state_lib.TrainState,
   step: int,
   manifest: Mapping[str, Any],
 ):
   """Says what is trained, on what, from where, and what has changed."""
   print(
     f'{gemini.param_count(state.params):,} parameters on '
-    f'{progress_lib.devices_line()}; {sharding.describe(state)}'
+    f'{progress_lib.devices_line()}; {placement.describe(state)}'
   )
   print(f'{"resuming" if step else "starting"} at step {step:,}', flush=True)
   if 'config' in manifest and step < run.config.train.num_steps:
     saved = legacy.upgrade(manifest['config'])
-    change = optimizer_lib.course_change(run.config, saved, step)
+    change = schedule_lib.course_change(run.config, saved, step)
     print(change, end='', flush=True)
 
 
@@ -282,7 +286,7 @@ def _open_writer(
   return writer
 
 
-def _save(training: _Training, state: step_lib.TrainState, step: int):
+def _save(training: _Training, state: state_lib.TrainState, step: int):
   """Starts to save a checkpoint, with what a resume needs to know."""
   session = training.session
   processes.on_process_zero(session.lock.check)
@@ -300,15 +304,16 @@ def _save(training: _Training, state: step_lib.TrainState, step: int):
 
 
 def _evaluate(
-  training: _Training, state: step_lib.TrainState, step: int, saved: bool
-) -> step_lib.TrainState:
-  """Does what is due at a step; returns the state that a plateau changes.
+  training: _Training, state: state_lib.TrainState, step: int, saved: bool
+) -> state_lib.TrainState:
+  """Does what is due at a step; returns the state, which extensions may change.
 
   The outcome is attached to the checkpoint of the step. Without it, the next
   start does all of this again, and drops the lines that were written here.
   """
   session, milestones = training.session, training.milestones
-  run, params = session.run, state.evaluation_params()
+  run = session.run
+  params = state_lib.evaluation_params(run.config, state)
   results: dict[str, float] = {}
   if milestones.validates(step):
     last = milestones.is_last(step)
@@ -344,24 +349,20 @@ def _evaluate(
 
 
 def observe(
-  config: config_lib.Config, state: step_lib.TrainState, value: float | None
-) -> step_lib.TrainState:
-  """The state after a validation, which may lower a plateau's rate."""
-  if not config.optimizer.plateau_patience or value is None:
+  config: config_lib.Config, state: state_lib.TrainState, value: float | None
+) -> state_lib.TrainState:
+  """The state after a validation, by whose loss extensions may change it."""
+  if value is None:
     return state
-  return dataclasses.replace(
-    state,
-    opt_state=optimizer_lib.observe_validation(
-      config.optimizer, state.opt_state, np.float32(value)
-    ),
-  )
+  extensions = enabled.extensions(config)
+  return extensions.after_validation(state, np.float32(value))
 
 
 def compile_step(
   config: config_lib.Config,
   model: gemini.Gemini,
   optimizer: optax.GradientTransformationExtraArgs,
-  abstract: step_lib.TrainState,
+  abstract: state_lib.TrainState,
   batch: batch_lib.Batch,
 ) -> Any:
   """`train_step`, compiled once for these shapes and shardings."""

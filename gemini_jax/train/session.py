@@ -24,7 +24,7 @@ from gemini_jax.parallel import processes
 from gemini_jax.train import lock as lock_lib
 from gemini_jax.train import metrics_file
 from gemini_jax.train import optimizer as optimizer_lib
-from gemini_jax.train import step as step_lib
+from gemini_jax.train import state as state_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Session:
 
   run: run_lib.Run
   optimizer: optax.GradientTransformationExtraArgs
-  abstract: step_lib.TrainState
+  abstract: state_lib.TrainState
   lock: lock_lib.Lock
 
   def write_config(self):
@@ -142,7 +142,7 @@ def open_session(
   checkpoints = run_lib.open_checkpoints(config, path)
   # The shapes alone tell whether the mesh fits, before any data is read.
   _, _, abstract = abstract_parts(build.with_any_vocab(config), mesh)
-  optimizer_lib.check_patterns(config.optimizer, abstract.params, tell=False)
+  state_lib.check_patterns(config, abstract.params, log=False)
   _make_writable(path, lock)
   if not checkpoints.steps():
     _check_not_lost(path, config, checkpoints)
@@ -151,7 +151,7 @@ def open_session(
   if checkpoints.steps():
     _check_same_state(path, config, mesh)
   _, optimizer, abstract = abstract_parts(run.config, mesh)
-  optimizer_lib.check_patterns(config.optimizer, abstract.params)
+  state_lib.check_patterns(config, abstract.params)
   return Session(run, optimizer, abstract, lock or lock_lib.Lock())
 
 
@@ -195,7 +195,7 @@ def _check_not_lost(
 
 def abstract_parts(
   config: config_lib.Config, mesh: Mesh
-) -> tuple[Any, Any, step_lib.TrainState]:
+) -> tuple[Any, Any, state_lib.TrainState]:
   """Model, optimizer, and the shapes and shardings of the training state."""
   model = build.make_model(config, mesh)
   optimizer = optimizer_lib.make_optimizer(
@@ -204,7 +204,7 @@ def abstract_parts(
   return (
     model,
     optimizer,
-    step_lib.abstract_state(config, model, optimizer, mesh),
+    state_lib.abstract_state(config, model, optimizer, mesh),
   )
 
 

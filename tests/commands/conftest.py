@@ -9,7 +9,7 @@ import grammar
 import tiny
 from gemini_jax import command
 from gemini_jax.train import session as session_lib
-from gemini_jax.train import step as step_lib
+from gemini_jax.train import state as state_lib
 
 
 def lines(folder, *more):
@@ -46,7 +46,7 @@ def runs(tmp_path_factory):
     config = command.parse(['', f'--config={file}'], {}).config
     session = session_lib.open_session(config, folder / name)
     run = session.run
-    state = step_lib.init_state(
+    state = state_lib.init_state(
       run.config, run.model, session.optimizer, session.abstract
     )
     run.checkpoints.save(1, state, {})

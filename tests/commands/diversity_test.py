@@ -12,8 +12,8 @@ import pytest
 import grammar
 from gemini_jax import config as config_lib
 from gemini_jax.commands import comparison, diversity, tradeoff
-from gemini_jax.infer import generation
 from gemini_jax.infer import latents as latents_lib
+from gemini_jax.infer import samples as samples_lib
 from gemini_jax.models import latent
 
 
@@ -139,7 +139,7 @@ def follow(monkeypatch, write):
     assert config.generate.temperature == 0 and prompts == ['']
     assert config.generate.count == len(latents) == 4
     return [
-      generation.Sample('', write(texts, int(own[0])), (), ())
+      samples_lib.Sample('', write(texts, int(own[0])), (), ())
       for own in latents
     ]
 

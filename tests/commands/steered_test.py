@@ -12,6 +12,7 @@ from gemini_jax import command
 from gemini_jax.commands import comparison, steered
 from gemini_jax.evaluate import text_classifier
 from gemini_jax.infer import generation
+from gemini_jax.infer import samples as samples_lib
 from gemini_jax.steer import controller as controller_lib
 
 
@@ -42,36 +43,37 @@ def of_tone(tone, count, seed):
 
 def test_what_the_classifier_reads_is_told(runs, tmp_path, capsys, monkeypatch):
   """Of models that grant a wish by one method, and not by the other."""
-  learned, guides = [], []
-  learn = controller_lib.learn
+  learned, controllers = [], []
+  fit = controller_lib.fit
 
-  def learn_once(config, *args):
+  def fit_once(config, *args):
     learned.append(config.generate.steer)
-    return learn(config, *args)
+    return fit(config, *args)
 
-  def write(config, model, params, tokenizer, prompts, guide=None):
+  def write(config, model, params, tokenizer, prompts, controller=None):
     options = config.generate
     assert options.count == 20 and prompts == [''] and options.seed == 3
     assert options.source == 'prior' and options.temperature == 0.5
     tone = None
-    if guide is not None:
-      assert guide.options is options and guide.names == ('tone',)
-      guides.append((options.steer, options.steer_method))
-      (models,), (place,) = guide.wish.attributes, guide.wish.wanted
-      assert options.steer == f'tone={models.values[place]}'
+    if controller is not None:
+      assert controller.options is options and controller.names == ('tone',)
+      controllers.append((options.steer, options.steer_method))
+      target = controller.target
+      (attribute,), (index,) = target.attributes, target.target_index
+      assert options.steer == f'tone={attribute.values[index]}'
       if options.steer_method == 'vector':
-        tone = models.values[place]
+        tone = attribute.values[index]
     return [
-      generation.Sample('', text, (1, 2, 3), (-1.0,))
+      samples_lib.Sample('', text, (1, 2, 3), (-1.0,))
       for text in of_tone(tone, 20, seed=5)
     ]
 
-  monkeypatch.setattr(controller_lib, 'learn', learn_once)
+  monkeypatch.setattr(controller_lib, 'fit', fit_once)
   monkeypatch.setattr(generation, 'generate', write)
   assert steered.main(flags(runs, tmp_path, '--seed=3')) == 0
   # Both methods read z: what is learned of it serves both.
   assert learned == ['tone=positive', 'tone=negative']
-  assert len(guides) == len(set(guides)) == 4
+  assert len(controllers) == len(set(controllers)) == 4
   shown = capsys.readouterr().out
   assert 'held-out texts' in shown and 'attribute passes' in shown
   result = json.loads((tmp_path / 'steered.json').read_text())

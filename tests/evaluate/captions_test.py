@@ -8,6 +8,7 @@ import evaluated
 import photo
 from gemini_jax.evaluate import captions
 from gemini_jax.infer import generation
+from gemini_jax.infer import samples as samples_lib
 
 pytest.importorskip('sacrebleu', reason='needs gemini_jax[captions]')
 PIL = pytest.importorskip('PIL.Image', reason='needs gemini_jax[media]')
@@ -37,7 +38,7 @@ def test_captions_are_those_of_their_records(path, tmp_path, monkeypatch):
     word = lambda prompt: prompt.text.split(', ')[1]
     texts = [f'{word(prompt)} it is, {word(prompt)}' for prompt in prompts]
     texts = [right(text) for text in texts]
-    return [generation.Sample('', text, (), ()) for text in texts]
+    return [samples_lib.Sample('', text, (), ()) for text in texts]
 
   monkeypatch.setattr(generation, 'generate', answer)
   right = lambda text: text
@@ -67,7 +68,7 @@ def test_what_is_dropped_or_too_long_is_not_captioned(
 
   def answer(config, model, params, tokenizer, prompts):
     asked.append(prompts)
-    return [generation.Sample('', 'dark', (), ()) for _ in prompts]
+    return [samples_lib.Sample('', 'dark', (), ()) for _ in prompts]
 
   monkeypatch.setattr(generation, 'generate', answer)
   data = dataclasses.replace(opened.config.data, drop_kinds=('image',))

@@ -7,6 +7,7 @@ from gemini_jax import config as config_lib
 from gemini_jax.data import loader
 from gemini_jax.evaluate import exact_match
 from gemini_jax.infer import generation
+from gemini_jax.infer import samples as samples_lib
 
 
 class Words:
@@ -42,7 +43,7 @@ def test_only_the_whole_target_counts(monkeypatch):
     del model, params, tokenizer
     seen.append(config.generate)
     return [
-      generation.Sample(prompt, answers[prompt], (), ()) for prompt in prompts
+      samples_lib.Sample(prompt, answers[prompt], (), ()) for prompt in prompts
     ]
 
   monkeypatch.setattr(generation, 'generate', answer)

@@ -54,7 +54,7 @@ def paint_as(records, shift, monkeypatch):
       )
     return samples
 
-  monkeypatch.setattr(media_generation, 'paint', paint)
+  monkeypatch.setattr(media_generation, 'generate', paint)
 
 
 @pytest.mark.parametrize('task', [evaluated.PAINTS, evaluated.SPEAKS])

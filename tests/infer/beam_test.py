@@ -15,6 +15,7 @@ import pytest
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
+from gemini_jax.data import tokenizer
 from gemini_jax.infer import beam, decoding, generation, sampling
 from gemini_jax.models import gemini
 
@@ -223,14 +224,12 @@ def test_prompts_of_a_batch_do_not_meet():
     assert [h.tokens.tolist() for h in a] == [h.tokens.tolist() for h in b]
 
 
-class Letters:
-  pad_id, bos_id, eos_id = PAD, BOS, EOS
+class Letters(tokenizer.Tokenizer):
+  def __init__(self):
+    super().__init__([b'', b'', b'', b'a', b'b'], PAD, BOS, EOS)
 
   def encode(self, text):
     return np.array([ord(c) - ord('a') + 3 for c in text], np.int32)
-
-  def decode(self, ids):
-    return ''.join(chr(i + ord('a') - 3) for i in ids if i > EOS)
 
 
 def test_generate_searches_with_more_than_one_beam():

@@ -9,17 +9,18 @@ import photo
 import toy
 from gemini_jax import batch
 from gemini_jax import config as config_lib
-from gemini_jax.data import media
+from gemini_jax.data import media, tokenizer
 from gemini_jax.infer import latents, request
 from gemini_jax.models import gemini
 
 DIM = 6
 
 
-class Words:
+class Words(tokenizer.Tokenizer):
   """A tokenizer of letters."""
 
-  pad_id, bos_id, eos_id = 0, 1, 2
+  def __init__(self):
+    super().__init__([b'?'] * 23)
 
   def encode(self, text):
     return np.array([3 + ord(c) % 20 for c in text], np.int32)
@@ -38,7 +39,7 @@ def drawn(built, data=(), **fields):
     data=config_lib.Data(pack=False, sequence_length=12, **dict(data)),
     generate=config_lib.Generate(**fields),
   )
-  return latents.latents(config, model, params, Words())
+  return latents.draw_latents(config, model, params, Words())
 
 
 def encoded(built, *texts):
@@ -98,12 +99,12 @@ def test_inputs_have_the_z_of_what_their_media_show():
     for values in pixels
   ]
   rows = [(asked[0], 0), (asked[1], 0), (asked[0], 7)]
-  z = latents.of_requests(config, model, params, Words(), rows)
+  z = latents.draw_request_latents(config, model, params, Words(), rows)
   np.testing.assert_allclose(z[0], z[2], atol=1e-5)
   assert np.abs(z[0] - z[1]).max() > 1e-3
   sequence = dataclasses.replace(
     batch.plain_sequence(
-      np.append(slots, Words.eos_id)[None].astype(np.int32), np.array([5])
+      np.append(slots, Words().eos_id)[None].astype(np.int32), np.array([5])
     ),
     media={'image': batch.Media(pixels[1:, None], size[None, None])},
   )
@@ -131,7 +132,7 @@ def test_an_analogy_is_a_sum(built):
 def test_the_way_is_an_arc_of_evenly_changing_length():
   rng = np.random.default_rng(0)
   start, end = rng.normal(size=(2, 200)) * np.array([[1.0], [1.5]])
-  path = latents.between(start, end, 9)
+  path = latents.slerp(start, end, 9)
   lengths = np.linalg.norm(path, axis=1)
   np.testing.assert_allclose(np.diff(lengths, 2), 0, atol=1e-3)
   # A line would be nearly 30 % shorter in the middle.
@@ -139,14 +140,14 @@ def test_the_way_is_an_arc_of_evenly_changing_length():
   directions = path / lengths[:, None]
   angles = np.arccos(np.sum(directions[1:] * directions[:-1], axis=1))
   np.testing.assert_allclose(angles, angles.mean(), rtol=1e-3)
-  np.testing.assert_allclose(latents.between(start, start, 3), [start] * 3)
+  np.testing.assert_allclose(latents.slerp(start, start, 3), [start] * 3)
 
 
 REFUSED = [
-  ({'source': 'posterior', 'prompt': ''}, 'an empty text has no latent'),
+  ({'source': 'posterior', 'prompt': ''}, 'an empty text has no posterior'),
   (
     {'source': 'posterior', 'prompt': 'x' * 12},
-    'has 13 tokens, of which 12 can be encoded',
+    'has 13 tokens; the encoder reads at most 12',
   ),
   (
     {'latent': (1.0, 2.0)},

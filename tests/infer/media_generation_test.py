@@ -56,7 +56,7 @@ def paint(drawn, kind='image', words=WORDS, numbers=None, **fields):
   config, model, params = drawn
   options = dataclasses.replace(config.generate, **fields)
   own = dataclasses.replace(config, generate=options)
-  return media_generation.paint(
+  return media_generation.generate(
     own, model, params, BYTES, kind, requests(words), numbers
   )
 
@@ -174,7 +174,7 @@ def test_a_latent_says_what_is_written(cross):
   )
   np.testing.assert_allclose(again.z, found[5].z, atol=1e-3)
   rows = [(own, i) for own in requests() for i in range(2)]
-  z = latents.of_requests(config, model, drawn[2], BYTES, rows)
+  z = latents.draw_request_latents(config, model, drawn[2], BYTES, rows)
   same = np.abs(z[0] - z[2]).max() < 1e-5
   assert same != cross
   for fields in ({'source': 'analogy'}, {'latent': (1.0, 2.0)}):

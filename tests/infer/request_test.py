@@ -35,7 +35,7 @@ def config(*tasks, **generate):
 
 def test_a_task_is_filled_in(folder):
   own = config(READS, PAINTS, image=f'{folder}/0.png', audio=f'{folder}/1.wav')
-  found = request.fill(own, BYTES)
+  found = request.from_options(own, BYTES)
   picture = media.image(f'{folder}/0.png', own.model.image)
   assert np.array_equal(found.media['image'][0].values, picture.values)
   ids = found.tokens.tolist()
@@ -44,7 +44,7 @@ def test_a_task_is_filled_in(folder):
   assert ids[-count:] == [own.model.placeholder('audio')] * count
   assert BYTES.decode(ids[4:-count]) == ' and '
   assert '0.png' in found.text and '1.wav' in found.text
-  painted = request.fill(
+  painted = request.from_options(
     config(READS, PAINTS, prompt='dark', output='image'), BYTES
   )
   assert BYTES.decode(painted.tokens) == 'dark' and not painted.media
@@ -53,7 +53,7 @@ def test_a_task_is_filled_in(folder):
 def test_a_name_tells_tasks_apart(folder):
   picture = f'{folder}/0.png'
   own = config(NAMES, TRANSLATES, image=picture, task='two', prompt='dark')
-  text = request.fill(own, BYTES).tokens[4:]
+  text = request.from_options(own, BYTES).tokens[4:]
   assert BYTES.decode(text) == ' in dark'
 
 
@@ -97,7 +97,7 @@ def test_what_does_not_fit_is_refused(
 ):
   monkeypatch.chdir(folder)
   with pytest.raises(config_lib.ConfigError) as caught:
-    request.fill(config(*tasks, **generate), BYTES)
+    request.from_options(config(*tasks, **generate), BYTES)
   assert message in str(caught.value) and '\n' not in str(caught.value)
 
 
@@ -105,21 +105,21 @@ def test_requests_are_stacked(folder):
   own = config(READS)
   task = task_lib.parse(READS)
   record = {'picture': f'{folder}/0.png', 'sound': f'{folder}/0.wav'}
-  one = request.of_record(own, BYTES, task, record)
+  one = request.from_record(own, BYTES, task, record)
   plain = request.Request('', one.tokens)
-  found = request.stack(own.model, [plain, one], 3)
+  found = request.stack_media(own.model, [plain, one], 3)
   assert sorted(found) == ['audio', 'image']
   for kind, stacked in found.items():
     values, size = one.media[kind][0]
     assert np.array_equal(stacked.values[1, 0], values)
     assert np.array_equal(stacked.sizes[1, 0], size)
     assert not stacked.values[[0, 2]].any() and not stacked.sizes[[0, 2]].any()
-  assert request.stack(own.model, [plain], 2) == {}
+  assert request.stack_media(own.model, [plain], 2) == {}
 
 
 def test_numbers_are_named():
   own = dataclasses.replace(config('{level} -> {image:picture}'))
   task = task_lib.of(own.data)[0]
   names = {'level': photo.WORDS}
-  found = request.of_record(own, BYTES, task, {'level': 2}, names=names)
+  found = request.from_record(own, BYTES, task, {'level': 2}, names=names)
   assert found.text == 'light' == BYTES.decode(found.tokens)

@@ -1,7 +1,7 @@
 """The attention layer: projections, norms, rotation, cross, caches.
 
 B batch, T query length, S key length, D width, N heads, K key/value heads,
-H head width.
+H head width, L layers of a cache.
 """
 
 import functools
@@ -15,7 +15,7 @@ import toy
 from gemini_jax.kernels import dot_product_attention, masking
 from gemini_jax.layers import attention, embedding
 
-B, T, S, D, N, K, H = 2, 5, 7, 10, 4, 2, 6
+B, T, S, D, N, K, H, L = 2, 5, 7, 10, 4, 2, 6, 3
 
 
 POSITIONS_BT = np.tile(np.arange(T), (B, 1))
@@ -128,8 +128,8 @@ def test_cross_attention_reads_keys_and_values_from_the_memory():
 def empty_cache(length, dtype=jnp.float32):
   # Not zeros: what was never written must not matter.
   return attention.KVCache(
-    toy.normal((B, length, K, H), 8).astype(dtype),
-    toy.normal((B, length, K, H), 9).astype(dtype),
+    toy.normal((L, B, K, length, H), 8).astype(dtype),
+    toy.normal((L, B, K, length, H), 9).astype(dtype),
   )
 
 
@@ -154,6 +154,7 @@ def test_cached_chunks_equal_one_pass(chunk):
       visible(S, positions_BT, causal=True),
       angles=angles_at(positions_BT),
       cache=cache,
+      layer=2,
       positions_BT=positions_BT,
     )
     parts.append(out_BTD)
@@ -162,41 +163,45 @@ def test_cached_chunks_equal_one_pass(chunk):
   )
 
 
-def test_a_cross_cache_is_written_once_and_read_after():
-  module, params = layer()
+def test_cross_attention_reads_the_cache_that_memory_keys_made():
+  fields = {'qk_norm': True, 'use_bias': True}
+  module, params = layer(**fields)
   x_BTD, memory_BSD = toy.normal((B, T, D)), toy.normal((B, S, D), 1)
   mask = visible(S)
-  first_BTD, cache = apply(
-    module,
-    params,
-    x_BTD,
-    mask,
-    memory_BSD=memory_BSD,
-    cache=empty_cache(S),
-    cross=True,
+  first_BTD, _ = apply(
+    module, params, x_BTD, mask, memory_BSD=memory_BSD, cross=True
   )
-  again_BTD, after = apply(module, params, x_BTD, mask, cache=cache, cross=True)
+  memory_keys = attention.MemoryKeys(N, K, H, scale=0.5, **fields)
+  k_BSKH, v_BSKH = apply(memory_keys, params, memory_BSD)
+  cache = empty_cache(S)
+  cache = attention.KVCache(
+    cache.key.at[1].set(k_BSKH.swapaxes(1, 2)),
+    cache.value.at[1].set(v_BSKH.swapaxes(1, 2)),
+  )
+  again_BTD, after = apply(
+    module, params, x_BTD, mask, cache=cache, layer=1, cross=True
+  )
   np.testing.assert_allclose(again_BTD, first_BTD, rtol=1e-5, atol=1e-6)
   jax.tree.map(np.testing.assert_array_equal, cache, after)
 
 
-def test_a_cache_takes_each_row_at_its_own_slots():
+def test_a_cache_takes_each_row_at_its_own_slots_of_one_layer():
   cache = empty_cache(S)
   k_BTKH, v_BTKH = toy.normal((B, 2, K, H), 1), toy.normal((B, 2, K, H), 2)
   # Slot S lies outside: dropped, not clamped to the last one.
-  written = cache.write(k_BTKH, v_BTKH, jnp.array([[4, 0], [S, 3]]))
-  expected = np.array(cache.key)
-  expected[0, 4], expected[0, 0] = k_BTKH[0]
-  expected[1, 3] = k_BTKH[1, 1]
-  np.testing.assert_array_equal(written.key, expected)
-  expected = np.array(cache.value)
-  expected[0, 4], expected[0, 0] = v_BTKH[0]
-  expected[1, 3] = v_BTKH[1, 1]
-  np.testing.assert_array_equal(written.value, expected)
+  written = cache.write(1, k_BTKH, v_BTKH, jnp.array([[4, 0], [S, 3]]))
+  for name, new_BTKH in ('key', k_BTKH), ('value', v_BTKH):
+    expected = np.array(getattr(cache, name))
+    expected[1, 0, :, 4], expected[1, 0, :, 0] = new_BTKH[0]
+    expected[1, 1, :, 3] = new_BTKH[1, 1]
+    np.testing.assert_array_equal(getattr(written, name), expected)
+  k_BSKH, v_BSKH = written.read(1)
+  np.testing.assert_array_equal(k_BSKH[0, 4], k_BTKH[0, 0])
+  np.testing.assert_array_equal(v_BSKH[1, 3], v_BTKH[1, 1])
 
 
 def test_a_cache_keeps_its_type():
   cache = empty_cache(S, jnp.bfloat16)
   new = toy.normal((B, 1, K, H), 1)
-  written = cache.write(new, new, jnp.zeros((B, 1), jnp.int32))
+  written = cache.write(0, new, new, jnp.zeros((B, 1), jnp.int32))
   assert written.key.dtype == written.value.dtype == jnp.bfloat16

@@ -16,6 +16,7 @@ import pytest
 import toy
 from gemini_jax import config as config_lib
 from gemini_jax.models import fusion, media_encoders
+from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.parallel import sharding
 
 H, W, SIDE = 12, 16, 4
@@ -388,7 +389,7 @@ def test_a_mesh_changes_nothing(kind):
   config = config_of('both' if kind == 'audio' else 'layers', num_kv_heads=2)
   module, params = module_of(kind, config), params_of(kind, config)
   values, sizes = values_of(kind), sizes_of(kind)
-  mesh = sharding.make_mesh(config_lib.Parallel(fsdp=2, tensor=2, sequence=2))
+  mesh = mesh_lib.make_mesh(config_lib.Parallel(fsdp=2, tensor=2, sequence=2))
   boxed = jax.eval_shape(
     lambda: module.init(jax.random.key(0), values, sizes)['params']
   )

@@ -1,277 +1,27 @@
-"""Stages give what layers in a row give, and hold only their own layers.
+"""A model in stages is the model, and a stage holds only its own layers.
 
 B rows, T length, S encoder length, D width, L layers.
 """
 
 import dataclasses
 import functools
-import math
-import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 import toy
 from gemini_jax import config as config_lib
 from gemini_jax.models import gemini, transformer
 from gemini_jax.objectives import losses
 from gemini_jax.parallel import pipeline, sharding
-from gemini_jax.train import loop, step
+from gemini_jax.train import gradient as gradient_lib
+from gemini_jax.train import loop
 from gemini_jax.train import optimizer as optimizer_lib
+from gemini_jax.train import state as state_lib
 
 ROWS, LAYERS = 8, 8
-SHAPES = [(s, r) for s in (2, 4) for r in (1, 2, 3, 4)]
-
-
-def make_mesh(**sizes):
-  sizes = {'data': 1} | sizes
-  return sharding.make_mesh(
-    config_lib.Parallel(**sizes), jax.devices()[: math.prod(sizes.values())]
-  )
-
-
-@pytest.mark.parametrize(('num_stages', 'repeats'), SHAPES)
-def test_every_stage_fetches_the_layers_that_it_runs(num_stages, repeats):
-  """By permutes alone, each of one chunk; the gradient goes back the same."""
-  mesh, size = make_mesh(pipeline=num_stages), 2
-  num_layers = num_stages * repeats * size
-  layers_LD = toy.normal((num_layers, 3))
-  scale_LD = toy.normal((num_layers, 3), 1)
-
-  def fetch(layers_LD):
-    stage = jax.lax.axis_index('pipeline')
-    own_LD, slots = pipeline.by_repeat(layers_LD, stage, num_stages, repeats)
-    own = own_LD.reshape(repeats, size, 3)[slots]
-    # Chunk r S + s, which stage s runs in its repeat r, beside its stage.
-    return own[:, None]
-
-  def objective(layers_LD):
-    chunks = jax.shard_map(
-      fetch,
-      in_specs=P('pipeline'),
-      out_specs=P(None, 'pipeline'),
-      check_vma=False,
-    )(layers_LD)
-    return jnp.sum(chunks.reshape(-1, 3) * scale_LD), chunks
-
-  with jax.set_mesh(mesh):
-    placed_LD = jax.device_put(
-      layers_LD, NamedSharding(mesh, P('pipeline', None))
-    )
-    compiled = (
-      jax.jit(jax.grad(objective, has_aux=True)).lower(placed_LD).compile()
-    )
-    grad_LD, chunks = compiled(placed_LD)
-  np.testing.assert_array_equal(chunks.reshape(-1, 3), layers_LD)
-  np.testing.assert_array_equal(grad_LD, scale_LD)
-  program = compiled.as_text()
-  assert 'all-gather' not in program and 'all-to-all' not in program
-  assert ('collective-permute' in program) == (repeats > 1)
-
-
-def test_reading_an_element_has_the_gradient_of_indexing():
-  tree = {'a': toy.normal((3, 4)), 'b': toy.normal((3,), 1)}
-  ids = jnp.arange(3)
-
-  def read(tree, index):
-    frozen = jax.lax.stop_gradient(tree)
-    part, _ = pipeline.read((frozen, ids), (tree, ids), index)
-    return jnp.sum(part[0]['a'] ** 2 * part[0]['b'] * part[1])
-
-  plain = lambda tree, i: jnp.sum(tree['a'][i] ** 2 * tree['b'][i] * ids[i])
-  for index in (1, 2):
-    actual, expected = (jax.grad(f)(tree, index) for f in (read, plain))
-    assert np.abs(expected['a']).max() > 0.1
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
-
-
-def toy_layer(params, x_BTD, rows, shared, index, microbatch, kind):
-  """Reads all that a layer may read; says how large its input was."""
-  del microbatch
-  update_BTD = jnp.tanh(jnp.einsum('BTD,DE->BTE', x_BTD, params['kernel']))
-  update_BTD += rows['memory'] * shared * (1 + index)
-  scalars = {'count': jnp.ones(()), 'size': jnp.mean(x_BTD**2)}
-  return x_BTD + {'plus': 0.5, 'minus': -0.5}[kind] * update_BTD, scalars
-
-
-def toy_arguments(num_layers, width=4):
-  return (
-    {'kernel': toy.normal((num_layers, width, width), 1)},
-    toy.normal((ROWS, 3, width), 2),
-    {'memory': toy.normal((ROWS, 3, width), 3), 'ids': np.arange(ROWS)},
-  )
-
-
-SHARED = 0.25
-
-
-def in_a_row(layer, params, x_BTD, rows, kinds):
-  total = {'count': 0, 'size': 0}
-  for index, kind in enumerate(kinds):
-    own = jax.tree.map(lambda leaf, i=index: leaf[i], params)
-    x_BTD, scalars = layer(own, x_BTD, rows, SHARED, index, 0, kind)
-    total = jax.tree.map(jnp.add, total, scalars)
-  return x_BTD, total
-
-
-def in_stages(layer, params, x_BTD, rows, **options):
-  return pipeline.run(
-    layer, params, x_BTD, rows, jnp.float32(SHARED), **options
-  )
-
-
-def objective(run, params, x_BTD, memory_BTD, rows):
-  x_BTD, scalars = run(params, x_BTD, rows | {'memory': memory_BTD})
-  value = jnp.sum(x_BTD * toy.normal(x_BTD.shape, 5)) + scalars['size']
-  return value, (x_BTD, scalars)
-
-
-def gradient(run, params, x_BTD, rows):
-  function = jax.value_and_grad(
-    functools.partial(objective, run), argnums=(0, 1, 2), has_aux=True
-  )
-  return function(params, x_BTD, rows['memory'], rows)
-
-
-def assert_near(actual, expected, rtol=1e-5):
-  """Relative to the largest number of a tensor."""
-
-  def one(a, b):
-    a, b = np.asarray(a), np.asarray(b)
-    size = np.abs(b).max()
-    assert size > 0
-    np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * size)
-
-  jax.tree.map(one, actual, expected)
-
-
-@pytest.mark.parametrize(
-  ('sizes', 'microbatches', 'repeats', 'options'),
-  [
-    ({'pipeline': 2}, None, 1, {}),
-    ({'pipeline': 2}, 8, 1, {'remat': jax.checkpoint}),
-    ({'pipeline': 2}, 2, 4, {'scan': False}),
-    ({'pipeline': 4}, 2, 1, {}),
-    ({'pipeline': 4}, 4, 3, {'remat': jax.checkpoint}),
-    ({'pipeline': 4}, 8, 2, {'remat': jax.checkpoint, 'scan': False}),
-    ({'pipeline': 2, 'data': 4}, None, 2, {}),
-  ],
-)
-def test_stages_are_layers_in_a_row(sizes, microbatches, repeats, options):
-  """Values, gradients of all that has one, and the layers' scalars."""
-  pattern = ('plus', 'minus')
-  num_layers = sizes['pipeline'] * repeats * 4
-  args = toy_arguments(num_layers)
-  kinds = pattern * (num_layers // 2)
-  plain = functools.partial(in_a_row, toy_layer, kinds=kinds)
-  staged = functools.partial(
-    in_stages,
-    toy_layer,
-    schedule=pipeline.Schedule(microbatches, repeats),
-    pattern=pattern,
-    **options,
-  )
-  expected = jax.jit(functools.partial(gradient, plain))(*args)
-  mesh = make_mesh(**sizes)
-  with sharding.use(mesh):
-    actual = jax.jit(functools.partial(gradient, staged))(*args)
-  assert actual[0][1][1]['count'] == num_layers
-  assert_near(actual, expected)
-
-
-def test_a_layer_may_run_device_by_device():
-  """sharding.per_device inside a stage, with a collective over tensor."""
-
-  def layer(params, x_BTD, rows, shared, index, microbatch, kind):
-    def local(x_BTD, kernel_DE, out_ED):
-      hidden_BTE = jnp.tanh(jnp.einsum('BTD,DE->BTE', x_BTD, kernel_DE))
-      part_BTD = jnp.einsum('BTE,ED->BTD', hidden_BTE, out_ED)
-      if kernel_DE.shape[1] < 4:
-        part_BTD = jax.lax.psum(part_BTD, 'tensor')
-      return part_BTD
-
-    names = ('batch', 'length', None)
-    update_BTD = sharding.per_device(
-      local, [names, (None, 'mlp'), ('mlp', None)], names
-    )(x_BTD, params['kernel'], params['kernel'].T)
-    rest_BTD, scalars = toy_layer(
-      params, x_BTD, rows, shared, index, microbatch, kind
-    )
-    return rest_BTD + update_BTD, scalars
-
-  args = toy_arguments(4)
-  plain = functools.partial(in_a_row, layer, kinds=('plus',) * 4)
-  staged = functools.partial(
-    in_stages,
-    layer,
-    schedule=pipeline.Schedule(repeats=2),
-    pattern=('plus',),
-    remat=jax.checkpoint,
-  )
-  expected = jax.jit(functools.partial(gradient, plain))(*args)
-  with sharding.use(make_mesh(pipeline=2, data=2, tensor=2)):
-    actual = jax.jit(functools.partial(gradient, staged))(*args)
-  assert_near(actual, expected)
-
-
-def test_bfloat16_goes_through_stages():
-  params, x_BTD, rows = jax.tree.map(
-    lambda leaf: jnp.asarray(leaf, jnp.bfloat16), toy_arguments(4)
-  )
-
-  def layer(*args):
-    x_BTD, scalars = toy_layer(*args)
-    return x_BTD.astype(jnp.bfloat16), scalars
-
-  plain = functools.partial(in_a_row, layer, kinds=('plus',) * 4)
-  staged = functools.partial(
-    in_stages, layer, schedule=pipeline.Schedule(), pattern=('plus',)
-  )
-  expected = jax.jit(functools.partial(gradient, plain))(params, x_BTD, rows)
-  with sharding.use(make_mesh(pipeline=2, data=2)):
-    actual = jax.jit(functools.partial(gradient, staged))(params, x_BTD, rows)
-  to_float32 = lambda leaf: np.asarray(leaf, np.float32)
-  assert actual[0][1][0].dtype == jnp.bfloat16
-  assert_near(
-    jax.tree.map(to_float32, actual[1]),
-    jax.tree.map(to_float32, expected[1]),
-    rtol=0.1,
-  )
-
-
-@pytest.mark.parametrize('repeats', [1, 2])
-def test_no_iteration_keeps_parameters_or_the_stream(repeats):
-  """Under remat the backward pass finds the inputs of layers, no more."""
-  num, width = 4, 16
-  iterations = repeats * num + 1
-  staged = functools.partial(
-    in_stages,
-    toy_layer,
-    schedule=pipeline.Schedule(num, repeats),
-    pattern=('plus',),
-    remat=jax.checkpoint,
-  )
-  with sharding.use(make_mesh(pipeline=2)):
-    compiled = (
-      jax.jit(functools.partial(gradient, staged))
-      .lower(*toy_arguments(4, width))
-      .compile()
-    )
-  kept = {
-    tuple(map(int, shape.split(',')))
-    for shape in re.findall(
-      rf'f32\[({iterations},[\d,]+)\]', compiled.as_text()
-    )
-  }
-  inputs = (iterations, 4 // (2 * repeats), ROWS // num, 3, width)
-  assert inputs in kept
-  # A row of the memory as well, but no kernel, of 16 by 16, and no stream.
-  assert all(math.prod(shape) <= math.prod(inputs) for shape in kept), kept
-  assert all(shape[-2:] == (3, width) for shape in kept), kept
 
 
 MODEL = {'vocab_size': 24, 'num_layers': LAYERS, 'qk_norm': True}
@@ -313,7 +63,7 @@ def configure(name, **model):
 
 def parts(config):
   sizes = {axis: getattr(config.parallel, axis) for axis in config_lib.AXES}
-  mesh = make_mesh(**sizes)
+  mesh = toy.make_mesh(**sizes)
   pipeline.check(config, mesh)
   model = gemini.Gemini(config.model, pipeline.make_schedule(config.parallel))
   return mesh, model
@@ -331,10 +81,10 @@ def trained(name):
   config = configure(name)
   mesh, model = parts(config)
   optimizer = optimizer_lib.make_optimizer(config.optimizer, 100)
-  abstract = step.abstract_state(config, model, optimizer, mesh)
+  abstract = state_lib.abstract_state(config, model, optimizer, mesh)
   put = lambda batch: jax.device_put(batch, sharding.of_batch(mesh))
   with sharding.use(mesh):
-    state = step.init_state(config, model, optimizer, abstract)
+    state = state_lib.init_state(config, model, optimizer, abstract)
     update = loop.compile_step(
       config, model, optimizer, abstract, put(batch_of(0))
     )
@@ -351,7 +101,7 @@ def test_stages_do_not_change_the_run(name):
   _, state, records = trained(name)
   for ours, expected in zip(records, plain[2], strict=True):
     assert ours['finite']
-    for metric in ('loss', 'grad_norm', 'token_accuracy', 'tokens'):
+    for metric in ('loss', 'grad_norm', 'accuracy', 'tokens'):
       assert ours[metric] == pytest.approx(expected[metric], rel=1e-5), metric
   assert len({record['loss'] for record in records}) == 4
   jax.tree.map(
@@ -452,14 +202,14 @@ def test_the_memory_goes_with_its_microbatch():
     mesh, model = parts(config)
     params = toy.model_params(model)
     grads = functools.partial(
-      step.accumulated_gradient,
+      gradient_lib.accumulated_gradient,
       config,
       model,
       loss_weights=losses.weights_at(config, 0),
     )
     with sharding.use(mesh):
       results.append(jax.jit(grads)(params, batch, jax.random.key(0)))
-  assert_near(results[1], results[0], rtol=1e-4)
+  toy.assert_near(results[1], results[0], rtol=1e-4)
 
 
 def test_what_makes_no_microbatches_runs_layer_by_layer():
@@ -528,12 +278,12 @@ def test_what_does_not_split(changes, message):
     for name, fields in changes.items()
   }
   config = dataclasses.replace(config, **sections)
-  mesh = make_mesh(data=config.parallel.data, pipeline=2)
+  mesh = toy.make_mesh(data=config.parallel.data, pipeline=2)
   with pytest.raises(config_lib.ConfigError) as error:
     pipeline.check(config, mesh)
   assert str(error.value) == message
   # Without stages nothing has to split.
-  pipeline.check(config, make_mesh())
+  pipeline.check(config, toy.make_mesh())
 
 
 @pytest.mark.parametrize('kind', ['image', 'audio'])
@@ -543,7 +293,7 @@ def test_layers_that_read_media_split_as_well(kind):
   with pytest.raises(
     config_lib.ConfigError, match=rf'model.{kind}.num_layers=3 must be'
   ):
-    pipeline.check(config, make_mesh(pipeline=2))
+    pipeline.check(config, toy.make_mesh(pipeline=2))
 
 
 def test_layers_of_an_encoder_split_as_well():
@@ -556,4 +306,4 @@ def test_layers_of_an_encoder_split_as_well():
   with pytest.raises(
     config_lib.ConfigError, match=r'\(model.num_encoder_layers=6'
   ):
-    pipeline.check(config, make_mesh(pipeline=2))
+    pipeline.check(config, toy.make_mesh(pipeline=2))

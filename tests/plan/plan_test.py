@@ -17,6 +17,7 @@ from gemini_jax.parallel import sharding
 from gemini_jax.plan import compile as compile_lib
 from gemini_jax.plan import plan, report, suggestions, topology
 from gemini_jax.train import flops
+from gemini_jax.train import state as state_lib
 from gemini_jax.train import step as step_lib
 
 CONFIG = tiny.config(
@@ -53,7 +54,7 @@ def on_first_device(tree):
 def test_bytes_of_the_state_and_the_batch_are_those_of_arrays(measured):
   model, optimizer, abstract = compile_lib.layout(CONFIG, jax.devices())[1]
   with sharding.use(measured.mesh):
-    state = step_lib.init_state(CONFIG, model, optimizer, abstract)
+    state = state_lib.init_state(CONFIG, model, optimizer, abstract)
     batch = jax.tree.map(
       lambda leaf: jax.device_put(
         np.zeros(leaf.shape, leaf.dtype), leaf.sharding

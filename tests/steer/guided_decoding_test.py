@@ -87,7 +87,7 @@ def learned():
   """What tells the tone of a prefix, from 300 texts."""
   model, params = trained()
   rows, labels = texts(300, seed=2)
-  features, _ = guided_decoding.read_texts(model, params, rows, None)
+  features, _ = guided_decoding.text_features(model, params, rows, None)
   return attribute_classifier.fit(
     features, labels, ['tone'], features.moments()
   )['tone']
@@ -272,7 +272,7 @@ def test_texts_are_read_as_they_are_written():
   model, params = trained()
   rows = [np.array([BOS, 9, 6, 10, EOS]), np.array([BOS, 12, EOS])] * 40
   # A negative seed is as good as any.
-  features, ends_NF = guided_decoding.read_texts(
+  features, ends_NF = guided_decoding.text_features(
     model, params, rows, None, seed=-1
   )
   assert features.counts_N.tolist() == [4, 2] * 40

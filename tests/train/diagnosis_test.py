@@ -11,10 +11,11 @@ import tiny
 import toy
 from gemini_jax import config as config_lib
 from gemini_jax.models import gemini
+from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.parallel import pipeline, sharding
 from gemini_jax.train import diagnosis
 from gemini_jax.train import optimizer as optimizer_lib
-from gemini_jax.train import step as step_lib
+from gemini_jax.train import state as state_lib
 
 
 def diagnose(change, batch=None, model=(), scan_layers=True, **optimizer):
@@ -30,7 +31,7 @@ def diagnose(change, batch=None, model=(), scan_layers=True, **optimizer):
   params = jax.tree.map(np.array, toy.model_params(network))
   change(params)
   params = jax.tree.map(jnp.asarray, params)
-  state = step_lib.TrainState(jnp.int32(0), params, rule.init(params), None)
+  state = state_lib.TrainState(jnp.int32(0), params, rule.init(params), {})
   _, name = diagnosis.first_not_finite(
     config, network, rule, state, toy.batch() if batch is None else batch
   )
@@ -135,7 +136,7 @@ def walk(seed, change=lambda params: None, batch=None, mesh=None, **sections):
   params = jax.tree.map(np.array, toy.model_params(network, seed))
   change(params)
   params = jax.tree.map(jnp.asarray, params)
-  state = step_lib.TrainState(jnp.int32(2), params, rule.init(params), None)
+  state = state_lib.TrainState(jnp.int32(2), params, rule.init(params), {})
   batch = toy.batch(rows=4) if batch is None else batch
   with sharding.use(mesh) if mesh else contextlib.nullcontext():
     return diagnosis.first_not_finite(config, network, rule, state, batch)
@@ -186,7 +187,7 @@ def test_what_only_dropout_makes(parts):
 def test_a_layer_in_stages(dropout):
   """Looked for on one stage, microbatch by microbatch, as they were drawn."""
   parallel = config_lib.Parallel(data=1, pipeline=2)
-  mesh = sharding.make_mesh(parallel, jax.devices()[:2])
+  mesh = mesh_lib.make_mesh(parallel, jax.devices()[:2])
 
   def change(params):
     layers(params)['feedforward']['up']['kernel'][2] = 1e30

@@ -1,4 +1,4 @@
-"""Every rule trains; schedules, decay, freezing and plateaus do as said."""
+"""Every rule trains; decay and freezing do as said."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ import pytest
 
 import toy
 from gemini_jax import config as config_lib
+from gemini_jax.models import parameter_groups
 from gemini_jax.train import optimizer as optimizer_lib
 
 NAMES = tuple(config_lib.LEARNING_RATES)
@@ -119,59 +120,6 @@ def test_schedule_free_evaluates_its_average():
   assert distance(averaged) < 0.9 * distance(params)
 
 
-# (schedule, fields, {step: learning rate}) for 100 steps with peak 2.
-SCHEDULES = {
-  'constant': ({}, {0: 2, 50: 2, 100: 2}),
-  'constant with warm-up': (
-    {'schedule': 'constant', 'warmup_steps': 4},
-    {0: 0.5, 1: 1, 2: 1.5, 3: 2, 4: 2, 50: 2, 100: 2},
-  ),
-  'one step of warm-up': (
-    {'schedule': 'constant', 'warmup_steps': 1},
-    {0: 2, 1: 2, 2: 2},
-  ),
-  'cosine': ({}, {0: 2, 50: 1.1, 100: 0.2}),
-  'cosine with warm-up': (
-    {'schedule': 'cosine', 'warmup_steps': 20},
-    {0: 0.1, 19: 2, 20: 2, 60: 1.1, 100: 0.2},
-  ),
-  'cosine to nothing': (
-    {'schedule': 'cosine', 'final_scale': 0.0},
-    {0: 2, 25: 1 + 0.5**0.5, 100: 0},
-  ),
-  'wsd': ({}, {0: 2, 50: 2, 80: 2, 90: 1.1, 100: 0.2}),
-  'wsd with warm-up': (
-    {'schedule': 'wsd', 'warmup_steps': 20, 'decay_share': 0.5},
-    {0: 0.1, 19: 2, 20: 2, 60: 2, 80: 1.1, 100: 0.2},
-  ),
-  'inverse_sqrt': ({}, {0: 2, 3: 1, 99: 0.2}),
-  'inverse_sqrt with warm-up': (
-    {'schedule': 'inverse_sqrt', 'warmup_steps': 4},
-    {0: 0.5, 3: 2, 4: 2, 16: 1, 100: 0.4},
-  ),
-}
-
-
-@pytest.mark.parametrize('case', SCHEDULES)
-def test_schedules(case):
-  fields, expected = SCHEDULES[case]
-  config = config_lib.Optimizer(
-    learning_rate=2.0, **({'schedule': case} | fields)
-  )
-  schedule = optimizer_lib.make_schedule(config, 100)
-  rates = {step: float(schedule(step)) for step in expected}
-  assert rates == pytest.approx(expected, abs=1e-6)
-
-
-def test_schedule_free_never_decays():
-  config = config_lib.Optimizer(
-    name='schedule_free', schedule='cosine', warmup_steps=2
-  )
-  schedule = optimizer_lib.make_schedule(config, 100)
-  assert float(schedule(0)) == pytest.approx(1.5e-3)
-  assert float(schedule(100)) == pytest.approx(3e-3)
-
-
 @pytest.mark.parametrize('name', NAMES)
 def test_the_first_step_of_a_warm_up_moves(name):
   """Its rate is above 0, and so is its update."""
@@ -256,52 +204,12 @@ def test_frozen_parameters_stay_bitwise(name):
       np.testing.assert_array_equal(evaluated[path], before[path])
 
 
-@pytest.mark.parametrize(
-  ('fields', 'message'),
-  [
-    (
-      {'frozen': '^tokens/'},
-      "optimizer.frozen='^tokens/' matches the path of no parameter; the "
-      'nearest are token/embedding, ',
-    ),
-    (
-      {'no_decay': 'atention_norm'},
-      "optimizer.no_decay='atention_norm' matches the path of no parameter; "
-      'the nearest are decoder/layers/attention_norm/scale, ',
-    ),
-    (
-      {'frozen': '.'},
-      "optimizer.frozen='.' matches every parameter: none would be trained",
-    ),
-  ],
-)
-def test_patterns_that_match_nothing_or_all_are_refused(fields, message):
-  with pytest.raises(config_lib.ConfigError) as error:
-    optimizer_lib.check_patterns(config_lib.Optimizer(**fields), network())
-  assert str(error.value).startswith(message)
-
-
-def test_what_patterns_match_is_logged(caplog):
-  caplog.set_level('INFO')
-  optimizer_lib.check_patterns(
-    config_lib.Optimizer(frozen='^token/|kernel$', no_decay=''), network()
-  )
-  optimizer_lib.check_patterns(config_lib.Optimizer(), network())
-  first, second = caplog.messages
-  # 8 * 6, 6 * 16, 16 * 6 and 2 * 3 * 6.
-  assert first == (
-    "optimizer.frozen='^token/|kernel$': 4 of 6 tensors, 276 parameters"
-  )
-  # The default, of which parts match nothing: 8 * 6, 16 and 6.
-  assert second.endswith(': 3 of 6 tensors, 70 parameters')
-
-
 def test_frozen_parameters_keep_the_state_that_checkpoints_have():
   """Whether the rule is given all parameters or those that are trained."""
   config = config_lib.Optimizer(frozen='^token/', plateau_patience=1)
   rule = optimizer_lib.make_optimizer(config, 10)
   params = network()
-  trained = optimizer_lib.trained(config, params)
+  trained = parameter_groups.trained(config, params)
   state = rule.init(params)
   assert jax.tree.structure(rule.init(trained)) == jax.tree.structure(state)
   paths = by_path(state)
@@ -326,59 +234,6 @@ def test_gradients_are_clipped_to_their_global_norm():
   np.testing.assert_allclose(updates['kernel'], -0.3, rtol=1e-3)
 
 
-def test_a_plateau_shrinks_updates():
-  config = config_lib.Optimizer(
-    plateau_patience=2,
-    plateau_factor=0.5,
-    schedule='constant',
-    learning_rate=0.1,
-    weight_decay=0.0,
-  )
-  rule = optimizer_lib.make_optimizer(config, 10)
-  params = network()
-  state = rule.init(params)
-  grads = jax.grad(loss)(params)
-  observe = jax.jit(
-    lambda state, value: optimizer_lib.observe_validation(config, state, value)
-  )
-
-  def scale(state):
-    kind = optax.contrib.ReduceLROnPlateauState
-    return float(optimizer_lib.find_state(state, kind).scale)
-
-  def size(state):
-    updates, _ = rule.update(grads, state, params, value=loss(params))
-    return float(optax.tree.norm(updates))
-
-  for value in (5.0, 4.0, 3.0, 2.0):
-    state = observe(state, jnp.float32(value))
-  assert scale(state) == 1.0
-  full = size(state)
-  state = observe(state, jnp.float32(2.5))
-  assert scale(state) == 1.0
-  state = observe(state, jnp.float32(2.0))
-  assert scale(state) == 0.5
-  assert size(state) == pytest.approx(full / 2, rel=1e-5)
-  rate = optimizer_lib.learning_rate(config, 10, state, np.int32(0))
-  assert float(rate) == pytest.approx(0.05)
-  # One that improves starts the count again.
-  for value in (2.6, 1.0, 1.5):
-    state = observe(state, jnp.float32(value))
-  assert scale(state) == 0.5
-  state = observe(state, jnp.float32(1.5))
-  assert scale(state) == 0.25
-
-
-def test_a_plateau_with_frozen_parameters():
-  config = config_lib.Optimizer(plateau_patience=1, frozen='^token/')
-  rule = optimizer_lib.make_optimizer(config, 10)
-  state = rule.init(network())
-  for value in (1.0, 1.0):
-    state = optimizer_lib.observe_validation(config, state, jnp.float32(value))
-  rate = optimizer_lib.learning_rate(config, 10, state, np.int32(0))
-  assert float(rate) == pytest.approx(0.5e-3)
-
-
 def test_muon_sees_every_kernel_of_a_stack_as_a_matrix():
   """In dims and out dims; embeddings, norms, biases and heads are Adam's."""
   model = toy.model(
@@ -391,7 +246,7 @@ def test_muon_sees_every_kernel_of_a_stack_as_a_matrix():
   )
   params = toy.model_params(model)
   dims = jax.tree_util.tree_flatten_with_path(
-    optimizer_lib.matrix_dims(params),
+    optimizer_lib.muon_dims(params),
     is_leaf=lambda leaf: (
       leaf is None or isinstance(leaf, optax.contrib.MuonDimensionNumbers)
     ),
@@ -437,7 +292,7 @@ def test_muon_sees_every_kernel_of_a_stack_as_a_matrix():
 
 def test_muon_sees_every_expert_as_a_matrix():
   params = toy.model_params(toy.model(num_experts=4, shared_expert_dim=8))
-  dims = optimizer_lib.matrix_dims(params)['decoder']['layers']['feedforward']
+  dims = optimizer_lib.muon_dims(params)['decoder']['layers']['feedforward']
   matrix = optax.contrib.MuonDimensionNumbers
   assert {name: dims[name]['kernel'] for name in dims if name != 'shared'} == {
     'router': matrix((1,), (2,)),

@@ -11,9 +11,12 @@ import pytest
 import tiny
 import toy
 from gemini_jax import config as config_lib
-from gemini_jax.models import gemini
+from gemini_jax.adapt import enabled
+from gemini_jax.models import gemini, parameter_groups
 from gemini_jax.objectives import losses as losses_lib
+from gemini_jax.train import gradient as gradient_lib
 from gemini_jax.train import optimizer as optimizer_lib
+from gemini_jax.train import state as state_lib
 from gemini_jax.train import step as step_lib
 
 # Losses and gradient norms of three steps.
@@ -42,11 +45,11 @@ def parts(optimizer=(), **model):
   network = gemini.Gemini(config.model)
   rule = optimizer_lib.make_optimizer(config.optimizer, 10)
   params = toy.model_params(network)
-  state = step_lib.TrainState(
+  state = state_lib.TrainState(
     step=jnp.int32(0),
     params=params,
     opt_state=rule.init(params),
-    ema=params if config.optimizer.ema_decay else None,
+    extra=enabled.extensions(config).init(params),
   )
   step = jax.jit(
     functools.partial(
@@ -141,27 +144,6 @@ def test_dropout_changes_with_the_step():
   assert len(set(losses)) == 3
 
 
-def test_the_average_follows_its_formula():
-  """Decay = min(ema_decay, (1 + t) / (10 + t)), before update t."""
-  step, state = parts((('learning_rate', 0.01), ('ema_decay', 0.15)))
-  expected = jax.tree.map(np.float64, state.params)
-  for index, decay in enumerate((0.1, 0.15, 0.15)):
-    state, _ = step(state, toy.batch(rows=4, seed=index), index)
-    expected = jax.tree.map(
-      lambda average, param, decay=decay: (
-        decay * average + (1 - decay) * np.float64(param)
-      ),
-      expected,
-      state.params,
-    )
-    jax.tree.map(
-      functools.partial(np.testing.assert_allclose, atol=1e-6),
-      state.ema,
-      expected,
-    )
-  assert_equal(state.evaluation_params(), state.ema)
-
-
 def test_a_step_that_is_not_finite_changes_nothing():
   """Nor does any later one, until the host has looked."""
   step, state = parts((('learning_rate', 0.01), ('ema_decay', 0.9)))
@@ -204,7 +186,7 @@ def bfloat16_parts(name, **optimizer):
   step = functools.partial(
     step_lib.train_step, config=config, model=network, optimizer=rule
   )
-  fresh = functools.partial(step_lib.fresh_state, config, network, rule)
+  fresh = functools.partial(state_lib.fresh_state, config, network, rule)
   return config, step, jax.eval_shape(fresh, jax.random.key(0))
 
 
@@ -224,7 +206,7 @@ def test_all_but_bfloat16_parameters_is_float32(name, around):
     if jnp.issubdtype(leaf.dtype, jnp.floating)
   }
   assert types(state.params) == {jnp.dtype('bfloat16')}
-  assert types((state.opt_state, state.ema)) == {jnp.dtype('float32')}
+  assert types((state.opt_state, state.extra)) == {jnp.dtype('float32')}
   new, metrics = jax.eval_shape(step, state, toy.batch(rows=4), 0)
   assert types(metrics) == {jnp.dtype('float32')}
   assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), new) == (
@@ -240,8 +222,8 @@ def test_an_update_of_bfloat16_parameters_is_rounded_once(parts):
   params = toy.random_tree(shapes.params)
   rule = optimizer_lib.make_optimizer(config.optimizer, 10)
   exact = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
-  state = step_lib.TrainState(
-    jnp.int32(0), params, rule.init(params), ema=exact
+  state = state_lib.TrainState(
+    jnp.int32(0), params, rule.init(params), {'ema': exact}
   )
   wide = state.replace(params=exact)
   run = jax.jit(step)
@@ -281,11 +263,11 @@ def test_frozen_parameters_have_no_gradient():
   network = gemini.Gemini(config.model)
   batch = toy.batch(rows=4)
   weights = losses_lib.weights_at(config, 0)
-  gradient = lambda config: step_lib.accumulated_gradient(
+  gradient = lambda config: gradient_lib.accumulated_gradient(
     config, network, state.params, batch, jax.random.key(0), weights
   )
   grads, sums = jax.jit(gradient, static_argnums=0)(config)
-  is_frozen = optimizer_lib.paths_matching(FROZEN, state.params)
+  is_frozen = parameter_groups.matching(FROZEN, state.params)
   num_frozen = sum(jax.tree.leaves(is_frozen))
   num_all = len(jax.tree.leaves(state.params))
   assert num_frozen == 2 and len(jax.tree.leaves(grads)) == num_all - 2
@@ -303,16 +285,28 @@ def test_frozen_parameters_have_no_gradient():
   for skip, *leaves in zip(
     *map(
       jax.tree.leaves,
-      (is_frozen, state.params, new.params, new.ema),
+      (is_frozen, state.params, new.params),
     ),
     strict=True,
   ):
-    before, after, average = leaves
+    before, after = leaves
     assert np.array_equal(before, after) == skip
-    assert np.array_equal(before, average) == skip
   # Moments of the trained alone, in the tree that checkpoints have had.
   moments = optimizer_lib.find_state(new.opt_state, optax.ScaleByAdamState)
-  assert len(jax.tree.leaves(moments.mu)) == num_all - num_frozen
+  average = new.extra['ema']
+  for tree in (moments.mu, moments.nu, average):
+    assert len(jax.tree.leaves(tree)) == num_all - num_frozen
+    assert isinstance(tree['token']['embedding'], optax.MaskedNode)
+  evaluated = state_lib.evaluation_params(config, new)
+  jax.tree.map(
+    lambda skip, a, b: np.testing.assert_array_equal(a, b) if skip else None,
+    is_frozen,
+    evaluated,
+    state.params,
+  )
+  assert not np.array_equal(
+    evaluated['head']['kernel'], new.params['head']['kernel']
+  )
   assert isinstance(new.opt_state, optax.transforms.PartitionState)
 
 
@@ -336,76 +330,13 @@ def latent_parts(kl_annealing=()):
   )
   network = gemini.Gemini(config.model)
   rule = optimizer_lib.make_optimizer(config.optimizer, 10)
-  state = step_lib.fresh_state(config, network, rule, jax.random.key(1))
+  state = state_lib.fresh_state(config, network, rule, jax.random.key(1))
   step = jax.jit(
     functools.partial(
       step_lib.train_step, config=config, model=network, optimizer=rule
     )
   )
   return step, state
-
-
-def test_the_decoder_starts_anew_once():
-  """The encoder and the tokens stay; so do the moments of what stays."""
-  step, state = latent_parts((('pretrain_fraction', 0.2),))
-  batch = toy.batch(rows=4)
-  for index in range(2):
-    state, _ = step(state, batch, index)
-  after, metrics = step(state, batch, 2)
-  assert metrics['finite']
-
-  def change(name):
-    """Of one update, at most about the learning rate of 1e-3."""
-    pairs = zip(
-      jax.tree.leaves(state.params[name]),
-      jax.tree.leaves(after.params[name]),
-      strict=True,
-    )
-    return max(float(jnp.abs(a - b).max()) for a, b in pairs)
-
-  assert change('decoder') > 0.1 and change('latent_embedding') > 0.1
-  for name in ('encoder', 'token', 'latent'):
-    assert 0 < change(name) < 0.01
-  # And never again.
-  state, after = after, step(after, batch, 3)[0]
-  assert 0 < change('decoder') < 0.01
-
-
-def test_the_reset_leaves_decoders_of_media_alone():
-  """Of an autoencoder's `decoder_norm`, too, and of what mirrors it."""
-  config = tiny.config(
-    model={
-      'latent': {'dim': 3},
-      'image': {'height': 4, 'width': 4, 'patch': 2, 'autoencoder': {'dim': 2}},
-      'tie_embeddings': False,
-    },
-    data={'pack': False},
-    optimizer={'name': 'adafactor', 'ema_decay': 0.9},
-    train={'num_steps': 10, 'kl_annealing': {'pretrain_fraction': 0.2}},
-  )
-  network = gemini.Gemini(config.model)
-  rule = optimizer_lib.make_optimizer(config.optimizer, 10)
-  fresh = functools.partial(step_lib.fresh_state, config, network, rule)
-  state = toy.random_tree(jax.eval_shape(fresh, jax.random.key(0)))
-  state = state.replace(step=jnp.int32(2))
-  after = step_lib.with_new_decoder(
-    state, config=config, model=network, optimizer=rule
-  )
-  changed = {'params': set(), 'opt_state': set(), 'ema': set()}
-  kept = set()
-  flat, _ = jax.tree_util.tree_flatten_with_path(state)
-  for (path, before), new in zip(flat, jax.tree.leaves(after), strict=True):
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
-    part = name.partition('/')[0]
-    if np.array_equal(before, new):
-      kept.add(name)
-    else:
-      changed[part].add(name)
-  assert any('perception/' in n and '/decoder_norm/' in n for n in kept)
-  for part, names in changed.items():
-    assert not any('perception/' in name for name in names)
-    for module in ('decoder', 'decoder_norm', 'head', 'latent_embedding'):
-      assert any(f'/{module}/' in name for name in names), (part, module)
 
 
 def test_the_kl_term_follows_its_course():

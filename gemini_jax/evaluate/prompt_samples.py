@@ -8,6 +8,8 @@ from gemini_jax import run as run_lib
 from gemini_jax.data import loader as loader_lib
 from gemini_jax.evaluate import generation_options
 from gemini_jax.infer import generation
+from gemini_jax.infer import prompts as prompts_lib
+from gemini_jax.infer import samples as samples_lib
 
 
 def check(config: config_lib.Config):
@@ -25,7 +27,7 @@ def check_run(run: run_lib.Run):
   for i, text in enumerate(run.config.evaluate.samples.prompts):
     field = f'evaluate.samples.prompts[{i}]'
     try:
-      prompt = generation.read_prompt(config, run.model, run.tokenizer, text)
+      prompt = prompts_lib.read_prompt(config, run.model, run.tokenizer, text)
       inputs = () if prompt.inputs is None else (prompt.inputs,)
       decoder.check_lengths([prompt.tokens], inputs)
     except UnicodeError as error:
@@ -54,7 +56,7 @@ def evaluate(
     run.tokenizer,
     run.config.evaluate.samples.prompts,
   )
-  generation.write_samples(
+  samples_lib.write_samples(
     run.workdir / 'samples' / f'{step:08d}.jsonl', samples
   )
   for sample in samples:

@@ -18,7 +18,7 @@ from jax.extend import core
 import toy
 from gemini_jax import config as config_lib
 from gemini_jax.kernels import masking
-from gemini_jax.models import gemini, transformer
+from gemini_jax.models import gemini, stack, transformer
 
 # Five layers of a pattern of two: a scan of two groups, and one left.
 REMAINDER = {
@@ -281,21 +281,21 @@ def test_dropout_is_a_function_of_its_key():
 def test_every_layer_draws_its_own_dropout(scan_layers):
   """Two layers that add one each, each kept with probability 1/2."""
   config = toy.model(dropout=0.5, mlp_bias=True, scan_layers=scan_layers).config
-  stack = transformer.Stack(config, 2)
+  layers = stack.Stack(config, 2)
   x_BTD = jnp.zeros((4, 25, config.width))
   tokens = toy.batch(4, 25).decoder
   context = transformer.Context(
     views={'global': transformer.View(masking.visible(tokens, tokens), None)},
     positions_BT=np.zeros((4, 25), np.int32),
   )
-  params = toy.random_params(stack, x_BTD, context)
+  params = toy.random_params(layers, x_BTD, context)
 
   def only_the_last_bias(path, leaf):
     is_bias = "['down']['bias']" in jax.tree_util.keystr(path)
     return np.full(leaf.shape, float(is_bias), np.float32)
 
   params = jax.tree_util.tree_map_with_path(only_the_last_bias, params)
-  y_BTD, _, _ = jax.jit(stack.apply, static_argnames='deterministic')(
+  y_BTD, _, _ = jax.jit(layers.apply, static_argnames='deterministic')(
     {'params': params},
     x_BTD,
     context,
@@ -327,3 +327,68 @@ def test_dropout_of_embeddings_keeps_their_mean():
   x_BTD = np.asarray(params['token']['embedding'])[sequence.tokens]
   assert np.mean(np.asarray(draws) == 0) == pytest.approx(0.3, rel=0.02)
   np.testing.assert_allclose(np.mean(draws, axis=0), x_BTD, rtol=0.1)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('scan_layers', [True, False])
+def test_a_donated_cache_is_updated_in_place(scan_layers, dtype):
+  """A step needs one layer's keys and values beside the cache, no more."""
+  num_layers = 16 if scan_layers else 4
+  model = toy.model(
+    num_layers=num_layers,
+    num_heads=8,
+    num_kv_heads=4,
+    head_dim=64,
+    scan_layers=scan_layers,
+    dtype=dtype,
+  )
+  slots = 256 * 4 // jnp.dtype(dtype).itemsize
+  cache = jax.eval_shape(lambda: gemini.init_cache(model.config, 8, slots))
+  params = nn.unbox(
+    jax.eval_shape(lambda: gemini.init_params(model, jax.random.key(0)))
+  )
+
+  def step(params, cache, sequence):
+    logits_BTV, cache, _ = model.apply(
+      {'params': params}, sequence, cache=cache, method='decode'
+    )
+    return logits_BTV, cache
+
+  compiled = (
+    jax.jit(step, donate_argnums=1)
+    .lower(params, cache, toy.sequence(8, 1))
+    .compile()
+  )
+  memory = compiled.memory_analysis()
+  size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
+  assert size == num_layers * 2**22
+  assert memory.alias_size_in_bytes >= size
+  assert memory.temp_size_in_bytes < 2**23
+
+
+def test_keys_of_the_memory_are_those_of_each_layer():
+  model, params = built(**ENCODER, qk_norm=True)
+  memory_BSD = toy.normal((2, toy.S, model.config.width))
+  cache = jax.jit(functools.partial(model.apply, method='cross_cache'))(
+    {'params': params}, memory_BSD
+  )
+  layers = params['decoder']['layers']['cross_attention']
+  for i in range(model.config.num_layers):
+    kernel_DKH = layers['value']['kernel'][i]
+    v_BKSH = np.einsum('BSD,DKH->BKSH', memory_BSD, kernel_DKH)
+    np.testing.assert_allclose(cache.value[i], v_BKSH, rtol=1e-4, atol=1e-5)
+  assert cache.key.shape == cache.value.shape
+
+
+def test_a_cache_holds_what_layers_in_a_row_write():
+  """Scanned, unrolled, with a rest: the same cache from the same tokens."""
+  caches = []
+  for scan_layers in (True, False):
+    model, params = built(**REMAINDER | {'scan_layers': scan_layers})
+    cache = gemini.init_cache(model.config, toy.B, toy.T)
+    decode = jax.jit(functools.partial(model.apply, method='decode'))
+    caches.append(decode({'params': params}, toy.sequence(), cache=cache)[1])
+  near = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+  jax.tree.map(near, *caches)
+  for layer in caches[0].self_attention.key:
+    assert np.abs(layer).min() > 0

@@ -1,0 +1,1 @@
+"""Extensions of the training state: what adapts beside the parameters."""

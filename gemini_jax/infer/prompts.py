@@ -1,0 +1,59 @@
+"""Prompts as a model reads them: laid out as its training data are."""
+
+import dataclasses
+
+import numpy as np
+
+from gemini_jax import config as config_lib
+from gemini_jax.data import tokenizer as tokenizer_lib
+from gemini_jax.data import transforms
+from gemini_jax.infer import request as request_lib
+from gemini_jax.models import gemini
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """A prompt as the model reads it."""
+
+  text: str
+  # What the decoder starts from, and what the encoder reads.
+  tokens: np.ndarray
+  inputs: np.ndarray | None
+  # Text of the tokens that the output continues; '' where it answers them.
+  prefix: str
+  # Where it is the inputs of a task.
+  request: request_lib.Request | None = None
+  # Characters of it that the tokenizer does not know.
+  unknown: str = ''
+
+
+def read_prompt(
+  config: config_lib.Config,
+  model: gemini.Gemini,
+  tokenizer: tokenizer_lib.Tokenizer,
+  prompt: str | request_lib.Request,
+) -> Prompt:
+  """The tokens of a prompt, laid out as the training data are.
+
+  Where those are tasks, a text fills in the one that reads text.
+
+  Raises:
+    ConfigError: no task, or more than one, reads text and writes it.
+  """
+  if isinstance(prompt, str) and config.data.tasks:
+    options = dataclasses.replace(config.generate, prompt=prompt)
+    filled = dataclasses.replace(config, generate=options)
+    prompt = request_lib.from_options(filled, tokenizer)
+  if isinstance(prompt, request_lib.Request):
+    question = transforms.question(prompt.tokens, config.data, tokenizer)
+    return Prompt(prompt.text, *question, '', prompt, prompt.unknown)
+  ids = np.asarray(tokenizer.encode(prompt), np.int32)
+  texts = dataclasses.replace(config.generate, prompt=prompt).texts
+  unknown = request_lib.unknown_characters(tokenizer, texts)
+  continues = not (config.data.pairs or model.config.cross)
+  if continues and config.generate.source not in ('prompt', 'prior'):
+    # The text is in z; the decoder begins from nothing.
+    ids = ids[:0]
+  question = transforms.question(ids, config.data, tokenizer)
+  prefix = tokenizer.decode(ids) if continues else ''
+  return Prompt(prompt, *question, prefix, unknown=unknown)

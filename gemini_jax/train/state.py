@@ -1,0 +1,124 @@
+"""Everything that training changes."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gemini_jax import config as config_lib
+from gemini_jax.adapt import enabled
+from gemini_jax.models import gemini, parameter_groups
+from gemini_jax.parallel import sharding
+from gemini_jax.train import optimizer as optimizer_lib
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything that training changes.
+
+  Attributes:
+    step: int32, updates made.
+    params: the parameters.
+    opt_state: of the optimizer.
+    extra: the states of the extensions that are on, by name; see `adapt/`.
+  """
+
+  step: Any
+  params: Any
+  opt_state: Any
+  extra: dict[str, Any]
+
+
+def evaluation_params(config: config_lib.Config, state: TrainState) -> Any:
+  """The parameters to evaluate and to generate with."""
+  params = optimizer_lib.evaluation_params(state.params, state.opt_state)
+  return enabled.extensions(config).evaluation_params(state, params)
+
+
+def abstract_state(
+  config: config_lib.Config,
+  model: gemini.Gemini,
+  optimizer: optax.GradientTransformationExtraArgs,
+  mesh: Mesh,
+) -> TrainState:
+  """Shapes, types and shardings of the state; nothing is computed.
+
+  Raises:
+    ConfigError: an axis of the mesh does not divide a parameter.
+  """
+  boxed = jax.eval_shape(
+    functools.partial(gemini.init_params, model), jax.random.key(0)
+  )
+  shardings = sharding.of_params(mesh, boxed)
+  params = nn.meta.unbox(boxed)
+  like_params = lambda tree: parameter_groups.like_params(
+    mesh, tree, params, shardings
+  )
+  shapes = TrainState(
+    step=jax.ShapeDtypeStruct((), jnp.int32),
+    params=params,
+    opt_state=jax.eval_shape(optimizer.init, params),
+    extra=jax.eval_shape(enabled.extensions(config).init, params),
+  )
+  where = TrainState(
+    step=NamedSharding(mesh, PartitionSpec()),
+    params=shardings,
+    opt_state=like_params(shapes.opt_state),
+    extra=like_params(shapes.extra),
+  )
+  return jax.tree.map(
+    lambda leaf, place: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=place
+    ),
+    shapes,
+    where,
+  )
+
+
+def init_state(
+  config: config_lib.Config,
+  model: gemini.Gemini,
+  optimizer: optax.GradientTransformationExtraArgs,
+  abstract: TrainState,
+) -> TrainState:
+  """A fresh state, made on the devices where it belongs, from the seed."""
+  init = functools.partial(fresh_state, config, model, optimizer)
+  where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+  return jax.jit(init, out_shardings=where)(jax.random.key(config.train.seed))
+
+
+def fresh_state(
+  config: config_lib.Config,
+  model: gemini.Gemini,
+  optimizer: optax.GradientTransformationExtraArgs,
+  key: jax.Array,
+) -> TrainState:
+  """The state before the first update."""
+  params = nn.meta.unbox(gemini.init_params(model, key))
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    opt_state=optimizer.init(params),
+    extra=enabled.extensions(config).init(params),
+  )
+
+
+def check_patterns(config: config_lib.Config, params: Any, *, log: bool = True):
+  """Sees that what the config chooses parameters by matches some; logs them.
+
+  Raises:
+    ConfigError: a pattern matches no parameter, or all would be frozen.
+  """
+  parameter_groups.check(
+    [
+      *optimizer_lib.selections(config.optimizer),
+      *enabled.extensions(config).selections(),
+    ],
+    params,
+    log=log,
+  )
