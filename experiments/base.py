@@ -1,6 +1,6 @@
-"""Every field at its default, to start an experiment from.
+"""The default config, from which every experiment starts.
 
-The fields, their types, defaults and meaning stand in gemini_jax/config.py.
+Fields, types, defaults and meanings are defined in gemini_jax/config/.
 """
 
 import ml_collections

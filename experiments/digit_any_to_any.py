@@ -1,4 +1,4 @@
-r"""Spoken digits to words and words to spoken digits, by one model.
+r"""One model that transcribes spoken digits and speaks digits.
 
   python -m gemini_jax.main --config=experiments/digit_any_to_any.py \
       --workdir=runs/digit --config.data.data_dir=DIR
@@ -6,7 +6,7 @@ r"""Spoken digits to words and words to spoken digits, by one model.
       --workdir=runs/digit --config.data.data_dir=DIR --mode=generate \
       --config.generate.output=audio --config.generate.prompt=seven
 
-DIR is where TFDS keeps its data sets.
+DIR is the folder of TFDS data sets.
 """
 
 import ml_collections

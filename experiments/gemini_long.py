@@ -23,7 +23,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.model.num_kv_heads = 8
   config.model.head_dim = 128
   config.model.mlp_dim = 28672
-  # As in Gemma 3: most layers look back a little, every sixth at all.
+  # As in Gemma 3: five of six layers have local attention.
   config.model.attention_pattern = ('local',) * 5 + ('global',)
   config.model.num_layers = 66
   config.model.window = 4096
@@ -40,7 +40,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.parallel.data = 1
   config.parallel.fsdp = -1
   config.parallel.sequence = 8
-  # A cache is not split along its length: a row a group of devices is enough.
+  # A cache is not sharded along its length; one row per group of devices.
   config.plan.decode_batch_size = 64
   config.train.num_steps = 20_000
   return config

@@ -3,8 +3,8 @@ r"""GPT-2 of 124 million parameters on OpenWebText-like text (nanoGPT's recipe).
   python -m gemini_jax.main --config=experiments/gpt2_124m.py \
       --workdir=runs/gpt2_124m --config.data.train='("text:DIR/*.txt",)'
 
-For 8 GPUs; one GPU does the same with
---config.optimizer.accumulation_steps=40. Not trained here: no GPU at hand.
+For 8 GPUs; for one GPU set --config.optimizer.accumulation_steps=40. Not
+trained here for want of a GPU.
 """
 
 import ml_collections

@@ -1,4 +1,4 @@
-r"""Which way clothes move and what they are, from two of six frames.
+r"""Direction and class of moving clothes, from two of six frames.
 
   python -m gemini_jax.main --config=experiments/moving_fashion.py \
       --workdir=runs/moving --config.data.data_dir=DIR
@@ -6,8 +6,8 @@ r"""Which way clothes move and what they are, from two of six frames.
       --workdir=runs/moving --config.data.data_dir=DIR --mode=eval \
       --config.data.test="('moving:test,shuffled#[:2000]',)"
 
-DIR is where TFDS keeps its data sets. The second line tests with the same
-frames in a random order.
+DIR is the folder of TFDS data sets. The second command tests with the frames
+in a random order.
 """
 
 import ml_collections

@@ -1,4 +1,4 @@
-"""A larger setting to time beside nanoGPT; it has no data of its own."""
+"""A larger model for benchmarks against nanoGPT; it has no data."""
 
 import ml_collections
 

@@ -1,4 +1,4 @@
-r"""A small Transformer learns the language reference that CPython ships.
+r"""A small language model of the language reference that comes with CPython.
 
   python -m gemini_jax.main --config=experiments/quickstart.py \
       --workdir=runs/quickstart

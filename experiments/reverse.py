@@ -1,4 +1,4 @@
-r"""An encoder-decoder learns to write words of 5 to 30 letters backwards.
+r"""An encoder-decoder that reverses words of 5 to 30 letters.
 
   python -m gemini_jax.main --config=experiments/reverse.py \
       --workdir=runs/reverse

@@ -1,12 +1,12 @@
-r"""Spoken digits to words, from raw samples.
+r"""Transcribes spoken digits from raw samples.
 
   python -m gemini_jax.main --config=experiments/spoken_digit.py \
       --workdir=runs/spoken_digit --config.data.data_dir=DIR
 
-DIR is where TFDS keeps its data sets.
+DIR is the folder of TFDS data sets.
 
 Measured: test/accuracy 0.997 (300 recordings) after 1,500 steps; 10 min on 2
-cores of which another training had a part.
+cores, which another training shared.
 """
 
 import ml_collections

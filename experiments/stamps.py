@@ -1,4 +1,4 @@
-r"""Stamps: speech or a picture to captions in five languages, and back.
+r"""Stamps: captions in five languages from speech or pictures, and pictures.
 
   python -m gemini_jax.main --config=experiments/stamps.py \
       --workdir=runs/stamps --config.data.data_dir=DIR
@@ -6,7 +6,7 @@ r"""Stamps: speech or a picture to captions in five languages, and back.
       --workdir=runs/stamps --config.data.data_dir=DIR --mode=generate \
       --config.generate.task=de --config.generate.image=stamp.png
 
-DIR is where TFDS keeps its data sets, `stamps` prepared among them.
+DIR is the folder of TFDS data sets, with `stamps` prepared.
 """
 
 import ml_collections

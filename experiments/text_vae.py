@@ -1,14 +1,14 @@
-r"""Texts from a latent z, beside a language model of the same decoder.
+r"""A text VAE, and a language model with the same decoder for comparison.
 
   python -m gemini_jax.main --workdir=runs/vae \
       --config=experiments/text_vae.py:jsonl=FILE,latent=cyclical
 
-FILE holds a JSON object a line, `{"text": ..., "label": {"attribute": value}}`;
-labels are needed for steering alone. `latent` is `cyclical`, the recommended
-training, with free bits; `constant`, the plain bound from the start, under
-which z may end unused; or `none`, the language model. Nine of ten texts are
-trained on, half of the others give `validation/...`, half `test/nll` (nats a
-text), `test/kl`, `test/mi` and `test/active_units`.
+Each line of FILE is `{"text": ..., "label": {"attribute": value}}`; labels are
+needed for steering only. `latent` is `cyclical`, the recommended KL annealing
+with free bits; `constant`, the plain ELBO, under which z may collapse; or
+`none`, the language model. Nine of ten texts are for training; half of the
+others give `validation/...`, half `test/nll` (nats a text), `test/kl`,
+`test/mi` and `test/active_units`.
 
 Measured on the grammar of the tests, at half of this width: see LOG.md.
 """
@@ -22,7 +22,7 @@ LATENTS = ('cyclical', 'constant', 'none')
 
 
 def get_config(arg=''):
-  """The config, of `jsonl=FILE,latent=NAME`."""
+  """The config; `arg` is `jsonl=FILE,latent=NAME`."""
   options = dict(part.partition('=')[::2] for part in arg.split(',') if part)
   path = options.pop('jsonl', '')
   latent = options.pop('latent', 'cyclical')
@@ -46,7 +46,7 @@ def get_config(arg=''):
 
 
 def set_data(config, source):
-  """A text a row, of `source` for all splits."""
+  """One text a row; all splits are slices of `source`."""
   config.data.train = (f'{source}#[!9::10]',)
   config.data.validation = (f'{source}#[9::20]',)
   config.data.test = (f'{source}#[19::20]',)
@@ -58,7 +58,7 @@ def set_data(config, source):
 
 
 def set_latent(config, latent):
-  """The model and its training; `latent` is one of LATENTS."""
+  """Model and training for one of LATENTS."""
   config.model.num_layers = 2
   config.model.num_encoder_layers = 1
   config.model.latent.dim = 0 if latent == 'none' else 8
@@ -75,15 +75,15 @@ def set_latent(config, latent):
 
 
 def longest(path):
-  """Tokens that nearly every text fits in, from its words."""
+  """A length in tokens that fits nearly all texts, estimated from words."""
   try:
     with open(path, encoding='utf-8') as file:
       texts = [str(json.loads(line).get('text', '')) for line in file]
   except (OSError, ValueError, AttributeError):
-    return 64  # What is wrong with the file is told when it is read.
+    return 64  # An unreadable file is reported when the data are read.
   lengths = sorted(len(text.split()) for text in texts)
   words = {word for text in texts for word in text.split()}
-  # A small vocabulary has a piece for every word, others about 1.5 a word.
+  # With a small vocabulary every word is one piece, else about 1.5 pieces.
   pieces = 1.0 if len(words) < 2000 else 1.6
-  most = lengths[int(0.995 * (len(lengths) - 1))] if lengths else 0
-  return min(128, 2 * math.ceil((pieces * most + 2) / 2))
+  num_words = lengths[int(0.995 * (len(lengths) - 1))] if lengths else 0
+  return min(128, 2 * math.ceil((pieces * num_words + 2) / 2))

@@ -1,4 +1,4 @@
-r"""WordNet's definitions from a latent z, beside a language model, and a judge.
+r"""A VAE of WordNet's definitions, a language model, and a judge.
 
   apt install wordnet-base
   for latent in cyclical constant none; do
@@ -9,14 +9,15 @@ r"""WordNet's definitions from a latent z, beside a language model, and a judge.
       --config=experiments/wordnet_vae.py:latent=none,half=2 \
       --config.train.seed=1
 
-`latent` is as in text_vae. Without `half`, nine of ten definitions are trained
-on; `half=1` takes the even ones, `half=2`, for a judge, the odd ones. The same
-tenth is in neither: half of it gives `validation/...`, half `test/...`.
+`latent` is as in text_vae. Without `half`, nine of ten definitions are for
+training; `half=1` takes the even ones, `half=2`, for a judge, the odd ones. The
+remaining tenth is in neither: half of it gives `validation/...`, half
+`test/...`.
 """
 
 from experiments import base, text_vae
 
-# The evaluated tenth, 9 modulo 10, is odd.
+# Indices of 9 modulo 10 are for evaluation.
 HALVES = {
   '': ('[!9::10]',),
   '1': ('[::2]',),
@@ -25,7 +26,7 @@ HALVES = {
 
 
 def get_config(arg=''):
-  """The config, of `latent=NAME,half=1|2`."""
+  """The config; `arg` is `latent=NAME,half=1|2`."""
   options = dict(part.partition('=')[::2] for part in arg.split(',') if part)
   latent, half = options.pop('latent', 'cyclical'), options.pop('half', '')
   if latent not in text_vae.LATENTS or half not in HALVES or options:

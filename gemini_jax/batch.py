@@ -1,7 +1,7 @@
-"""The batch: what data makes, a model reads and a loss weighs.
+"""The batch: made by data, read by models and losses.
 
-B sequences in the batch, T decoder length, S encoder length, M media of a kind
-in a sequence at most, R dims of a medium.
+B sequences in the batch, T decoder length, S encoder length, M the most media
+of a kind in a sequence, R dims of a medium.
 """
 
 from collections import abc
@@ -12,19 +12,19 @@ import numpy as np
 
 from gemini_jax import config as config_lib
 
-# numpy's on the host, jax's on devices, or shapes alone.
+# A numpy array on the host, a jax array on devices, or a shape.
 Array = Any
 
 
 @flax.struct.dataclass
 class Media:
-  """Pictures, sounds or videos of sequences, as their encoders take them.
+  """Pictures, sounds or videos of sequences, on canvases of one size.
 
   Attributes:
-    values: pictures uint8[B, M, H, W, C] and videos uint8[B, M, F, H, W, C] on
-      canvases of one size, sounds int16[B, M, N].
-    sizes: int32[B, M, R], what is really there of each: (height, width),
-      (frames, height, width) or (samples,); 0 where there is none.
+    values: pictures uint8[B, M, H, W, C], videos uint8[B, M, F, H, W, C] or
+      sounds int16[B, M, N].
+    sizes: int32[B, M, R], the extent of each on its canvas: (height, width),
+      (frames, height, width) or (samples,); 0 where there is no medium.
   """
 
   values: Array
@@ -33,14 +33,14 @@ class Media:
 
 @flax.struct.dataclass
 class Sequence:
-  """Tokens with their place in the world.
+  """Tokens with positions, segments and media.
 
   Attributes:
     tokens: int32[B, T], token ids.
-    positions: int32[B, T], position inside the segment, from 0.
-    segments: int32[B, T], which record of the row, from 1; 0 is padding.
-      Attention never crosses segments.
-    media: by kind, what stands at placeholders among the tokens, in order.
+    positions: int32[B, T], position in the segment, from 0.
+    segments: int32[B, T], index of the document in the row, from 1; 0 is
+      padding. Attention never crosses segments.
+    media: by kind, the media of the placeholders among the tokens, in order.
   """
 
   tokens: Array
@@ -54,12 +54,12 @@ class Batch:
   """One global batch, or one process's share of it.
 
   Attributes:
-    decoder: what the decoder reads, shifted right by one against `targets`.
+    decoder: inputs of the decoder, shifted right by one against `targets`.
     targets: int32[B, T], the token that each position predicts.
-    weights: float32[B, T], weight of each position in the loss; 0 is ignored.
-    prefix: bool[B, T], positions that all of their segment may attend to
+    weights: float32[B, T], loss weight of each position; 0: ignored.
+    prefix: bool[B, T], positions that the whole segment may attend to
       (prefix-LM), or None.
-    encoder: what the encoder reads, or None.
+    encoder: inputs of the encoder, or None.
   """
 
   decoder: Sequence
@@ -70,7 +70,7 @@ class Batch:
 
 
 def blank_media(kind: str, config: config_lib.Model, *lead: int) -> Media:
-  """Media of a kind, [B, M], none of which is there."""
+  """Arrays for media of a kind with leading dims `lead`, all of size 0."""
   canvas = config.image.height, config.image.width, config.image.channels
   shape, dtype, num_dims = {
     'image': (canvas, np.uint8, 2),
@@ -83,7 +83,7 @@ def blank_media(kind: str, config: config_lib.Model, *lead: int) -> Media:
 
 
 def plain_sequence(tokens_BT: np.ndarray, lengths_B: np.ndarray) -> Sequence:
-  """One segment a row: the first `lengths_B` tokens, the rest padding."""
+  """One segment a row: the first `lengths_B` tokens; the rest is padding."""
   positions_BT = np.broadcast_to(
     np.arange(tokens_BT.shape[1], dtype=np.int32), tokens_BT.shape
   )

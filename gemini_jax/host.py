@@ -20,25 +20,34 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import Any, TextIO
 
-# What the system says of a file that is no longer where it was.
+# Error numbers for a file that no longer exists.
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+
+# What reading JSON raises that is damaged, or not of the expected structure.
+MALFORMED = (
+  ValueError,
+  LookupError,
+  TypeError,
+  AttributeError,
+  RecursionError,
+)
 
 # glibc's mallopt parameters, from malloc.h.
 _ARENA_MAX, _MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD = -8, -4, -1, -2
 
 # Releases whose CPU back end fuses some reductions into kernels that give
-# wrong sums or crash (jax issues 39103 and 39257), and the flag that keeps
-# them apart. 0.10.2 is the last release for Python 3.11.
+# wrong sums or crash (jax issues 39103 and 39257), and the flag that disables
+# it. 0.10.2 is the last release for Python 3.11.
 _FAULTY_JAXLIBS = ('0.10.2', '0.11.0')
 FUSIONS = '--xla_cpu_experimental_ynn_fusion_type'
 
 
 def avoid_faulty_fusions():
-  """Turns off reduce fusions of CPUs where this jaxlib computes them wrong.
+  """Disables reduce fusions on CPUs if this jaxlib computes them wrong.
 
-  XLA reads its flags when jax first runs something: call before that. What a
-  user says of these fusions in XLA_FLAGS is kept. Only CPUs know the flag, so
-  it is not set where JAX_PLATFORMS leaves them out.
+  Call before jax first runs anything, which is when XLA reads its flags. The
+  flag is left alone if the user has set it in XLA_FLAGS. Only the CPU back end
+  knows it, so it is not set if JAX_PLATFORMS excludes CPUs.
   """
   platforms = os.environ.get('JAX_PLATFORMS', '')
   flags = os.environ.get('XLA_FLAGS', '')
@@ -50,12 +59,12 @@ def avoid_faulty_fusions():
 
 
 def keep_freed_memory():
-  """Lets the process reuse freed memory without asking the system again.
+  """Makes malloc keep freed memory for reuse by the process.
 
-  XLA's CPU back end allocates a step's temporaries anew each time; giving
-  them back in between cost about a fifth of a small step in page faults (see
-  LOG.md). Memory stays at its peak. Call before jax starts; does nothing
-  where the C library is not glibc.
+  XLA's CPU back end allocates a step's temporaries anew every step; returning
+  them to the system in between cost about a fifth of a small step in page
+  faults (see LOG.md). The process keeps its peak memory. Call before jax
+  starts; without glibc it does nothing.
   """
   if not sys.platform.startswith('linux'):
     return
@@ -69,28 +78,28 @@ def keep_freed_memory():
 
 
 class _Lossy(io.FileIO):
-  """A file descriptor to which writing never fails."""
+  """A file descriptor whose writes never fail."""
 
   def write(self, data: Any, /) -> int:
-    """Writes `data`, or drops it where nobody can read it any more."""
+    """Writes `data`; drops it if the reader has gone."""
     try:
       count = super().write(data)
       while count is None:
-        # The reader has made the pipe non-blocking, and it is full.
+        # The pipe is non-blocking, by the reader, and full.
         select.select([], [self.fileno()], [])
         count = super().write(data)
     except OSError:
-      # A closed pipe (EPIPE), a terminal that is gone (EIO), a full disk.
+      # A closed pipe (EPIPE), a closed terminal (EIO), a full disk.
       return memoryview(data).nbytes
     return count
 
 
 def keep_output():
-  """Makes stdout and stderr streams that cannot end a run.
+  """Replaces stdout and stderr by streams whose writes never fail.
 
-  What is written after the reader has gone (`| head -1`, a closed terminal)
-  is dropped, and characters that the encoding lacks are escaped.
-  Call before anything keeps a reference to the streams.
+  Output after the reader has gone (`| head -1`, a closed terminal) is dropped,
+  and characters that the encoding lacks are escaped. Call before anything keeps
+  a reference to the streams.
   """
   sys.stdout = _lossy(sys.stdout, 1)
   sys.stderr = _lossy(sys.stderr, 2)
@@ -111,47 +120,46 @@ def _lossy(stream: TextIO | None, descriptor: int) -> TextIO:
 
 @contextlib.contextmanager
 def no_interrupt() -> Iterator[None]:
-  """Ctrl-C is a KeyboardInterrupt after the block, and not inside of it.
+  """Delays the KeyboardInterrupt of Ctrl-C until after the block.
 
-  For libraries that take it for an error of theirs. A second one is not held
-  back. Other threads than the main one see no Ctrl-C.
+  For libraries that would take it for an error of their own. A second Ctrl-C is
+  not delayed. Threads other than the main one never receive it.
   """
   if threading.current_thread() is not threading.main_thread():
     yield
     return
   before = signal.getsignal(signal.SIGINT)
   if before is not signal.default_int_handler:
-    # Ignored, or turned into a wish to stop already.
+    # Already ignored, or handled by a preemption guard.
     yield
     return
-  wished = False
+  interrupted = False
 
   def note(number: int, frame: Any):
-    nonlocal wished
-    if wished:
+    nonlocal interrupted
+    if interrupted:
       raise KeyboardInterrupt
-    wished = True
+    interrupted = True
 
   signal.signal(signal.SIGINT, note)
   try:
     yield
   finally:
     signal.signal(signal.SIGINT, before)
-  if wished:
+  if interrupted:
     raise KeyboardInterrupt
 
 
 def expand_path(path: str | os.PathLike) -> pathlib.Path:
-  """`path` with `~` and `~user` expanded, unchanged where that is unknown."""
+  """`path` with `~` and `~user` expanded; unchanged if the user is unknown."""
   return pathlib.Path(os.path.expanduser(path))
 
 
 def cache_folder(name: str) -> pathlib.Path:
-  """Where files that can be made again are kept: ~/.cache/gemini_jax/`name`.
+  """The folder of a cache: ~/.cache/gemini_jax/`name`.
 
-  XDG_CACHE_HOME stands for ~/.cache. Without a home folder, or where nothing
-  can be made in it, the files go to a temporary folder that is removed when
-  the process ends.
+  XDG_CACHE_HOME replaces ~/.cache. If there is no home folder, or it is not
+  writable, a temporary folder is used, which is removed when the process ends.
   """
   root = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
   path = expand_path(root) / 'gemini_jax' / name
@@ -166,7 +174,7 @@ def cache_folder(name: str) -> pathlib.Path:
   try:
     return _temporary_folder(reason) / name
   except OSError:
-    # Whoever writes there says that it cannot be written.
+    # Writing to it will raise the error.
     return path
 
 
@@ -184,25 +192,25 @@ def _temporary_folder(reason: str) -> pathlib.Path:
 
 
 def check_regular(path: str | os.PathLike):
-  """Refuses what is no file, or link to one, before it is read.
+  """OSError unless `path` is a regular file or a link to one.
 
-  A FIFO would wait for its writer, a device may never end.
+  Reading a FIFO would wait for its writer; a device may never end.
 
   Raises:
-    OSError: nothing is there, or something else.
+    OSError: the file does not exist or is not a regular file.
   """
   if not stat.S_ISREG(os.stat(path).st_mode):
     raise OSError(errno.EINVAL, 'not a regular file', str(path))
 
 
 def replace_file(path: pathlib.Path, content: bytes):
-  """Writes a file in one piece: a reader sees the old one or the new one.
+  """Replaces a file atomically: a reader sees the old content or the new.
 
   Raises:
-    OSError: it cannot be written; the old one is then still there.
+    OSError: it cannot be written; the old file is then unchanged.
   """
   draft = path.with_name(f'{path.name}.draft')
-  # Whatever has that name, such as a FIFO, is not written to.
+  # Never written to, in case it is something else, such as a FIFO.
   draft.unlink(missing_ok=True)
   with draft.open('xb') as file:
     file.write(content)
@@ -212,10 +220,10 @@ def replace_file(path: pathlib.Path, content: bytes):
 
 
 def read_file(path: str | os.PathLike, limit: int = 1 << 26) -> bytes:
-  """What a regular file holds, which is at most `limit` bytes.
+  """The content of a regular file of at most `limit` bytes.
 
   Raises:
-    OSError: nothing is there, something else, or more.
+    OSError: the file does not exist, is not a regular file, or is larger.
   """
   check_regular(path)
   with pathlib.Path(path).open('rb') as file:

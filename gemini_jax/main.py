@@ -25,7 +25,7 @@ FILE, only its sections parallel, evaluate, generate and plan are read then.
   --help --workdir=DIR   of the run in DIR
   --help=optimizer       those that begin with optimizer, here at their defaults
 
-The fields stand in gemini_jax/config.py and gemini_jax/config/model.py. On
+The fields are defined in gemini_jax/config/, a section a file. On
 several hosts the same line is started once on each.
 
 Exit codes: 0 done, 2 a mistake in what was asked for, 130 Ctrl-C, 1 anything

@@ -13,8 +13,7 @@ from gemini_jax import config as config_lib
 from gemini_jax.data import sources
 from gemini_jax.models import gemini
 from gemini_jax.parallel import mesh as mesh_lib
-from gemini_jax.plan import compile as compile_lib
-from gemini_jax.plan import plan
+from gemini_jax.plan import abstract, plan
 from gemini_jax.train import session as session_lib
 from gemini_jax.train import step
 
@@ -58,7 +57,7 @@ def test_an_experiment_builds(experiment):
   name, config = experiment
   one = mesh_lib.make_mesh(config_lib.Parallel(), jax.devices()[:1])
   model, optimizer, state = session_lib.abstract_parts(config, one)
-  batch = compile_lib.abstract_batch(config, one)
+  batch = abstract.batch(config, one)
   new, values = jax.eval_shape(
     functools.partial(
       step.train_step, config=config, model=model, optimizer=optimizer

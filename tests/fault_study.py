@@ -33,6 +33,8 @@ import traceback
 
 import numpy as np
 
+from gemini_jax.data import tokenizer_training, unusable
+
 OUTCOMES = ('same', 'refused', 'other', 'traceback', 'crash', 'slow')
 _SECONDS = 10
 
@@ -149,12 +151,11 @@ def _interrupt(number, frame):
 def judged(call, expected):
   """The outcome of a call beside the results that whole files give."""
   from gemini_jax import config as config_lib
-  from gemini_jax.data import readers
 
   signal.alarm(_SECONDS)
   try:
     result = call()
-  except (config_lib.ConfigError, readers.UnusableError):
+  except (config_lib.ConfigError, unusable.UnusableError):
     return 'refused'
   except _SlowError:
     return 'slow'
@@ -196,7 +197,7 @@ def study_sentencepiece(folder, count, draw):
   from gemini_jax.data import tokenizer
 
   texts = ['one two three four five'] * 50 + ['the quick brown fox'] * 50
-  whole = tokenizer.train(texts, 290).serialized()
+  whole = tokenizer_training.train(texts, 290).serialized()
   path = folder / 'damaged.model'
 
   def read():

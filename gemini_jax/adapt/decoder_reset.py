@@ -9,7 +9,7 @@ import jax
 from gemini_jax import config as config_lib
 from gemini_jax.adapt import extension
 from gemini_jax.models import parameter_groups
-from gemini_jax.objectives import losses
+from gemini_jax.objectives import kl
 
 # What the text decoder alone has, of the parameters of a Gemini.
 DECODER = r'^(decoder|decoder_norm|head|latent_embedding)/'
@@ -66,7 +66,7 @@ class DecoderReset(extension.Extension):
 
 def from_config(config: config_lib.Config) -> DecoderReset | None:
   """The extension, where the config turns it on."""
-  step = losses.decoder_reset(config.train.kl_annealing, config.train.num_steps)
+  step = kl.decoder_reset(config.train.kl_annealing, config.train.num_steps)
   if not step or not config.model.latent.dim:
     return None
   return DecoderReset(step, config.train.seed)

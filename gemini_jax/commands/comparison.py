@@ -15,7 +15,7 @@ import numpy as np
 from gemini_jax import command, host
 from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
-from gemini_jax.data import loader
+from gemini_jax.data import loader, splits
 from gemini_jax.evaluate import likelihood, ngram
 from gemini_jax.parallel import compilation, sharding
 from gemini_jax.parallel import mesh as mesh_lib
@@ -275,7 +275,7 @@ def sampling(
 def known(config: config_lib.Data, wanted: Collection[str]) -> set[str]:
   """Those of the texts, stripped, that are texts of the training data."""
   wanted = {text.strip() for text in wanted}
-  texts = (text.strip() for text in loader.texts(config, 'train'))
+  texts = (text.strip() for text in splits.texts(config, 'train'))
   return {text for text in texts if text in wanted}
 
 

@@ -28,7 +28,7 @@ from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
 from gemini_jax.checkpoint import checkpointer
 from gemini_jax.commands import comparison, tradeoff
-from gemini_jax.data import loader
+from gemini_jax.data import splits
 from gemini_jax.evaluate import ngram
 from gemini_jax.infer import generation, latents
 from gemini_jax.infer import samples as samples_lib
@@ -124,7 +124,7 @@ def held_out(config: config_lib.Data, options: Options) -> list[str]:
     ConfigError: there are fewer.
   """
   split = comparison.held_out_split(config)
-  texts = list(loader.texts(config, split))
+  texts = list(splits.texts(config, split))
   config_lib.check(
     len(texts) >= options.count,
     f'--count={options.count} must be at most {len(texts)}, the texts of '

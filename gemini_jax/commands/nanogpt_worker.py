@@ -1,7 +1,7 @@
-"""nanoGPT's training step, timed on request: the peer of commands/bench.py.
+"""Worker process that times nanoGPT's train step for commands/bench.
 
-Runs as a process of its own, with torch and a nanoGPT checkout; reads a
-number of steps a line and answers with the seconds of each.
+Needs torch and a nanoGPT checkout. Reads a number of steps from each line of
+its input and answers with the seconds of each step.
 """
 
 import json
@@ -13,13 +13,13 @@ def main():
   """Serves timings until the input ends."""
   directory, sizes, compiled = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
   sys.path.insert(0, directory)
-  # Both belong to the checkout's own environment.
+  # From the environment of the checkout.
   import torch
   from model import GPT, GPTConfig  # type: ignore[import-not-found]
 
   torch.set_num_threads(sizes.pop('threads'))
   batch_size, dtype = sizes.pop('batch_size'), sizes.pop('dtype')
-  # On a GPU with what nanoGPT's own train.py sets there.
+  # On a GPU with the settings of nanoGPT's own train.py.
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
   torch.backends.cuda.matmul.allow_tf32 = True
   torch.manual_seed(0)
@@ -29,10 +29,10 @@ def main():
     model = torch.compile(model)
   shape = (batch_size, sizes['block_size'] + 1)
   tokens = torch.randint(sizes['vocab_size'], shape, device=device)
-  halves = dtype == 'bfloat16'
+  is_bfloat16 = dtype == 'bfloat16'
 
   def step():
-    with torch.autocast(device, torch.bfloat16, enabled=halves):
+    with torch.autocast(device, torch.bfloat16, enabled=is_bfloat16):
       _, loss = model(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -12,7 +12,7 @@ own training data. A classifier of words and pairs of words (needs
 scikit-learn: pip install 'gemini_jax[judge]') says which value a text has. It
 is trained on the labelled texts of the judge's training data, without those
 that a run was trained on, and tested on the held-out texts of the first run.
-The judge, a language model, tells how likely the texts are. Prints tables;
+The judge, a language model, gives the perplexity of the texts. Prints tables;
 `out` gets steered.json and the texts.
 """
 
@@ -33,7 +33,7 @@ from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
 from gemini_jax.checkpoint import checkpointer
 from gemini_jax.commands import comparison, steered_table
-from gemini_jax.data import loader
+from gemini_jax.data import loader, splits
 from gemini_jax.evaluate import text_classifier
 from gemini_jax.infer import generation
 from gemini_jax.parallel import sharding
@@ -219,7 +219,7 @@ def _labelled(
 ) -> Known:
   """Texts of a split with a value of the attribute."""
   try:
-    found = loader.labelled(config, split, _MAX_TRAINING_TEXTS, options.seed)
+    found = splits.labelled(config, split, _MAX_TRAINING_TEXTS, options.seed)
   except config_lib.ConfigError as error:
     raise config_lib.ConfigError(f'{workdir}: {error}') from error
   known = [

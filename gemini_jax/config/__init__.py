@@ -24,15 +24,8 @@ from gemini_jax.config.data import (
 )
 from gemini_jax.config.evaluate import Evaluate
 from gemini_jax.config.generate import SEPARATOR, Generate
-from gemini_jax.config.model import (
-  KINDS,
-  Audio,
-  Autoencoder,
-  Image,
-  Latent,
-  Model,
-  Video,
-)
+from gemini_jax.config.media import KINDS, Audio, Autoencoder, Image, Video
+from gemini_jax.config.model import Latent, Model
 from gemini_jax.config.optimizer import LEARNING_RATES, Optimizer
 from gemini_jax.config.parallel import AXES, Parallel
 from gemini_jax.config.plan import Plan

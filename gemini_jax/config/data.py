@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 from gemini_jax.config import schema
 
-# Of the section `data`: what a batch depends on beside the sources and the
-# tokenizer, and what else where there are tasks.
+# Fields of `data` that decide what a batch holds, besides the sources and the
+# tokenizer; the second group matters only with `data.tasks`.
 BATCH_FIELDS = (
   *(
     'mixture_weights',
@@ -25,32 +25,33 @@ TASK_FIELDS = (
 
 @schema.section('data.augment')
 class Augment:
-  """How training examples are varied, on the host: data/augmentation.py."""
+  """Random changes of training examples, on the host: data/augmentation.py."""
 
-  # Pictures, and all frames of a video alike. Moved by so many pixels at most
-  # in each direction.
+  # Pictures (all frames of a video get the same change): a random shift by at
+  # most this many pixels along each dim; 0: off.
   crop_padding: Annotated[int, schema.Range(0, cap=2**14)] = 0
-  # Every other one is mirrored, left to right.
+  # Mirrored left to right with probability 1/2.
   flip: bool = False
-  # So many random operations of RandAugment; 0: off; and how strong they are,
-  # from 0 to 10.
+  # RandAugment: the number of random operations (0: off) and their magnitude.
   randaugment_ops: Annotated[int, schema.Range(0, cap=100)] = 0
   randaugment_magnitude: Annotated[float, schema.Range(0, 10)] = 5.0
-  # Pictures and sounds that an encoder reads are mixed with those of another
-  # row, by a share below a half of Beta(alpha, alpha); 0: off.
+  # MixUp of pictures and sounds that an encoder reads with those of another
+  # example; the other's share is drawn from Beta(alpha, alpha) and at most 1/2;
+  # 0: off.
   mixup_alpha: Annotated[float, schema.Range(0, cap=1000)] = 0.0
-  # Sounds. So many spans of silence, each of up to so many seconds.
+  # Sounds: the number of spans that are silenced, and their longest duration.
   time_masks: Annotated[int, schema.Range(0, cap=1000)] = 0
   time_mask_seconds: Annotated[float, schema.Range(0, cap=1_000_000)] = 0.1
-  # So many bands taken out, each of up to this share of the mel scale.
+  # Number of frequency bands that are removed, and the widest one as a share of
+  # the mel scale.
   frequency_masks: Annotated[int, schema.Range(0, cap=1000)] = 0
   frequency_mask_share: schema.Share = 0.15
-  # White noise this far below the sound, in dB from the first number to the
-  # second; (): off.
+  # White noise at a signal-to-noise ratio drawn between these two, in dB;
+  # (): off.
   noise_db: tuple[Annotated[float, schema.Range(cap=200)], ...] = ()
-  # Louder or softer by so many dB at most.
+  # Random gain of at most this many dB, up or down.
   gain_db: Annotated[float, schema.Range(0, cap=100)] = 0.0
-  # Earlier or later by so many seconds at most.
+  # Random shift in time by at most this many seconds, earlier or later.
   time_shift_seconds: Annotated[float, schema.Range(0, cap=1_000_000)] = 0.0
 
   def __post_init__(self):
@@ -76,62 +77,67 @@ class Data:
   train: tuple[str, ...] = ()
   validation: tuple[str, ...] = ()
   test: tuple[str, ...] = ()
-  # Shares of the training sources in tokens; (): by their size.
+  # Mixture weights of the training sources: their shares of the tokens;
+  # (): in proportion to their sizes.
   mixture_weights: tuple[schema.Positive, ...] = ()
-  # Folder of prepared TFDS data sets; None: TFDS's own, downloaded.
+  # Folder of prepared TFDS data sets; None: TFDS downloads to its own folder.
   data_dir: str | None = None
-  # The field of a record that is read as text.
+  # The field of a record that holds its text.
   text_field: str = 'text'
-  # Fields of a pair (input to output); both empty: plain text.
+  # The fields that hold inputs and targets; both empty: plain text.
   inputs_field: str = ''
   targets_field: str = ''
-  # Pairs of any kind, '{image:photo} in {language} -> {caption}': a record
-  # gives an example of each; see data/task.py.
+  # Tasks, written '{image:photo} in {language} -> {caption}'; each record gives
+  # one example of each task; see data/task.py.
   tasks: tuple[str, ...] = ()
-  # Words for the classes of a label that is a number; (): those of TFDS.
+  # Names of the classes where a label is a number; (): those of TFDS.
   label_names: tuple[str, ...] = ()
-  # Samples a second of sounds that do not tell; None: model.audio.sample_rate.
+  # Sample rate (Hz) of sounds that do not state one;
+  # None: model.audio.sample_rate.
   audio_sample_rate: Annotated[int, schema.Range(1, cap=1_000_000)] | None = (
     None
   )
-  # Chance that a kind of media among a row's inputs is left out of it, of
-  # those that have several kinds (modality dropout).
+  # Modality dropout: the probability that one kind of media is dropped from the
+  # inputs of a training example that has several kinds.
   media_dropout: schema.PartialShare = 0.0
-  # Chance that all inputs of a row are left out of it, which the guidance of
-  # written media needs.
+  # Probability that all inputs of a training example are dropped, as
+  # classifier-free guidance (generate.guidance) needs.
   inputs_dropout: schema.PartialShare = 0.0
-  # Kinds of media that are left out of all inputs, to see what is lost.
+  # Kinds of media that are dropped from the inputs of every example, to measure
+  # what they contribute.
   drop_kinds: tuple[Literal['image', 'audio', 'video'], ...] = ()
-  # Fields of training records of tasks that take the values of other records,
-  # at random: a negative control, from which nothing is to be learned.
+  # Fields whose values are shuffled among the training records of tasks: a
+  # negative control, from which nothing can be learned.
   shuffled_fields: tuple[str, ...] = ()
-  # causal: predict every token. prefix: inputs are seen in both directions.
-  # seq2seq: the encoder reads the inputs, the decoder writes the targets.
+  # causal: predict every token. prefix: attention within the inputs is
+  # bidirectional. seq2seq: the encoder reads the inputs, the decoder predicts
+  # the targets.
   objective: Literal['causal', 'prefix', 'seq2seq'] = 'causal'
   # Sequences in one global batch, and tokens in one (decoder) sequence.
   batch_size: schema.Size = 16
   sequence_length: schema.Length = 256
   # Tokens in one encoder sequence (seq2seq).
   inputs_length: schema.Length = 256
-  # Fill rows with several records kept apart by segment ids.
+  # Pack several records into a row; segment ids keep them apart.
   pack: bool = True
-  # A new order every epoch; False keeps the sources' order.
+  # Shuffle anew every epoch; False: keep the order of the sources.
   shuffle: bool = True
-  # Share of a source's examples that may be unusable; more are an error. What
-  # does not count: a pair that is longer than a row, and a field that a record
-  # lacks for one task if it has what another task asks for.
+  # Largest share of a source's examples that may be unusable; more is an error.
+  # Not counted: pairs longer than a row, empty fields, and fields that a record
+  # lacks for one task while it has those of another.
   max_unusable: schema.Share = 0.01
-  # Pixels of a picture or of a frame, at most. A side may be 1/2,048 of it long
-  # (65,536), all frames of a video together may have 64 times as many.
+  # Most pixels of a picture or a frame. Height and width may each be at most
+  # 1/2,048 of this number (65,536), all frames of a video together may have 64
+  # times this number.
   max_media_pixels: schema.Count = 1 << 27
-  # Drop repeated paragraphs of all sources, then cut what is left into
-  # passages of about 2,000 characters, which slices then count.
+  # Drop paragraphs that repeat within or across sources, then cut the rest into
+  # passages of about 2,000 characters; slices then count passages.
   deduplicate: bool = False
-  # How training examples are varied.
+  # Random changes of training examples.
   augment: Augment = dataclasses.field(default_factory=Augment)
-  # Where tokenized sources are kept; None: ~/.cache/gemini_jax/tokens.
+  # Folder of the token cache; None: ~/.cache/gemini_jax/tokens.
   cache_dir: str | None = None
-  # Batches prepared ahead in the background.
+  # Batches that are prepared ahead, in the background; 0: none.
   prefetch: Annotated[int, schema.Range(0, cap=1000)] = 4
 
   def __post_init__(self):
@@ -158,7 +164,7 @@ class Data:
 
   @property
   def pairs(self) -> bool:
-    """Whether a record is inputs and targets, not plain text."""
+    """Whether examples have inputs and targets; False: plain text."""
     return bool(self.inputs_field or self.tasks)
 
 
@@ -166,9 +172,10 @@ class Data:
 class Tokenizer:
   """Text to token ids and back."""
 
-  # How text is cut: learned pieces, UTF-8 bytes, or the characters seen.
+  # Units of text: learned SentencePiece pieces, UTF-8 bytes, or the characters
+  # of the training split.
   kind: Literal['sentencepiece', 'bytes', 'characters'] = 'bytes'
-  # A SentencePiece model to load; None: train one on the training split.
+  # File of a SentencePiece model; None: train one on the training split.
   path: str | None = None
-  # Pieces of a SentencePiece model that is trained here, at most.
+  # Largest vocabulary of a SentencePiece model that is trained here.
   vocab_size: schema.Length = 2048

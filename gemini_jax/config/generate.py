@@ -1,78 +1,78 @@
-"""What is generated, and how."""
+"""The section `generate`: what a trained model generates, and how."""
 
 from typing import Annotated, Literal
 
 from gemini_jax.config import schema
 
-# Between several texts of one prompt.
+# Separates the texts of a prompt that holds several.
 SEPARATOR = '||'
 
 
 @schema.section('generate')
 class Generate:
-  """Text from a trained model."""
+  """Generation from a trained model."""
 
-  # What to continue (decoder), or to read (encoder_decoder); several texts
-  # have SEPARATOR between them.
+  # The text to continue (decoder) or to read (encoder_decoder); `A || B` where
+  # `source` needs several texts.
   prompt: str = ''
-  # prompt: continue or answer it. Of a model with a latent, also: write from a
-  # z of the prior, of the posterior of the prompt, on the way from one text
-  # to another (A || B), or by an analogy (B is to A as the output to C, from
-  # A || B || C).
+  # prompt: continue or answer it. Models with a latent also take z from the
+  # prior; from the posterior of the prompt; interpolated between two texts
+  # (A || B); or by analogy (A || B || C: the output is to C as B is to A).
   source: Literal['prompt', 'prior', 'posterior', 'interpolate', 'analogy'] = (
     'prompt'
   )
-  # z itself, instead of a source.
+  # z itself; overrides `source`.
   latent: tuple[Annotated[float, schema.Range(cap=1_000_000)], ...] = ()
-  # What deviations of z are multiplied by; 0 reconstructs, more varies.
+  # Factor of z's standard deviation: 0 takes the mean (reconstruction), larger
+  # values give more variety.
   latent_temperature: Annotated[float, schema.Range(0, cap=1000)] = 1.0
-  # What the output should be: 'attribute=value', or several with commas. The
+  # Attributes to steer towards: 'attribute=value', several with commas. The
   # attributes are those of the labels in data.train.
   steer: str = ''
-  # How; see steer/latent_steering.py.
+  # Steering method; see steer/.
   steer_method: Literal[
     'ode', 'gradient', 'vector', 'best_of', 'fudge', 'pplm'
   ] = 'ode'
-  # Strength of it.
+  # Strength of steering.
   steer_weight: Annotated[float, schema.Range(0, cap=1_000_000)] = 1.0
-  # Labelled texts that each attribute is learned from; at least a quarter of
-  # them have the target value, if there are so many.
+  # Labelled texts that each attribute's classifier is trained on; at least a
+  # quarter of them have the target value, if there are enough.
   num_labels: Annotated[int, schema.Range(2)] = 400
-  # Files that are read beside the prompt; '': none.
+  # Files of media among the inputs; '': none.
   image: str = ''
   audio: str = ''
   video: str = ''
-  # What is written.
+  # What to generate.
   output: Literal['text', 'image', 'audio'] = 'text'
-  # The task of data.tasks that is asked for, by its name; '': the only one that
-  # reads what is given and writes the output.
+  # Name of the task of data.tasks to perform; '': the only one that takes the
+  # given inputs and makes the chosen output.
   task: str = ''
-  # Written media: how much likelier the inputs must make them (classifier-free
-  # guidance, data.inputs_dropout); 0: off.
+  # Scale of classifier-free guidance of generated media (needs
+  # data.inputs_dropout); 0: off.
   guidance: Annotated[float, schema.Range(0, cap=1000)] = 0.0
-  # Samples of the prompt, and new tokens in each at most.
+  # Number of samples, and the most new tokens of each.
   count: schema.Size = 1
   max_tokens: schema.Length = 200
-  # 0: greedy. Otherwise logits are divided by it.
+  # Sampling temperature; 0: greedy.
   temperature: schema.NonNegative = 0.8
-  # Keep the k likeliest tokens; 0: all.
+  # Sample from the k most likely tokens; 0: all.
   top_k: schema.StepsOrZero = 0
-  # Keep the likeliest tokens that together hold this probability.
+  # Sample from the most likely tokens that together have this probability.
   top_p: schema.PositiveShare = 1.0
-  # Keep tokens at least this likely relative to the likeliest.
+  # Sample from tokens whose probability is at least this share of the highest.
   min_p: schema.Share = 0.0
-  # Beams of a beam search; 1: sampling.
+  # Number of beams of a beam search; 1: sampling.
   beam_size: Annotated[int, schema.Range(1, cap=2**12)] = 1
-  # Length normalisation of beams, ((5 + n) / 6) ** length_penalty.
+  # Exponent of the length normalisation of beams, ((5 + n) / 6) ** this.
   length_penalty: Annotated[float, schema.Range(-5, 5)] = 0.6
-  # Of the samples, and of the choice of labelled texts.
+  # Seed of sampling and of the choice of labelled texts.
   seed: schema.Seed = 0
-  # Which checkpoint: the newest, or the best by validation loss.
+  # Which checkpoint: the newest, or that of the lowest validation loss.
   checkpoint: Literal['latest', 'best'] = 'latest'
-  # Rows (samples, or beams) that are generated together at most; None: as many
-  # as fit into the memory that is free.
+  # Rows (samples or beams) that are generated together at most; None: as many
+  # as fit into the free memory.
   batch_size: schema.Size | None = None
-  # Tokens of a prompt that are read at once.
+  # Tokens of a prompt that are processed at once.
   prefill_chunk: schema.Length = 64
 
   def __post_init__(self):
@@ -85,7 +85,7 @@ class Generate:
 
   @property
   def texts(self) -> tuple[str, ...]:
-    """The texts that the prompt is, of which there may be several."""
+    """The texts of the prompt: one, or several for some sources."""
     if self.source in ('interpolate', 'analogy'):
       return tuple(text.strip() for text in self.prompt.split(SEPARATOR))
     return (self.prompt,)

@@ -1,4 +1,4 @@
-"""What every field of a config is, from the comments in its source."""
+"""The --help pages of config fields, from the comments in their source."""
 
 import ast
 import dataclasses
@@ -18,9 +18,9 @@ class Field:
   """One field of a section.
 
   Attributes:
-    hint: its type, as it is annotated.
-    meaning: the comment above it, on one line. A field of the same type right
-      below another one shares the comment.
+    hint: its annotated type.
+    meaning: the comment above it, as one line. A field without a comment of its
+      own has that of the field above.
   """
 
   hint: Any
@@ -35,7 +35,7 @@ def fields(section: type) -> Mapping[str, Field]:
   hints = schema.hints(section)
   (node,) = ast.parse(source).body
   assert isinstance(node, ast.ClassDef)
-  found, meaning = {}, ''
+  result, meaning = {}, ''
   for statement in node.body:
     if not isinstance(statement, ast.AnnAssign):
       continue
@@ -47,17 +47,17 @@ def fields(section: type) -> Mapping[str, Field]:
     comment = [line.removeprefix('#').strip() for line in above]
     meaning = ' '.join(reversed(comment)) or meaning
     name = statement.target.id
-    found[name] = Field(hints[name], meaning)
-  return types.MappingProxyType(found)
+    result[name] = Field(hints[name], meaning)
+  return types.MappingProxyType(result)
 
 
 def pages(config: Any, prefix: str = '', width: int = 80) -> Iterator[str]:
-  """Paragraphs about every field of a config whose path begins with `prefix`.
+  """Paragraphs on every field of a config whose path begins with `prefix`.
 
   Args:
-    config: a dataclass of dataclasses.
-    prefix: such as `optimizer` or `model.image.`; '': all.
-    width: of the lines, in characters.
+    config: a config or a section.
+    prefix: such as `optimizer` or `model.image.`; '': all fields.
+    width: of a line, in characters.
   """
   for path, section in _sections(config):
     lines = []
@@ -82,7 +82,7 @@ def pages(config: Any, prefix: str = '', width: int = 80) -> Iterator[str]:
 
 
 def _sections(config: Any, path: str = '') -> Iterator[tuple[str, Any]]:
-  """Every dataclass in `config` with its path, in order."""
+  """The path and the value of every section in `config`, in order."""
   yield path, config
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)

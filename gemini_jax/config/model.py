@@ -1,45 +1,36 @@
-"""What a model is made of: the section `model` of a config."""
+"""The architecture of a model: the section `model` of a config."""
 
 import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from gemini_jax.config import schema
+from gemini_jax.config import media, schema
 
-# What remat can keep of a layer, whose code gives it these names.
+# Tensors of a layer that remat can save, by the names that the layer gives.
 Tensor = Literal['query', 'key', 'value', 'attended', 'gate', 'up', 'residual']
-
-# What there is beside text.
-KINDS = ('image', 'audio', 'video')
-
 # Types of fields.
 Experts = Annotated[int, schema.Range(0, cap=2**16)]
 RotaryBase = Annotated[float, schema.Range(1)]
-Pixels = Annotated[int, schema.Range(0, cap=2**14)]
-Seconds = Annotated[float, schema.Range(0, above=True, cap=60)]
-
-# Numbers of the matrix from a spectrum to the mel scale.
-_MAX_FILTERS = 2**28
 
 
 @schema.section('model.latent')
 class Latent:
   """The variational head: one vector z for each sequence, see models/latent.
 
-  The decoder writes a sequence given its z; the encoder tells which z.
+  The encoder gives the posterior of z; the decoder is conditioned on z.
   """
 
-  # Numbers in z; 0: no latent.
+  # Dims of z; 0: no latent.
   dim: schema.SizeOrZero = 0
-  # What z is before a sequence is seen: a standard normal, or a learned
-  # mixture of normals.
+  # Prior of z: a standard normal, or a learned mixture of normals.
   prior: Literal['normal', 'mixture'] = 'normal'
-  # Normals in the mixture.
+  # Components of the mixture.
   num_components: schema.Size = 32
-  # z as keys and values that every layer attends to: so many; 0: none.
+  # Number of key/value positions made of z that every decoder layer attends
+  # to; 0: none.
   memory: schema.SizeOrZero = 1
-  # z as a vector added to every embedding.
+  # Add a projection of z to every token embedding.
   embedding: bool = True
 
   def __post_init__(self):
@@ -50,193 +41,18 @@ class Latent:
     )
 
 
-@schema.section('model.KIND.autoencoder')
-class Autoencoder:
-  """A convolutional VAE whose z the Transformer reads, and can write.
-
-  One z for each token; see models/autoencoder.
-  """
-
-  # Numbers in the z of a token; 0: no autoencoder.
-  dim: schema.SizeOrZero = 0
-  # Channels of the widest convolution.
-  width: schema.Size = 64
-  # Residual convolutions between two strides, of the encoder and the decoder.
-  num_blocks: schema.Layers = 1
-  # Normals in the mixture that the Transformer writes z from.
-  num_components: schema.Size = 8
-
-
-@schema.section('model.image')
-class Image:
-  """Pictures, as soft tokens in a sequence; see models/media_encoders."""
-
-  # Pixels of the canvas that pictures are fitted to; 0: no pictures.
-  height: Pixels = 0
-  width: Pixels = 0
-  # 1: grey, 3: red, green and blue.
-  channels: Literal[1, 3] = 3
-  # Pixels along a side of what one token sees.
-  patch: Annotated[int, schema.Range(1, cap=2**14)] = 8
-  # Residual convolutions after each stride from pixels to patches, which see
-  # beyond a patch; 0: a patch is mapped alone, by a matrix.
-  num_blocks: schema.LayersOrZero = 0
-  # Layers of an encoder of its own, before what it says enters a sequence.
-  num_layers: schema.LayersOrZero = 0
-  # How that encoder knows places: rotary angles or sinusoids, in two dims.
-  # Patches that go straight into a sequence always bring sinusoids.
-  position: Literal['rotary', 'sincos'] = 'rotary'
-  # Tokens that a resampler leaves of a picture; 0: no resampler, all.
-  num_tokens: schema.SizeOrZero = 0
-  # Reads and writes pictures as z; without one they are read as patches.
-  autoencoder: Autoencoder = dataclasses.field(default_factory=Autoencoder)
-
-  def __post_init__(self):
-    schema.check(
-      self.height % self.patch == 0 == self.width % self.patch,
-      f'model.image.patch={self.patch} must divide model.image.height='
-      f'{self.height} and model.image.width={self.width}',
-    )
-    schema.check(
-      bool(self.height) == bool(self.width),
-      f'model.image.height={self.height} and model.image.width={self.width} '
-      'must be set together',
-    )
-
-  @property
-  def grid(self) -> tuple[int, int]:
-    """Patches along height and width."""
-    return self.height // self.patch, self.width // self.patch
-
-  def patches_of(self, height: int, width: int) -> int:
-    """Patches of a picture of so many pixels."""
-    rows, columns = (
-      min(-(-size // self.patch), most)
-      for size, most in zip((height, width), self.grid, strict=True)
-    )
-    return rows * columns
-
-  def tokens_of(self, height: int, width: int) -> int:
-    """Soft tokens of a picture of so many pixels; of a resampler always all."""
-    count = self.patches_of(height, width)
-    return (self.num_tokens or count) if count else 0
-
-  @property
-  def soft_tokens(self) -> int:
-    """Tokens of a picture of the canvas' size."""
-    return self.tokens_of(self.height, self.width)
-
-
-@schema.section('model.audio')
-class Audio:
-  """Sounds, as soft tokens in a sequence: their log-mel spectrogram is read."""
-
-  # Samples a second that sounds are brought to; 0: no sounds.
-  sample_rate: Annotated[int, schema.Range(0, cap=1_000_000)] = 0
-  # The longest sound; of longer ones the beginning is read.
-  seconds: Annotated[float, schema.Range(0, above=True, cap=1_000_000)] = 1.0
-  # Bands of the mel scale.
-  num_mels: Annotated[int, schema.Range(1, cap=1024)] = 64
-  # Where they begin and end, in Hz; None: half the rate.
-  f_min: schema.NonNegative = 20.0
-  f_max: schema.Positive | None = None
-  # Seconds that a frame of the spectrogram sees, and from one to the next.
-  window: Seconds = 0.025
-  hop: Seconds = 0.010
-  # Frames that one token sees.
-  patch: schema.Size = 4
-  # Layers of an encoder of its own, and tokens that a resampler leaves.
-  num_layers: schema.LayersOrZero = 0
-  num_tokens: schema.SizeOrZero = 0
-  # Reads and writes sounds as z; without one, convolutions read the frames.
-  autoencoder: Autoencoder = dataclasses.field(default_factory=Autoencoder)
-
-  def __post_init__(self):
-    path = 'model.audio'
-    if not self.sample_rate:
-      return
-    schema.check(
-      self.f_min < self.top <= self.sample_rate / 2,
-      f'{path}.f_max={self.f_max} must be above {path}.f_min={self.f_min} and '
-      f'at most half of {path}.sample_rate={self.sample_rate}',
-    )
-    schema.check(
-      self.hop_samples > 0, f'{path}.hop={self.hop} is less than a sample'
-    )
-    filters = self.window_samples * self.num_mels
-    schema.check(
-      filters <= _MAX_FILTERS,
-      f'{path}.window={self.window} of {self.window_samples:,} samples and '
-      f'{path}.num_mels={self.num_mels} make a matrix of {filters:,} numbers; '
-      f'it holds at most {_MAX_FILTERS:,}',
-    )
-
-  @property
-  def top(self) -> float:
-    """The highest frequency of the bands, Hz."""
-    return self.sample_rate / 2 if self.f_max is None else self.f_max
-
-  @property
-  def window_samples(self) -> int:
-    """Samples that a frame sees."""
-    return max(round(self.window * self.sample_rate), self.hop_samples)
-
-  @property
-  def hop_samples(self) -> int:
-    """Samples from one frame to the next."""
-    return round(self.hop * self.sample_rate)
-
-  @property
-  def num_samples(self) -> int:
-    """Samples of the longest sound: of whole tokens."""
-    if not self.sample_rate:
-      return 0
-    size = self.hop_samples * self.patch
-    return -(-round(self.seconds * self.sample_rate) // size) * size
-
-  @property
-  def num_frames(self) -> int:
-    """Frames of the longest sound."""
-    return self.num_samples // self.hop_samples if self.sample_rate else 0
-
-  def tokens_of(self, num_samples: int) -> int:
-    """Soft tokens of a sound of so many samples; of a resampler always all."""
-    if not self.sample_rate:
-      return 0
-    num_samples = min(num_samples, self.num_samples)
-    count = -(-num_samples // (self.hop_samples * self.patch))
-    return (self.num_tokens or count) if count else 0
-
-  @property
-  def soft_tokens(self) -> int:
-    """Tokens of the longest sound."""
-    return self.tokens_of(self.num_samples)
-
-
-@schema.section('model.video')
-class Video:
-  """Frames, each read as a picture (model.image), as soft tokens in order."""
-
-  # Frames of a video, taken at even distances; 0: no videos.
-  num_frames: schema.SizeOrZero = 0
-  # Tokens that are left of each frame: the mean over patches (1) or of as many
-  # rectangles of them; 0: all. A mean is of use where model.image.num_layers
-  # has made patches tell of their place and neighbours.
-  frame_tokens: schema.SizeOrZero = 0
-
-
 @schema.section('model')
 class Model:
   """The Transformer. Llama and Gemma 2/3 are values of these fields."""
 
-  # decoder: decoder-only. encoder_decoder: the decoder reads an encoder.
+  # decoder: decoder-only. encoder_decoder: with cross-attention to an encoder.
   architecture: Literal['decoder', 'encoder_decoder'] = 'decoder'
-  # Rows of the token table; None takes the tokenizer's.
+  # Rows of the embedding table; None: what the tokenizer needs.
   vocab_size: schema.Length | None = None
-  # Rows of it that stand for text, the first ones; after them come padding and
-  # the placeholders of media. None takes the tokenizer's.
+  # How many of those rows, from the first, are text tokens; padding and the
+  # placeholders of media come after them. None: the tokenizer's vocabulary.
   text_vocab_size: schema.Length | None = None
-  # Longest sequence (tokens) of the decoder, prompt and output together.
+  # Longest sequence of the decoder in tokens, prompt and output together.
   max_length: schema.Length = 256
   # Width of the residual stream.
   width: schema.Size = 256
@@ -254,25 +70,25 @@ class Model:
   mlp_dim: schema.Size | None = None
   # Experts of the feed-forward layer (mixture of experts); 0: dense.
   num_experts: Experts = 0
-  # Experts that each token visits, by its router's choice.
+  # Experts that the router selects for each token.
   experts_per_token: Experts = 2
   # Hidden width of one expert; None: mlp_dim.
   expert_dim: schema.Size | None = None
-  # Hidden width of an expert that every token visits; 0: none.
+  # Hidden width of the shared expert, which processes every token; 0: none.
   shared_expert_dim: schema.SizeOrZero = 0
   # Nonlinearity of the feed-forward layer.
   activation: Literal['gelu', 'gelu_exact', 'silu', 'relu', 'relu2'] = 'gelu'
-  # Gate the hidden layer with a second projection (GLU).
+  # Gate the hidden layer by a second projection (GLU).
   gated: bool = True
   # Bias terms of the query, key and value projections (as in Qwen 2), and of
   # the feed-forward projections.
   attention_bias: bool = False
   mlp_bias: bool = False
-  # Layers repeat this pattern, e.g. ('local', 'global').
+  # Attention of the layers, a pattern that repeats: e.g. ('local', 'global').
   attention_pattern: tuple[Literal['global', 'local'], ...] = ('global',)
-  # A local layer sees this many positions, itself included.
+  # Positions that a query of a local layer attends to, its own included.
   window: schema.Steps = 128
-  # How positions enter: rotary angles in attention, or a learned table.
+  # Position encoding: rotary, in attention, or a learned embedding.
   position: Literal['rotary', 'learned', 'none'] = 'rotary'
   # Rotary base (theta) of global and of local layers; local None: global's.
   rope_base: RotaryBase = 10_000.0
@@ -281,7 +97,7 @@ class Model:
   rope_scale: Annotated[float, schema.Range(0, above=True, cap=1_000_000)] = 1.0
   # Llama 3's frequency-dependent rescaling: its original context; 0: off.
   rope_llama3_context: schema.LengthOrZero = 0
-  # Its (factor, low, high): see layers/embedding.py.
+  # Its (factor, low_freq_factor, high_freq_factor): see layers/embedding.py.
   rope_llama3_factors: tuple[
     schema.Positive, schema.Positive, schema.Positive
   ] = (8.0, 1.0, 4.0)
@@ -300,38 +116,39 @@ class Model:
   tie_embeddings: bool = True
   # Multiply embeddings by sqrt(width), as Gemma does.
   scale_embeddings: bool = False
-  # Numbers in the vectors by which the two sides of an example find each
-  # other, for retrieval (see loss_weights.contrastive); 0: none.
+  # Dims of the contrastive embeddings of inputs and of targets, for retrieval
+  # (see loss_weights.contrastive); 0: none.
   contrast_dim: schema.SizeOrZero = 0
-  # Dropout rate on embeddings and on what each block adds.
+  # Dropout probability of embeddings and of the output of each sublayer.
   dropout: schema.PartialShare = 0.0
-  # Standard deviation of the initial weights; None: 1/sqrt(fan in).
+  # Standard deviation of initial parameters; None: 1/sqrt(fan in).
   init_scale: schema.Positive | None = None
-  # Compute and parameter types. Norms, softmax, logits, loss: float32.
+  # Types of computation and of parameters. Norms, softmax, logits and losses
+  # are always float32.
   dtype: Literal['float32', 'bfloat16'] = 'float32'
   param_dtype: Literal['float32', 'bfloat16'] = 'float32'
-  # One scanned layer body, or layers unrolled. Never changes the result.
+  # Scan over layers (one compiled body) or unroll them; the result is the same.
   scan_layers: bool = True
-  # What computes attention; auto: the best there is on the platform of the
-  # run. chunked is plain XLA; see kernels/dot_product_attention.py.
+  # Implementation of attention; auto: the best one for the platform. chunked is
+  # plain XLA; see kernels/dot_product_attention.py.
   attention_kernel: Literal['auto', 'chunked', 'splash', 'cudnn'] = 'auto'
-  # How keys reach the queries of other devices where parallel.sequence splits
-  # the length: all at once, or neighbour by neighbour in less memory.
+  # Context parallelism under parallel.sequence: gather all keys and values, or
+  # ring attention, which takes less memory.
   context_parallel: Literal['all_gather', 'ring'] = 'all_gather'
-  # Recompute the forward pass in the backward pass.
+  # Rematerialisation: recompute the forward pass in the backward pass.
   remat: bool = False
-  # Under remat, the tensors that are kept, not computed again: on the device,
-  # and in the host's memory (on a CPU that is the same).
+  # Under remat, the tensors that are saved and not recomputed: on the device,
+  # or offloaded to the host's memory (on a CPU that is the same).
   remat_save: tuple[Tensor, ...] = ()
   remat_offload: tuple[Tensor, ...] = ()
   # The variational head.
   latent: Latent = dataclasses.field(default_factory=Latent)
-  # Pictures, read and written beside text.
-  image: Image = dataclasses.field(default_factory=Image)
-  # Sounds, likewise.
-  audio: Audio = dataclasses.field(default_factory=Audio)
-  # Videos, which are read.
-  video: Video = dataclasses.field(default_factory=Video)
+  # Pictures, as inputs and outputs.
+  image: media.Image = dataclasses.field(default_factory=media.Image)
+  # Sounds, as inputs and outputs.
+  audio: media.Audio = dataclasses.field(default_factory=media.Audio)
+  # Videos, as inputs.
+  video: media.Video = dataclasses.field(default_factory=media.Video)
 
   def __post_init__(self):
     schema.check(
@@ -395,13 +212,14 @@ class Model:
       f'{self.image.num_tokens} leaves, use 0 or 1',
     )
     for kind, frames in (('image', self.video.num_frames), ('audio', 0)):
-      own = getattr(self, kind)
+      section = getattr(self, kind)
       for name in ('num_blocks', 'num_layers', 'num_tokens'):
         schema.check(
-          not (getattr(own, name, 0) and own.autoencoder.dim) or frames > 0,
-          f'model.{kind}.{name}={getattr(own, name, 0)} has no use beside '
-          f'model.{kind}.autoencoder.dim={own.autoencoder.dim}: the z of each '
-          'patch is read',
+          not (getattr(section, name, 0) and section.autoencoder.dim)
+          or frames > 0,
+          f'model.{kind}.{name}={getattr(section, name, 0)} has no effect with '
+          f'model.{kind}.autoencoder.dim={section.autoencoder.dim}: the z of '
+          'each patch is read',
         )
     schema.check(
       not self.image.num_layers
@@ -459,35 +277,35 @@ class Model:
 
   @property
   def kinds(self) -> tuple[str, ...]:
-    """Of KINDS, those that the model reads."""
-    there = (self.image.height, self.audio.sample_rate, self.video.num_frames)
-    return tuple(k for k, size in zip(KINDS, there, strict=True) if size)
+    """The kinds of media that the model can take as inputs."""
+    sizes = (self.image.height, self.audio.sample_rate, self.video.num_frames)
+    return tuple(k for k, size in zip(media.KINDS, sizes, strict=True) if size)
 
   def writes(self, kind: str) -> bool:
-    """Whether the model writes a kind: what an autoencoder has z of."""
+    """Whether the model can generate a kind, which takes an autoencoder."""
     if kind == 'video' or kind not in self.kinds:
       return False
     return getattr(self, kind).autoencoder.dim > 0
 
   @property
   def text_rows(self) -> int:
-    """Rows of the table that stand for text, as far as is known."""
+    """Rows of the embedding table that are text tokens, as far as is known."""
     assert self.vocab_size, 'the tokenizer sets model.vocab_size'
-    rows = self.vocab_size - (len(KINDS) if self.kinds else 0)
+    rows = self.vocab_size - (len(media.KINDS) if self.kinds else 0)
     return self.text_vocab_size or rows
 
   def placeholder(self, kind: str) -> int:
-    """The token that stands where a soft token of a kind is read or written.
+    """Id of the token that holds the place of a soft token of a kind.
 
-    They are the last of the table.
+    Placeholders are the last rows of the embedding table.
     """
     assert self.vocab_size, 'the tokenizer sets model.vocab_size'
-    return self.vocab_size - len(KINDS) + KINDS.index(kind)
+    return self.vocab_size - len(media.KINDS) + media.KINDS.index(kind)
 
   def tokens_of(self, kind: str, size: Sequence[int]) -> int:
-    """Soft tokens of a medium of the real extent `size`; 0 of none."""
+    """Number of soft tokens of a medium of extent `size`; 0 if that is 0."""
     if kind == 'image' and self.writes('image'):
-      # What is read as z has one for each patch; frames may be resampled.
+      # A picture read as z has one a patch; frames of a video may be resampled.
       return self.image.patches_of(*size)
     if kind == 'image':
       return self.image.tokens_of(*size)
@@ -499,7 +317,7 @@ class Model:
     return min(frames, self.video.num_frames) * each
 
   def soft_tokens(self, kind: str) -> int:
-    """Soft tokens of the largest picture, sound or video."""
+    """Number of soft tokens of the largest picture, sound or video."""
     canvas = (self.image.height, self.image.width)
     sizes = {
       'image': canvas,
@@ -509,7 +327,7 @@ class Model:
     return self.tokens_of(kind, sizes[kind])
 
   def media_bytes(self) -> dict[str, int]:
-    """Bytes of the largest medium of each of KINDS that is read, in float32."""
+    """Bytes of the largest medium of each kind that is read, in float32."""
     image = self.image.height * self.image.width * self.image.channels
     numbers = {
       'image': image,
@@ -520,12 +338,12 @@ class Model:
 
   @property
   def cross(self) -> bool:
-    """Whether the decoder attends to what the encoder says."""
+    """Whether the decoder has cross-attention to an encoder."""
     return self.architecture == 'encoder_decoder'
 
   @property
   def encodes(self) -> bool:
-    """Whether there is an encoder: to attend to, or for a latent."""
+    """Whether there is an encoder: for cross-attention, or for a latent."""
     return self.cross or self.latent.dim > 0
 
   @property

@@ -1,4 +1,4 @@
-"""Devices along each axis of the mesh."""
+"""The section `parallel`: the sizes of the mesh axes."""
 
 from typing import Annotated, Literal
 
@@ -12,30 +12,33 @@ Devices = Annotated[int, schema.Range(1, rest=True, cap=2**20)]
 
 @schema.section('parallel')
 class Parallel:
-  """Devices along each axis of the mesh; one of them may be -1: the rest."""
+  """Devices along each mesh axis; -1, for one of them: all remaining ones."""
 
-  # Copies of the parameters; each reads its share of the batch.
+  # Data parallelism: replicas of the parameters, each with a part of the batch.
   data: Devices = -1
-  # Parts of every parameter, along its width; the batch is split as well.
+  # Fully sharded data parallelism: parameters are sharded along the width, the
+  # batch as well.
   fsdp: Devices = 1
-  # Parts of the heads, of the hidden units and of the vocabulary.
+  # Tensor parallelism: heads, hidden units and vocabulary are sharded.
   tensor: Devices = 1
-  # Parts of the sequences.
+  # Context parallelism: sequences are sharded along their length.
   sequence: Devices = 1
-  # Parts of the experts.
+  # Expert parallelism: experts are sharded, the batch as well.
   expert: Devices = 1
-  # Parts of the layers: stages that microbatches go through one by one.
+  # Pipeline parallelism: stages of consecutive layers, which microbatches pass
+  # one after another.
   pipeline: Devices = 1
-  # Groups of devices with a slower network (DCN) between them than inside,
-  # such as the slices of a multi-slice TPU job.
+  # Groups of devices that a slower network (DCN) connects, such as the slices
+  # of a multi-slice TPU job.
   slices: schema.Size = 1
-  # The axis whose outer part goes across the slices.
+  # The mesh axis that spans the slices.
   slice_axis: Literal['data', 'fsdp', 'pipeline'] = 'data'
-  # Microbatches of a batch; None: as many as stages. The more there are, the
-  # less the stages wait: of R M + S - 1 iterations, S - 1.
+  # Pipeline microbatches M of a batch; None: as many as stages (S). More of
+  # them make the bubble smaller: S - 1 of R M + S - 1 iterations, R being
+  # pipeline_repeats.
   microbatches: schema.Size | None = None
-  # Times R that a microbatch goes round the stages, each time through other
-  # layers (circular); 1: once (GPipe). More need model.remat.
+  # Times R that a microbatch passes all stages, each time through other layers
+  # (circular schedule); 1: GPipe. More than 1 needs model.remat.
   pipeline_repeats: schema.Layers = 1
 
   def __post_init__(self):

@@ -1,4 +1,4 @@
-"""Nested frozen dataclasses from ConfigDicts, strictly, and back."""
+"""Strict conversion of ConfigDicts to nested frozen dataclasses, and back."""
 
 import dataclasses
 import difflib
@@ -16,7 +16,7 @@ from ml_collections import config_dict
 
 
 class ConfigError(ValueError):
-  """A user's mistake: names the field, the value and what is accepted."""
+  """A user error: it names the field, the value and what is accepted."""
 
 
 def check(condition: bool, message: str):
@@ -26,15 +26,15 @@ def check(condition: bool, message: str):
 
 
 def optional(module: str, needed: str, extra: str) -> Any:
-  """A module that an extra brings, imported.
+  """Imports a module of an optional dependency.
 
   Args:
-    module: its name for an import.
-    needed: who needs what, such as 'the curves need matplotlib'.
-    extra: of this package.
+    module: name of the module.
+    needed: what needs it, such as 'the curves need matplotlib'.
+    extra: the extra of this package that installs it.
 
   Raises:
-    ConfigError: it is not there, or a library of C that it needs is not.
+    ConfigError: it, or a C library that it needs, is not installed.
   """
   try:
     return importlib.import_module(module)
@@ -53,7 +53,7 @@ def nearest(name: str, known) -> str:
 
 
 class _Short(reprlib.Repr):
-  """Values in messages: one line, however large or deep they are."""
+  """Representations of values for messages: one line, limited in length."""
 
   def __init__(self):
     super().__init__()
@@ -74,16 +74,16 @@ _short = _Short().repr
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-  """Numbers that a field takes, as part of its type: Annotated[int, Range(1)].
+  """Accepted numbers, as part of a field's type: Annotated[int, Range(1)].
 
   Attributes:
     low: the smallest.
     high: the largest.
-    above: whether `low` itself is left out.
-    below: whether `high` itself is left out.
-    rest: whether -1 is accepted as well, for what the others leave.
-    cap: what memory or a device can hold, in size, where the field's meaning
-      sets no bound; None: what int64 holds, or float32.
+    above: whether `low` itself is excluded.
+    below: whether `high` itself is excluded.
+    rest: whether -1 is accepted too, for all that other fields leave.
+    cap: largest absolute value by memory or by a device's types, for fields
+      whose meaning sets no bound; None: that of int64 or float32.
   """
 
   low: float | None = None
@@ -110,35 +110,35 @@ class Range:
 
 
 _CAPS = {int: 2**63 - 1, float: 3.4e38}
-# The smallest float32 that devices do not take for 0.
+# The smallest float32 that devices do not flush to 0.
 _TINY = 2.0**-126
 
 # Types of fields that are numbers.
 Count = Annotated[int, Range(1)]
 Natural = Annotated[int, Range(0)]
-# Dims of arrays, and whatever is held in memory at once.
+# Dims of arrays, and counts of things that are in memory at the same time.
 Size = Annotated[int, Range(1, cap=2**20)]
 SizeOrZero = Annotated[int, Range(0, cap=2**20)]
-# Tokens of a sequence, whose positions float32 holds; rows of a table.
+# Lengths of sequences, whose positions must be exact in float32; vocabularies.
 Length = Annotated[int, Range(1, cap=2**24)]
 LengthOrZero = Annotated[int, Range(0, cap=2**24)]
-# Layers, each compiled where they are not scanned.
+# Layers, each of which is compiled unless they are scanned.
 Layers = Annotated[int, Range(1, cap=10_000)]
 LayersOrZero = Annotated[int, Range(0, cap=10_000)]
-# What devices count in int32, where one more must fit.
+# Counters on devices are int32, and one more must fit.
 Steps = Annotated[int, Range(1, cap=2**31 - 2)]
 StepsOrZero = Annotated[int, Range(0, cap=2**31 - 2)]
 Seed = Annotated[int, Range()]
 Positive = Annotated[float, Range(0, above=True)]
 NonNegative = Annotated[float, Range(0)]
-# Shares of something; less than all of it; more than nothing.
+# Shares in [0, 1]; in [0, 1); in (0, 1].
 Share = Annotated[float, Range(0, 1)]
 PartialShare = Annotated[float, Range(0, 1, below=True)]
 PositiveShare = Annotated[float, Range(0, 1, above=True)]
 
 
 def describe(hint: Any) -> str:
-  """The type `hint` and what it accepts, for a reader: 'int, at least 1'."""
+  """A type and the values it accepts, for --help: 'int, at least 1'."""
   origin, args = typing.get_origin(hint), typing.get_args(hint)
   if origin is Annotated:
     return ', '.join(filter(None, (args[0].__name__, str(args[1]))))
@@ -191,7 +191,7 @@ def _cast(value: Any, hint: Any, path: str) -> Any:
   if hint in (int, float):
     return _number(value, hint, Range(), path)
   if origin is Literal:
-    # True is no 1, though they are equal.
+    # True == 1, but True is not accepted for 1.
     for choice in args:
       if type(value) is type(choice) and value == choice:
         return choice
@@ -217,7 +217,7 @@ def _cast(value: Any, hint: Any, path: str) -> Any:
     f'{type(value).__name__}',
   )
   if hint is str:
-    # What is not UTF-8 on a command line comes as lone surrogates.
+    # Bytes of a command line that are not UTF-8 become lone surrogates.
     unicode = value.encode(errors='ignore').decode() == value
     check(unicode, f'{path}={value!r} is not Unicode text in UTF-8')
   return value
@@ -225,7 +225,7 @@ def _cast(value: Any, hint: Any, path: str) -> Any:
 
 @functools.cache
 def hints(cls: Any) -> dict[str, Any]:
-  """The types of the fields of a section, with the ranges of numbers."""
+  """The types of a section's fields, with ranges."""
   return typing.get_type_hints(cls, include_extras=True)
 
 
@@ -233,13 +233,14 @@ def hints(cls: Any) -> dict[str, Any]:
   frozen_default=True, field_specifiers=(dataclasses.field,)
 )
 def section(path: str = '') -> Callable[[type], Any]:
-  """Makes a class a frozen dataclass whose fields are what their types say.
+  """Decorator: a frozen dataclass whose fields are checked against their types.
 
-  They are cast when one is made, also by `dataclasses.replace`, before the
-  class's own `__post_init__`, which has the rules between fields.
+  Fields are cast and checked whenever an instance is made, also by
+  `dataclasses.replace`, before the class's own `__post_init__`, which checks
+  rules between fields.
 
   Args:
-    path: where it stands in a config, for messages.
+    path: of the section in a config, for messages.
   """
   prefix = f'{path}.' if path else ''
 
@@ -260,11 +261,11 @@ def section(path: str = '') -> Callable[[type], Any]:
 
 
 def convert(values: Any, cls: Any, path: str = '') -> Any:
-  """The dataclass `cls` of a ConfigDict or of a nested dict.
+  """Converts a ConfigDict or a nested dict to the dataclass `cls`.
 
   Raises:
-    ConfigError: a field is unknown, has the wrong type or a value outside
-      what is accepted; it begins with `path`.
+    ConfigError: a field is unknown, or has a wrong type or value; the message
+      begins with its path.
   """
   check(
     isinstance(values, (dict, ml_collections.ConfigDict)),

@@ -91,7 +91,7 @@ class Train:
 
 @schema.section('loss_weights')
 class LossWeights:
-  """Weights of the terms that the model returns beside its outputs."""
+  """Weights of the losses beside the cross-entropy; see objectives/."""
 
   # Mean squared log-partition of the logits (PaLM, section 5).
   z_loss: Weight = 0.0

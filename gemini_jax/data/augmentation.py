@@ -1,9 +1,9 @@
-"""What a training example might also have looked or sounded like.
+"""Data augmentation: random changes of pictures, sounds and videos.
 
-Functions of values and a generator: the same state, the same result. None
-changes a shape; all but `apply` and `mixup` take the extent alone. Pictures
-are uint8[..., H, W, C]: frames of a video, in front, are changed alike. Sounds
-are floats [N] of any scale.
+Functions of the values and a random generator, deterministic in its state; none
+changes the shape. `apply` and `mixup` take a canvas and its extent, all others
+the values within the extent. Pictures are uint8[..., H, W, C]; all frames of a
+video get the same change. Sounds are floats [N] of any scale.
 """
 
 from collections.abc import Callable
@@ -22,15 +22,15 @@ def apply(
   rng: np.random.Generator,
   sample_rate: int = 0,
 ) -> np.ndarray:
-  """A picture, sound or video varied within its extent; `mixup` is apart.
+  """A picture, sound or video with all changes of `augment` but MixUp.
 
   Args:
     kind: 'image', 'audio' or 'video'.
     values: uint8[H, W, C], int16[N] or uint8[F, H, W, C], a canvas.
     size: int[R], the extent.
-    augment: what is done.
-    rng: draws it.
-    sample_rate: samples a second of a sound.
+    augment: the changes and their strengths.
+    rng: random generator.
+    sample_rate: of a sound, in Hz.
   """
   region = tuple(map(slice, size))
   inside = values[region]
@@ -50,12 +50,12 @@ def mixup(
   rng: np.random.Generator,
   alpha: float,
 ) -> tuple[np.ndarray, float]:
-  """Two examples mixed, and the weight of the first (Zhang et al. 2018).
+  """MixUp (Zhang et al. 2018): a weighted mean, and the weight of the first.
 
-  The weight is drawn from Beta(alpha, alpha). The paper mixes the targets as
-  well. A text cannot be mixed: weigh the loss of the first one's text by the
-  weight, and that of the other's by what it leaves, if both are trained on.
-  What the other does not reach, and the first one's extent, stay.
+  The weight is drawn from Beta(alpha, alpha). The paper mixes targets with the
+  same weights; texts cannot be mixed, so the losses of both texts would be. The
+  result has the extent of the first; where the other does not reach, it equals
+  the first.
   """
   weight = float(rng.beta(alpha, alpha))
   region = tuple(map(slice, np.minimum(size, other_size)))
@@ -85,7 +85,7 @@ def _picture(
 def crop(
   values: np.ndarray, rng: np.random.Generator, padding: int
 ) -> np.ndarray:
-  """A window on pictures that were padded on all sides by their edges."""
+  """A random crop after padding all sides with the values of the edge."""
   around = [(0, 0)] * (values.ndim - 3) + [(padding, padding)] * 2 + [(0, 0)]
   top, left = rng.integers(0, 2 * padding + 1, 2)
   height, width = values.shape[-3:-1]
@@ -94,23 +94,23 @@ def crop(
 
 
 def mirror(values: np.ndarray) -> np.ndarray:
-  """Left becomes right."""
+  """Mirrored left to right."""
   return values[..., ::-1, :]
 
 
 def randaugment(
   values: np.ndarray, rng: np.random.Generator, num_ops: int, magnitude: float
 ) -> np.ndarray:
-  """Random operations, one after another (Cubuk et al. 2019).
+  """RandAugment (Cubuk et al. 2019): random operations one after another.
 
-  What an operation moves into the picture has the median colour of the edges,
-  so that a plain background stays one.
+  Pixels that an operation moves in from outside get the median colour of the
+  edges, so that a plain background stays plain.
 
   Args:
     values: uint8[..., H, W, 1 or 3].
-    rng: draws each of the operations, and which way it goes.
-    num_ops: how many of `OPERATIONS`.
-    magnitude: how strong they are, from 0 to 10.
+    rng: draws the operations and their signs.
+    num_ops: number of operations.
+    magnitude: of the operations, from 0 to 10.
   """
   import PIL.Image
 
@@ -137,9 +137,9 @@ def randaugment(
 def _affine(
   matrix: Callable[[float], tuple[float, float, float, float, float, float]],
 ) -> Callable[[Any, float, Any], Any]:
-  """An operation that moves pixels, by the matrix of a level, about the centre.
+  """An operation that transforms a picture affinely about its centre.
 
-  The matrix takes shares of the picture, not pixels, where it translates.
+  `matrix` gives the matrix for a level; translations are shares of the picture.
   """
 
   def operation(picture, level, fill):
@@ -179,7 +179,7 @@ def _enhance(name: str) -> Callable[[Any, float, Any], Any]:
 def _tones(
   name: str, *amounts: Callable[[float], int]
 ) -> Callable[[Any, float, Any], Any]:
-  """One of Pillow's ImageOps, with what it takes at a level from 0 to 1."""
+  """One of Pillow's ImageOps; `amounts` give its arguments for a level."""
 
   def operation(picture, level, fill):
     del fill
@@ -191,7 +191,7 @@ def _tones(
   return operation
 
 
-# (picture, level from -1 to 1, colour for what is moved in) -> picture.
+# (picture, level from -1 to 1, fill colour) -> picture.
 OPERATIONS: dict[str, Callable[[Any, float, Any], Any]] = {
   'identity': lambda picture, level, fill: picture,
   'shear_x': _affine(lambda level: (1, 0.3 * level, 0, 0, 1, 0)),
@@ -219,8 +219,8 @@ def _sound(
   rng: np.random.Generator,
   sample_rate: int,
 ) -> np.ndarray:
-  """int16[N] of int16[N]; masks come last, or noise would fill them."""
-  assert sample_rate > 0, 'a sound is varied by seconds and Hz'
+  """int16[N] of int16[N]; masks come last, so that noise does not fill them."""
+  assert sample_rate > 0, 'the changes of a sound are in seconds and Hz'
   samples = values.astype(np.float64)
   if augment.time_shift_seconds:
     samples = shift(
@@ -240,11 +240,11 @@ def _sound(
 
 
 def shift(
-  samples: np.ndarray, rng: np.random.Generator, most: int
+  samples: np.ndarray, rng: np.random.Generator, limit: int
 ) -> np.ndarray:
-  """Later or earlier by up to `most` samples; silence comes in."""
-  most = min(most, len(samples))
-  offset = int(rng.integers(-most, most + 1))
+  """Shifted by up to `limit` samples either way, filled with silence."""
+  limit = min(limit, len(samples))
+  offset = int(rng.integers(-limit, limit + 1))
   result = np.zeros_like(samples)
   if offset >= 0:
     result[offset:] = samples[: len(samples) - offset]
@@ -256,14 +256,17 @@ def shift(
 def gain(
   samples: np.ndarray, rng: np.random.Generator, decibels: float
 ) -> np.ndarray:
-  """Louder or softer by up to so many dB."""
+  """A random gain of up to `decibels` either way."""
   return samples * 10 ** (rng.uniform(-decibels, decibels) / 20)
 
 
 def noise(
   samples: np.ndarray, rng: np.random.Generator, low: float, high: float
 ) -> np.ndarray:
-  """With white noise at a ratio of powers drawn in dB; silence stays silent."""
+  """White noise added at a random signal-to-noise ratio, low to high in dB.
+
+  Silence stays silent.
+  """
   power = np.mean(np.square(samples, dtype=np.float64))
   ratio = 10 ** (rng.uniform(low, high) / 10)
   return samples + rng.normal(0, np.sqrt(power / ratio), samples.shape)
@@ -272,7 +275,7 @@ def noise(
 def mask_times(
   samples: np.ndarray, rng: np.random.Generator, num: int, longest: int
 ) -> np.ndarray:
-  """`num` spans of up to `longest` samples silenced (SpecAugment)."""
+  """`num` random spans of up to `longest` samples set to 0 (SpecAugment)."""
   result = samples.copy()
   for _ in range(num):
     length = int(rng.integers(min(longest, len(samples)) + 1))
@@ -288,10 +291,10 @@ def mask_frequencies(
   share: float,
   sample_rate: int,
 ) -> np.ndarray:
-  """`num` bands taken out of the whole (SpecAugment, on the waveform).
+  """`num` random frequency bands removed (SpecAugment, on the waveform).
 
-  Their widths, up to `share`, and places are drawn on the mel scale, so that
-  as much of a log-mel spectrogram is masked wherever a band lies.
+  Widths, up to `share`, and positions are drawn on the mel scale, so that each
+  band masks the same part of a log-mel spectrogram wherever it lies.
   """
   spectrum = np.fft.rfft(samples)
   mels = _mel(np.fft.rfftfreq(len(samples), 1 / sample_rate))
@@ -304,5 +307,5 @@ def mask_frequencies(
 
 
 def _mel(frequency):
-  """O'Shaughnessy's scale."""
+  """The mel scale of O'Shaughnessy (1987)."""
   return 2595 * np.log10(1 + frequency / 700)

@@ -1,8 +1,8 @@
-"""Tokenized sources on disk, read through the page cache.
+"""The token cache: tokenized sources on disk, memory-mapped.
 
 A folder holds the arrays of one source as raw files and `meta.json`, which is
-written last and knows their digests and its own: a folder that does not agree
-with its meta is rebuilt.
+written last and holds their digests and its own. A folder whose files do not
+match its `meta.json` is rebuilt.
 """
 
 import array
@@ -24,18 +24,16 @@ import numpy as np
 
 from gemini_jax import config as config_lib
 from gemini_jax import host
-from gemini_jax.data import readers, transforms
 from gemini_jax.data import tokenizer as tokenizer_lib
+from gemini_jax.data import transforms, unusable
 
-# Part of every key: raise it when the content of the files changes.
+# Part of every key; to be raised when the format of the files changes.
 _VERSION = 3
 # Tokens held in memory before they are written.
 _BUFFER_TOKENS = 1 << 20
 
-# Gives examples and a note; counts what can be used and what cannot.
-ForwardOutput = Callable[
-  [readers.Tally], tuple[Iterable[transforms.Example], str]
-]
+# Gives the examples and a note for the log; counts usable and unusable ones.
+Read = Callable[[unusable.Tally], tuple[Iterable[transforms.Example], str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +42,14 @@ class Corpus:
 
   Attributes:
     tokens: uint16 or uint32 [N], the documents one after the other.
-    offsets: int64[R + 1], where each begins.
-    firsts: int64[R], the first target of each (see transforms.document).
-    sizes: int64[R], UTF-8 bytes of the text that the targets stand for.
-    origins: int64[R], record and task of each (see sources.examples).
-    tally: records that could be used, and those left out.
-    unknown: tokens that stand for what the tokenizer cannot encode.
-    note: what was done to the source, for the log.
-    digest: hex digest of the tokens and, where there are some, of the media.
+    offsets: int64[R + 1], the index of the first token of each document.
+    firsts: int64[R], index of the first target in each document.
+    sizes: int64[R], UTF-8 bytes of the text in the targets.
+    origins: int64[R], number of the record and task (transforms.Example).
+    tally: counts of usable and of skipped examples.
+    unknown: number of unk tokens.
+    note: how the source was preprocessed, for the log.
+    digest: hex digest of the tokens and, if there are any, of the media.
   """
 
   tokens: np.ndarray
@@ -59,40 +57,40 @@ class Corpus:
   firsts: np.ndarray
   sizes: np.ndarray
   origins: np.ndarray
-  tally: readers.Tally
+  tally: unusable.Tally
   unknown: int
   note: str
   digest: str
 
 
 def folder(config: config_lib.Data) -> pathlib.Path:
-  """The folder of all tokenized sources."""
+  """The folder of the token cache."""
   if config.cache_dir:
     return host.expand_path(config.cache_dir)
   return host.cache_folder('tokens')
 
 
 def key(*parts: str) -> str:
-  """The name of a corpus that depends on `parts`."""
+  """The name of the folder of a corpus, a hash of all that it depends on."""
   return hashlib.sha256(repr((_VERSION, *parts)).encode()).hexdigest()[:32]
 
 
 def open_or_build(
   path: pathlib.Path,
-  read: ForwardOutput,
+  read: Read,
   tokenizer: tokenizer_lib.Tokenizer,
   placeholders: Mapping[str, int] = types.MappingProxyType({}),
 ) -> Corpus:
-  """The corpus in the folder `path`, tokenized now if it is not there.
+  """The corpus in the folder `path`, which is tokenized now if it is missing.
 
-  Processes may build the same corpus at once: the first to finish wins.
+  Several processes may build the same corpus; the first to finish wins.
 
   Args:
-    path: one folder for one key.
+    path: the folder of the corpus.
     read: gives the examples of the source and a note for the log, and counts
-      the records that it leaves out.
-    tokenizer: encodes them.
-    placeholders: token of each kind of medium.
+      the records that it skips.
+    tokenizer: encodes the examples.
+    placeholders: token id of each kind of medium.
 
   Raises:
     ConfigError: the folder cannot be written.
@@ -120,7 +118,7 @@ def open_or_build(
 
 @contextlib.contextmanager
 def _writing(folder: pathlib.Path) -> Iterator[None]:
-  """ConfigError for what the disk says while the cache is written."""
+  """Turns an OSError while the cache is written into a ConfigError."""
   try:
     yield
   except OSError as error:
@@ -130,7 +128,7 @@ def _writing(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _write(work, read, tokenizer, placeholders):
-  tally = readers.Tally()
+  tally = unusable.Tally()
   largest = max(tokenizer.vocab_size - 1, *placeholders.values(), 0)
   dtype = np.uint16 if largest < 1 << 16 else np.uint32
   offsets, firsts, sizes, origins = (array.array('q') for _ in range(4))
@@ -146,7 +144,7 @@ def _write(work, read, tokenizer, placeholders):
 
   flush()
   for example in examples:
-    tokens, first = transforms.document(example.sides, tokenizer, placeholders)
+    tokens, first = transforms.document(example.parts, tokenizer, placeholders)
     unknown += int(np.count_nonzero(tokens == tokenizer.unk_id))
     offsets.append(offsets[-1] + len(tokens))
     firsts.append(first)
@@ -190,7 +188,7 @@ _FILES = (
 
 
 def _publish(work: pathlib.Path, path: pathlib.Path):
-  """Renames `work` to `path`, unless another process has been faster."""
+  """Renames `work` to `path`, unless another process did so first."""
   if os.path.lexists(path) and _open(path) is None:
     if path.is_dir() and not path.is_symlink():
       shutil.rmtree(path, ignore_errors=True)
@@ -209,14 +207,14 @@ def _digest(path: pathlib.Path) -> str:
 
 
 def _meta_digest(meta: Mapping[str, Any]) -> str:
-  """Hex digest of a meta without the digest that it holds."""
+  """Hex digest of `meta` without its own entry `digest`."""
   rest = {name: value for name, value in meta.items() if name != 'digest'}
   content = json.dumps(rest, sort_keys=True).encode()
   return hashlib.sha256(content).hexdigest()
 
 
 def _open(path: pathlib.Path) -> Corpus | None:
-  """The corpus in a folder, or None if it is absent or damaged."""
+  """The corpus in a folder; None if it is missing or damaged."""
   try:
     meta = json.loads((path / 'meta.json').read_bytes())
     whole = meta['digest'] == _meta_digest(meta) and all(
@@ -224,14 +222,7 @@ def _open(path: pathlib.Path) -> Corpus | None:
     )
   except FileNotFoundError:
     return None
-  except (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    RecursionError,
-  ) as error:
+  except (OSError, *host.MALFORMED) as error:
     logging.warning('%s will be built again: %s', path, error)
     return None
   if not whole:
@@ -242,7 +233,7 @@ def _open(path: pathlib.Path) -> Corpus | None:
 
 def _corpus(path: pathlib.Path, meta: dict[str, Any]) -> Corpus:
   dtype = np.dtype(meta['dtype'])
-  # A file without a byte cannot be mapped.
+  # An empty file cannot be memory-mapped.
   empty = not (path / 'tokens.bin').stat().st_size
   return Corpus(
     tokens=np.empty(0, dtype)
@@ -252,7 +243,7 @@ def _corpus(path: pathlib.Path, meta: dict[str, Any]) -> Corpus:
     firsts=np.fromfile(path / 'firsts.bin', np.int64),
     sizes=np.fromfile(path / 'sizes.bin', np.int64),
     origins=np.fromfile(path / 'origins.bin', np.int64),
-    tally=readers.Tally(
+    tally=unusable.Tally(
       meta['usable'],
       meta['absent'],
       collections.Counter(meta['unusable']),

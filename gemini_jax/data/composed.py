@@ -1,4 +1,4 @@
-"""Records that are made of others, as they are asked for, each from its number.
+"""Synthetic records made of those of other data sets, each from its index.
 
 H, W canvas; F frames; n samples.
 """
@@ -10,49 +10,53 @@ from typing import Any
 import numpy as np
 
 from gemini_jax import config as config_lib
-from gemini_jax.data import media, readers
+from gemini_jax.data import image, prepared, readers
 
-# Random numbers of a record of one split are not those of another's.
+# Part of the seed of a record, which differs between splits.
 _SPLITS = {'train': 0, 'test': 1}
-# Pictures for each sound. Of five pictures the last is of the test split.
+# Pictures for each sound. Every fifth picture belongs to the test split.
 _PAIRS = {'train': 8, 'test': 4}
 _FOLDS = 5
-# So noisy that either alone is told in about three of four cases: deviation of
-# a pixel, of the range of the ink; decibels from the noise up to the sound.
+# So much noise that either one alone is recognised in about three of four
+# cases: standard deviation as a share of the range of pixels; signal-to-noise
+# ratio in dB.
 _PICTURE_NOISE = 0.5
 _SOUND_TO_NOISE = -9.0
-# Rows and columns that a moving picture goes in a frame, by direction.
+# Rows and columns that a picture moves in a step, by direction.
 DIRECTIONS = {'up': (-1, 0), 'down': (1, 0), 'left': (0, -1), 'right': (0, 1)}
 _NUM_FRAMES, _PIXELS_A_FRAME = 6, 2
 _CANVAS = 40
-# As Fashion-MNIST's are.
+# The size of pictures in Fashion-MNIST.
 _PICTURE = config_lib.Image(height=28, width=28, channels=1, patch=1)
 
 
 def digits(where: str, config: config_lib.Data) -> readers.Rows:
-  """`image`, `audio` and `label` of one digit, picture and sound both noisy.
+  """`image`, `audio` and `label`: a noisy picture and a noisy sound of a digit.
 
-  Pictures are scikit-learn's, uint8[8, 8] (Alpaydin and Kaynak 1998), sounds
-  those of spoken_digit, which is read where `data.data_dir` says, int16[n] at
-  8 kHz. Every sound comes with several pictures of the same digit. No picture
-  and no sound is of both splits.
+  Pictures are those of scikit-learn, uint8[8, 8] (Alpaydin and Kaynak 1998),
+  sounds those of spoken_digit in `data.data_dir`, int16[n] at 8 kHz. Every
+  sound is paired with several pictures of the same digit. The splits share no
+  picture and no sound.
 
   Args:
     where: train or test.
     config: for `data_dir`.
 
   Raises:
-    ConfigError: another split; scikit-learn or spoken_digit is not there.
+    ConfigError: `where` is no split; scikit-learn or spoken_digit is missing.
   """
   _check_split(where)
   datasets = config_lib.optional(
     'sklearn.datasets', 'pictures of digits are of scikit-learn', 'judge'
   )
-  sounds = readers.tfds('spoken_digit', where, config)
-  known = datasets.load_digits()
-  images, labels = np.asarray(known['images']), np.asarray(known['target'])
-  own = (np.arange(len(images)) % _FOLDS == _FOLDS - 1) == (where == 'test')
-  pictures = [images[own & (labels == digit)] for digit in range(10)]
+  sounds = prepared.read('spoken_digit', where, config)
+  digits_8x8 = datasets.load_digits()
+  images = np.asarray(digits_8x8['images'])
+  labels = np.asarray(digits_8x8['target'])
+  in_split = (np.arange(len(images)) % _FOLDS == _FOLDS - 1) == (
+    where == 'test'
+  )
+  pictures = [images[in_split & (labels == digit)] for digit in range(10)]
   records = _Digits(_SPLITS[where], sounds.records, pictures, _PAIRS[where])
   identity = (
     f'{sounds.identity} {_PAIRS} {_FOLDS} {_PICTURE_NOISE} {_SOUND_TO_NOISE}'
@@ -62,7 +66,7 @@ def digits(where: str, config: config_lib.Data) -> readers.Rows:
 
 @dataclasses.dataclass(frozen=True)
 class _Digits(Sequence):
-  """Each sound `num_pairs` times, one after the other; pictures are random."""
+  """Each sound `num_pairs` times in a row, each time with a random picture."""
 
   split: int
   sounds: Sequence[dict[str, Any]]
@@ -76,7 +80,7 @@ class _Digits(Sequence):
     random = np.random.default_rng([self.split, index])
     sound = self.sounds[index // self.num_pairs]
     digit = int(sound['label'])
-    # Ink is 0 to 16.
+    # Pixels are 0 to 16.
     picture_HW = random.choice(self.pictures[digit]) / 16
     picture_HW = picture_HW + _PICTURE_NOISE * random.normal(
       size=picture_HW.shape
@@ -86,7 +90,7 @@ class _Digits(Sequence):
     samples_n = samples_n + power**0.5 * random.normal(size=samples_n.shape)
     loudest = max(np.abs(samples_n).max(), 1.0)
     return {
-      # From one unit below to one above.
+      # The range [-1, 2] as bytes.
       'image': _bytes((picture_HW + 1) / 3),
       'audio': np.round(samples_n / loudest * 32767).astype(np.int16),
       'label': digit,
@@ -94,18 +98,18 @@ class _Digits(Sequence):
 
 
 def moving(where: str, config: config_lib.Data) -> readers.Rows:
-  """`video`, `direction` and `label` of clothes that move, in Fashion-MNIST.
+  """`video`, `direction` and `label` of moving clothes, from Fashion-MNIST.
 
-  Each picture of the split goes straight on, uint8[F, H, W], in a direction
-  and from a place that only its number decides. `NAME,shuffled` has the same
-  frames in a random order. The data set is read where `data.data_dir` says.
+  Each picture of the split moves on a straight line, uint8[F, H, W]; direction
+  and start depend on its index alone. `NAME,shuffled` has the same frames in a
+  random order. The data set is read from `data.data_dir`.
 
   Args:
     where: train or test, or either with `,shuffled`.
     config: for `data_dir`.
 
   Raises:
-    ConfigError: another split; Pillow or Fashion-MNIST is not there.
+    ConfigError: `where` is no split; Pillow or Fashion-MNIST is missing.
   """
   split, _, option = where.partition(',')
   _check_split(split)
@@ -113,7 +117,7 @@ def moving(where: str, config: config_lib.Data) -> readers.Rows:
     option in ('', 'shuffled'),
     f'write moving:{split} or moving:{split},shuffled',
   )
-  clothes = readers.tfds('fashion_mnist', split, config)
+  clothes = prepared.read('fashion_mnist', split, config)
   records = _Moving(_SPLITS[split], clothes.records, bool(option))
   identity = (
     f'{clothes.identity} {_NUM_FRAMES} {_PIXELS_A_FRAME} {_CANVAS} {option}'
@@ -124,7 +128,7 @@ def moving(where: str, config: config_lib.Data) -> readers.Rows:
 
 @dataclasses.dataclass(frozen=True)
 class _Moving(Sequence):
-  """Record i is picture i, on its way."""
+  """Record i is the video of picture i."""
 
   split: int
   clothes: Sequence[dict[str, Any]]
@@ -136,11 +140,11 @@ class _Moving(Sequence):
   def __getitem__(self, index: int) -> dict[str, Any]:
     random = np.random.default_rng([self.split, index])
     item = self.clothes[index]
-    picture_HW = media.image(item['image'], _PICTURE).content[..., 0]
+    picture_HW = image.read(item['image'], _PICTURE).content[..., 0]
     direction = random.choice(list(DIRECTIONS))
     step_2 = np.array(DIRECTIONS[direction]) * _PIXELS_A_FRAME
     way_2 = step_2 * (_NUM_FRAMES - 1)
-    # All of it is seen in all frames.
+    # The whole picture is visible in all frames.
     free_2 = _CANVAS - np.array(picture_HW.shape)
     start_2 = random.integers(
       np.maximum(-way_2, 0), free_2 - np.maximum(way_2, 0), endpoint=True
@@ -156,7 +160,7 @@ class _Moving(Sequence):
 
 
 def _bytes(values: np.ndarray) -> np.ndarray:
-  """0 to 1 as bytes; what is beyond is cut."""
+  """Values in [0, 1] as bytes; others are clipped."""
   return np.clip(np.round(255 * values), 0, 255).astype(np.uint8)
 
 

@@ -1,9 +1,9 @@
-"""Drops repeated passages, so that nothing evaluated was trained on.
+"""Drops repeated passages, so that no evaluated text was trained on.
 
-Documentation repeats itself: whole paragraphs, and lines inside paragraphs
-that differ. Paragraphs are read in order, evaluation's sources first, and one
-is dropped if it stands in what was kept, or shares a run of 50 characters
-with it. Whatever way the rest is then split, no two parts share such a run.
+Documentation repeats whole paragraphs, and lines within paragraphs. Paragraphs
+are read in order, those of evaluation first, and one is dropped if it equals a
+paragraph that was kept, or shares 50 consecutive characters with one. However
+the rest is then split, no two parts share so long a run of characters.
 """
 
 import dataclasses
@@ -12,11 +12,11 @@ import re
 from collections.abc import Iterable, Iterator
 
 from gemini_jax import config as config_lib
-from gemini_jax.data import readers, sources
+from gemini_jax.data import examples, readers, sources, unusable
 
-# Characters, every white space counted as one. Shorter runs are idiom.
+# In characters, white space collapsed. Shorter runs are common phrases.
 RUN = 50
-# What is kept of a record is cut at paragraphs once it has this length.
+# Characters after which the text of a record is cut, at a paragraph.
 PASSAGE = 2000
 
 _PARAGRAPH = re.compile(r'\n\s*?\n')
@@ -24,16 +24,16 @@ _PARAGRAPH = re.compile(r'\n\s*?\n')
 
 @dataclasses.dataclass
 class Report:
-  """What deduplication did to one source, in UTF-8 bytes and paragraphs."""
+  """Bytes (UTF-8) and paragraphs of one source before and after."""
 
   bytes_read: int = 0
   bytes_kept: int = 0
   paragraphs_read: int = 0
   paragraphs_kept: int = 0
-  tally: readers.Tally = dataclasses.field(default_factory=readers.Tally)
+  tally: unusable.Tally = dataclasses.field(default_factory=unusable.Tally)
 
   def describe(self) -> str:
-    """One line for a log."""
+    """One line for the log."""
     return (
       f'kept {self.paragraphs_kept:,} of {self.paragraphs_read:,} paragraphs, '
       f'{self.bytes_kept:,} of {self.bytes_read:,} bytes'
@@ -43,10 +43,10 @@ class Report:
 def sources_without_repeats(
   config: config_lib.Data,
 ) -> dict[str, tuple[sources.Source, Report]]:
-  """Every source of the config, its records now passages seen nowhere else.
+  """Every source of the config, as passages without repeats.
 
-  A slice counts passages of about 2,000 characters. All text is held in
-  memory, with about 50 bytes more for each character of it.
+  Slices count passages of about 2,000 characters. All text is held in memory,
+  plus about 50 bytes for each of its characters.
 
   Raises:
     ConfigError: a source cannot be read.
@@ -60,7 +60,7 @@ def sources_without_repeats(
     if whole not in kept:
       report = Report()
       source = sources.records(whole, config)
-      texts = sources.texts(source, config, report.tally)
+      texts = examples.texts(source, config, report.tally)
       passages = list(_passages(texts, seen, report))
       rows = readers.Rows(
         [{config.text_field: passage} for passage in passages],
@@ -80,7 +80,7 @@ def sources_without_repeats(
 
 
 def fingerprint(config: config_lib.Data) -> str:
-  """Hex digest of what the passages of every source depend on."""
+  """Hex digest of all that the passages of every source depend on."""
   wholes = dict.fromkeys(sources.split_spec(spec)[0] for spec in _specs(config))
   identities = [
     sources.records(whole, config).rows.identity for whole in wholes
@@ -92,7 +92,7 @@ def fingerprint(config: config_lib.Data) -> str:
 def unique_paragraphs(
   text: str, seen: set, report: Report | None = None
 ) -> list[str]:
-  """Paragraphs of `text` that repeat nothing in `seen`, which then has them."""
+  """Paragraphs of `text` that repeat nothing in `seen`; adds them to `seen`."""
   report = report or Report()
   tail, kept = '', []
   for paragraph in _PARAGRAPH.split(text.strip('\n')):
@@ -102,7 +102,7 @@ def unique_paragraphs(
     size = len(paragraph.encode('utf-8'))
     report.paragraphs_read += 1
     report.bytes_read += size
-    # Runs may begin in the paragraph before, as it will stand in the result.
+    # A run may begin in the previous kept paragraph.
     line = tail + words
     runs = {hash(line[i : i + RUN]) for i in range(len(line) - RUN + 1)}
     runs.add(hash(words))
@@ -132,5 +132,5 @@ def _passages(
 
 
 def _specs(config: config_lib.Data) -> list[str]:
-  """Evaluation first: of two that repeat, training loses."""
+  """Evaluation first, so that repeats are dropped from training."""
   return [*config.test, *config.validation, *config.train]

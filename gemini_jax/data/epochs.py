@@ -1,4 +1,4 @@
-"""One source as rows without end: epoch after epoch, each in its own order."""
+"""One source as endless rows: epoch after epoch, each in a new order."""
 
 import functools
 from collections.abc import Callable
@@ -8,12 +8,12 @@ import numpy as np
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
-from gemini_jax.data import cache, media_reader, packing, readers, transforms
+from gemini_jax.data import cache, media_reader, packing, transforms, unusable
 from gemini_jax.data import tokenizer as tokenizer_lib
 
 
 class Epochs:
-  """One source of a split: its documents, and the rows of any epoch."""
+  """The documents of one source of a split, and the rows of any epoch."""
 
   def __init__(
     self,
@@ -23,11 +23,11 @@ class Epochs:
     tokenizer: tokenizer_lib.Tokenizer,
     seed: tuple[int, int],
     training: bool,
-    scenes: media_reader.MediaReader | None = None,
+    reader: media_reader.MediaReader | None = None,
     only: int | None = None,
   ):
     self.name, self.corpus = name, corpus
-    self._scenes = scenes
+    self._reader = reader
     self._config, self._tokenizer = config, tokenizer
     self._seed = [value % (1 << 63) for value in seed]
     self._training = training
@@ -52,17 +52,17 @@ class Epochs:
     self.num_rows = self._epoch(0)[0].num_rows
 
   def batch(self, rows: np.ndarray) -> batch_lib.Batch:
-    """Rows counted on through the epochs; evaluation has only one."""
+    """The batch of the given rows, numbered on through the epochs."""
     epochs = rows // self.num_rows if self._training else np.zeros_like(rows)
     return by_key(epochs, rows - epochs * self.num_rows, self._epoch_batch)
 
   def describe(self) -> str:
-    """One line for a log."""
-    unusable = dict(self.corpus.tally.unusable)
+    """One line for the log."""
+    counts = dict(self.corpus.tally.unusable)
     if self.num_too_long:
-      unusable['too long'] = self.num_too_long
+      counts['too long'] = self.num_too_long
     line = (
-      f'{self.name}: {len(self.starts):,} records{readers.reasons(unusable)}; '
+      f'{self.name}: {len(self.starts):,} records{unusable.reasons(counts)}; '
       f'{self.num_tokens:,} tokens in {self.num_rows:,} rows'
     )
     if not self._config.tasks:
@@ -76,8 +76,8 @@ class Epochs:
     pieces = plan.pieces(rows if order is None else order[rows])
     if self._config.objective != 'causal' and not self._config.pairs:
       pieces = transforms.random_firsts(pieces, [*self._seed, epoch])
-    if self._scenes is not None:
-      return self._scenes.batch(
+    if self._reader is not None:
+      return self._reader.batch(
         self.corpus, pieces, rows, [*self._seed, epoch], self._tokenizer
       )
     return transforms.assemble(
@@ -85,7 +85,7 @@ class Epochs:
     )
 
   def _make_epoch(self, epoch: int):
-    """The plan of an epoch and the order of its rows (None: as they are)."""
+    """The packing plan of an epoch and the order of its rows (None: as is)."""
     random = np.random.default_rng([*self._seed, epoch])
     plan = self._rows
     if plan is None:
@@ -100,7 +100,7 @@ class Epochs:
     return plan, random.permutation(plan.num_rows) if self._shuffle else None
 
   def _make_rows(self) -> packing.RowPlan | None:
-    """Rows that are the same in every epoch; None for packed text."""
+    """The packing plan if it is the same in every epoch; None: packed text."""
     config = self._config
     if not config.pairs:
       width = transforms.text_width(config)
@@ -109,8 +109,8 @@ class Epochs:
       return packing.cut(self.starts, self.lengths, width)
     order = np.arange(len(self.starts))
     if self._shuffle:
-      # Which pairs share a row is drawn once, so that the number of rows
-      # stays; the rows are drawn again for every epoch.
+      # Which documents share a row is drawn once, to keep the number of rows
+      # constant; the order of rows is drawn anew for every epoch.
       order = np.random.default_rng(self._seed).permutation(order)
     documents = self.starts[order], self.lengths[order], self.firsts[order]
     bounds = np.arange(len(order) + 1)
@@ -123,7 +123,7 @@ class Epochs:
 def usable(
   corpus: cache.Corpus, config: config_lib.Data, only: int | None = None
 ) -> np.ndarray:
-  """bool[N], the documents that fit; `only` those of the task of a number."""
+  """bool[N], documents that fit into a row; `only`: those of one task."""
   lengths = np.diff(corpus.offsets) - 1
   fits = transforms.fits(lengths, corpus.firsts, config)
   if only is not None:
@@ -136,9 +136,9 @@ def by_key(
   rows: np.ndarray,
   make: Callable[[int, np.ndarray], batch_lib.Batch],
 ) -> batch_lib.Batch:
-  """One batch of the rows, made by key and put back in their order."""
+  """The batch of rows that `make` makes key by key, in the order of `rows`."""
   slots = [np.flatnonzero(keys == key) for key in np.unique(keys)]
-  batches = [make(int(keys[own[0]]), rows[own]) for own in slots]
+  batches = [make(int(keys[indices[0]]), rows[indices]) for indices in slots]
   if len(batches) == 1:
     return batches[0]
   order = np.argsort(np.concatenate(slots))

@@ -1,4 +1,4 @@
-"""Pictures, sounds and videos of a batch: read for each row when it is due."""
+"""The media of a batch, read from the records when the batch is made."""
 
 import dataclasses
 import functools
@@ -12,18 +12,18 @@ from gemini_jax import config as config_lib
 from gemini_jax.data import (
   augmentation,
   cache,
-  media,
+  fields,
+  medium,
   packing,
-  readers,
   sources,
   transforms,
+  unusable,
 )
 from gemini_jax.data import task as task_lib
 from gemini_jax.data import tokenizer as tokenizer_lib
 
-_INPUTS, _TARGETS = 0, 1
-# Bytes of the media of a source that stay in memory, for each kind.
-_MOST_KEPT = 1 << 28
+# Media of a source that are kept in memory, in bytes.
+_MAX_KEPT_BYTES = 1 << 28
 
 
 def layout(
@@ -31,13 +31,13 @@ def layout(
   config: config_lib.Data,
   model: config_lib.Model,
 ) -> tuple[dict[str, int], Any]:
-  """The token of each kind of medium, and all that their number depends on.
+  """The placeholder of each kind, and all that soft token counts depend on.
 
   Raises:
-    ConfigError: the model cannot read or write a kind, or rows are packed.
+    ConfigError: the model cannot read or generate a kind, or rows are packed.
   """
   kinds = sorted(
-    {kind for t in tasks for s in range(len(t.sides)) for kind in t.kinds(s)}
+    {p.kind for t in tasks for p in t.pieces if p.kind in config_lib.KINDS}
   )
   for kind in kinds:
     config_lib.check(
@@ -45,7 +45,7 @@ def layout(
       f'data.tasks={config.tasks}: the model reads no {kind}; set model.{kind}',
     )
   for task in tasks:
-    for kind in task.kinds(_TARGETS) if len(task.sides) > 1 else ():
+    for kind in task.kinds('targets'):
       config_lib.check(
         model.writes(kind),
         f'data.tasks={config.tasks}: the model writes no {kind}'
@@ -53,8 +53,8 @@ def layout(
       )
       config_lib.check(
         len(task.targets) == 1,
-        f'data.tasks={config.tasks}: what is written beside a medium ({kind}) '
-        'can be nothing else',
+        f'data.tasks={config.tasks}: targets with a medium ({kind}) can hold '
+        'nothing else',
       )
   config_lib.check(
     not (kinds and config.pack),
@@ -65,47 +65,49 @@ def layout(
     parts.append(model.image)
   return {kind: model.placeholder(kind) for kind in kinds}, (
     config.audio_sample_rate if 'audio' in kinds else None,
-    # Of sounds nothing depends on it.
+    # It does not apply to sounds.
     config.max_media_pixels if {'image', 'video'}.intersection(kinds) else None,
     model.vocab_size if kinds else None,
     parts,
   )
 
 
-def sides(config: config_lib.Data) -> dict[str, tuple[int, ...]]:
-  """The sides of a task that each sequence of a batch reads."""
+def sequence_parts(
+  config: config_lib.Data,
+) -> dict[str, tuple[task_lib.Part, ...]]:
+  """The parts of an example that each sequence of a batch holds."""
   if config.objective == 'seq2seq':
-    return {'encoder': (_INPUTS,), 'decoder': (_TARGETS,)}
-  return {'decoder': (_INPUTS, _TARGETS)}
+    return {'encoder': ('inputs',), 'decoder': ('targets',)}
+  return {'decoder': ('inputs', 'targets')}
 
 
 def blank(
   config: config_lib.Data, model: config_lib.Model, num_rows: int
 ) -> dict[str, dict[str, batch_lib.Media]]:
-  """Media of the sequences of a batch, by kind, of nothing."""
+  """Arrays for the media of each sequence of a batch, by kind, all zero."""
   if not config.tasks:
     return {}
-  tasks = task_lib.of(config)
+  tasks = task_lib.from_config(config)
   return {
     name: {
-      kind: batch_lib.blank_media(kind, model, num_rows, most)
-      for kind, most in task_lib.most(tasks, own).items()
+      kind: batch_lib.blank_media(kind, model, num_rows, count)
+      for kind, count in task_lib.max_media(tasks, parts).items()
     }
-    for name, own in sides(config).items()
+    for name, parts in sequence_parts(config).items()
   }
 
 
 @dataclasses.dataclass(frozen=True)
 class MediaReader:
-  """What the media of one source are read from.
+  """Makes batches with media, which it reads from the records of a source.
 
   Attributes:
     source: of the records.
-    tasks: what is read of each.
+    tasks: of the data.
     config: of the data.
-    model: what reads and writes media.
-    training: whether kinds are dropped and media augmented.
-    kept: media that were read, by the number of the record and the piece.
+    model: config of the model.
+    training: whether to drop kinds at random and to augment media.
+    kept: media in memory, by the index of the record and the piece.
   """
 
   source: sources.Source
@@ -113,7 +115,7 @@ class MediaReader:
   config: config_lib.Data
   model: config_lib.Model
   training: bool
-  kept: dict[tuple[int, task_lib.Piece], media.Medium] = dataclasses.field(
+  kept: dict[tuple[int, task_lib.Piece], medium.Medium] = dataclasses.field(
     default_factory=dict, repr=False
   )
 
@@ -128,10 +130,10 @@ class MediaReader:
     """As `transforms.assemble`, with media; a piece is a whole document.
 
     Args:
-      corpus: of the source.
-      pieces: at most one of each row.
-      rows: numbers of the rows, for their randomness.
-      seed: of it.
+      corpus: tokens of the source.
+      pieces: at most one a row.
+      rows: indices of the rows, for their random numbers.
+      seed: of the random numbers.
       tokenizer: of the run.
     """
     places = np.searchsorted(corpus.offsets, pieces.starts, 'right') - 1
@@ -143,97 +145,104 @@ class MediaReader:
     randoms = [
       np.random.default_rng([*seed, row]) for row in rows[pieces.rows].tolist()
     ]
-    absent = [
-      self._absent(task, random)
+    dropped = [
+      self._dropped_kinds(task, random)
       for (task, _), random in zip(examples, randoms, strict=True)
     ]
 
     def leaves(i, inputs):
-      if absent[i] is None:
+      if dropped[i] is None:
         return np.ones(len(inputs), bool)
-      ids = [self.model.placeholder(kind) for kind in absent[i]]
+      ids = [self.model.placeholder(kind) for kind in dropped[i]]
       return np.isin(inputs, ids)
 
     tokens, pieces = transforms.leave_out(corpus.tokens, pieces, leaves)
     batch = transforms.assemble(
       tokens, pieces, len(rows), self.config, tokenizer
     )
-    found = blank(self.config, self.model, len(rows))
-    for name, own in sides(self.config).items():
+    filled = blank(self.config, self.model, len(rows))
+    for name, parts in sequence_parts(self.config).items():
       self._fill(
-        found[name], own, pieces.rows, examples, absent, randoms, corpus.origins
+        filled[name],
+        parts,
+        pieces.rows,
+        examples,
+        dropped,
+        randoms,
+        corpus.origins,
       )
-      self._check_slots(getattr(batch, name).tokens, found[name])
+      self._check_slots(getattr(batch, name).tokens, filled[name])
     return dataclasses.replace(
       batch,
       **{
-        name: dataclasses.replace(getattr(batch, name), media=own)
-        for name, own in found.items()
+        name: dataclasses.replace(getattr(batch, name), media=by_kind)
+        for name, by_kind in filled.items()
       },
     )
 
-  def _absent(
+  def _dropped_kinds(
     self, task: task_lib.Task, random: np.random.Generator
   ) -> tuple[str, ...] | None:
-    """Kinds that are left out of a row's inputs; None: all of the inputs."""
+    """Kinds of media to drop from a row's inputs; None: drop all inputs."""
     config = self.config
     if not self.training:
       return config.drop_kinds
     kinds = [
       kind
-      for kind in dict.fromkeys(task.kinds(_INPUTS))
+      for kind in dict.fromkeys(task.kinds('inputs'))
       if kind not in config.drop_kinds
     ]
-    # As many draws for every row.
-    blind, drop, which = random.random(3)
-    if blind < config.inputs_dropout:
+    # The same number of draws for every row.
+    drop_inputs, drop, which = random.random(3)
+    if drop_inputs < config.inputs_dropout:
       return None
     if len(kinds) > 1 and drop < config.media_dropout:
       return (*config.drop_kinds, kinds[int(which * len(kinds))])
     return config.drop_kinds
 
   def _fill(
-    self, found, own_sides, rows, examples, absent, randoms, origins
+    self, filled, parts, rows, examples, dropped, randoms, origins
   ) -> None:
-    """Puts what the given sides of each row's example hold in its place."""
-    for row, (task, index), out, random in zip(
-      rows.tolist(), examples, absent, randoms, strict=True
+    """Writes the media in the given parts of each row's example to `filled`."""
+    for row, (task, index), kinds, random in zip(
+      rows.tolist(), examples, dropped, randoms, strict=True
     ):
       record = self._record(index)
-      counts = dict.fromkeys(found, 0)
-      for side in own_sides:
-        for piece in task.sides[side]:
+      counts = dict.fromkeys(filled, 0)
+      for part in parts:
+        is_input = part == 'inputs'
+        for piece in (task.inputs or ()) if is_input else task.targets:
           kind = piece.kind
-          left_out = side == _INPUTS and (out is None or kind in out)
-          if kind not in found or left_out:
+          is_dropped = is_input and (kinds is None or kind in kinds)
+          if kind not in filled or is_dropped:
             continue
           value, size = self._read(index, record, piece)
-          if self.training and side == _INPUTS:
+          if self.training and is_input:
             value = self._augmented(kind, value, size, random)
             if self.config.augment.mixup_alpha and not counts[kind]:
               value = self._mixed(task, piece, value, size, random, origins)
-          found[kind].values[row, counts[kind]] = value
-          found[kind].sizes[row, counts[kind]] = size
+          filled[kind].values[row, counts[kind]] = value
+          filled[kind].sizes[row, counts[kind]] = size
           counts[kind] += 1
 
   def _check_slots(
-    self, tokens: np.ndarray, found: dict[str, batch_lib.Media]
+    self, tokens: np.ndarray, filled: dict[str, batch_lib.Media]
   ) -> None:
-    """ConfigError if media are not of the sizes that were tokenized."""
-    for kind, own in found.items():
+    """ConfigError if a medium's size has changed since tokenization."""
+    for kind, media_BM in filled.items():
       slots = np.sum(tokens == self.model.placeholder(kind), axis=1)
       counts = [
         sum(self.model.tokens_of(kind, size) for size in sizes)
-        for sizes in own.sizes.tolist()
+        for sizes in media_BM.sizes.tolist()
       ]
       config_lib.check(
         slots.tolist() == counts,
-        f'{self.source.name} has changed: a file of its {kind}s is not as '
-        'large as it was; touch the list that names it, to read all again',
+        f'{self.source.name} has changed: the size of one of its {kind} files '
+        'is not what it was; touch the list that names it, to tokenize anew',
       )
 
   def _record(self, index: int) -> Callable[[], dict[str, Any]]:
-    """Reads a record once, when it is needed."""
+    """A function that reads a record when it is first needed."""
     return functools.cache(functools.partial(self.source.__getitem__, index))
 
   def _augmented(self, kind, value, size, random) -> np.ndarray:
@@ -251,30 +260,30 @@ class MediaReader:
     index: int,
     record: Callable[[], dict[str, Any]],
     piece: task_lib.Piece,
-  ) -> media.Medium:
-    """A medium of a record, which is read if it is not in memory."""
+  ) -> medium.Medium:
+    """A medium of a record, from memory if it was read before."""
     key = index, piece
     if key in self.kept:
       return self.kept[key]
     try:
-      found = sources.medium(
+      read = fields.medium_of(
         self.source, record(), piece, self.config, self.model
       )
-    except readers.UnusableError as error:
-      # It could be read when the source was tokenized.
+    except unusable.UnusableError as error:
+      # It was readable when the source was tokenized.
       raise config_lib.ConfigError(
         f'{self.source.name} has changed: {error}'
       ) from error
-    if found.values.nbytes * (len(self.kept) + 1) <= _MOST_KEPT:
-      self.kept[key] = found
-    return found
+    if read.values.nbytes * (len(self.kept) + 1) <= _MAX_KEPT_BYTES:
+      self.kept[key] = read
+    return read
 
   def _mixed(self, task, piece, value, size, random, origins) -> np.ndarray:
-    """A medium mixed with that of a random example of the same task.
+    """A medium mixed with that of a random example of the same task (MixUp).
 
-    A row keeps its targets, and so the larger share (MixUp, Zhang et al. 2018,
-    as far as texts allow). The other is not of the batch: rows are the same on
-    any number of processes.
+    The row keeps its own targets, and so its medium gets the larger weight. The
+    other example is drawn from the whole source, not from the batch, so that
+    rows do not depend on the number of processes.
     """
     number = self.tasks.index(task)
     same = origins[origins % len(self.tasks) == number]

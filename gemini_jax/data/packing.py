@@ -1,7 +1,7 @@
-"""Packing plans: which pieces of which documents stand in a row.
+"""Packing plans: which pieces of which documents fill each row.
 
-Plans answer for any rows at once, in any order. Everything is arithmetic on
-arrays: no loop over documents, tokens or, packing pairs aside, rows.
+A plan gives the pieces of any rows, in any order, by vectorised arithmetic:
+there is no loop over documents or tokens, and over rows only in `next_fit`.
 """
 
 import dataclasses
@@ -10,18 +10,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Shares of a mixture are multiples of about one over this.
+# Mixture weights are rounded to multiples of about 1 / _PERIOD.
 _PERIOD = 10_000
 
 
 class Pieces(NamedTuple):
-  """Parts of documents that stand in the rows of a batch, row by row.
+  """Pieces of documents in the rows of a batch, row by row.
 
   Attributes:
-    rows: int64[P], ascending.
-    starts: int64[P], the piece's first token among all tokens.
-    lengths: int64[P], positions; one less than the tokens it touches.
-    firsts: int64[P], the first target, counted from the start; 1 if all are.
+    rows: int64[P], the row of each piece, ascending.
+    starts: int64[P], index of its first token among all tokens of the source.
+    lengths: int64[P], positions; one less than its number of tokens.
+    firsts: int64[P], index of the first target in the piece; 1 for plain text.
   """
 
   rows: np.ndarray
@@ -32,13 +32,13 @@ class Pieces(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class StreamPlan:
-  """Texts in a row, one after the other, cut every `width` positions.
+  """Documents concatenated into a stream that is cut every `width` positions.
 
   Attributes:
-    starts: int64[D], the first token of each document, in stream order.
-    ends: int64[D], the position of the stream after each document.
-    begin: the position of the first row; the stream goes round from its end.
-    size: positions in all; each is in one row.
+    starts: int64[D], first token of each document, in stream order.
+    ends: int64[D], position in the stream after each document.
+    begin: position where the first row begins; the stream wraps around.
+    size: total positions, each of which is in one row.
     width: positions of a row.
   """
 
@@ -56,7 +56,7 @@ class StreamPlan:
     ends = np.cumsum(lengths)
     size = int(ends[-1])
     if begin:
-      # The documents that the last row may reach are appended once more.
+      # The last row wraps around into these documents.
       again = slice(0, int(np.searchsorted(ends, begin)) + 1)
       starts = np.concatenate([starts, starts[again]])
       ends = np.concatenate([ends, size + ends[again]])
@@ -64,11 +64,11 @@ class StreamPlan:
 
   @property
   def num_rows(self) -> int:
-    """Rows; the last may be partly empty."""
+    """Number of rows; the last may be partly empty."""
     return -(-self.size // self.width)
 
   def pieces(self, rows: np.ndarray) -> Pieces:
-    """Pieces of the rows; those past the last have none."""
+    """Pieces of the given rows; rows past the last are empty."""
     start = np.minimum(rows * self.width, self.size) + self.begin
     stop = np.minimum(start + self.width, self.begin + self.size)
     first = np.searchsorted(self.ends, start, 'right')
@@ -83,7 +83,7 @@ class StreamPlan:
 
 @dataclasses.dataclass(frozen=True)
 class RowPlan:
-  """Rows of whole records, or of one piece each.
+  """Rows of whole documents, or of one piece each.
 
   Attributes:
     bounds: int64[R + 1], the first piece of each row.
@@ -101,7 +101,7 @@ class RowPlan:
     return len(self.bounds) - 1
 
   def pieces(self, rows: np.ndarray) -> Pieces:
-    """Pieces of the rows; those past the last have none."""
+    """Pieces of the given rows; rows past the last are empty."""
     first = self.bounds[np.minimum(rows, self.num_rows)]
     last = self.bounds[np.minimum(rows + 1, self.num_rows)]
     owner, piece = _spans(first, last)
@@ -111,7 +111,7 @@ class RowPlan:
 
 
 def cut(starts: np.ndarray, lengths: np.ndarray, width: int) -> RowPlan:
-  """One piece a row; texts longer than a row take several."""
+  """One piece a row; a text longer than a row takes several rows."""
   counts = -(-lengths // width)
   owner, index = _spans(np.zeros_like(counts), counts)
   left = index * width
@@ -126,12 +126,12 @@ def cut(starts: np.ndarray, lengths: np.ndarray, width: int) -> RowPlan:
 def next_fit(
   sizes: Sequence[np.ndarray], capacities: Sequence[int]
 ) -> np.ndarray:
-  """int64[R + 1], bounds of rows that take records while all sizes fit.
+  """int64[R + 1], bounds of rows filled in order while all sizes fit.
 
   Args:
-    sizes: int64[N] arrays, what a record takes of each capacity; none takes
-      more than all of it.
-    capacities: what a row has.
+    sizes: int64[N] arrays, the size of each document in each sequence; none is
+      larger than the capacity.
+    capacities: of a row in each sequence.
   """
   jumps = []
   for size, capacity in zip(sizes, capacities, strict=True):
@@ -147,15 +147,18 @@ def next_fit(
 def schedule(
   weights: Sequence[float],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Which source gives each row of a mixture, over one period.
+  """The source of each row of a mixture, over one period.
 
-  After any number of rows the share of each source is within one row of its
-  weight, rounded to 1/10,000 (Tijdeman, "The chairman assignment problem",
-  1980).
+  After any number of rows, the number of rows of each source is within one of
+  its share, which is rounded to 1/10,000 (Tijdeman, "The chairman assignment
+  problem", 1980).
+
+  Args:
+    weights: mixture weights, not necessarily normalised.
 
   Returns:
-    The source of each row of the period, how many rows it gave before, and
-    the rows of each source in a period.
+    The source of each row of the period, the number of earlier rows of that
+    source, and the number of rows of each source in a period.
   """
   shares = np.asarray(weights, np.float64) / np.sum(weights)
   counts = np.maximum(np.round(shares * _PERIOD).astype(np.int64), 1)
@@ -166,7 +169,7 @@ def schedule(
   owners, ranks = [], []
   for row in range(1, period + 1):
     due = (row * counts - period * given) * slack
-    # Of the sources that may give a row, the one that must do so first.
+    # Of the sources that may come next, the one with the earliest deadline.
     deadline = np.where(due >= period, (period * slack - due) / counts, np.inf)
     owner = int(np.argmin(deadline))
     owners.append(owner)
@@ -176,7 +179,7 @@ def schedule(
 
 
 def _spans(first: np.ndarray, last: np.ndarray):
-  """Every integer of the spans [first, last), and the span that it is of."""
+  """The span of each integer of the spans [first, last), and the integer."""
   counts = last - first
   owner = np.repeat(np.arange(len(counts)), counts)
   ends = np.cumsum(counts)

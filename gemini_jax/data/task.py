@@ -1,17 +1,20 @@
-"""What is read of a record and what is written: `{image:photo} -> {caption}`.
+"""Tasks: which fields of a record are inputs, which are targets.
 
-Each side of a task is text with fields of a record in braces; `image:`,
-`audio:` and `video:` say that a field is none of text. A name may stand before:
-`caption = {image:photo} in {language} -> {text}`.
+A task is written `{image:photo} in {language} -> {caption}`: templates of the
+inputs and of the targets, with fields of the record in braces. `image:`,
+`audio:` and `video:` mark fields that hold media. A name may stand in front:
+`caption = {image:photo} -> {text}`.
 """
 
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator
+from typing import Literal
 
 from gemini_jax import config as config_lib
 
 TEXT, LITERAL = 'text', 'literal'
+Part = Literal['inputs', 'targets']
 
 _FIELD = re.compile(r'\{(?:(\w+):)?(\w+)\}')
 _NAMED = re.compile(r'(\w+)\s*=\s*(.*)', re.DOTALL)
@@ -20,11 +23,11 @@ _ARROW = '->'
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-  """A field of a record, or text between fields.
+  """A field of a record, or literal text between fields.
 
   Attributes:
-    kind: of KINDS, TEXT or LITERAL.
-    value: name of the field, or the text.
+    kind: one of KINDS, TEXT or LITERAL.
+    value: name of the field, or the literal text.
   """
 
   kind: str
@@ -33,41 +36,46 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """What is read and what is written.
+  """Templates of the inputs and the targets of an example.
 
   Attributes:
-    name: of its numbers in the metrics; may be empty.
-    sides: pieces of the inputs and of the targets; of plain text the latter
-      alone.
+    name: prefix of the task's metrics; may be empty.
+    targets: pieces of the targets.
+    inputs: pieces of the inputs; None for plain text, which has targets alone.
   """
 
   name: str
-  sides: tuple[tuple[Piece, ...], ...]
+  targets: tuple[Piece, ...]
+  inputs: tuple[Piece, ...] | None = None
+
+  @property
+  def parts(self) -> tuple[tuple[Piece, ...], ...]:
+    """Inputs, if any, and targets."""
+    return (
+      (self.targets,) if self.inputs is None else (self.inputs, self.targets)
+    )
 
   @property
   def pieces(self) -> tuple[Piece, ...]:
-    """Those of all sides, in order."""
-    return tuple(piece for side in self.sides for piece in side)
+    """All pieces, in order."""
+    return tuple(piece for part in self.parts for piece in part)
 
   @property
   def fields(self) -> tuple[str, ...]:
     """Names of the fields, in order."""
     return tuple(p.value for p in self.pieces if p.kind != LITERAL)
 
-  @property
-  def targets(self) -> tuple[Piece, ...]:
-    """What is written."""
-    return self.sides[-1]
-
   def drop_kinds(self, kinds: Iterable[str]) -> 'Task':
-    """The same task, whose inputs leave out media of some kinds."""
-    left = tuple(p for p in self.sides[0] if p.kind not in kinds)
-    return dataclasses.replace(self, sides=(left, *self.sides[1:]))
+    """The same task without media of some kinds among its inputs."""
+    if self.inputs is None:
+      return self
+    inputs = tuple(p for p in self.inputs if p.kind not in kinds)
+    return dataclasses.replace(self, inputs=inputs)
 
-  def kinds(self, side: int) -> tuple[str, ...]:
-    """Kinds of the media of a side, in order."""
-    own = self.sides[side]
-    return tuple(p.kind for p in own if p.kind in config_lib.KINDS)
+  def kinds(self, part: Part) -> tuple[str, ...]:
+    """Kinds of the media among the inputs or the targets, in order."""
+    pieces = self.targets if part == 'targets' else self.inputs or ()
+    return tuple(p.kind for p in pieces if p.kind in config_lib.KINDS)
 
 
 def parse(text: str) -> Task:
@@ -78,18 +86,19 @@ def parse(text: str) -> Task:
   """
   named = _NAMED.fullmatch(text.strip())
   name, template = named.groups() if named else ('', text)
-  sides = [side.strip() for side in template.split(_ARROW)]
+  parts = [part.strip() for part in template.split(_ARROW)]
   config_lib.check(
-    len(sides) == 2 and all(map(_FIELD.search, sides)),
-    f'data.tasks: {text!r} must be INPUTS {_ARROW} TARGETS, with a field on '
-    'both sides, such as {image:photo} -> {caption}',
+    len(parts) == 2 and all(map(_FIELD.search, parts)),
+    f'data.tasks: {text!r} must be INPUTS {_ARROW} TARGETS, with a field in '
+    'each, such as {image:photo} -> {caption}',
   )
-  task = Task(name, tuple(tuple(_pieces(side)) for side in sides))
+  inputs, targets = (tuple(_pieces(part)) for part in parts)
+  task = Task(name, targets, inputs)
   for piece in task.pieces:
     config_lib.check(
       piece.kind != LITERAL or not set('{}') & set(piece.value),
-      f'data.tasks: {text!r}: {piece.value!r} is no field; write {{field}} or '
-      '{kind:field}, of letters, digits and _',
+      f'data.tasks: {text!r}: {piece.value!r} is not a field; write {{field}} '
+      'or {kind:field}, of letters, digits and _',
     )
     known = (TEXT, *config_lib.KINDS)
     config_lib.check(
@@ -100,11 +109,11 @@ def parse(text: str) -> Task:
   return task
 
 
-def of(config: config_lib.Data) -> tuple[Task, ...]:
-  """The tasks of a config: those it names, one of pairs, or plain text.
+def from_config(config: config_lib.Data) -> tuple[Task, ...]:
+  """The tasks of a config: data.tasks, or one of inputs and targets or of text.
 
   Raises:
-    ConfigError: one is not written as a task, or two have one name.
+    ConfigError: a task is malformed, or two have the same name.
   """
   if config.tasks:
     tasks = tuple(parse(text) for text in config.tasks)
@@ -116,27 +125,28 @@ def of(config: config_lib.Data) -> tuple[Task, ...]:
     return tasks
   text = lambda field: (Piece(TEXT, field),)
   if config.inputs_field:
-    return (Task('', (text(config.inputs_field), text(config.targets_field))),)
-  return (Task('', (text(config.text_field),)),)
+    inputs, targets = text(config.inputs_field), text(config.targets_field)
+    return (Task('', targets, inputs),)
+  return (Task('', text(config.text_field)),)
 
 
-def most(tasks: Iterable[Task], sides: Iterable[int]) -> dict[str, int]:
-  """The most media of each kind that a task has in some of its sides."""
-  sides = tuple(sides)
-  found: dict[str, int] = {}
+def max_media(tasks: Iterable[Task], parts: Iterable[Part]) -> dict[str, int]:
+  """The largest number of media of each kind in the given parts of a task."""
+  parts = tuple(parts)
+  largest: dict[str, int] = {}
   for task in tasks:
-    kinds = [kind for side in sides for kind in task.kinds(side)]
+    kinds = [kind for part in parts for kind in task.kinds(part)]
     for kind in kinds:
-      found[kind] = max(found.get(kind, 0), kinds.count(kind))
-  return found
+      largest[kind] = max(largest.get(kind, 0), kinds.count(kind))
+  return largest
 
 
-def _pieces(side: str) -> Iterator[Piece]:
+def _pieces(template: str) -> Iterator[Piece]:
   end = 0
-  for match in _FIELD.finditer(side):
+  for match in _FIELD.finditer(template):
     if match.start() > end:
-      yield Piece(LITERAL, side[end : match.start()])
+      yield Piece(LITERAL, template[end : match.start()])
     yield Piece(match[1] or TEXT, match[2])
     end = match.end()
-  if end < len(side):
-    yield Piece(LITERAL, side[end:])
+  if end < len(template):
+    yield Piece(LITERAL, template[end:])

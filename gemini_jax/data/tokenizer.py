@@ -1,20 +1,15 @@
 """Text to token ids and back: bytes, characters or SentencePiece.
 
-Every kind is one table, the bytes that each id stands for, and a way to
-encode. Decoding joins the bytes, so it is exact and can be streamed.
+Every kind of tokenizer has a table of the bytes of each id, and its own way to
+encode. Decoding concatenates bytes, so it is exact and can be streamed.
 """
 
-import argparse
 import codecs
 import functools
 import hashlib
-import io
 import json
-import logging
 import pathlib
-import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import sentencepiece
@@ -22,26 +17,23 @@ import sentencepiece
 from gemini_jax import config as config_lib
 from gemini_jax import host
 
-# A saved tokenizer is never near this; a wrong path may be.
+# Saved tokenizers are far smaller; a wrong path may name a huge file.
 _MAX_FILE_BYTES = 1 << 27
-# SentencePiece holds its training text in memory: enough, not everything.
-_MAX_TRAINING_CHARACTERS = 100_000_000
-_LINE_CHARACTERS = 4096
 # SentencePiece writes a space as this character.
 _SPACE = '▁'
 
 
 class Tokenizer:
-  """What the kinds share.
+  """The common part of all kinds of tokenizers.
 
   Attributes:
-    pieces: the bytes of each id; special ids have none.
-    pad_id: fills the rest of a row. Only segment 0 tells padding, so a model
-      without one may lend the id of eos.
+    pieces: the bytes of each id; empty for special ids.
+    pad_id: fills the rest of a row. Padding is recognised by segment 0, so this
+      may be the id of eos.
     bos_id: the first token of every document.
     eos_id: the last token of every document.
-    unk_id: stands for what cannot be encoded; None where all can be.
-    adds_space: whether encoding puts a space before a text.
+    unk_id: stands for text that cannot be encoded; None if there is none.
+    adds_space: whether encoding prepends a space to a text.
   """
 
   adds_space = False
@@ -65,7 +57,7 @@ class Tokenizer:
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """Hex digest of all that decides how text is encoded."""
+    """Hex digest of all that encoding depends on."""
     return hashlib.sha256(self.serialized()).hexdigest()[:32]
 
   def encode(self, text: str) -> np.ndarray:
@@ -84,7 +76,7 @@ class Tokenizer:
     return b''.join(map(self.piece, ids)).decode('utf-8', 'replace')
 
   def piece(self, token: int) -> bytes:
-    """The bytes of one id; none for an id outside the vocabulary."""
+    """The bytes of one id; empty for an id outside the vocabulary."""
     return self.pieces[token] if 0 <= token < len(self.pieces) else b''
 
   def save(self, path: str | pathlib.Path):
@@ -111,7 +103,7 @@ class Bytes(Tokenizer):
 
 
 class Characters(Tokenizer):
-  """One id a character of the training texts; others become unk."""
+  """One id for each character of the training texts; others become unk."""
 
   _OFFSET = 4
 
@@ -141,7 +133,7 @@ class Characters(Tokenizer):
 
 
 class SentencePiece(Tokenizer):
-  """A SentencePiece model (Kudo and Richardson 2018), read from its proto."""
+  """A SentencePiece model (Kudo and Richardson 2018), from its proto."""
 
   def __init__(self, proto: bytes):
     try:
@@ -149,7 +141,7 @@ class SentencePiece(Tokenizer):
       size = model.vocab_size()
       pieces = [_piece_bytes(model, i) for i in range(size)]
     except (RuntimeError, ValueError) as error:
-      # Of a damaged one some pieces are not UTF-8, or no byte.
+      # In a damaged model, pieces may be no UTF-8 or not a byte.
       raise config_lib.ConfigError('not a SentencePiece model') from error
     config_lib.check(size > 0, 'not a SentencePiece model')
     config_lib.check(
@@ -164,14 +156,14 @@ class SentencePiece(Tokenizer):
       unk_id=model.unk_id(),
     )
     self._proto, self._model = proto, model
-    # Most published models put a space before the text.
+    # Most published models prepend a space to the text.
     self.adds_space = self.pieces_of('a')[:1] == b' '
     self._byte_ids = {
       self.pieces[i]: i for i in range(size) if model.is_byte(i)
     }
 
   def pieces_of(self, text: str) -> bytes:
-    """What the ids of `text` stand for, before any space is taken off."""
+    """The bytes of the ids of `text`, with the prepended space, if any."""
     return b''.join(self.pieces[i] for i in self._model.encode(text))
 
   def encode(self, text: str) -> np.ndarray:
@@ -179,14 +171,15 @@ class SentencePiece(Tokenizer):
     exact = self._byte_ids and not self.adds_space
     parts = text.split(_SPACE) if exact else [text]
     ids = self._model.encode(parts[0])
-    # A space is written as this character, so itself is written as bytes.
+    # SentencePiece writes spaces as this character, so the character itself is
+    # encoded as bytes.
     for part in parts[1:]:
       ids += [self._byte_ids[bytes([b])] for b in _SPACE.encode()]
       ids += self._model.encode(part)
     return np.asarray(ids, np.int32)
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Text of `ids`, less the space that this model puts before it."""
+    """Text of `ids`, without the space that this model prepends."""
     text = super().decode(ids)
     return text[1:] if self.adds_space and text[:1] == ' ' else text
 
@@ -196,7 +189,7 @@ class SentencePiece(Tokenizer):
 
 
 class StreamDecoder:
-  """Decodes ids one at a time, holding back incomplete characters.
+  """Decodes ids one at a time; incomplete characters are held back.
 
   What `push` and `flush` return makes up the text that `decode` gives.
 
@@ -212,11 +205,11 @@ class StreamDecoder:
     self._drops_space = tokenizer.adds_space and not continues
 
   def push(self, token: int) -> str:
-    """The characters that `token` completes, perhaps none."""
+    """The characters that `token` completes; may be empty."""
     return self._text(self._decoder.decode(self._piece(token)))
 
   def flush(self) -> str:
-    """What is left: U+FFFD if the ids ended inside a character."""
+    """The rest: U+FFFD if the ids ended inside a character."""
     return self._text(self._decoder.decode(b'', final=True))
 
   def _text(self, characters: str) -> str:
@@ -226,104 +219,11 @@ class StreamDecoder:
     return characters.removeprefix(' ')
 
 
-class TooLargeError(config_lib.ConfigError):
-  """More pieces are asked for than the texts have; `most` they do have."""
-
-  def __init__(self, message: str, most: int):
-    super().__init__(message)
-    self.most = most
-
-
-def build(
-  config: config_lib.Tokenizer, texts: Callable[[], Iterable[str]]
-) -> Tokenizer:
-  """The tokenizer that `config` asks for.
-
-  Args:
-    config: the tokenizer section; a vocabulary of fewer pieces is made where
-      the texts have no more.
-    texts: gives the training texts, for kinds that learn from them.
-
-  Raises:
-    ConfigError: the model cannot be read, or the vocabulary is too small for
-      the texts.
-  """
-  config_lib.check(
-    config.path is None or config.kind == 'sentencepiece',
-    f'tokenizer.path={config.path!r} is for tokenizer.kind=sentencepiece, not '
-    f'{config.kind}',
-  )
-  if config.kind == 'bytes':
-    return Bytes()
-  if config.kind == 'characters':
-    return Characters(''.join(set().union(*texts())))
-  if config.path is None:
-    try:
-      return train(texts(), config.vocab_size)
-    except TooLargeError as error:
-      logging.info('%s; training %d', error, error.most)
-      return train(texts(), error.most)
-  try:
-    loaded = load(host.expand_path(config.path))
-    config_lib.check(
-      isinstance(loaded, SentencePiece),
-      f'{config.path} is not a SentencePiece model',
-    )
-    return loaded
-  except config_lib.ConfigError as error:
-    raise config_lib.ConfigError(f'tokenizer.path: {error}') from error
-
-
-def train(texts: Iterable[str], vocab_size: int) -> SentencePiece:
-  """A byte-fallback BPE model of `texts` that decodes what it encodes.
-
-  Raises:
-    ConfigError: `vocab_size` is more than the texts can fill, or too few.
-  """
-  proto = io.BytesIO()
-  failed: list[BaseException] = []
-
-  def lines():
-    # SentencePiece would tell an error of ours as one of its own.
-    try:
-      yield from _lines(texts)
-    except BaseException as error:
-      failed.append(error)
-      raise
-
-  try:
-    sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=lines(),
-      model_writer=proto,
-      model_type='bpe',
-      vocab_size=vocab_size,
-      byte_fallback=True,
-      split_digits=True,
-      # Together: text is never changed on its way in.
-      normalization_rule_name='identity',
-      remove_extra_whitespaces=False,
-      add_dummy_prefix=False,
-      allow_whitespace_only_pieces=True,
-      user_defined_symbols=['\n'],
-      max_sentence_length=4 * _LINE_CHARACTERS,
-      pad_id=0,
-      bos_id=1,
-      eos_id=2,
-      unk_id=3,
-      minloglevel=2,
-    )
-  except RuntimeError as error:
-    if failed:
-      raise failed[0] from None
-    raise _refusal(vocab_size, str(error)) from error
-  return SentencePiece(proto.getvalue())
-
-
 def load(path: str | pathlib.Path) -> Tokenizer:
-  """The tokenizer of a file: ours, or any SentencePiece model.
+  """The tokenizer in a file: one that `save` wrote, or any SentencePiece model.
 
   Raises:
-    ConfigError: the file cannot be read or holds something else.
+    ConfigError: the file cannot be read or is not a tokenizer.
   """
   path = pathlib.Path(path)
   try:
@@ -344,13 +244,7 @@ def _from_json(content: bytes) -> Tokenizer:
     values = json.loads(content)
     kind, characters = values['kind'], values.get('characters', '')
     characters.encode('utf-8')
-  except (
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    RecursionError,
-  ) as error:
+  except host.MALFORMED as error:
     raise config_lib.ConfigError(problem) from error
   if kind == 'bytes':
     return Bytes()
@@ -371,62 +265,3 @@ def _piece_bytes(model, token: int) -> bytes:
   if model.is_byte(token):
     return bytes([int(piece[1:-1], 16)])
   return piece.replace(_SPACE, ' ').encode('utf-8')
-
-
-def _lines(texts: Iterable[str]) -> Iterator[str]:
-  """Pieces of text that are short enough for SentencePiece's trainer."""
-  left = _MAX_TRAINING_CHARACTERS
-  lines = (line for text in texts for line in text.splitlines(keepends=True))
-  for line in lines:
-    for start in range(0, len(line), _LINE_CHARACTERS):
-      yield line[start : start + _LINE_CHARACTERS]
-    left -= len(line)
-    if left <= 0:
-      return
-
-
-def _refusal(vocab_size: int, message: str) -> config_lib.ConfigError:
-  """What SentencePiece's message means for tokenizer.vocab_size."""
-  field = f'tokenizer.vocab_size={vocab_size}'
-  if most := re.search(r'value <= (\d+)', message):
-    return TooLargeError(
-      f'{field} is too large for the training text; at most {most[1]}',
-      int(most[1]),
-    )
-  if least := re.search(r'required_chars\. \d+ vs (\d+)', message):
-    return config_lib.ConfigError(
-      f'{field} is too small for the training text; at least {least[1]}'
-    )
-  return config_lib.ConfigError(
-    f'{field} cannot be trained: {message.strip().splitlines()[-1]}'
-  )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-  """Trains a SentencePiece model on text files."""
-  parser = argparse.ArgumentParser(
-    prog='python -m gemini_jax.data.tokenizer', description=main.__doc__
-  )
-  parser.add_argument('--input', nargs='+', required=True, metavar='FILE')
-  parser.add_argument('--vocab_size', type=int, default=2048)
-  parser.add_argument('--output', required=True, metavar='PATH')
-  flags = parser.parse_args(arguments)
-  try:
-    texts = [pathlib.Path(name).read_text('utf-8') for name in flags.input]
-    num_bytes = sum(len(text.encode()) for text in texts)
-    print(f'training {flags.vocab_size} pieces on {num_bytes:,} bytes')
-    tokenizer = train(texts, flags.vocab_size)
-    tokenizer.save(flags.output)
-  except (OSError, ValueError) as error:
-    print(error, file=sys.stderr)
-    return 2
-  num_tokens = sum(tokenizer.encode(text).size for text in texts)
-  print(
-    f'{flags.output}: {tokenizer.vocab_size} pieces, '
-    f'{num_bytes / max(num_tokens, 1):.2f} bytes per token'
-  )
-  return 0
-
-
-if __name__ == '__main__':
-  sys.exit(main())

@@ -1,10 +1,10 @@
-"""From texts to documents, and from pieces of documents to a batch.
+"""From texts to tokenized documents, and from pieces of documents to a batch.
 
-A document is `bos tokens eos`, a pair `bos inputs eos targets eos`. Position k
-of a decoder reads token k of a document and predicts token k + 1.
+A document is `bos text eos` or `bos inputs eos targets eos`. Position k of a
+decoder reads token k of a document and predicts token k + 1.
 
-What a trained model is asked with (`question`) is cut out of such a row, so it
-is laid out as the rows that the model has learned from.
+The prompt of a trained model (`question`) is cut out of such a row, so that its
+layout is that of training.
 """
 
 import dataclasses
@@ -22,62 +22,64 @@ from gemini_jax.data import tokenizer as tokenizer_lib
 
 
 class Slots(NamedTuple):
-  """Places of the soft tokens of a picture, a sound or a video."""
+  """Placeholders of the soft tokens of a picture, a sound or a video."""
 
   kind: str
   count: int
 
 
 class Example(NamedTuple):
-  """What a record gives to a task.
+  """An example of a task, not tokenized.
 
   Attributes:
-    origin: number of both, to find the media again.
-    sides: parts of the text, or of the inputs and of the targets.
+    origin: number of the record and task, to find the media again.
+    parts: `(text,)` or `(inputs, targets)`, each a sequence of texts and media.
     media: digests of the media, in order.
   """
 
   origin: int
-  sides: tuple[tuple[str | Slots, ...], ...]
+  parts: tuple[tuple[str | Slots, ...], ...]
   media: bytes = b''
 
   @property
   def num_bytes(self) -> int:
-    """UTF-8 bytes of the text that the targets hold."""
-    texts = [part for part in self.sides[-1] if isinstance(part, str)]
+    """UTF-8 bytes of the text in the targets."""
+    texts = [piece for piece in self.parts[-1] if isinstance(piece, str)]
     return sum(len(text.encode('utf-8')) for text in texts)
 
 
 def document(
-  sides: Sequence[Sequence[str | Slots]],
+  parts: Sequence[Sequence[str | Slots]],
   tokenizer: tokenizer_lib.Tokenizer,
   placeholders: Mapping[str, int] = types.MappingProxyType({}),
 ) -> tuple[np.ndarray, int]:
-  """Tokens of an example's sides, and where the first target stands.
+  """Tokens of an example, and the index of the first target.
 
-  All of a text is a target: its first is 1, after bos.
+  Every token of a plain text is a target, so that index is 1, after bos.
 
   Args:
-    sides: one of text, or inputs and targets.
-    tokenizer: of the text.
-    placeholders: token of each kind of medium.
+    parts: `(text,)` or `(inputs, targets)`.
+    tokenizer: encodes text.
+    placeholders: token id of each kind of medium.
   """
-  return join([side(own, tokenizer, placeholders) for own in sides], tokenizer)
+  return join(
+    [encode(part, tokenizer, placeholders) for part in parts], tokenizer
+  )
 
 
 def join(
-  sides: Sequence[np.ndarray], tokenizer: tokenizer_lib.Tokenizer
+  parts: Sequence[np.ndarray], tokenizer: tokenizer_lib.Tokenizer
 ) -> tuple[np.ndarray, int]:
-  """`document` of sides that are tokens already."""
-  parts: list = [[tokenizer.bos_id]]
-  for own in sides:
-    parts += [own, [tokenizer.eos_id]]
-  first = 1 if len(sides) == 1 else len(sides[0]) + 2
-  return np.concatenate(parts).astype(np.int32), first
+  """As `document`, of parts that are token ids already."""
+  tokens: list = [[tokenizer.bos_id]]
+  for part in parts:
+    tokens += [part, [tokenizer.eos_id]]
+  first = 1 if len(parts) == 1 else len(parts[0]) + 2
+  return np.concatenate(tokens).astype(np.int32), first
 
 
 class Question(NamedTuple):
-  """What a model reads before the first token that it writes.
+  """What a model reads before the first token that it generates.
 
   Attributes:
     decoder: int32[n], tokens of the decoder.
@@ -93,17 +95,17 @@ def question(
   config: config_lib.Data,
   tokenizer: tokenizer_lib.Tokenizer,
 ) -> Question:
-  """The row of an example, up to where it predicts its first target.
+  """The row of an example, up to the position that predicts the first target.
 
   Args:
-    inputs: tokens of the inputs of a pair, or of the beginning of a text: its
-      targets continue that.
+    inputs: tokens of the inputs, or of the beginning of a plain text that the
+      model continues.
     config: of the data.
     tokenizer: of the tokens.
   """
-  # An example whose targets are empty has a row as any other.
-  sides = [inputs, inputs[:0]] if config.pairs else [inputs]
-  tokens, first = join(sides, tokenizer)
+  # An example with empty targets is laid out like any other.
+  parts = [inputs, inputs[:0]] if config.pairs else [inputs]
+  tokens, first = join(parts, tokenizer)
   if not config.pairs:
     first = len(inputs) + 1
   length = len(tokens)
@@ -119,15 +121,15 @@ def question(
   return Question(row.decoder.tokens[0, :stop], encoder)
 
 
-def source(
+def encoder_tokens(
   inputs: np.ndarray,
   config: config_lib.Data,
   tokenizer: tokenizer_lib.Tokenizer,
 ) -> np.ndarray:
-  """int32[n], what an encoder reads of a text, or of the inputs of a pair.
+  """int32[n], tokens that the encoder reads.
 
-  Where it is that of a latent alone, it reads the targets of the decoder, as in
-  `Gemini.source`, and so whole texts.
+  With seq2seq those of the inputs. Otherwise the encoder serves the latent
+  alone and reads the whole text, as in `Gemini.encoder_inputs`.
   """
   if config.objective != 'seq2seq':
     return join([inputs], tokenizer)[0][1:]
@@ -136,21 +138,21 @@ def source(
   return encoder
 
 
-def side(
-  parts: Sequence[str | Slots],
+def encode(
+  pieces: Sequence[str | Slots],
   tokenizer: tokenizer_lib.Tokenizer,
   placeholders: Mapping[str, int],
 ) -> np.ndarray:
-  """Tokens of one side of an example; texts side by side are read as one."""
-  found: list = [np.zeros(0, np.int32)]
-  for is_text, group in itertools.groupby(parts, lambda p: isinstance(p, str)):
+  """Tokens of texts and media; adjacent texts are encoded as one."""
+  tokens: list = [np.zeros(0, np.int32)]
+  for is_text, group in itertools.groupby(pieces, lambda p: isinstance(p, str)):
     if is_text:
-      found.append(tokenizer.encode(''.join(map(str, group))))
+      tokens.append(tokenizer.encode(''.join(map(str, group))))
       continue
     for slots in group:
       assert isinstance(slots, Slots)
-      found.append(np.full(slots.count, placeholders[slots.kind]))
-  return np.concatenate(found).astype(np.int32)
+      tokens.append(np.full(slots.count, placeholders[slots.kind]))
+  return np.concatenate(tokens).astype(np.int32)
 
 
 def leave_out(
@@ -158,21 +160,21 @@ def leave_out(
   pieces: packing.Pieces,
   leaves: Callable[[int, np.ndarray], np.ndarray],
 ) -> tuple[np.ndarray, packing.Pieces]:
-  """The pieces, copied, without some of their inputs.
+  """Copies of the pieces without some tokens of their inputs.
 
   Args:
-    tokens: all of them.
-    pieces: of pairs, in any rows.
-    leaves: of the number of a piece and the tokens of its inputs, bool: those
-      that are left out.
+    tokens: tokens of all documents.
+    pieces: whole documents of inputs and targets, in any rows.
+    leaves: maps the index of a piece and the tokens of its inputs to bool[n],
+      true for tokens to leave out.
   """
   copies, firsts = [], []
   for i, (start, length, first) in enumerate(zip(*pieces[1:], strict=True)):
-    own = tokens[start : start + length + 1]
-    keeps = np.ones(len(own), bool)
+    document = tokens[start : start + length + 1]
+    keeps = np.ones(len(document), bool)
     # Between bos and the eos of the inputs.
-    keeps[1 : first - 1] = ~leaves(i, own[1 : first - 1])
-    copies.append(own[keeps])
+    keeps[1 : first - 1] = ~leaves(i, document[1 : first - 1])
+    copies.append(document[keeps])
     firsts.append(first - np.count_nonzero(~keeps))
   sizes = np.array([len(copy) for copy in copies], np.int64)
   return np.concatenate([*copies, tokens[:0]]), packing.Pieces(
@@ -184,9 +186,10 @@ def leave_out(
 
 
 def text_width(config: config_lib.Data) -> int:
-  """Positions of a row that texts are cut to.
+  """Length that plain texts are cut to.
 
-  With seq2seq either half of a text may be nearly all of it.
+  With seq2seq a text is cut in two at random, and nearly all of it may fall to
+  either the encoder or the decoder.
   """
   if config.objective == 'seq2seq':
     return min(config.inputs_length, config.sequence_length)
@@ -196,7 +199,7 @@ def text_width(config: config_lib.Data) -> int:
 def pair_sizes(
   lengths: np.ndarray, firsts: np.ndarray, config: config_lib.Data
 ) -> list[tuple[np.ndarray, int]]:
-  """What pairs take of each capacity of a row, and that capacity."""
+  """Lengths of documents and the capacity of a row, for each sequence of it."""
   if config.objective == 'seq2seq':
     return [
       (firsts - 1, config.inputs_length),
@@ -208,7 +211,7 @@ def pair_sizes(
 def fits(
   lengths: np.ndarray, firsts: np.ndarray, config: config_lib.Data
 ) -> np.ndarray:
-  """bool[N], documents that can be used: texts are cut, pairs are not."""
+  """bool[N], documents that fit into a row; plain texts are cut to fit."""
   if not config.pairs:
     return np.ones(len(lengths), bool)
   sizes = pair_sizes(lengths, firsts, config)
@@ -218,7 +221,7 @@ def fits(
 def random_firsts(
   pieces: packing.Pieces, seed: Sequence[int]
 ) -> packing.Pieces:
-  """Each piece cut in two at a random target, the same for the same seed."""
+  """Pieces cut into inputs and targets at a random place, by the seed."""
   shares = _uniform(pieces.starts, seed)
   firsts = 1 + (shares * pieces.lengths).astype(np.int64)
   return pieces._replace(firsts=firsts)
@@ -233,10 +236,10 @@ def assemble(
 ) -> batch_lib.Batch:
   """The batch of `num_rows` rows that hold `pieces` of `tokens`.
 
-  causal and prefix: the decoder reads the pieces; targets before the first
-  have weight 0, and prefix marks the tokens before it. seq2seq: the encoder
-  reads what stands before the first target, ended by eos, and the decoder
-  writes the rest, begun by bos.
+  causal and prefix: the decoder reads the pieces; positions that predict
+  tokens of the inputs have loss weight 0, and `prefix` marks the inputs.
+  seq2seq: the encoder reads the inputs, ended by eos, and the decoder predicts
+  the targets, begun by bos.
   """
   rows, starts, lengths, firsts = pieces
   width = config.sequence_length
@@ -258,9 +261,9 @@ def assemble(
 
 def _assemble_seq2seq(tokens, pieces, num_rows, config, tokenizer):
   rows, starts, lengths, firsts = pieces
-  # Inputs of a pair end with an eos of their own, pieces of a text get one.
-  own_eos = 1 if config.pairs else 0
-  encoder = _Place.make(rows, firsts - own_eos, num_rows, config.inputs_length)
+  # Inputs end with an eos already; the first part of a plain text gets one.
+  has_eos = 1 if config.pairs else 0
+  encoder = _Place.make(rows, firsts - has_eos, num_rows, config.inputs_length)
   sources = encoder.spread(starts) + 1 + encoder.within
   inputs = tokens[sources]
   inputs[encoder.ends - 1] = tokenizer.eos_id
@@ -280,7 +283,7 @@ def _assemble_seq2seq(tokens, pieces, num_rows, config, tokenizer):
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-  """Where every token of the pieces stands in a [num_rows, width] array."""
+  """The index of every token of the pieces in a [num_rows, width] array."""
 
   shape: tuple[int, int]
   lengths: np.ndarray
@@ -300,13 +303,13 @@ class _Place:
     return cls((num_rows, width), lengths, ends, target, within, ordinals)
 
   def spread(self, values: np.ndarray) -> np.ndarray:
-    """[N] the value of each token's piece."""
+    """[N], the value of the piece that each token belongs to."""
     return np.repeat(values, self.lengths)
 
   def fill(
     self, values, rest, dtype: type[np.generic] = np.int32
   ) -> np.ndarray:
-    """[num_rows, width] of values of the tokens, and `rest` elsewhere."""
+    """[num_rows, width] with the values of tokens, and `rest` elsewhere."""
     flat = np.full(self.shape, rest, dtype).reshape(-1)
     flat[self.target] = values
     return flat.reshape(self.shape)

@@ -1,4 +1,4 @@
-"""Definitions of WordNet, from its database files as they are distributed.
+"""Definitions of WordNet, from its distributed database files.
 
 Format: wndb(5WN); the names of the lexicographer files: lexnames(5WN).
 """
@@ -12,10 +12,10 @@ from gemini_jax import config as config_lib
 from gemini_jax import host
 from gemini_jax.data import readers
 
-# Where Debian's wordnet-base puts them.
+# Where Debian's package wordnet-base installs them.
 FOLDER = '/usr/share/wordnet'
 PARTS = ('noun', 'verb', 'adj', 'adv')
-# By the number of the lexicographer file.
+# Indexed by the number of the lexicographer file.
 CLASSES = (
   *('adj.all', 'adj.pert', 'adv.all', 'noun.Tops', 'noun.act'),
   *('noun.animal', 'noun.artifact', 'noun.attribute', 'noun.body'),
@@ -32,24 +32,24 @@ CLASSES = (
 
 
 def read(where: str) -> readers.Rows:
-  """A record for each definition, `{'text': ..., 'label': {'class': ...}}`.
+  """One record a definition, `{'text': ..., 'label': {'class': ...}}`.
 
-  The text is the gloss up to its first semicolon, behind which examples and
-  further definitions stand. Of equal texts the first stays; nouns come first,
-  then verbs, adjectives and adverbs, each in the order of its file.
+  The text is the gloss up to its first semicolon, after which come examples and
+  further definitions. Of equal texts the first is kept. Nouns come first, then
+  verbs, adjectives and adverbs, each in the order of its file.
 
   Args:
     where: the folder; '' or '-': FOLDER.
 
   Raises:
-    ConfigError: the files are not there or have another format.
+    ConfigError: the files are missing or have another format.
   """
   folder = FOLDER if where in ('', '-') else str(host.expand_path(where))
   paths = [os.path.join(folder, f'data.{part}') for part in PARTS]
   for path in paths:
     config_lib.check(
       os.path.isfile(path),
-      f'{path} is not there; install WordNet (apt install wordnet-base) or '
+      f'{path} is missing; install WordNet (apt install wordnet-base) or '
       'write wordnet:FOLDER',
     )
   stats = [(os.path.abspath(path), os.stat(path)) for path in paths]
@@ -61,16 +61,16 @@ def read(where: str) -> readers.Rows:
 
 @functools.lru_cache(maxsize=1)
 def _read(paths: tuple[str, ...], identity: str) -> list[dict[str, Any]]:
-  """All records; every slice of a source asks for them again."""
-  del identity  # Of the content, so that a changed file is read again.
-  found: dict[str, str] = {}
+  """All records, cached since every slice of a source reads them."""
+  del identity  # A key of the cache: a changed file is read again.
+  class_of: dict[str, str] = {}
   for path in paths:
     try:
       content = pathlib.Path(path).read_bytes().decode('utf-8')
     except (OSError, UnicodeDecodeError) as error:
       raise config_lib.ConfigError(f'{path} cannot be read: {error}') from error
     for number, line in enumerate(content.split('\n'), 1):
-      # The licence stands first, in lines that begin with two spaces.
+      # The licence comes first, in lines that begin with two spaces.
       if not line or line.startswith('  '):
         continue
       fields, bar, gloss = line.partition(' | ')
@@ -83,7 +83,7 @@ def _read(paths: tuple[str, ...], identity: str) -> list[dict[str, Any]]:
         )
       text = gloss.partition(';')[0].strip()
       if text:
-        found.setdefault(text, CLASSES[int(name[0])])
+        class_of.setdefault(text, CLASSES[int(name[0])])
   return [
-    {'text': text, 'label': {'class': name}} for text, name in found.items()
+    {'text': text, 'label': {'class': name}} for text, name in class_of.items()
   ]

@@ -6,8 +6,8 @@ from typing import Any
 
 from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
+from gemini_jax.data import fields, splits, unusable
 from gemini_jax.data import loader as loader_lib
-from gemini_jax.data import readers, sources
 from gemini_jax.data import task as task_lib
 from gemini_jax.evaluate import (
   caption_metrics,
@@ -36,7 +36,11 @@ def _tasks(config: config_lib.Config) -> list[task_lib.Task]:
   """The tasks that write text alone."""
   if not config.data.tasks:
     return []
-  return [task for task in task_lib.of(config.data) if not task.kinds(1)]
+  return [
+    task
+    for task in task_lib.from_config(config.data)
+    if not task.kinds('targets')
+  ]
 
 
 def evaluate(
@@ -70,7 +74,7 @@ def evaluate(
       task_results.metric_name(run.config, split, task, name): value
       for name, value in metrics.items()
     }
-    kinds = task.drop_kinds(run.config.data.drop_kinds).kinds(0)
+    kinds = task.drop_kinds(run.config.data.drop_kinds).kinds('inputs')
     if processes.is_process_zero() and kinds:
       gallery.write(
         task_results.page_path(run.workdir, run.config, split, task, step),
@@ -93,7 +97,7 @@ def _examples(
   """Requests of a task that fit the model, and the texts that answer them."""
   config, requests, references = run.config, [], []
   num_examples = config.evaluate.captions.num_examples
-  for source, record in loader_lib.some(config.data, split, num_examples):
+  for source, record in splits.spread_records(config.data, split, num_examples):
     try:
       asked = request.from_record(
         config,
@@ -103,8 +107,8 @@ def _examples(
         names=source.names,
         folder=source.rows.folder,
       )
-      texts = sources.texts_of(source, record, task)
-    except readers.UnusableError:
+      texts = fields.texts_of(source, record, task)
+    except unusable.UnusableError:
       continue
     prompt = prompts.read_prompt(config, run.model, run.tokenizer, asked)
     if generation_options.fits(prompt, config):

@@ -31,15 +31,13 @@ def eval_step(
     whole: also count the examples whose targets are all the likeliest tokens:
       those that greedy decoding would write.
   """
-  sums = losses.model_sums(model, params, batch)
+  sums, scores = losses.model_scores(model, params, batch)
   if not whole:
     return sums
-  logits_BTV, _ = model.apply({'params': params}, batch)
-  real_BT = batch.weights > 0
-  right_BT = jnp.argmax(logits_BTV, axis=-1) == batch.targets
-  there_B = jnp.any(real_BT, axis=1)
-  right_B = jnp.all(right_BT | ~real_BT, axis=1) & there_B
-  counts = jnp.stack([jnp.sum(right_B), jnp.sum(there_B)])
+  counts_BT = batch.weights > 0
+  is_example_B = jnp.any(counts_BT, axis=1)
+  right_B = jnp.all(scores.is_best_BT | ~counts_BT, axis=1) & is_example_B
+  counts = jnp.stack([jnp.sum(right_B), jnp.sum(is_example_B)])
   terms = sums.terms | {_WHOLE: counts.astype(jnp.float32)}
   return dataclasses.replace(sums, terms=terms)
 
@@ -63,10 +61,8 @@ def summarize(
     'perplexity': math.exp(min(loss, 700.0)),
     'token_accuracy': float(total.correct) / float(total.weight),
   }
-  if 'kl' in total.terms:
-    values['kl'] = float(total.terms['kl'] / total.terms['sequences'])
   values |= {
-    name: float(mean) for name, mean in losses.media_means(total.terms).items()
+    name: float(mean) for name, mean in losses.means(total.terms).items()
   }
   if bytes_per_token:
     values['bits_per_byte'] = loss / bytes_per_token / math.log(2)
@@ -82,12 +78,14 @@ def objective(
   """
   if 'validation/loss' not in results:
     return None
-  return results['validation/loss'] + sum(
-    weight * results.get(f'validation/{name}', 0.0)
-    for name, weight in vars(loss_weights).items()
-    # Which is part of validation/loss.
-    if name != 'kl'
-  )
+  weights = vars(loss_weights)
+  terms = {
+    name: results[f'validation/{name}']
+    for name in weights
+    # The KL term is part of validation/loss.
+    if name != 'kl' and f'validation/{name}' in results
+  }
+  return results['validation/loss'] + losses.weighted(terms, weights)
 
 
 def evaluate(

@@ -6,6 +6,7 @@ from typing import Any
 from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
 from gemini_jax.data import loader as loader_lib
+from gemini_jax.data import splits
 from gemini_jax.data import tokenizer as tokenizer_lib
 from gemini_jax.evaluate import generation_options
 from gemini_jax.infer import generation, prompts
@@ -36,7 +37,7 @@ def evaluate(
       run.model,
       params,
       run.tokenizer,
-      loader_lib.pairs(run.config.data, split, num_examples),
+      splits.pairs(run.config.data, split, num_examples),
     )
     for split in loaders
   }

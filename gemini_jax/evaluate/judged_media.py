@@ -14,6 +14,7 @@ import numpy as np
 from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
 from gemini_jax.data import loader as loader_lib
+from gemini_jax.data import splits
 from gemini_jax.data import task as task_lib
 from gemini_jax.evaluate import (
   gallery,
@@ -45,8 +46,9 @@ def _tasks(config: config_lib.Config) -> list[task_lib.Task]:
     return []
   return [
     task
-    for task in task_lib.of(config.data)
-    if not task.kinds(0) and len(task.sides[1]) == 1 == len(task.kinds(1))
+    for task in task_lib.from_config(config.data)
+    if not task.kinds('inputs')
+    and len(task.targets) == 1 == len(task.kinds('targets'))
   ]
 
 
@@ -116,7 +118,7 @@ def _fitting_examples(
   texts, real = _real_examples(
     run, split, task, config.evaluate.judged_media.num_examples
   )
-  num_tokens = config.model.soft_tokens(task.kinds(1)[0])
+  num_tokens = config.model.soft_tokens(task.kinds('targets')[0])
   fitting = []
   for text in texts:
     prompt = prompts.read_prompt(
@@ -134,7 +136,7 @@ def _write(
   real: np.ndarray,
 ) -> np.ndarray:
   """What the model writes for each text, on the canvas of the real media."""
-  options, kind = run.config.evaluate.judged_media, task.kinds(1)[0]
+  options, kind = run.config.evaluate.judged_media, task.kinds('targets')[0]
   samples = media_generation.generate(
     generation_options.with_options(
       run.config,
@@ -180,14 +182,14 @@ def _real_examples(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Texts, and the pictures or log-mel spectrograms, of real examples."""
   texts, values, sizes = [], [], []
-  for text, medium in loader_lib.written(
+  for text, medium in splits.written_media(
     run.config.data, run.config.model, split, task, num_examples
   ):
     texts.append(text)
     values.append(medium.values)
     sizes.append(medium.size)
   stacked = np.stack(values) if values else np.zeros(0)
-  if values and task.kinds(1)[0] == 'audio':
+  if values and task.kinds('targets')[0] == 'audio':
     spectra = jax.jit(lambda *args: run.model.apply({}, *args, method=_spectra))
     parts = [slice(i, i + 64) for i in range(0, len(stacked), 64)]
     size = np.stack(sizes)

@@ -1,4 +1,4 @@
-"""How likely a model finds texts, and what its latent tells of them.
+"""Likelihoods of texts, and how much a latent knows of them.
 
 B batch, N sequences, Z numbers in z.
 """
@@ -17,13 +17,14 @@ from gemini_jax.data import tokenizer as tokenizer_lib
 from gemini_jax.data import transforms
 from gemini_jax.models import gemini
 from gemini_jax.models import latent as latent_lib
+from gemini_jax.objectives import kl, language
 from gemini_jax.parallel import processes
 
 # A number of z is active if its mean varies more than this over the texts
 # (Burda et al. 2016, section 5.1).
 _ACTIVE = 0.01
-# Texts that are read together at most, and their scores of tokens.
-_MAX_ROWS, _MAX_LOGITS = 64, 2**26
+# Most texts of a batch, and most of its tokens.
+_MAX_ROWS, _MAX_TOKENS = 64, 2**14
 
 
 def measure(
@@ -32,41 +33,43 @@ def measure(
   batches: Iterable[batch_lib.Batch],
   *,
   num_samples: int,
-  most: int,
+  num_sequences: int,
 ) -> dict[str, float]:
-  """Numbers of the first sequences, each a row of its own.
+  """Metrics of the first sequences, each in a row of its own.
 
   nll: nats a sequence; with a latent, by importance weights (Burda et al.
-  2016, equation 8), an upper bound that falls with more samples. Of a latent
-  also rate: mean KL of posterior to prior; mi: between sequences and z under
-  the posterior, nats (Hoffman and Johnson 2016), at most log N;
-  active_units: numbers of z whose mean varies.
+  2016, equation 8), an upper bound that falls with more samples. With a latent
+  also kl: mean KL of posterior to prior; mi: mutual information of sequences
+  and z under the posterior in nats (Hoffman and Johnson 2016), at most log N;
+  active_units: dims of z whose posterior mean varies.
 
   Args:
     model: with or without a latent.
-    params: of it.
-    batches: on the devices; rows of weight 0 do not count.
+    params: of the model.
+    batches: on the devices; rows without weights do not count.
     num_samples: draws of z for each sequence.
-    most: sequences.
+    num_sequences: most sequences to read.
   """
-  nlls, found, count = [], [], 0
+  nlls, latents, count = [], [], 0
   for index, batch in enumerate(batches):
     key = jax.random.fold_in(jax.random.key(0), index)
-    nll_B, more = _measure(model, num_samples, params, batch, key)
-    nll_B, more, weights_BT = processes.fetch((nll_B, more, batch.weights))
+    nll_B, latent = _measure(model, num_samples, params, batch, key)
+    nll_B, latent, weights_BT = processes.fetch((nll_B, latent, batch.weights))
     real_B = weights_BT.any(axis=1)
-    real_B &= np.cumsum(real_B) <= most - count
+    real_B &= np.cumsum(real_B) <= num_sequences - count
     count += int(real_B.sum())
     nlls.append(nll_B[real_B])
-    found.append(jax.tree.map(lambda leaf, real_B=real_B: leaf[real_B], more))
-    if count >= most:
+    latents.append(
+      jax.tree.map(lambda leaf, real_B=real_B: leaf[real_B], latent)
+    )
+    if count >= num_sequences:
       break
   nll_N = np.concatenate(nlls)
   values = {'nll': float(nll_N.mean())}
   if not model.config.latent.dim:
     return values
   posterior, z_NZ, kl_N = jax.tree.map(
-    lambda *parts: np.concatenate(parts), *found
+    lambda *parts: np.concatenate(parts), *latents
   )
   return values | {
     'kl': float(kl_N.mean()),
@@ -81,21 +84,20 @@ def of_texts(
   tokenizer: tokenizer_lib.Tokenizer,
   texts: Sequence[str],
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Nats of each text, float32[N], and tokens that they are of, int64[N].
+  """-log p of each text in nats, float32[N], and its tokens, int64[N].
 
-  Exact: of a decoder without a latent. The end of a text is one of its tokens;
-  what does not fit `model.max_length` is left out of both.
+  Exact, for a decoder without a latent. The end of a text is one of its tokens;
+  tokens beyond `model.max_length` are left out of both.
   """
   assert not model.config.latent.dim and not model.config.cross
-  most, vocab_size = model.config.max_length, model.config.vocab_size
-  assert vocab_size, 'the tokenizer sets model.vocab_size'
+  max_length = model.config.max_length
   documents = [
-    transforms.join([tokenizer.encode(text)], tokenizer)[0][: most + 1]
+    transforms.join([tokenizer.encode(text)], tokenizer)[0][: max_length + 1]
     for text in texts
   ]
   lengths_N = np.array([len(row) - 1 for row in documents])
-  width = min(most, -(-lengths_N.max(initial=1) // 8) * 8)
-  size = min(_MAX_ROWS, max(1, _MAX_LOGITS // (width * vocab_size)))
+  width = min(max_length, -(-lengths_N.max(initial=1) // 8) * 8)
+  size = min(_MAX_ROWS, max(1, _MAX_TOKENS // width))
   size = min(1 << (size.bit_length() - 1), 1 << (len(texts) - 1).bit_length())
   nats = []
   for first in range(0, len(texts), size):
@@ -118,7 +120,7 @@ def of_texts(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _nats(model, params, batch):
-  return -model.apply({'params': params}, batch, method='log_likelihood')
+  return -language.log_likelihood(model, params, batch)
 
 
 def mutual_information(posterior: latent_lib.Normal, z_NZ: Any) -> float:
@@ -129,26 +131,31 @@ def mutual_information(posterior: latent_lib.Normal, z_NZ: Any) -> float:
     z_NZ: a draw of each.
   """
 
-  def of_all(z_Z):
+  def log_sum(z_Z):
     each_NZ = posterior.log_prob(z_Z[None])
     return jax.nn.logsumexp(jnp.sum(each_NZ, axis=-1))
 
-  own_N = jnp.sum(posterior.log_prob(z_NZ), axis=-1)
-  all_N = jax.jit(lambda z_NZ: jax.lax.map(of_all, z_NZ))(jnp.asarray(z_NZ))
-  return float(jnp.mean(own_N - all_N)) + math.log(len(z_NZ))
+  log_prob_N = jnp.sum(posterior.log_prob(z_NZ), axis=-1)
+  log_sum_N = jax.jit(lambda z_NZ: jax.lax.map(log_sum, z_NZ))(
+    jnp.asarray(z_NZ)
+  )
+  return float(jnp.mean(log_prob_N - log_sum_N)) + math.log(len(z_NZ))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _measure(model, num_samples, params, batch, key) -> tuple[Any, Any]:
-  """Nats of each row; posterior, a draw and the rate of each."""
-  apply = functools.partial(model.apply, {'params': params})
+  """-log p of each row in nats; with a latent, posterior, a draw and the KL."""
+  apply = functools.partial(gemini.apply, model, params)
   memory_BSD = None
-  source = apply(batch, method='encoder_inputs')
+  inputs = apply(batch, method='encoder_inputs')
   if model.config.cross:
-    memory_BSD, _ = apply(source, method='encode')
+    memory_BSD, _ = apply(inputs, method='encode')
   if not model.config.latent.dim:
-    return -apply(batch, None, memory_BSD, method='log_likelihood'), ()
-  posterior = apply(source, method='posterior')
+    nats_B = language.log_likelihood(
+      model, params, batch, memory_BSD=memory_BSD
+    )
+    return -nats_B, ()
+  posterior = apply(inputs, method='posterior')
   prior = apply(method='prior')
 
   def weigh(key):
@@ -156,11 +163,13 @@ def _measure(model, num_samples, params, batch, key) -> tuple[Any, Any]:
     log_ratio_B = prior.log_prob(z_BZ) - jnp.sum(
       posterior.log_prob(z_BZ), axis=-1
     )
-    log_likelihood_B = apply(batch, z_BZ, memory_BSD, method='log_likelihood')
+    log_likelihood_B = language.log_likelihood(
+      model, params, batch, z_BZ, memory_BSD
+    )
     return log_likelihood_B + log_ratio_B
 
   log_weights_SB = jax.lax.map(weigh, jax.random.split(key, num_samples))
   nll_B = math.log(num_samples) - jax.nn.logsumexp(log_weights_SB, axis=0)
   z_BZ = posterior.sample(jax.random.fold_in(key, 1))
-  kl_terms = latent_lib.KLTerms.of(posterior, prior, z_BZ, 0.0)
-  return nll_B, (posterior, z_BZ, jnp.sum(kl_terms.kl_BZ, axis=-1))
+  kl_B = jnp.sum(kl.divergence(posterior, prior, z_BZ), axis=-1)
+  return nll_B, (posterior, z_BZ, kl_B)

@@ -36,6 +36,6 @@ def evaluate(
     params,
     run_lib.device_batches(run, loader, loader_lib.iterate(loader)),
     num_samples=options.importance_samples,
-    most=options.num_examples,
+    num_sequences=options.num_examples,
   )
   return {f'test/{name}': value for name, value in metrics.items()}

@@ -32,5 +32,5 @@ def metric_name(
 
 def _name(config: config_lib.Config, task: task_lib.Task) -> str:
   """The task's name, or its number among several."""
-  tasks = task_lib.of(config.data)
+  tasks = task_lib.from_config(config.data)
   return task.name or (str(tasks.index(task)) if len(tasks) > 1 else '')

@@ -235,9 +235,7 @@ class Decoder:
   @functools.partial(jax.jit, static_argnums=0)
   def encode(self, params: Any, memory: batch_lib.Sequence) -> jax.Array:
     """The encoder's output, [B, S, D]."""
-    memory_BSD, _ = self.model.apply(
-      {'params': params}, memory, method='encode'
-    )
+    memory_BSD, _ = gemini.apply(self.model, params, memory, method='encode')
     return memory_BSD
 
   @functools.partial(jax.jit, static_argnums=0)
@@ -245,8 +243,8 @@ class Decoder:
     self, params: Any, sequence: batch_lib.Sequence
   ) -> jax.Array:
     """Soft tokens at placeholders, 0 elsewhere, [B, T, D]."""
-    soft_BTD: Any = self.model.apply(
-      {'params': params}, sequence, method='media_embeddings'
+    soft_BTD: Any = gemini.apply(
+      self.model, params, sequence, method='media_embeddings'
     )
     return soft_BTD
 
@@ -292,8 +290,9 @@ class Decoder:
       if padded_BTD is not None:
         soft_BCD = jax.lax.dynamic_slice_in_dim(padded_BTD, i * size, size, 1)
       # The logits are not used, so XLA does not compute them.
-      return self.model.apply(
-        {'params': params},
+      return gemini.apply(
+        self.model,
+        params,
         sequence,
         memory=memory,
         prefix_BT=prefix_BT,
@@ -306,8 +305,8 @@ class Decoder:
     num_chunks = (jnp.max(lengths_B) + size - 1) // size
     cache = self.empty_cache()
     if memory_BSD is not None:
-      keys: Any = self.model.apply(
-        {'params': params}, memory_BSD, method='cross_cache'
+      keys: Any = gemini.apply(
+        self.model, params, memory_BSD, method='cross_cache'
       )
       cache = dataclasses.replace(cache, cross_attention=keys)
     key = jax.random.key(seed)
@@ -362,8 +361,9 @@ class Decoder:
     This reads the last token of each row. Where prefill has read it already,
     its cache entry is overwritten with the same values.
     """
-    logits_B1V, cache = self.model.apply(
-      {'params': params},
+    logits_B1V, cache = gemini.apply(
+      self.model,
+      params,
       self.last(state),
       memory=state.memory,
       latent_BZ=state.latent,

@@ -153,7 +153,7 @@ def draw_prior(
 
 def prior(model: gemini.Gemini, params: Any) -> latent_lib.Mixture:
   """The prior over z, p(z)."""
-  mixture: Any = model.apply({'params': params}, method='prior')
+  mixture: Any = gemini.apply(model, params, method='prior')
   return mixture
 
 
@@ -222,7 +222,7 @@ def encode_ids(
   length = max_encoder_tokens(config)
   encoder_rows = []
   for row in rows:
-    tokens = transforms.source(row, config.data, tokenizer)
+    tokens = transforms.encoder_tokens(row, config.data, tokenizer)
     config_lib.check(
       len(tokens) <= length,
       f'a text has {len(tokens)} tokens; the encoder reads at most {length}',
@@ -247,7 +247,7 @@ def encode_ids(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(model, params, sequence):
-  return model.apply({'params': params}, sequence, method='posterior')
+  return gemini.apply(model, params, sequence, method='posterior')
 
 
 def slerp(start_Z: np.ndarray, end_Z: np.ndarray, count: int) -> np.ndarray:

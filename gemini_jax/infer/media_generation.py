@@ -91,7 +91,7 @@ class MediaDecoder(decoding.Decoder):
   ) -> tuple[jax.Array, jax.Array, decoding_state.State]:
     """As `Decoder.decode_step`; the state also gets z of the next token."""
     assert state.media_latents is not None
-    apply: Any = functools.partial(self.model.apply, {'params': params.model})
+    apply: Any = functools.partial(gemini.apply, self.model, params.model)
     rows_B = jnp.arange(self.batch_size)
     last = self.last(state)
     z_B1Z = state.media_latents[rows_B, last.positions[:, 0]][:, None]
@@ -181,8 +181,9 @@ class MediaDecoder(decoding.Decoder):
       sizes_B2 = jnp.stack(
         [count_B * rows, jnp.where(count_B > 0, columns, 0)], axis=-1
       )
-    values: Any = self.model.apply(
-      {'params': params.model},
+    values: Any = gemini.apply(
+      self.model,
+      params.model,
       self.kind,
       z_BNZ,
       sizes_B2,

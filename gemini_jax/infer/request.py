@@ -9,8 +9,13 @@ import numpy as np
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
+from gemini_jax.data import (
+  fields,
+  transforms,
+  unusable,
+)
 from gemini_jax.data import media as media_lib
-from gemini_jax.data import readers, sources, transforms
+from gemini_jax.data import medium as medium_lib
 from gemini_jax.data import task as task_lib
 from gemini_jax.data import tokenizer as tokenizer_lib
 
@@ -28,7 +33,7 @@ class Request:
 
   text: str
   tokens: np.ndarray
-  media: Mapping[str, Sequence[media_lib.Medium]] = dataclasses.field(
+  media: Mapping[str, Sequence[medium_lib.Medium]] = dataclasses.field(
     default_factory=dict
   )
   unknown: str = ''
@@ -66,10 +71,10 @@ def choose_task(config: config_lib.Config) -> task_lib.Task:
   options = config.generate
   given = {kind for kind in config_lib.KINDS if getattr(options, kind)}
   fitting = []
-  for task in task_lib.of(config.data):
-    targets = task.kinds(1)
+  for task in task_lib.from_config(config.data):
+    targets = task.kinds('targets')
     writes = targets[0] if targets else 'text'
-    read = set(task.kinds(0)) - set(config.data.drop_kinds)
+    read = set(task.kinds('inputs')) - set(config.data.drop_kinds)
     if options.task:
       if task.name == options.task and writes == options.output:
         fitting.append(task)
@@ -107,7 +112,7 @@ def from_options(
   options = config.generate
   task = choose_task(config)
   not_given = (task_lib.LITERAL, *config.data.drop_kinds)
-  fields = [p for p in task.sides[0] if p.kind not in not_given]
+  fields = [p for p in task.inputs or () if p.kind not in not_given]
   input_kinds = [piece.kind for piece in fields]
   for kind in (*config_lib.KINDS, task_lib.TEXT):
     name = 'prompt' if kind == task_lib.TEXT else kind
@@ -168,9 +173,9 @@ def from_record(
       missing.
   """
   parts: list[str | transforms.Slots] = []
-  media: dict[str, list[media_lib.Medium]] = {}
+  media: dict[str, list[medium_lib.Medium]] = {}
   shown = []
-  for piece in task.sides[0]:
+  for piece in task.inputs or ():
     if piece.kind in config.data.drop_kinds:
       parts.append(transforms.Slots(piece.kind, 0))
     elif piece.kind in config_lib.KINDS:
@@ -184,7 +189,7 @@ def from_record(
           folder,
           config.data.max_media_pixels,
         )
-      except readers.UnusableError as error:
+      except unusable.UnusableError as error:
         if not check:
           raise
         raise config_lib.ConfigError(
@@ -195,10 +200,10 @@ def from_record(
       parts.append(transforms.Slots(piece.kind, count))
       shown.append(f'[{value if isinstance(value, str) else piece.kind}]')
     else:
-      text = sources.text_of(record, piece, names or {})
+      text = fields.text_of(record, piece, names or {})
       parts.append(text)
       shown.append(text)
-  tokens = transforms.side(
+  tokens = transforms.encode(
     parts,
     tokenizer,
     {kind: config.model.placeholder(kind) for kind in config.model.kinds},
@@ -233,15 +238,15 @@ def stack_media(
 
 def _shown(task: task_lib.Task) -> str:
   """A task as it is written in a config."""
-  sides = [
+  parts = [
     ''.join(
       piece.value
       if piece.kind == task_lib.LITERAL
       else f'{{{piece.value}}}'
       if piece.kind == task_lib.TEXT
       else f'{{{piece.kind}:{piece.value}}}'
-      for piece in side
+      for piece in part
     )
-    for side in task.sides
+    for part in task.parts
   ]
-  return repr(' -> '.join(sides))
+  return repr(' -> '.join(parts))

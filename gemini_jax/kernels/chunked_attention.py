@@ -19,9 +19,10 @@ MASK_VALUE = -1e30
 # Queries are cut into at most this many bands of at least this many, each
 # with the range of keys that it can see at all.
 _BANDS, _BAND = 8, 64
-# Scores at one time, where a chunk of _BAND queries does not have more.
+# Most scores held at one time, unless a chunk of _BAND queries has more.
 _SCORES = 2**24
-# Scores in all, up to which their exponentials are kept for the gradient.
+# With at most this many scores in total, their exponentials are kept for the
+# gradient.
 _KEPT = 2**22
 
 
@@ -36,7 +37,7 @@ def with_log_sum(
 ) -> tuple[jax.Array, jax.Array]:
   """Softmax attention, and the log of the softmax's sum, float32[B, T, N].
 
-  With both, attention over several sets of keys is put together exactly.
+  From both, `partial_attention.merge` combines several sets of keys exactly.
   """
   B, T, N, H = q_BTNH.shape
   K = k_BSKH.shape[2]
@@ -46,8 +47,8 @@ def with_log_sum(
     (q_BTNH * scale).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
   )
   k_BKSH, v_BKSH = (x.transpose(0, 2, 1, 3) for x in (k_BSKH, v_BSKH))
-  found: Any = _chunked(softcap, q_BKGTH, k_BKSH, v_BKSH, mask)
-  out_BKGTH, log_sum_BKGT = found
+  outputs: Any = _chunked(softcap, q_BKGTH, k_BKSH, v_BKSH, mask)
+  out_BKGTH, log_sum_BKGT = outputs
   return (
     out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H),
     log_sum_BKGT.transpose(0, 3, 1, 2).reshape(B, T, N),
@@ -56,9 +57,10 @@ def with_log_sum(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _chunked(softcap, q_BKGTH, k_BKSH, v_BKSH, mask):
-  """Attention band by band; the gradient computes the scores again.
+  """Attention band by band; the gradient recomputes the scores.
 
-  FlashAttention-2 (Dao 2023), section 3.1, in plain XLA. Few scores are kept.
+  FlashAttention-2 (Dao 2023), section 3.1, in plain XLA. Where there are few
+  scores, their exponentials are kept instead.
   """
   return _chunked_forward(softcap, q_BKGTH, k_BKSH, v_BKSH, mask)[0]
 
@@ -72,9 +74,9 @@ def _chunked_forward(softcap, q_BKGTH, k_BKSH, v_BKSH, mask):
       scores_BKMS = _scores(
         softcap, _rows(q_BKGTH, rows), k_BKSH, mask, rows, (low, high)
       )
-      most_BKM1 = jnp.max(scores_BKMS, axis=-1, keepdims=True)
-      most_BKM1 = jnp.maximum(most_BKM1, MASK_VALUE / 2)
-      exp_BKMS = jnp.exp(scores_BKMS - most_BKM1)
+      max_BKM1 = jnp.max(scores_BKMS, axis=-1, keepdims=True)
+      max_BKM1 = jnp.maximum(max_BKM1, MASK_VALUE / 2)
+      exp_BKMS = jnp.exp(scores_BKMS - max_BKM1)
       sum_BKM1 = jnp.sum(exp_BKMS, axis=-1, keepdims=True)
       sum_BKM1 = jnp.maximum(sum_BKM1, 1e-30)
       out_BKMH = jnp.einsum(
@@ -87,7 +89,7 @@ def _chunked_forward(softcap, q_BKGTH, k_BKSH, v_BKSH, mask):
       inverse_BKM1 = 1 / sum_BKM1
       out_BKMH = (out_BKMH * inverse_BKM1).astype(v_BKSH.dtype)
       groups = (*q_BKGTH.shape[:3], size)
-      log_sum_BKM1 = most_BKM1 + jnp.log(sum_BKM1)
+      log_sum_BKM1 = max_BKM1 + jnp.log(sum_BKM1)
       kept = (exp_BKMS, inverse_BKM1) if keeps else ()
       return kept, (out_BKMH.reshape(*groups, -1), log_sum_BKM1.reshape(groups))
 
@@ -107,7 +109,7 @@ def _chunked_forward(softcap, q_BKGTH, k_BKSH, v_BKSH, mask):
 def _chunked_backward(softcap, residuals, grads):
   q_BKGTH, k_BKSH, v_BKSH, mask, out_BKGTH, log_sum_BKGT, kept = residuals
   grad_BKGTH, grad_log_sum_BKGT = grads
-  # What a row's gradient loses because its weights sum to one.
+  # The weights of a row sum to one: their mean gradient is subtracted.
   mean_BKGT = grad_log_sum_BKGT - jnp.sum(
     grad_BKGTH.astype(jnp.float32) * out_BKGTH.astype(jnp.float32), axis=-1
   )
@@ -171,7 +173,7 @@ _chunked.defvjp(_chunked_forward, _chunked_backward)
 
 
 def _bands(mask, shape):
-  """Start and stop of each band's queries, its chunks' size, range of keys."""
+  """(start, stop, chunk size, low, high) of each band's queries and keys."""
   B, K, G, T, _ = shape
   count = max(
     n
@@ -184,14 +186,14 @@ def _bands(mask, shape):
   bands = []
   for start in range(0, T, size):
     low, high = mask.reach(start, start + size)
-    most = max(_SCORES // (B * K * G * (high - low)), _BAND)
-    chunk = max(n for n in range(1, min(size, most) + 1) if size % n == 0)
+    limit = max(_SCORES // (B * K * G * (high - low)), _BAND)
+    chunk = max(n for n in range(1, min(size, limit) + 1) if size % n == 0)
     bands.append((start, start + size, chunk, low, high))
   return bands
 
 
 def _few(bands, shape):
-  """Whether all scores are few, and each band is one chunk."""
+  """Whether the scores are few in total and each band is one chunk."""
   scores = sum(
     (stop - start) * (high - low) for start, stop, _, low, high in bands
   )
@@ -200,7 +202,7 @@ def _few(bands, shape):
 
 
 def _over_chunks(chunk, carry, start, stop, size):
-  """Runs chunks of queries in turn; joins what they give, [B, K, G, T...]."""
+  """Runs chunks of queries in turn; joins their outputs, [B, K, G, T...]."""
   if stop - start == size:
     return chunk(carry, (start, size))
   carry, parts = jax.lax.scan(

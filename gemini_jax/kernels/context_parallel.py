@@ -35,9 +35,9 @@ def attention(
     v_BSKH: its values.
     mask: of its queries and its keys.
     axis: name of the mesh axis.
-    how: 'all_gather' brings all keys here at once; 'ring' passes them on from
-      neighbour to neighbour and never holds more than one part (Liu et al.
-      2023, Ring Attention).
+    how: 'all_gather' brings all keys to every device at once; 'ring' passes
+      them from neighbour to neighbour, so that a device never holds more than
+      one part (Liu et al. 2023, Ring Attention).
     scale: as in `dot_product_attention.attention`.
     softcap: as in `dot_product_attention.attention`.
   """
@@ -45,7 +45,7 @@ def attention(
     chunked_attention.with_log_sum, scale=scale, softcap=softcap
   )
   rule = functools.partial(dataclasses.replace, mask, aligned=False)
-  held = (
+  local = (
     k_BSKH,
     v_BSKH,
     mask.key_segments_BS,
@@ -55,41 +55,41 @@ def attention(
   names = ('key_segments_BS', 'key_positions_BS', 'prefix_BS')
   if how == 'all_gather':
     k, v, *keys = jax.tree.map(
-      lambda x: jax.lax.all_gather(x, axis, axis=1, tiled=True), held
+      lambda x: jax.lax.all_gather(x, axis, axis=1, tiled=True), local
     )
     mask = rule(**dict(zip(names, keys, strict=True)))
     return attend(q_BTNH, k, v, mask)
   assert how == 'ring', how
-  size, here = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
-  # What lies behind a row of rising positions is seen by none of its queries.
+  size, index = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
+  # Where positions rise along a row, no query sees keys of later devices.
   ordered = mask.aligned and mask.causal and mask.prefix_BS is None
   steps, length = size, q_BTNH.shape[1]
   if ordered and mask.window is not None:
-    # What lies further back than the window need not come here.
+    # Keys further back than the window need not be passed on.
     steps = min(size, -(-(mask.window + length - 1) // length))
 
   @jax.checkpoint
   def body(carry, step):
-    held, found = carry
-    k, v, *keys = held
+    local, total = carry
+    k, v, *keys = local
 
-    def attend_here():
-      here = rule(**dict(zip(names, keys, strict=True)))
-      return partial_attention.merge(found, attend(q_BTNH, k, v, here))
+    def attend_part():
+      part = rule(**dict(zip(names, keys, strict=True)))
+      return partial_attention.merge(total, attend(q_BTNH, k, v, part))
 
-    later = ordered & ((here - step) % size > here)
-    found = jax.lax.cond(later, lambda: found, attend_here)
-    held = jax.tree.map(
+    later = ordered & ((index - step) % size > index)
+    total = jax.lax.cond(later, lambda: total, attend_part)
+    local = jax.tree.map(
       lambda x: jax.lax.ppermute(
         x, axis, [(i, (i + 1) % size) for i in range(size)]
       ),
-      held,
+      local,
     )
-    return (held, found), None
+    return (local, total), None
 
   nothing = (
     jnp.zeros(q_BTNH.shape, jnp.float32),
     jnp.full(q_BTNH.shape[:3], 2 * chunked_attention.MASK_VALUE, jnp.float32),
   )
-  (_, found), _ = jax.lax.scan(body, (held, nothing), jnp.arange(steps))
-  return found
+  (_, total), _ = jax.lax.scan(body, (local, nothing), jnp.arange(steps))
+  return total

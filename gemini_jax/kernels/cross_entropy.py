@@ -1,4 +1,4 @@
-"""Cross-entropy that never holds the scores of all tokens at once.
+"""Cross-entropy in chunks of tokens: no array of [tokens, vocabulary] is made.
 
 B batch, T length, X = B T tokens, C tokens of a chunk, D width, V vocabulary.
 """
@@ -11,7 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-# Scores at one time, where a chunk of _CHUNK tokens does not have more.
+# A chunk has _SCORES scores, but at least _CHUNK tokens.
 _SCORES, _CHUNK = 2**22, 256
 
 
@@ -21,10 +21,10 @@ class Sums:
 
   Attributes:
     loss: of -log p(target), in nats, without smoothing.
-    objective: of what is minimised: smoothing and extra terms included.
+    objective: of what is minimised: smoothing and other losses included.
     correct: of targets that are the likeliest token.
     weight: of the tokens.
-    terms: of what else is counted, by name.
+    terms: sums of other quantities by name, each [sum, count].
   """
 
   loss: jax.Array
@@ -32,6 +32,20 @@ class Sums:
   correct: jax.Array
   weight: jax.Array
   terms: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
+
+
+@flax.struct.dataclass
+class TokenScores:
+  """How likely each target is, whatever its weight.
+
+  Attributes:
+    log_prob_BT: log p(target) in nats, float32, without smoothing.
+    is_best_BT: bool, whether the target is the argmax of the scores: the first
+      of the likeliest tokens, which greedy decoding would write.
+  """
+
+  log_prob_BT: jax.Array
+  is_best_BT: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +57,8 @@ class Options:
     label_smoothing: share of the target spread evenly over the classes.
     z_loss: weight of the squared log-partition (PaLM, section 5).
     vocab_axis: the mesh axis that splits the vocabulary, if one does.
-    num_classes: rows of the table, the first ones, that smoothing is spread
-      over; 0: all. The others are padding, or stand for no text.
+    num_classes: smoothing is spread over so many rows of the table, the first
+      ones; 0: all. The others are padding, or tokens of no text.
   """
 
   softcap: float = 0.0
@@ -70,16 +84,40 @@ def token_sums(
 
   Args:
     options: softcap and further terms.
-    x_BTD: what the model says after each token.
+    x_BTD: hidden states after each token.
     table_VD: a row for each token of the vocabulary, in the type of `x_BTD`.
     targets_BT: int32.
-    weights_BT: float32; 0 leaves a token out.
+    weights_BT: float32; a token of weight 0 does not count.
   """
-  return _run(options, False, x_BTD, table_VD, targets_BT, weights_BT)[0]
+  return token_scores(options, x_BTD, table_VD, targets_BT, weights_BT)[0]
+
+
+def token_scores(
+  options: Options,
+  x_BTD: jax.Array,
+  table_VD: jax.Array,
+  targets_BT: jax.Array,
+  weights_BT: jax.Array,
+) -> tuple[Sums, TokenScores]:
+  """The sums of `token_sums`, and the scores of each token. No gradient.
+
+  The arguments are those of `token_sums`.
+  """
+  sums, scores = _run(options, False, x_BTD, table_VD, targets_BT, weights_BT)
+  return sums, jax.tree.map(
+    lambda leaf: leaf.reshape(-1)[: targets_BT.size].reshape(targets_BT.shape),
+    scores,
+  )
 
 
 def _forward(options, x_BTD, table_VD, targets_BT, weights_BT):
-  return _run(options, True, x_BTD, table_VD, targets_BT, weights_BT)
+  """The sums, and the gradients of the objective by x and the table."""
+  (sums, grad_table_VD), grad_x = _run(
+    options, True, x_BTD, table_VD, targets_BT, weights_BT
+  )
+  num, width = targets_BT.size, x_BTD.shape[-1]
+  grad_x_BTD = grad_x.reshape(-1, width)[:num].reshape(x_BTD.shape)
+  return sums, (grad_x_BTD, grad_table_VD.astype(table_VD.dtype))
 
 
 def _backward(options, grads, sums):
@@ -100,10 +138,14 @@ token_sums.defvjp(_forward, _backward)
 
 
 def _run(options, differentiate, x_BTD, table_VD, targets_BT, weights_BT):
-  """The sums, and the gradients of the objective by x and the table."""
+  """Totals over the chunks, and what each chunk has of its tokens.
+
+  With `differentiate` (sums, gradient of the table) and the gradient of x;
+  else the sums and the scores of the tokens.
+  """
   num, rows = targets_BT.size, table_VD.shape[0]
-  most = max(_SCORES // rows, _CHUNK)
-  count = -(-num // most)
+  limit = max(_SCORES // rows, _CHUNK)
+  count = -(-num // limit)
   size = -(-num // count)
 
   def cut(leaf):
@@ -111,10 +153,12 @@ def _run(options, differentiate, x_BTD, table_VD, targets_BT, weights_BT):
     padding = ((0, count * size - num), *((0, 0),) * (leaf.ndim - 1))
     return jnp.pad(leaf, padding).reshape(count, size, *leaf.shape[1:])
 
-  def body(total, chunk) -> tuple[Any, Any]:
-    sums, grad_scores_CV = _chunk(options, differentiate, table_VD, *chunk)
-    if grad_scores_CV is None:
-      return jax.tree.map(jnp.add, total, (sums, None)), None
+  def score(total, chunk) -> tuple[Any, Any]:
+    sums, scores, _ = _chunk(options, False, table_VD, *chunk)
+    return jax.tree.map(jnp.add, total, sums), scores
+
+  def derive(total, chunk) -> tuple[Any, Any]:
+    sums, _, grad_scores_CV = _chunk(options, True, table_VD, *chunk)
     x_CD = chunk[0]
     grad_x_CD = jnp.dot(grad_scores_CV, table_VD)
     grad_table_VD = jax.lax.dot_general(
@@ -126,24 +170,21 @@ def _run(options, differentiate, x_BTD, table_VD, targets_BT, weights_BT):
     return jax.tree.map(jnp.add, total, (sums, grad_table_VD)), grad_x_CD
 
   zero = jnp.zeros((), jnp.float32)
-  total = (
-    Sums(zero, zero, zero, zero),
-    jnp.zeros(table_VD.shape, jnp.float32) if differentiate else None,
-  )
+  total = Sums(zero, zero, zero, zero)
+  body = score
+  if differentiate:
+    total = total, jnp.zeros(table_VD.shape, jnp.float32)
+    body = derive
   chunks = jax.tree.map(cut, (x_BTD, targets_BT, weights_BT))
   if count == 1:
-    total, grad_x = body(total, jax.tree.map(lambda leaf: leaf[0], chunks))
-  else:
-    total, grad_x = jax.lax.scan(body, total, chunks)
-  sums, grad_table_VD = total
-  if not differentiate:
-    return sums, None
-  grad_x_BTD = grad_x.reshape(-1, x_BTD.shape[-1])[:num].reshape(x_BTD.shape)
-  return sums, (grad_x_BTD, grad_table_VD.astype(table_VD.dtype))
+    return body(total, jax.tree.map(lambda leaf: leaf[0], chunks))
+  return jax.lax.scan(body, total, chunks)
 
 
-def _chunk(options, differentiate, table_VD, x_CD, targets_C, weights_C):
-  """The sums of a chunk and the objective's gradient by its scores."""
+def _chunk(
+  options, differentiate, table_VD, x_CD, targets_C, weights_C
+) -> tuple[Sums, Any, Any]:
+  """The sums of a chunk, its tokens' scores, or its scores' gradient."""
   axis = options.vocab_axis
   smooth, z_loss = options.label_smoothing, options.z_loss
   over = lambda reduce, x: reduce(x, axis) if axis else x
@@ -159,10 +200,10 @@ def _chunk(options, differentiate, table_VD, x_CD, targets_C, weights_C):
   if options.softcap:
     scores_CV = options.softcap * jnp.tanh(scores_CV / options.softcap)
   # The largest score only keeps the exponentials in range.
-  most_C = over(jax.lax.pmax, jnp.max(scores_CV, axis=-1))
-  exp_CV = jnp.exp(scores_CV - most_C[:, None])
+  max_C = over(jax.lax.pmax, jnp.max(scores_CV, axis=-1))
+  exp_CV = jnp.exp(scores_CV - max_C[:, None])
   sum_C = over(jax.lax.psum, jnp.sum(exp_CV, axis=-1))
-  log_partition_C = most_C + jnp.log(sum_C)
+  log_partition_C = max_C + jnp.log(sum_C)
   hit_CV = (targets_C - first)[:, None] == jnp.arange(rows)[None, :]
   target_C = over(
     jax.lax.psum, jnp.sum(jnp.where(hit_CV, scores_CV, 0), axis=-1)
@@ -186,15 +227,20 @@ def _chunk(options, differentiate, table_VD, x_CD, targets_C, weights_C):
   sums = Sums(
     loss=jnp.sum(loss_C * weights_C),
     objective=jnp.sum(objective_C * weights_C),
-    correct=jnp.sum((target_C >= most_C) * weights_C),
+    correct=jnp.sum((target_C >= max_C) * weights_C),
     weight=jnp.sum(weights_C),
   )
   if not differentiate:
-    return sums, None
+    # Rows of other devices have other numbers.
+    ids_CV = jnp.where(
+      scores_CV == max_C[:, None], first + jnp.arange(rows)[None], num_rows
+    )
+    best_C = over(jax.lax.pmin, jnp.min(ids_CV, axis=-1))
+    return sums, TokenScores(-loss_C, best_C == targets_C), None
   share_C = weights_C * (1 + 2 * z_loss * log_partition_C) / sum_C
   grad_CV = exp_CV * share_C[:, None]
   grad_CV -= of_classes((weights_C * smooth / num_classes)[:, None])
   grad_CV -= jnp.where(hit_CV, ((1 - smooth) * weights_C)[:, None], 0)
   if options.softcap:
     grad_CV *= 1 - jnp.square(scores_CV / options.softcap)
-  return sums, grad_CV.astype(x_CD.dtype)
+  return sums, None, grad_CV.astype(x_CD.dtype)

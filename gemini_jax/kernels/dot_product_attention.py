@@ -11,7 +11,7 @@ import jax
 from gemini_jax import config
 from gemini_jax.kernels import chunked_attention, masking, splash_attention
 
-# What can compute attention, and where; 'auto' takes the first that is there.
+# Implementations and their platforms; 'auto' takes the first of a platform.
 # cudnn comes last: for packed rows it needs a dense mask, T times S numbers.
 IMPLEMENTATIONS = {
   'splash': ('tpu',),
@@ -26,21 +26,23 @@ def choose(name: str, platform: str, *, plain: str = '') -> str:
   Args:
     name: asked for.
     platform: of the devices.
-    plain: what is asked of attention that chunked alone can do.
+    plain: a feature of the model that only chunked supports; '': none.
 
   Raises:
-    ConfigError: the one asked for by name is not there.
+    ConfigError: the platform lacks the implementation asked for by name.
   """
-  there = [key for key, where in IMPLEMENTATIONS.items() if platform in where]
+  available = [
+    key for key, platforms in IMPLEMENTATIONS.items() if platform in platforms
+  ]
   if plain:
-    there = ['chunked']
+    available = ['chunked']
   if name == 'auto':
-    return there[0]
+    return available[0]
   config.check(
-    name in there,
+    name in available,
     f'model.attention_kernel={name!r} does not exist on {platform}'
     f'{f" with {plain}" if plain else ""}; use '
-    f'{", ".join(["auto", *there])}',
+    f'{", ".join(["auto", *available])}',
   )
   return name
 
@@ -61,12 +63,12 @@ def attention(
     q_BTNH: queries.
     k_BSKH: keys; K divides N.
     v_BSKH: values.
-    mask: where a query may attend; one that sees nothing gives 0.
+    mask: where a query may attend; a query that sees no key gives 0.
     scale: multiplies the scores.
     softcap: scores become softcap * tanh(scores / softcap); 0: off.
-    implementation: of IMPLEMENTATIONS. What it cannot do is done by chunked:
-      for splash, masks that are not of self-attention, prefixes, and lengths
-      that 128 does not divide; for cudnn, the one query of a decode step.
+    implementation: of IMPLEMENTATIONS. Chunked replaces splash for masks that
+      are not of self-attention, prefixes, and lengths that 128 does not divide;
+      it replaces cudnn for the one query of a decode step.
 
   Returns:
     [B, T, N, H] in the type of the values; softmax in float32.

@@ -1,4 +1,4 @@
-"""Who may attend to whom, in memory linear in the lengths.
+"""Attention masks as rules, in memory linear in the lengths.
 
 B batch, T query length, S key length.
 """
@@ -24,11 +24,11 @@ class Mask:
     query_positions_BT: int32.
     key_segments_BS: int32; B may be 1 for keys.
     key_positions_BS: int32.
-    prefix_BS: keys that all of their segment may see, past or future.
+    prefix_BS: bool, keys that every query of their segment sees.
     causal: only keys at the query's position or before.
     window: only keys nearer than this many positions.
-    aligned: query t and key t are one token, and positions rise by one along
-      a segment: what lies later in the row lies later in the segment.
+    aligned: query t and key t are the same token, and positions rise by one
+      along a segment, so that order in the row is order in the segment.
   """
 
   query_segments_BT: jax.Array
@@ -59,7 +59,7 @@ class Mask:
     return mask_BTS
 
   def reach(self, start: int, stop: int) -> tuple[int, int]:
-    """The range of keys outside which queries [start, stop) see nothing."""
+    """The range [low, high) of keys that queries [start, stop) may see."""
     low, high = 0, self.key_segments_BS.shape[1]
     if not self.aligned:
       return low, high
@@ -73,8 +73,10 @@ class Mask:
     self, queries: tuple[int | jax.Array, int], keys: tuple[int, int]
   ) -> 'Mask':
     """The rule for the queries and the keys at two (start, size)."""
-    cut = lambda leaf, at: (
-      None if leaf is None else jax.lax.dynamic_slice_in_dim(leaf, *at, axis=1)
+    cut = lambda leaf, part: (
+      None
+      if leaf is None
+      else jax.lax.dynamic_slice_in_dim(leaf, *part, axis=1)
     )
     return dataclasses.replace(
       self,

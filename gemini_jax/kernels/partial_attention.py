@@ -1,6 +1,6 @@
-"""Attention over parts of the keys, put together exactly.
+"""Attention over parts of the keys, merged exactly.
 
-What belongs to a part is its output and the log of its softmax's sum.
+Each part is described by its output and the log of its softmax's sum.
 
 B batch, T query length, N query heads, K key/value heads, G query heads per
 key/value head, M keys that all queries see, H head width.

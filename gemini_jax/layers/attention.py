@@ -1,4 +1,4 @@
-"""Grouped-query attention with a cache.
+"""Grouped-query attention with a cache of keys and values.
 
 B batch, T query length, S key length, D width, N heads, K key/value heads,
 H head width, L layers.
@@ -100,9 +100,9 @@ CACHE_AXES = ('layers', 'batch', 'kv_heads', None, None)
 class Attention(nn.Module):
   """Grouped-query attention (Ainslie et al. 2023), self or cross.
 
-  Queries attend where `mask` lets them. Self-attention with a cache writes
-  the new keys and values at `positions_BT` and reads them all. Cross-
-  attention with a cache reads it; what is there, `MemoryKeys` has computed.
+  Queries attend where `mask` allows. With a cache, self-attention writes the
+  new keys and values at `positions_BT` and reads the whole cache; cross-
+  attention reads a cache that `MemoryKeys` has filled.
 
   Attributes:
     num_heads: N.
@@ -116,9 +116,9 @@ class Attention(nn.Module):
     dtype: of the computation.
     param_dtype: of the parameters.
     init_scale: of the initial kernels; None: 1 / sqrt(fan in).
-    kernel: which of dot_product_attention.IMPLEMENTATIONS computes it.
+    kernel: a name in dot_product_attention.IMPLEMENTATIONS.
     context_parallel: how keys cross the sequence axis: all_gather or ring.
-    num_memory: keys and values that `latent_BZ` makes.
+    num_memory: number of keys and values made from `latent_BZ`.
   """
 
   num_heads: int
@@ -153,8 +153,8 @@ class Attention(nn.Module):
     """The attended values, [B, T, D], and the cache after this call.
 
     `layer` is this layer's index in the cache.
-    Every query also sees what `latent_BZ` says, if it is given, whatever its
-    position and the mask (Optimus, Li et al. 2020, "memory").
+    Every query also attends to keys made from `latent_BZ`, if it is given,
+    whatever the mask (Optimus, Li et al. 2020, "memory").
     """
     q_BTNH = self.project('query', x_BTD, self.num_heads, 'heads')
     plain_q_BTNH = self.norm('query_norm', q_BTNH)
@@ -174,7 +174,9 @@ class Attention(nn.Module):
       checkpoint_name(k_BSKH, 'key'),
       checkpoint_name(v_BSKH, 'value'),
       mask,
-      None if latent_BZ is None else (plain_q_BTNH, *self.remember(latent_BZ)),
+      None
+      if latent_BZ is None
+      else (plain_q_BTNH, *self.latent_memory(latent_BZ)),
     )
     out_BTD = linear.Einsum(
       (self.num_heads, self.head_dim, x_BTD.shape[-1]),
@@ -194,11 +196,11 @@ class Attention(nn.Module):
     mask: masking.Mask,
     memory: tuple[jax.Array, jax.Array, jax.Array] | None = None,
   ) -> jax.Array:
-    """The mixed values, [B, T, N, H]; each device does its own heads and rows.
+    """Attention's output, [B, T, N, H]; each device does its heads and rows.
 
     Where the length is split, keys and values come from the other devices.
-    `memory` is the queries, [B, T, N, H], keys and values, [B, M, K, H], of
-    what all queries see beside.
+    `memory` holds queries, [B, T, N, H], and the keys and values, [B, M, K, H],
+    that all queries see in addition.
     """
     options: dict[str, Any] = {'scale': self.scale, 'softcap': self.softcap}
 
@@ -215,12 +217,12 @@ class Attention(nn.Module):
           axis='sequence',
           how=self.context_parallel,
         )
-      found = function(q_BTNH, k_BSKH, v_BSKH, mask, **options)
+      output = function(q_BTNH, k_BSKH, v_BSKH, mask, **options)
       if memory is not None:
-        found = partial_attention.merge(
-          found, partial_attention.unmasked(*memory, **options)
+        output = partial_attention.merge(
+          output, partial_attention.unmasked(*memory, **options)
         )
-      return found[0].astype(v_BSKH.dtype)
+      return output[0].astype(v_BSKH.dtype)
 
     length = q_BTNH.shape[1]
     queries = ('batch', 'length', 'heads', None)
@@ -243,13 +245,13 @@ class Attention(nn.Module):
     x_BSD: jax.Array,
     angles: tuple[jax.Array, jax.Array] | None = None,
   ) -> tuple[jax.Array, jax.Array]:
-    """Keys and values that the layer makes of vectors, [B, S, K, H] each."""
+    """The layer's keys and values of vectors, [B, S, K, H] each."""
     k_BSKH = self.project('key', x_BSD, self.num_kv_heads, 'kv_heads')
     k_BSKH = rotated(self.norm('key_norm', k_BSKH), angles)
     return k_BSKH, self.project('value', x_BSD, self.num_kv_heads, 'kv_heads')
 
-  def remember(self, latent_BZ: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Keys and values that stand for z, [B, M, K, H] each."""
+  def latent_memory(self, latent_BZ: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys and values made from z, [B, M, K, H] each."""
     shape = (self.num_memory, self.num_kv_heads, self.head_dim)
     project = lambda name: linear.Einsum(
       (latent_BZ.shape[-1], *shape),

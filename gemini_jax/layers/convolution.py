@@ -1,7 +1,7 @@
-"""Residual convolutions of pictures, and strides that lose nothing.
+"""Residual convolutions of pictures, and strides that keep every cell.
 
 B batch, H height, W width, C channels in, D and E channels out, P cells that
-one cell is made of or sees, F hidden channels.
+are merged into one or that one sees, F hidden channels.
 """
 
 import dataclasses
@@ -12,18 +12,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gemini_jax.layers import feedforward, linear
+from gemini_jax.layers import feedforward, linear, matmul
 
-# Channels that a convolution has at least, and a multiple of.
+# The least number of channels, of which all others are multiples.
 _LANES = 8
 
 
 class Block(nn.Module):
-  """What a cell and its eight neighbours say, added to the cell.
+  """A residual convolution over each cell and its eight neighbours.
 
   Each channel is mixed over space, then each cell over channels, as in
-  ConvNeXt (Liu et al. 2022), but with RMSNorm, which like all else here reads
-  no cell beyond the neighbours. A 3x3 convolution of all channels costs 9 C^2
+  ConvNeXt (Liu et al. 2022), but with RMSNorm, so that no cell beyond the
+  neighbours is read. A 3x3 convolution of all channels costs 9 C^2
   a cell, this one 2 expansion C^2.
 
   Attributes:
@@ -38,30 +38,34 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x_BHWC: jax.Array, real_BHW1: jax.Array) -> jax.Array:
-    """The sum; cells that are not real are seen as zeros.
+    """The cells after the convolution; padding is read as zeros.
 
     Args:
       x_BHWC: the cells.
-      real_BHW1: 1 or 0.
+      real_BHW1: 1 where a cell is real, 0 at padding.
     """
     C = x_BHWC.shape[-1]
     types: dict[str, Any] = {
       'dtype': self.dtype,
       'param_dtype': self.param_dtype,
     }
-    kernel_PC: Any = self.param(
-      'neighbours',
-      nn.with_logical_partitioning(nn.initializers.normal(1 / 3), (None, None)),
-      (9, C),
-      self.param_dtype,
+    kernel_PC = matmul.to_array(
+      matmul.param(
+        self,
+        'neighbours',
+        nn.initializers.normal(1 / 3),
+        (None, None),
+        (9, C),
+        self.param_dtype,
+      ),
+      self.dtype,
     )
-    seen_BHWC = (x_BHWC * real_BHW1).astype(self.dtype)
-    mixed_BHWC = jnp.zeros_like(seen_BHWC)
-    for near_BHWC, kernel_C in zip(
-      neighbours(seen_BHWC), kernel_PC, strict=True
+    masked_BHWC = (x_BHWC * real_BHW1).astype(self.dtype)
+    mixed_BHWC = jnp.zeros_like(masked_BHWC)
+    for shifted_BHWC, kernel_C in zip(
+      neighbours(masked_BHWC), kernel_PC, strict=True
     ):
-      kernel_C = kernel_C.astype(self.dtype).reshape(1, 1, 1, C)
-      mixed_BHWC += near_BHWC * kernel_C
+      mixed_BHWC += shifted_BHWC * kernel_C.reshape(1, 1, 1, C)
     mixed_BHWC = linear.RMSNorm(name='norm', **types)(mixed_BHWC)
     return x_BHWC + feedforward.FeedForward(
       self.expansion * C,
@@ -76,15 +80,14 @@ class Block(nn.Module):
 class Pyramid(nn.Module):
   """One vector for each patch of a picture.
 
-  Each stride makes rectangles of cells into one cell, and residual
-  convolutions stand before and after it. The strides of a side are the prime
-  factors of the patch, the largest first. A cell of 2x2 cells has twice their
-  channels, so that all convolutions cost alike. The parameters are the same on
-  all devices: there are few.
+  Each stride merges a rectangle of cells into one, with residual convolutions
+  before and after it. The strides of a side are the prime factors of the patch,
+  the largest first. A cell of 2x2 cells has twice their channels, so that all
+  convolutions cost the same. The parameters are few, and whole on every device.
 
   Attributes:
-    patch: rows and columns that one vector is of.
-    width: its numbers.
+    patch: rows and columns of cells that one vector stands for.
+    width: size of that vector.
     num_blocks: residual convolutions between two strides.
     dtype: of the computation.
     param_dtype: of the parameters.
@@ -100,12 +103,12 @@ class Pyramid(nn.Module):
   def __call__(
     self, x_BHWC: jax.Array, sizes_B2: jax.Array | None
   ) -> jax.Array:
-    """Patches in place, [B, H / rows, W / columns, width].
+    """A vector of each patch, [B, H / rows, W / columns, width].
 
     Args:
       x_BHWC: pictures about -1 to 1; the patch divides their sides.
       sizes_B2: real rows and columns, from the top left corner; None: all. A
-        smaller picture's patches are as if the canvas ended with the last.
+        smaller picture's patches do not depend on the rest of the canvas.
     """
     types: dict[str, Any] = {
       'dtype': self.dtype,
@@ -131,7 +134,7 @@ class Pyramid(nn.Module):
 
 
 def neighbours(x_BHWC: jax.Array) -> list[jax.Array]:
-  """The picture moved by at most a cell, nine times; zeros come in."""
+  """The picture shifted by at most one cell each way, padded with zeros."""
   _, H, W, _ = x_BHWC.shape
   x_BHWC = jnp.pad(x_BHWC, ((0, 0), (1, 1), (1, 1), (0, 0)))
   return [
@@ -151,7 +154,7 @@ def gather(x_BHWC: jax.Array, stride: tuple[int, int]) -> jax.Array:
 
 
 def spread(x_BHWPC: jax.Array, stride: tuple[int, int]) -> jax.Array:
-  """What `gather` is undone by, [B, H * rows, W * columns, C]."""
+  """The inverse of `gather`, [B, H * rows, W * columns, C]."""
   B, H, W, _, C = x_BHWPC.shape
   rows, columns = stride
   x = x_BHWPC.reshape(B, H, W, rows, columns, C).transpose(0, 1, 3, 2, 4, 5)
@@ -160,7 +163,7 @@ def spread(x_BHWPC: jax.Array, stride: tuple[int, int]) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Extent:
-  """Which cells of a canvas are real: those of the top left corner.
+  """The real cells of a canvas, in its top left corner.
 
   Attributes:
     shape: (B, H, W).
@@ -183,7 +186,7 @@ class Extent:
     return both_BHW[..., None].astype(jnp.float32)
 
   def after(self, stride: tuple[int, int]) -> 'Extent':
-    """Of the cells that `gather` makes: real with one real cell in them."""
+    """The extent after `gather`: a cell is real if it holds a real one."""
     B, H, W = self.shape
     rows, columns = stride
     sizes_B2 = self.sizes_B2
@@ -192,7 +195,7 @@ class Extent:
     return Extent((B, H // rows, W // columns), sizes_B2)
 
   def before(self, stride: tuple[int, int]) -> 'Extent':
-    """Of the cells that `spread` makes."""
+    """The extent after `spread`."""
     B, H, W = self.shape
     rows, columns = stride
     sizes_B2 = self.sizes_B2
@@ -204,8 +207,7 @@ class Extent:
 def strides(patch: tuple[int, int]) -> tuple[tuple[int, int], ...]:
   """What each step divides height and width by, the finest first.
 
-  Both sides shrink from the first step on, so that most steps are of few
-  cells.
+  Both sides shrink from the first step on, so that most steps have few cells.
   """
   rows, columns = (_prime_factors(side) for side in patch)
   count = max(len(rows), len(columns))
@@ -214,7 +216,7 @@ def strides(patch: tuple[int, int]) -> tuple[tuple[int, int], ...]:
 
 
 def _prime_factors(number: int) -> list[int]:
-  """From the largest down; none of 1."""
+  """Prime factors from the largest down; none of 1."""
   factors, factor = [], 2
   while number > 1:
     while number % factor == 0:

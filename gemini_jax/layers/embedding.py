@@ -1,20 +1,21 @@
 """Tokens and positions as vectors.
 
 B batch, T length, D width, V vocabulary, H head width, F rotary frequencies
-(H / 2), A coordinates of a place.
+(H / 2), A coordinates of a position in a picture or sound.
 """
 
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gemini_jax.layers import matmul
+
 
 class Embedding(nn.Module):
-  """A table of vectors: token ids in, and scores of tokens out.
+  """A table of vectors, which embeds token ids and scores tokens.
 
   Attributes:
     num_embeddings: rows V.
@@ -34,28 +35,24 @@ class Embedding(nn.Module):
 
   def setup(self):
     """The table."""
-    self.embedding: Any = self.param(
+    self.embedding = matmul.param(
+      self,
       'embedding',
-      nn.with_logical_partitioning(
-        nn.initializers.normal(self.init_scale), self.axes
-      ),
+      nn.initializers.normal(self.init_scale),
+      self.axes,
       (self.num_embeddings, self.width),
       self.param_dtype,
     )
 
   def __call__(self, ids_BT: jax.Array) -> jax.Array:
     """Rows of the table, [B, T, D]."""
-    return jnp.take(self.embedding, ids_BT, axis=0).astype(self.dtype)
+    return matmul.rows(self.embedding, ids_BT, self.dtype)
 
   def attend(self, x_BTD: jax.Array) -> jax.Array:
     """Scores of every row, [B, T, V] in float32."""
-    scores = jax.lax.dot_general(
-      x_BTD.astype(self.dtype).reshape(-1, self.width),
-      self.embedding.astype(self.dtype),
-      (((1,), (1,)), ((), ())),
-      preferred_element_type=jnp.float32,
+    return matmul.dot_transposed(
+      x_BTD, self.embedding, dtype=self.dtype, out_dtype=jnp.float32
     )
-    return scores.reshape(*x_BTD.shape[:-1], self.num_embeddings)
 
 
 def rotary_frequencies(
@@ -90,9 +87,9 @@ def rotary_frequencies(
 def rotary_angles(
   positions_BT: jax.Array, frequencies_F: np.ndarray
 ) -> tuple[jax.Array, jax.Array]:
-  """What `rotate` multiplies by: (sin, cos), each float32[B, T, H].
+  """(sin, cos) for `rotate`, each float32[B, T, H].
 
-  A pair's two numbers lie F apart; the sine of the first is negative.
+  The two numbers of a pair lie F apart; the sine of the first is negative.
   """
   return rotation(
     positions_BT[..., None].astype(jnp.float32) * frequencies_F[None, None]
@@ -100,7 +97,7 @@ def rotary_angles(
 
 
 def rotation(angles_BTF: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """What `rotate` multiplies by, of the angle of each pair."""
+  """(sin, cos) for `rotate`, from the angle of each pair."""
   sin_BTF, cos_BTF = jnp.sin(angles_BTF), jnp.cos(angles_BTF)
   return (
     jnp.concatenate([-sin_BTF, sin_BTF], axis=-1),
@@ -111,9 +108,9 @@ def rotation(angles_BTF: jax.Array) -> tuple[jax.Array, jax.Array]:
 def place_angles(
   places_BTA: jax.Array, num_pairs: int, base: float
 ) -> jax.Array:
-  """Angles that tell a place of A coordinates, float32[B, T, F].
+  """Rotary angles of positions with A coordinates, float32[B, T, F].
 
-  The pairs are shared out among the coordinates, each with all wavelengths
+  The pairs are divided among the coordinates, each with all wavelengths
   from 2 pi to 2 pi base (axial rotary positions, Heo et al. 2024).
   """
   A = places_BTA.shape[-1]
@@ -130,9 +127,9 @@ def place_angles(
 
 
 def sinusoids(places_BTA: jax.Array, width: int, base: float) -> jax.Array:
-  """Sines and cosines of the coordinates of places, float32[B, T, D].
+  """Sines and cosines of the coordinates of positions, float32[B, T, D].
 
-  Of one coordinate as in Vaswani et al. 2017, of two as in MAE (He et al.
+  For one coordinate as in Vaswani et al. 2017, for two as in MAE (He et al.
   2022); the mean square is 1/2.
   """
   angles_BTF = place_angles(places_BTA, -(-width // 2), base)

@@ -1,4 +1,4 @@
-"""Mixture of experts: a router, and feed-forward layers that share the tokens.
+"""Mixture of experts: a router and one feed-forward layer an expert.
 
 B batch, T length, D width, E experts, K experts of a token, F hidden width.
 """
@@ -10,23 +10,23 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gemini_jax.layers import expert_dispatch, feedforward, linear
+from gemini_jax.layers import expert_dispatch, feedforward, linear, matmul
 from gemini_jax.parallel import sharding
 
 
 class MixtureOfExperts(nn.Module):
-  """Each token visits the K likeliest of E feed-forward layers.
+  """Each token goes to the K of E feed-forward layers with the highest gates.
 
-  Dropless: rows are sorted by expert and multiplied group by group (MegaBlocks,
-  Gale et al. 2023), so no expert has a capacity. The gates of a token sum to
-  1, as in Mixtral; with K = 1, where that would leave the router without a
-  gradient, the gate is the probability, as in Switch (Fedus et al. 2022).
+  Dropless (see expert_dispatch), so no expert has a capacity. The gates of a
+  token sum to 1, as in Mixtral; with K = 1, where that would leave the router
+  without a gradient, the gate is the probability, as in Switch (Fedus et al.
+  2022).
 
   Attributes:
     num_experts: E.
     experts_per_token: K.
     hidden_dim: F.
-    shared_dim: hidden width of an expert that every token visits; 0: none.
+    shared_dim: hidden width of an expert that sees every token; 0: none.
     activation: a name in feedforward.ACTIVATIONS.
     gated: multiply by a second projection of the input.
     dtype: of the computation; the router's is float32.
@@ -52,7 +52,8 @@ class MixtureOfExperts(nn.Module):
 
     Args:
       x_BTD: the input.
-      real_BT: bool, false at padding, which the losses leave out; None: none.
+      real_BT: bool, false at padding, which the losses ignore; None: no
+        padding.
     """
     width = x_BTD.shape[-1]
     parameters: dict[str, Any] = {
@@ -62,7 +63,7 @@ class MixtureOfExperts(nn.Module):
     logits_BTE = linear.Einsum(
       (width, self.num_experts), ('embed', None), name='router', **parameters
     )('BTD,DE->BTE', x_BTD)
-    # Device by device: the partitioner gathers what a top_k reads.
+    # Device by device: the partitioner would gather the operand of top_k.
     tokens = ('batch', 'length', None)
     gates_BTK, chosen_BTK = sharding.per_device(
       functools.partial(choose, num_chosen=self.experts_per_token),
@@ -76,29 +77,24 @@ class MixtureOfExperts(nn.Module):
     }
     if not self.gated:
       del shapes['gate']
-    kernels = {
-      name: ExpertKernel(
+    kernels, names = {}, {}
+    for name, (shape, axes) in shapes.items():
+      kernels[name], names[name] = ExpertKernel(
         (self.num_experts, *shape),
         ('expert', *axes),
         dtype=self.dtype,
         name=f'expert_{name}',
         **parameters,
       )()
-      for name, (shape, axes) in shapes.items()
-    }
     out_BTD = sharding.per_device(
       functools.partial(
-        expert_dispatch.visit_experts,
+        expert_dispatch.apply_experts,
+        names=names,
         num_experts=self.num_experts,
         hidden_dim=self.hidden_dim,
         activation=self.activation,
       ),
-      (
-        tokens,
-        tokens,
-        tokens,
-        {name: ('expert', *axes) for name, (_, axes) in shapes.items()},
-      ),
+      (tokens, tokens, tokens, names),
       tokens,
     )(x_BTD.astype(self.dtype), chosen_BTK, gates_BTK, kernels)
     if self.shared_dim:
@@ -134,22 +130,24 @@ class ExpertKernel(nn.Module):
   init_scale: float | None = None
 
   @nn.compact
-  def __call__(self) -> jax.Array:
-    """The kernels, in the type of the computation."""
+  def __call__(self) -> tuple[Any, Any]:
+    """The kernels, and the names of their dims, for `sharding.per_device`."""
     scale = self.init_scale or self.shape[1] ** -0.5
-    kernel: Any = self.param(
+    kernel = matmul.param(
+      self,
       'kernel',
-      nn.with_logical_partitioning(nn.initializers.normal(scale), self.axes),
+      nn.initializers.normal(scale),
+      self.axes,
       self.shape,
       self.param_dtype,
     )
-    return kernel.astype(self.dtype)
+    return matmul.for_devices(kernel, self.axes, self.dtype)
 
 
 def choose(
   logits_BTE: jax.Array, num_chosen: int
 ) -> tuple[jax.Array, jax.Array]:
-  """The likeliest experts of each token: gates and indices, [B, T, K]."""
+  """Gates and indices of the chosen experts of each token, [B, T, K]."""
   gates_BTK, chosen_BTK = jax.lax.top_k(jax.nn.softmax(logits_BTE), num_chosen)
   if num_chosen > 1:
     gates_BTK /= jnp.sum(gates_BTK, axis=-1, keepdims=True)
@@ -159,10 +157,10 @@ def choose(
 def router_losses(
   logits_BTE: jax.Array, chosen_BTK: jax.Array, real_BT: jax.Array
 ) -> dict[str, jax.Array]:
-  """What keeps a router balanced and its logits small, float32 scalars.
+  """Losses that keep a router balanced and its logits small, float32 scalars.
 
   router_balance is E * sum_e f_e p_e, with f_e the share of the rows that go
-  to expert e and p_e its mean probability: 1 where all are alike, at most
+  to expert e and p_e its mean probability: 1 where all are equal, at most
   E / K (Switch, section 2.2). router_z is the mean squared log-partition of the
   logits (ST-MoE, section 3.1).
 

@@ -33,7 +33,7 @@ class FeedForward(nn.Module):
     dtype: of the computation.
     param_dtype: of the parameters.
     init_scale: of the initial kernels; None: 1 / sqrt(fan in).
-    axes: names of D and F, by which parameters are sharded.
+    axes: logical names of D and F, for sharding.
   """
 
   hidden_dim: int

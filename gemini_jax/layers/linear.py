@@ -1,4 +1,4 @@
-"""Where weights meet activations, and the norm between them."""
+"""Linear maps spelled as equations, and the norm between them."""
 
 import math
 from typing import Any
@@ -7,12 +7,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gemini_jax.layers import matmul
+
 
 class Einsum(nn.Module):
   """A learned linear map, spelled by an equation at the call site.
 
-  The equation reads `'BTD,DNH->BTNH'`: what the input ends with is contracted
-  with what the kernel begins with. It runs as one flat matrix product.
+  In `'BTD,DNH->BTNH'` the last dims of the input are contracted with the first
+  dims of the kernel.
 
   Attributes:
     shape: of the kernel, in the order of the equation's letters.
@@ -22,7 +24,7 @@ class Einsum(nn.Module):
     param_dtype: of the kernel and the bias.
     init_scale: standard deviation of the initial kernel; None:
       1 / sqrt(fan in).
-    out_dtype: of the output, to which no sum is rounded before; None: dtype.
+    out_dtype: of the output and of the sums before it; None: dtype.
   """
 
   shape: tuple[int, ...]
@@ -40,17 +42,16 @@ class Einsum(nn.Module):
     in_dims, out_dims = self.shape[:num_in], self.shape[num_in:]
     fan_in = math.prod(in_dims)
     scale = self.init_scale or fan_in**-0.5
-    kernel: Any = self.param(
+    kernel = matmul.param(
+      self,
       'kernel',
-      nn.with_logical_partitioning(nn.initializers.normal(scale), self.axes),
+      nn.initializers.normal(scale),
+      self.axes,
       self.shape,
       self.param_dtype,
     )
-    lead = x.shape[: x.ndim - num_in]
-    y = jnp.dot(
-      x.astype(self.dtype).reshape(-1, fan_in),
-      kernel.astype(self.dtype).reshape(fan_in, math.prod(out_dims)),
-      preferred_element_type=self.out_dtype,
+    y = matmul.dot(
+      x, kernel, num_in, dtype=self.dtype, out_dtype=self.out_dtype
     )
     if self.use_bias:
       bias: Any = self.param(
@@ -59,15 +60,17 @@ class Einsum(nn.Module):
         out_dims,
         self.param_dtype,
       )
-      y = y + bias.astype(y.dtype).reshape(1, -1)
-    return y.reshape(*lead, *out_dims)
+      lead = (1,) * (x.ndim - num_in)
+      y = y + bias.astype(y.dtype).reshape(*lead, *out_dims)
+    return y
 
 
 def contracted_dims(equation: str) -> int:
   """How many dims an Einsum equation contracts.
 
   Raises:
-    ValueError: the equation is not input-end with kernel-begin.
+    ValueError: the equation contracts other dims than the last of the input
+      with the first of the kernel.
   """
   inputs, output = equation.split('->')
   x, kernel = inputs.split(',')

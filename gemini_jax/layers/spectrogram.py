@@ -5,9 +5,9 @@ A leading `...` stands for any batch dims.
 
 Powers are calibrated: white noise of root mean square r, in [-1, 1], reads r^2
 in every band, at any rate, window and number of bands. Their logarithm is
-brought to a fixed scale, 0 at -40 dB and 20 dB (a factor of 100) a unit:
-silence is -2, noise at full scale 2. Speech lies in between; only a loud tone,
-whose power stands in one band, can read more, up to about 3.
+shifted and scaled: -40 dB is 0 and a unit is 20 dB (a factor of 100), so that
+silence is -2 and noise at full scale 2. Speech lies in between; only a loud
+tone, whose power is in one band, is above, up to about 3.
 """
 
 import functools
@@ -18,7 +18,7 @@ import numpy as np
 
 from gemini_jax.config import schema
 
-# Added to powers before the logarithm: what is softer reads as silence.
+# Added to powers before the logarithm: softer sounds count as silence.
 FLOOR = 1e-8
 # (log10(power + FLOOR) - CENTER) / SCALE.
 CENTER, SCALE = -4.0, 2.0
@@ -29,14 +29,14 @@ def log_mel(
 ) -> jax.Array:
   """The normalised log-mel spectrogram, float32[..., F, M].
 
-  Takes what `mel_power` takes.
+  The arguments are those of `mel_power`.
   """
   power_FM = mel_power(samples, lengths, **fields)
   return (jnp.log10(power_FM + FLOOR) - CENTER) / SCALE
 
 
 def to_power(log_mel_FM: np.ndarray) -> np.ndarray:
-  """Powers of a normalised log-mel spectrogram, by numpy."""
+  """Powers of a normalised log-mel spectrogram, computed by numpy."""
   log_power_FM = np.asarray(log_mel_FM, np.float64) * SCALE + CENTER
   return np.maximum(10.0**log_power_FM - FLOOR, 0.0)
 
@@ -54,14 +54,14 @@ def mel_power(
 ) -> jax.Array:
   """Power in mel bands, float32[..., F, M], F = N // hop_samples.
 
-  Frame f is centred in samples [f * hop, (f + 1) * hop). Beyond both ends, and
-  beyond a length, there is silence: what is stored there changes nothing.
+  Frame f is centred in samples [f * hop, (f + 1) * hop). Beyond both ends and
+  beyond `lengths` is silence, whatever is stored there.
 
   Args:
     samples: [..., N], int16 or floats in [-1, 1].
     lengths: int[...], how many samples are real; None: all.
     sample_rate: samples a second.
-    window_samples: W, what a frame sees; at least a hop.
+    window_samples: W, the samples of a frame; at least a hop.
     hop_samples: from one frame to the next.
     num_mels: M bands, evenly spaced on Slaney's mel scale.
     f_min: where the lowest band begins, Hz.
@@ -86,11 +86,11 @@ def mel_power(
   if jnp.issubdtype(samples.dtype, jnp.integer):
     x_N = x_N / 2**15
   if lengths is not None:
-    place_N = jax.lax.broadcasted_iota(jnp.int32, x_N.shape, x_N.ndim - 1)
-    x_N = jnp.where(place_N < lengths[..., None], x_N, 0.0)
+    index_N = jax.lax.broadcasted_iota(jnp.int32, x_N.shape, x_N.ndim - 1)
+    x_N = jnp.where(index_N < lengths[..., None], x_N, 0.0)
   frames_FW = _frames(x_N, window_samples, hop_samples)
-  # The FFT is faster on a CPU. A matrix product is what a TPU is made for; and
-  # the partitioner splits its batch, but gathers that of an FFT.
+  # The FFT is faster on a CPU. A TPU is made for matrix products; and the
+  # partitioner splits the batch of a product, but gathers that of an FFT.
   power_FK = jax.lax.platform_dependent(
     frames_FW, cpu=_power_by_fft, default=_power_by_product
   )
@@ -153,7 +153,7 @@ def mel_filters(
   f_min: float,
   f_max: float,
 ) -> np.ndarray:
-  """What each frequency adds to each band, float32[K, M]: triangles of sum 1.
+  """Weight of each frequency in each band, float32[K, M]: triangles of sum 1.
 
   Raises:
     ConfigError: a band is so narrow that it holds no frequency of the FFT.
@@ -177,7 +177,7 @@ def mel_filters(
 
 
 def _frames(x_N: jax.Array, window_samples: int, hop_samples: int) -> jax.Array:
-  """Overlapping frames, [..., F, W], put together from whole hops."""
+  """Overlapping frames, [..., F, W], concatenated from whole hops."""
   num_samples = x_N.shape[-1]
   num_frames = num_samples // hop_samples
   hops = -(-window_samples // hop_samples)
@@ -202,11 +202,11 @@ def _power_by_fft(frames_FW: jax.Array) -> jax.Array:
 
 
 def _power_by_product(frames_FW: jax.Array) -> jax.Array:
-  """The same by a product with cosines and sines, all of float32's digits."""
+  """The same by a product with cosines and sines, in full float32."""
   size = frames_FW.shape[-1]
   window_W = hann_window(size)
   window_W = window_W / np.sqrt(np.sum(window_W**2))
-  # Whole turns are taken off as integers, so the angles stay exact.
+  # Whole turns are removed as integers, so the angles stay exact.
   turns_WK = np.outer(np.arange(size), np.arange(fft_size(size) // 2 + 1))
   angles_WK = 2 * np.pi * (turns_WK % fft_size(size)) / fft_size(size)
   basis_WCK = np.stack([np.cos(angles_WK), np.sin(angles_WK)], axis=1)

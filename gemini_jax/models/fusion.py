@@ -1,4 +1,4 @@
-"""What media say, on its way into a sequence of tokens.
+"""How media enter a sequence of tokens: scale, layers, a resampler.
 
 B media, N soft tokens, K tokens of a resampler, D width.
 """
@@ -13,21 +13,21 @@ import jax.numpy as jnp
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.kernels import masking
-from gemini_jax.layers import linear
+from gemini_jax.layers import linear, matmul
 from gemini_jax.models import transformer
 
 
 def soft_scale(config: config_lib.Model) -> float:
-  """Root mean square of what the trunk reads of a token, before training.
+  """Root mean square of a token's vector as it enters the stack, untrained.
 
-  Soft tokens begin as large, so that neither drowns the other.
+  Soft tokens start with the same, so that neither dominates the other.
   """
   size = config.init_scale or config.width**-0.5
   return size * config.width**0.5 if config.scale_embeddings else size
 
 
 def dense(config: config_lib.Model, **fields: Any) -> config_lib.Model:
-  """The trunk's layers without experts, windows, latent, contrast and media."""
+  """The model's config without experts, windows, latent, contrast and media."""
   plain = {
     'architecture': 'decoder',
     'num_experts': 0,
@@ -44,7 +44,7 @@ def dense(config: config_lib.Model, **fields: Any) -> config_lib.Model:
 
 
 def plain_sequence(real_BT: jax.Array) -> batch_lib.Sequence:
-  """One segment a row of what is real, in order; without tokens."""
+  """A sequence of one segment a row; its tokens are never read."""
   positions_BT = jnp.broadcast_to(jnp.arange(real_BT.shape[1]), real_BT.shape)
   return batch_lib.Sequence(
     positions_BT, positions_BT, real_BT.astype(jnp.int32)
@@ -52,21 +52,21 @@ def plain_sequence(real_BT: jax.Array) -> batch_lib.Sequence:
 
 
 def whole_length() -> Any:
-  """Inside, no tensor is split along its length, as that of media may be odd.
+  """In this context no tensor is split along its length.
 
-  Attention, which splits what it can, may still do so.
+  The number of a medium's tokens may be odd. Attention may still split it.
   """
   rules = [rule for rule in nn.get_logical_axis_rules() if rule[0] != 'length']
   return nn.logical_axis_rules(rules)
 
 
 class Resampler(nn.Module):
-  """A fixed number of tokens that have read all tokens of a medium.
+  """Reduces the tokens of a medium to a fixed number.
 
   Learned queries attend to each other and to the tokens (Perceiver, Jaegle
   et al. 2021; Flamingo, Alayrac et al. 2022; the layers are those of Q-Former,
-  Li et al. 2023). The order of the tokens is not seen: places must have been
-  added to them.
+  Li et al. 2023). They do not see the order of the tokens, so positions must
+  have been added to these.
 
   Attributes:
     config: of the layers, which are dense.
@@ -82,11 +82,11 @@ class Resampler(nn.Module):
   def __call__(
     self, x_BND: jax.Array, real_BN: jax.Array, deterministic: bool = True
   ) -> jax.Array:
-    """The queries' last words, normed: [B, K, D].
+    """The queries after the last layer, normed: [B, K, D].
 
     Args:
       x_BND: tokens of the media.
-      real_BN: bool, those that are read.
+      real_BN: bool, which tokens are read.
       deterministic: no dropout.
     """
     config = dense(self.config, architecture='encoder_decoder')
@@ -94,17 +94,17 @@ class Resampler(nn.Module):
       'dtype': jnp.dtype(config.dtype),
       'param_dtype': jnp.dtype(config.param_dtype),
     }
-    queries: Any = self.param(
+    queries = matmul.param(
+      self,
       'queries',
-      nn.with_logical_partitioning(
-        nn.initializers.normal(config.init_scale or config.width**-0.5),
-        (None, 'embed'),
-      ),
+      nn.initializers.normal(config.init_scale or config.width**-0.5),
+      (None, 'embed'),
       (self.num_tokens, config.width),
       types['param_dtype'],
     )
-    shape = (x_BND.shape[0], *queries.shape)
-    x_BKD = jnp.broadcast_to(queries.astype(types['dtype']), shape)
+    queries_KD = matmul.to_array(queries, types['dtype'])
+    shape = (x_BND.shape[0], *queries_KD.shape)
+    x_BKD = jnp.broadcast_to(queries_KD, shape)
     reader = plain_sequence(jnp.ones(shape[:2], bool))
     view = transformer.View(masking.visible(reader, reader), None)
     context = transformer.Context(

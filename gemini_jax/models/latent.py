@@ -1,4 +1,4 @@
-"""The variational head: which z a sequence has, and what z tells of it.
+"""The variational head: posterior and prior of a latent z of each sequence.
 
 B batch, S encoder length, D width, Z numbers in z, C components of the prior.
 """
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.kernels import masking
-from gemini_jax.layers import attention, linear
+from gemini_jax.layers import attention, linear, matmul
 
 
 @flax.struct.dataclass
@@ -48,7 +48,7 @@ class Normal:
 
 @flax.struct.dataclass
 class Mixture:
-  """A mixture of normals, or several; one standard normal is the plain prior.
+  """One or more mixtures of normals; the plain prior has one component.
 
   Attributes:
     logits: [..., C], unnormalised log-weights.
@@ -85,6 +85,24 @@ class Mixture:
     which = jax.random.categorical(which_key, self.logits, shape=(count,))
     chosen = jax.tree.map(lambda leaf: leaf[which], self.normals)
     return chosen.sample(noise_key, temperature)
+
+
+@flax.struct.dataclass
+class LatentOutput:
+  """Distributions of z in a forward pass.
+
+  Attributes:
+    posterior: of each row, [B, Z].
+    prior: of any row.
+    z_BZ: what the decoder read, a draw of the posterior or its mean.
+    multiplier: Lagrange multiplier of the constraint `min_kl`, learned, at
+      least 0.
+  """
+
+  posterior: Normal
+  prior: Mixture
+  z_BZ: jax.Array
+  multiplier: jax.Array
 
 
 class Latent(nn.Module):
@@ -138,8 +156,8 @@ class Latent(nn.Module):
 
   def vector(self, name: str, init: Any, *shape: int) -> Any:
     """A parameter that is the same on all devices."""
-    init = nn.with_logical_partitioning(init, (None,) * len(shape))
-    return self.param(name, init, shape, self.param_dtype)
+    names = (None,) * len(shape)
+    return matmul.param(self, name, init, names, shape, self.param_dtype)
 
   def __call__(
     self, x_BSD: jax.Array, sequence: batch_lib.Sequence
@@ -148,7 +166,7 @@ class Latent(nn.Module):
 
     Args:
       x_BSD: the encoder's output.
-      sequence: what the encoder read; padding has no say.
+      sequence: what the encoder read; padding is left out.
     """
     B, _, D = x_BSD.shape
     # One query a row, of the row's only segment.
@@ -163,69 +181,16 @@ class Latent(nn.Module):
       'BD,DPZ->BPZ', pooled_B1D[:, 0].astype(jnp.float32)
     )
     posterior = Normal(statistics_B2Z[:, 0], statistics_B2Z[:, 1])
-    # At least 0.
     multiplier = jax.nn.softplus(self.raw.astype(jnp.float32))
     return posterior, self.prior(), multiplier
 
   def prior(self) -> Mixture:
-    """What z is before a sequence is seen."""
+    """Distribution of z without a sequence."""
     if self.config.prior == 'normal':
       zeros = jnp.zeros((1, self.config.dim))
       return Mixture(jnp.zeros(1), Normal(zeros, zeros))
     parts = (self.logits, self.means, self.log_vars)
-    logits, means, log_vars = (part.astype(jnp.float32) for part in parts)
+    logits, means, log_vars = (
+      matmul.to_array(part, jnp.float32) for part in parts
+    )
     return Mixture(logits, Normal(means, log_vars))
-
-
-@flax.struct.dataclass
-class KLTerms:
-  """KL terms of the latents of a batch.
-
-  Attributes:
-    kl_BZ: KL of posterior to prior of each dim, nats; [B, 1] where the dims
-      cannot be told apart (a learned prior, by one sample).
-    multiplier: of `min_kl`, the Lagrange multiplier.
-  """
-
-  kl_BZ: jax.Array
-  multiplier: jax.Array
-
-  @classmethod
-  def of(
-    cls, posterior: Normal, prior: Mixture, z_BZ: jax.Array, multiplier: Any
-  ) -> 'KLTerms':
-    """From a draw `z_BZ` of the posterior."""
-    if prior.logits.shape[0] == 1:
-      return cls(posterior.divergence(), multiplier)
-    log_ratio_B = jnp.sum(posterior.log_prob(z_BZ), axis=-1) - prior.log_prob(
-      z_BZ
-    )
-    return cls(log_ratio_B[:, None], multiplier)
-
-  def loss_terms(
-    self, real_B: jax.Array, dim: int, kl_annealing: config_lib.KLAnnealing
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """KL in nats, and the loss terms `kl` and `min_kl`, summed over rows.
-
-    Args:
-      real_B: rows that count, 1 or 0.
-      dim: Z.
-      kl_annealing: free bits and the least KL.
-    """
-    rows = jnp.sum(real_B)
-    kl_Z = jnp.sum(self.kl_BZ * real_B[:, None], axis=0)
-    kl_sum = jnp.sum(kl_Z)
-    kl = kl_sum
-    if kl_annealing.free_bits:
-      # Of the batch's mean, so that a dim is free or not for all rows alike.
-      free = kl_annealing.free_bits * dim / kl_Z.shape[0]
-      kl = jnp.sum(jnp.maximum(kl_Z, free * rows))
-    missing = kl_annealing.min_kl * rows - kl_sum
-    # Descent for the model, ascent for the multiplier.
-    fixed = jax.lax.stop_gradient
-    min_kl = (
-      fixed(self.multiplier) * missing - self.multiplier * fixed(missing)
-      if kl_annealing.min_kl
-      else jnp.zeros(())
-    )
-    return kl_sum, {'kl': kl, 'min_kl': min_kl}

@@ -1,7 +1,7 @@
-"""Media of sequences as soft tokens at their placeholders, and media written.
+"""Media as soft tokens of a sequence, and distributions of media to write.
 
-A kind with an autoencoder is read as its z and can be written: at a position
-whose target is a placeholder a mixture says which z comes. Other kinds are
+A kind with an autoencoder is read as the autoencoder's z, and can be written:
+at each position a mixture is the distribution of the next z. Other kinds are
 read by an encoder.
 
 B batch, T length, M media of a row at most, N soft tokens of the largest, Z
@@ -25,33 +25,51 @@ from gemini_jax.models import (
   latent,
   media_encoders,
   mixture,
+  patch_positions,
 )
 from gemini_jax.parallel import pipeline
 
 
 @flax.struct.dataclass
-class MediaEmbeddings:
-  """The media of sequences, each by its kind.
+class Reconstruction:
+  """Media of one kind, and what their autoencoder makes of them.
 
   Attributes:
-    soft: their soft tokens, [B, M, N, D].
-    counts: how many of the N are real, int32[B, M].
-    z: of a kind that can be written, [B, M, N, Z].
-    sums: by name, of the autoencoders' losses: [sum over media, media].
+    x_XHWC: pictures from -1 to 1, or spectrograms of one channel.
+    decoded_XHWC: from a draw of z, or its mean.
+    posterior: of every token of the canvas, [X, N, Z].
+    sizes_X2: real rows and columns; 0 where there is no medium.
   """
 
-  soft: dict[str, jax.Array]
+  x_XHWC: jax.Array
+  decoded_XHWC: jax.Array
+  posterior: latent.Normal
+  sizes_X2: jax.Array
+
+
+@flax.struct.dataclass
+class MediaEmbeddings:
+  """Embeddings of the media of sequences, by kind.
+
+  Attributes:
+    soft_tokens: [B, M, N, D].
+    counts: how many of the N are real, int32[B, M].
+    z: of kinds with an autoencoder, [B, M, N, Z].
+    reconstructions: of kinds with an autoencoder.
+  """
+
+  soft_tokens: dict[str, jax.Array]
   counts: dict[str, jax.Array]
   z: dict[str, jax.Array]
-  sums: dict[str, jax.Array]
+  reconstructions: dict[str, Reconstruction]
 
 
 class MediaEmbedder(nn.Module):
-  """Reads media, and tells how likely z of media are.
+  """Encoders and autoencoders of media, and heads for z of written media.
 
   Attributes:
     config: of the model.
-    schedule: of the stages, where the mesh has some.
+    schedule: how a batch passes the pipeline's stages, if the mesh has some.
   """
 
   config: config_lib.Model
@@ -104,61 +122,69 @@ class MediaEmbedder(nn.Module):
   def __call__(
     self, media: Mapping[str, batch_lib.Media], deterministic: bool = True
   ) -> MediaEmbeddings:
-    """What the media of a batch are.
+    """Embeddings of the media of a batch.
 
-    With a stream of randomness `latent` and not deterministic, z of media is a
-    draw of its posterior; or else the mean.
+    If a random stream `latent` is given and `deterministic` is false, z is a
+    draw of its posterior, else the mean.
     """
-    seen = MediaEmbeddings({}, {}, {}, {})
-    for kind, own in media.items():
-      shape = own.sizes.shape[:2]
+    result = MediaEmbeddings({}, {}, {}, {})
+    for kind, medium in media.items():
+      shape = medium.sizes.shape[:2]
       values_X, sizes_XA = jax.tree.map(
-        lambda x: x.reshape(-1, *x.shape[2:]), (own.values, own.sizes)
+        lambda x: x.reshape(-1, *x.shape[2:]), (medium.values, medium.sizes)
       )
       unfold = lambda x, shape=shape: x.reshape(*shape, *x.shape[1:])
       if kind in self.autoencoders:
-        z, counts, losses = self.code(kind, values_X, sizes_XA, deterministic)
-        soft = self.projectors[kind]('XNZ,ZD->XND', z)
-        seen.z[kind] = unfold(z)
-        for name, value in losses.items():
-          seen.sums[name] = seen.sums.get(name, 0) + value
+        z, counts, reconstruction = self.autoencode(
+          kind, values_X, sizes_XA, deterministic
+        )
+        tokens = self.projectors[kind]('XNZ,ZD->XND', z)
+        result.z[kind] = unfold(z)
+        result.reconstructions[kind] = reconstruction
       else:
         if kind == 'audio':
           values_X = self.spectra(values_X, sizes_XA)
-        read = self.video if kind == 'video' else self.encoders[kind]
-        soft, counts = read(values_X, sizes_XA, deterministic)
-      seen.soft[kind], seen.counts[kind] = unfold(soft), unfold(counts)
-    return seen
+        encoder = self.video if kind == 'video' else self.encoders[kind]
+        tokens, counts = encoder(values_X, sizes_XA, deterministic)
+      result.soft_tokens[kind] = unfold(tokens)
+      result.counts[kind] = unfold(counts)
+    return result
 
   def scatter_soft_tokens(
-    self, tokens_BT: jax.Array, seen: MediaEmbeddings
+    self, tokens_BT: jax.Array, media: MediaEmbeddings
   ) -> jax.Array:
     """Soft tokens at the placeholders of sequences, 0 elsewhere, [B, T, D]."""
     config = self.config
     soft_BTD = jnp.zeros(
       (*tokens_BT.shape, config.width), jnp.dtype(config.dtype)
     )
-    for kind, soft_BMND in seen.soft.items():
-      there_BT = tokens_BT == config.placeholder(kind)
-      found_BTD = align(there_BT, soft_BMND, seen.counts[kind])
-      soft_BTD = jnp.where(there_BT[..., None], found_BTD, soft_BTD)
+    for kind, tokens_BMND in media.soft_tokens.items():
+      is_kind_BT = tokens_BT == config.placeholder(kind)
+      kind_BTD = align(is_kind_BT, tokens_BMND, media.counts[kind])
+      soft_BTD = jnp.where(is_kind_BT[..., None], kind_BTD, soft_BTD)
     return soft_BTD
 
   def embed_latents(self, kind: str, z_BTZ: jax.Array) -> jax.Array:
-    """Soft tokens of z that were written, [B, T, D]."""
+    """Soft tokens of z, [B, T, D]."""
     return self.projectors[kind]('BTZ,ZD->BTD', z_BTZ)
 
   def decode_latents(
     self, kind: str, z_BNZ: jax.Array, sizes_B2: Any
   ) -> jax.Array:
-    """Pictures, or log-mel spectrograms [B, F, mels, 1], of z."""
+    """Pictures [B, H, W, C], or log-mel spectrograms [B, F, mels, 1], of z."""
     return self.autoencoders[kind].decode(
       z_BNZ, grid(self.config, kind), sizes_B2
     )
 
   def density(self, kind: str, x_BTD: jax.Array) -> latent.Mixture:
-    """Which z comes after each position."""
+    """Distribution of the z that follows each position."""
     return self.heads[kind](x_BTD)
+
+  def densities(
+    self, x_BTD: jax.Array, media: MediaEmbeddings
+  ) -> dict[str, latent.Mixture]:
+    """`density` of each kind of `media` that can be written."""
+    return {kind: self.density(kind, x_BTD) for kind in media.z}
 
   def spectra(self, values: jax.Array, sizes: jax.Array) -> jax.Array:
     """Log-mel spectrograms [X, F, mels] of sounds int16[X, N] of [X, 1]."""
@@ -174,16 +200,16 @@ class MediaEmbedder(nn.Module):
       f_max=audio.top,
     )
 
-  def code(
+  def autoencode(
     self,
     kind: str,
     values: jax.Array,
     sizes: jax.Array,
     deterministic: bool,
-  ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-    """Z of media [X, N, Z] in order, how many are real, and losses.
+  ) -> tuple[jax.Array, jax.Array, Reconstruction]:
+    """Z of media [X, N, Z], the real ones first, their number, and the rest.
 
-    The Transformer learns from z and does not change it.
+    Z has no gradient: the Transformer does not train the autoencoder.
     """
     config = self.config
     if kind == 'image':
@@ -194,7 +220,7 @@ class MediaEmbedder(nn.Module):
       frames_X = -(-sizes[:, 0] // config.audio.hop_samples)
       bands_X = jnp.where(frames_X > 0, config.audio.num_mels, 0)
       extents_X2 = jnp.stack([frames_X, bands_X], axis=-1)
-    places = media_encoders.places_of(
+    positions = patch_positions.of_sizes(
       extents_X2, patch(config, kind), grid(config, kind)
     )
     model = self.autoencoders[kind]
@@ -203,59 +229,36 @@ class MediaEmbedder(nn.Module):
     if self.has_rng('latent') and not deterministic:
       z = posterior.sample(self.make_rng('latent'))
     decoded = model.decode(z, grid(config, kind), extents_X2)
-    means = autoencoder.losses(
-      x_XHWC, decoded, posterior, patch(config, kind), extents_X2
-    )
-    num = jnp.sum(places.count_B > 0).astype(jnp.float32)
-    losses = {
-      name: jnp.stack([means[source] * num, num])
-      for name, source in _LOSSES[kind].items()
-    }
     columns = grid(config, kind)[1]
-    at_XN = places.places_BNA[..., 0] * columns + places.places_BNA[..., 1]
-    z = media_encoders.gather(jax.lax.stop_gradient(z), at_XN)
-    return jnp.where(places.real[..., None], z, 0), places.count_B, losses
-
-  def written_sums(
-    self, batch: batch_lib.Batch, x_BTD: jax.Array, seen: MediaEmbeddings
-  ) -> dict[str, jax.Array]:
-    """Nats of z's numbers where a target is a placeholder: [sum, tokens]."""
-    total = jnp.zeros(2)
-    for kind, z_BMNZ in seen.z.items():
-      there_BT = batch.targets == self.config.placeholder(kind)
-      z_BTZ = align(there_BT, z_BMNZ, seen.counts[kind])
-      nats_BT = -self.heads[kind](x_BTD).log_prob(z_BTZ) / z_BTZ.shape[-1]
-      weights_BT = batch.weights * there_BT
-      total += jnp.stack(
-        [jnp.sum(jnp.where(weights_BT > 0, nats_BT, 0)), jnp.sum(weights_BT)]
-      )
-    return {'media_nll': total} if seen.z else {}
-
-
-# Terms of the objective, by what an autoencoder calls them.
-_LOSSES = {
-  'image': {'reconstruction': 'l1', 'media_kl': 'kl', 'detail': 'edge'},
-  'audio': {'reconstruction': 'l1', 'media_kl': 'kl', 'detail': 'spectral'},
-}
+    at_XN = (
+      positions.coordinates_BNA[..., 0] * columns
+      + positions.coordinates_BNA[..., 1]
+    )
+    z = patch_positions.take_rows(jax.lax.stop_gradient(z), at_XN)
+    return (
+      jnp.where(positions.real[..., None], z, 0),
+      positions.count_B,
+      Reconstruction(x_XHWC, decoded, posterior, extents_X2),
+    )
 
 
 def written(config: config_lib.Model) -> tuple[str, ...]:
-  """The kinds that are read and written as z."""
+  """The kinds that the model can write."""
   return tuple(kind for kind in config.kinds if config.writes(kind))
 
 
 def reads_frames(config: config_lib.Model, kind: str) -> bool:
-  """Whether the encoder of a kind reads the frames of videos."""
+  """Whether the encoder of this kind also reads the frames of videos."""
   return kind == 'image' and 'video' in config.kinds
 
 
 def part(config: config_lib.Model, kind: str) -> Any:
-  """The section of a kind that can be written."""
+  """The config of a kind that can be written."""
   return {'image': config.image, 'audio': config.audio}[kind]
 
 
 def patch(config: config_lib.Model, kind: str) -> tuple[int, int]:
-  """Rows and columns of a token."""
+  """Rows and columns of a picture or spectrogram that make one token."""
   if kind == 'image':
     return config.image.patch, config.image.patch
   return config.audio.patch, config.audio.num_mels
@@ -268,21 +271,23 @@ def grid(config: config_lib.Model, kind: str) -> tuple[int, int]:
   return config.audio.num_frames // config.audio.patch, 1
 
 
-def align(there_BT: jax.Array, x: jax.Array, counts_BM: jax.Array) -> jax.Array:
+def align(
+  is_placeholder_BT: jax.Array, x: jax.Array, counts_BM: jax.Array
+) -> jax.Array:
   """The k-th soft token of a row at its k-th placeholder, [B, T, ...].
 
   Args:
-    there_BT: the placeholders.
+    is_placeholder_BT: bool.
     x: [B, M, N, ...], soft tokens of each medium.
     counts_BM: how many of the N are real.
   """
   B, M, N = x.shape[:3]
-  k_BT = jnp.cumsum(there_BT, axis=1) - 1
+  k_BT = jnp.cumsum(is_placeholder_BT, axis=1) - 1
   ends_BM = jnp.cumsum(counts_BM, axis=1)
-  # The medium that a placeholder is of, and its place there.
+  # Which medium a placeholder belongs to, and the index of its token there.
   m_BT = jnp.sum(k_BT[..., None] >= ends_BM[:, None], axis=-1)
   m_BT = jnp.minimum(m_BT, M - 1)
   starts_BM = ends_BM - counts_BM
   at_BT = k_BT - jnp.take_along_axis(starts_BM, m_BT, axis=1) + m_BT * N
   at_BT = jnp.clip(at_BT, 0, M * N - 1)
-  return media_encoders.gather(x.reshape(B, M * N, *x.shape[3:]), at_BT)
+  return patch_positions.take_rows(x.reshape(B, M * N, *x.shape[3:]), at_BT)

@@ -1,7 +1,8 @@
 """A mixture of normals at each position of a sequence, and draws from it.
 
 GIVT (Tschannen et al. 2023): the Transformer writes vectors z without a
-vocabulary. Its loss is `-log_prob / Z`, nats a number, beside the softmax's.
+vocabulary. Its loss is `-log_prob / Z`, nats a number, beside the
+cross-entropy.
 
 B batch, T length, D width, Z numbers in z, C components, N candidates.
 """
@@ -15,13 +16,13 @@ import jax.numpy as jnp
 from gemini_jax.layers import linear
 from gemini_jax.models import latent
 
-# Of the log of a deviation. A dim of z that is always the same would else make
-# the density, and its gradient, infinite.
+# Bounds of the log of a standard deviation. Without them a constant dim of z
+# would make the density and its gradient infinite.
 _LOG_STD = (-4.0, 2.0)
 
 
 class MixtureHead(nn.Module):
-  """From a vector, C normals of z and their weights; all in float32.
+  """Maps a vector to a mixture of C normals of z; all in float32.
 
   Attributes:
     num_components: C.
@@ -37,7 +38,7 @@ class MixtureHead(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD: jax.Array) -> latent.Mixture:
-    """The density of z at each position, of [B, T, C, Z]."""
+    """The distribution of z at each position, of [B, T, C, Z]."""
     C, Z = self.num_components, self.dim
     outputs = linear.Einsum(
       (x_BTD.shape[-1], C, 1 + 2 * Z),
@@ -53,7 +54,7 @@ class MixtureHead(nn.Module):
 
 
 def soft_clamp(x: jax.Array, low: float, high: float) -> jax.Array:
-  """Between two numbers; `x` itself near the middle, where its slope is 1."""
+  """Squashes `x` between two numbers by tanh; its slope in the middle is 1."""
   middle, half = (low + high) / 2, (high - low) / 2
   return middle + half * jnp.tanh((x - middle) / half)
 
@@ -84,18 +85,17 @@ def guided(
   """A draw of each position about p^(1 + w) / q^w, float32[..., Z].
 
   Classifier-free guidance of densities (DB-CFG of GIVT); the target has no
-  normalised form. Of some draws of p, one is chosen with chances in proportion
-  to (p / q)^w: sampling by importance resampling (Rubin 1987), exact as the
-  candidates grow in number. It cannot leave what p holds likely, even where q
-  is the narrower and the target has no integral. The densities of the ratio
-  are those at temperature 1.
+  normalised form. One of N draws of p is chosen with probability proportional
+  to (p / q)^w: sampling importance resampling (Rubin 1987), exact as N grows.
+  The result is always likely under p, even where q is narrower and the target
+  has no integral. The ratio is that of the densities at temperature 1.
 
   Args:
-    mixture: p, which sees the condition.
-    plain: q, which does not.
+    mixture: p, given the condition.
+    plain: q, without it.
     key: of the draw.
     temperature: of the candidates' deviations. At 0 the candidates are the
-      components' means, and the likeliest by both is taken.
+      components' means, and the one with the largest target is taken.
     weight: w; 0: a draw of p.
     candidates: N.
   """

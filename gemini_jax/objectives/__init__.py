@@ -1,1 +1,1 @@
-"""What is minimised: sums and the weights of losses."""
+"""What is minimised: a file for each objective, and their weighted sum."""

@@ -1,4 +1,8 @@
-"""What is minimised, as sums with their weights beside them."""
+"""The objective of training: all losses of a batch, weighted and added up.
+
+A new objective is a function `terms` in a file of its own and an entry of
+`_OBJECTIVES`; its weights are fields of `config.loss_weights`.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,91 +14,138 @@ import jax.numpy as jnp
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.kernels import cross_entropy
+from gemini_jax.models import forward_pass, gemini
+from gemini_jax.objectives import (
+  contrastive,
+  kl,
+  language,
+  media_losses,
+  router,
+)
+
+# What is added to the cross-entropy, in the order of the sum.
+_OBJECTIVES = (
+  router.terms,
+  media_losses.terms,
+  contrastive.terms,
+  kl.terms,
+)
 
 
 def weights_at(config: config_lib.Config, step: jax.Array) -> dict[str, Any]:
-  """The weight of each term beside the cross-entropy, at a step."""
+  """The weight of each loss beside the cross-entropy, at a step."""
   weights = dict(vars(config.loss_weights))
-  course = kl_schedule(config.train.kl_annealing, config.train.num_steps, step)
-  return weights | {'kl': weights['kl'] * course}
+  share = kl.schedule(config.train.kl_annealing, config.train.num_steps, step)
+  return weights | {'kl': weights['kl'] * share}
 
 
-def kl_schedule(
-  kl_annealing: config_lib.KLAnnealing, num_steps: int, step: jax.Array
-) -> jax.Array:
-  """Between 0 and 1: how much of the KL term's weight there is at a step."""
-  first = decoder_reset(kl_annealing, num_steps)
-  share = (step - first) / max(num_steps - first, 1)
-  if kl_annealing.schedule == 'constant':
-    course = jnp.ones(())
-  else:
-    if kl_annealing.schedule == 'cyclical':
-      share = (share * kl_annealing.cycles) % 1
-    rise = (share - kl_annealing.zero_fraction) / max(
-      kl_annealing.ramp_fraction, 1e-9
-    )
-    course = jnp.clip(rise, 0, 1)
-  return jnp.where(step < first, 0, course)
+def weighted(losses: Mapping[str, Any], weights: Mapping[str, Any]) -> Any:
+  """The sum of losses times their weights.
+
+  Raises:
+    KeyError: a loss has no weight.
+  """
+  return sum((weights[name] * loss for name, loss in losses.items()), 0.0)
 
 
-def decoder_reset(kl_annealing: config_lib.KLAnnealing, num_steps: int) -> int:
-  """Steps of autoencoding, after which the decoder starts anew; 0: none."""
-  return round(kl_annealing.pretrain_fraction * num_steps)
-
-
-def media_means(terms: Mapping[str, Any]) -> dict[str, Any]:
-  """Means of the terms that are [sum, what it is over]: those of media."""
+def means(terms: Mapping[str, Any]) -> dict[str, Any]:
+  """The mean of each term, which is [sum, count]."""
   return {
-    name: total[0] / jnp.maximum(total[1], 1)
-    for name, total in terms.items()
-    if jnp.ndim(total)
+    name: total[0] / jnp.maximum(total[1], 1) for name, total in terms.items()
   }
 
 
 def model_sums(
-  model: Any,
+  model: gemini.Gemini,
   params: Any,
   batch: batch_lib.Batch,
   *,
   key: jax.Array | None = None,
   config: config_lib.Train | None = None,
-  loss_weights: dict[str, Any] | None = None,
+  loss_weights: Mapping[str, Any] | None = None,
 ) -> cross_entropy.Sums:
-  """The sums of one batch; `config` None is the evaluation mode.
-
-  What the model returns in `aux` enters the objective by the weight of its
-  name, per token; a name without a weight is an error. Without any weights, as
-  in evaluation, the objective is the cross-entropy alone.
+  """The sums of one batch, whose `objective` has a gradient.
 
   Args:
-    model: a Gemini.
+    model: the network.
     params: of the model.
-    batch: to be summed over.
+    batch: what is summed over.
     key: of the randomness; None: a function of the batch.
-    config: of the training.
-    loss_weights: of `weights_at`.
+    config: of the training; None: neither dropout nor smoothing.
+    loss_weights: of `weights_at`; None: the objective is the cross-entropy.
   """
   weights = loss_weights or {}
-  trains = config is not None
+  output, table_VD = _forward(model, params, batch, key, config)
+  sums = language.token_sums(
+    model.config,
+    output.x_BTD,
+    table_VD,
+    batch,
+    label_smoothing=config.label_smoothing if config else 0.0,
+    z_loss=weights.get('z_loss', 0.0),
+  )
+  return _add_terms(model.config, output, batch, sums, config, loss_weights)
+
+
+def model_scores(
+  model: gemini.Gemini, params: Any, batch: batch_lib.Batch
+) -> tuple[cross_entropy.Sums, cross_entropy.TokenScores]:
+  """The sums of one batch in evaluation, and the scores of its tokens."""
+  output, table_VD = _forward(model, params, batch, None, None)
+  sums, scores = language.token_scores(
+    model.config, output.x_BTD, table_VD, batch
+  )
+  return _add_terms(model.config, output, batch, sums, None, None), scores
+
+
+def _forward(
+  model: gemini.Gemini,
+  params: Any,
+  batch: batch_lib.Batch,
+  key: jax.Array | None,
+  config: config_lib.Train | None,
+) -> tuple[forward_pass.ForwardOutput, jax.Array]:
+  """Outputs of a forward pass, and the output table."""
   if key is None:
     number = jnp.sum(batch.targets.astype(jnp.uint32))
     key = jax.random.fold_in(jax.random.key(0), number)
   rngs = {'latent': jax.random.fold_in(key, 1)}
-  if trains:
+  word_dropout = 0.0
+  if config is not None:
     rngs['dropout'] = key
-  sums, aux = model.apply(
-    {'params': params},
+    word_dropout = config.kl_annealing.word_dropout
+  output = gemini.apply(
+    model,
+    params,
     batch,
-    deterministic=not trains,
-    label_smoothing=config.label_smoothing if trains else 0.0,
-    z_loss=weights.get('z_loss', 0.0),
-    kl_annealing=config.kl_annealing if trains else None,
+    config is None,
+    word_dropout,
     rngs=rngs,
-    method='sums',
+    method='forward',
   )
-  extra = 0.0
+  return output, gemini.apply(model, params, method='output_table')
+
+
+def _add_terms(
+  config: config_lib.Model,
+  output: forward_pass.ForwardOutput,
+  batch: batch_lib.Batch,
+  sums: cross_entropy.Sums,
+  train: config_lib.Train | None,
+  loss_weights: Mapping[str, Any] | None,
+) -> cross_entropy.Sums:
+  """The sums with all objectives in them, each weighted once."""
+  num_tokens = jnp.maximum(sums.weight, 1e-9)
+  losses, terms = {}, {}
+  for objective in _OBJECTIVES:
+    part = objective(config, output, batch, num_tokens, train)
+    losses |= part.losses
+    terms |= part.sums
+  objective = sums.objective
   if loss_weights is not None:
-    extra = sum((weights[name] * value for name, value in aux.items()), 0.0)
-  return dataclasses.replace(
-    sums, objective=sums.objective + extra * sums.weight
-  )
+    objective += weighted(losses, loss_weights) * sums.weight
+  loss = sums.loss
+  if 'kl' in terms:
+    # The negative evidence bound.
+    loss += terms['kl'][0]
+  return dataclasses.replace(sums, loss=loss, objective=objective, terms=terms)

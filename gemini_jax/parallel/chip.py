@@ -1,4 +1,4 @@
-"""What a device can do at best: one table of accelerators.
+"""Peak compute, memory and bandwidth of accelerators, in one table.
 
 Makers' data sheets unless a comment says otherwise. TPU: cloud.google.com/tpu
 /docs/{v5e,v5p,v6e,tpu7x} and jax/_src/pallas/mosaic/tpu_info.py; a link's
@@ -18,14 +18,14 @@ class Chip:
 
   Attributes:
     name: as in `plan.topology`.
-    kinds: how `device_kind` starts.
+    kinds: prefixes of `device_kind`.
     flops: dense bfloat16 products, FLOP/s.
-    memory: bytes that programs can use (TPU), or all that there are (GPU).
-    memory_bandwidth: of these.
+    memory: bytes that programs can use (TPU), or all bytes (GPU).
+    memory_bandwidth: of this memory.
     link: of one link to a neighbour (TPU), or of all links together (GPU).
     network: between slices, or between hosts (GPU), for each device.
     dims: of the torus of links; 0: all devices of a host reach each other.
-    most: chips of the largest slice that is sold, for each dim.
+    max_slice: chips along each dim of the largest slice on offer.
     cores: devices of one chip; they share its links.
   """
 
@@ -37,12 +37,12 @@ class Chip:
   link: float
   network: float
   dims: int = 0
-  most: tuple[int, ...] = ()
+  max_slice: tuple[int, ...] = ()
   cores: int = 1
 
 
-# The more special kind first: 'TPU v5 lite' starts with 'TPU v5'. Usable
-# memory of TPUs: what libtpu 0.0.42 names when a program does not fit.
+# Longer prefixes first: 'TPU v5 lite' starts with 'TPU v5'. Usable memory of
+# TPUs is the limit that libtpu 0.0.42 states when a program does not fit.
 CHIPS = (
   # Its network: the general figure of the scaling book; no sheet found.
   Chip(
@@ -54,7 +54,7 @@ CHIPS = (
     link=45e9,
     network=6.25e9,
     dims=3,
-    most=(16, 16, 16),
+    max_slice=(16, 16, 16),
   ),
   Chip(
     'v5e',
@@ -65,7 +65,7 @@ CHIPS = (
     link=45e9,
     network=3.125e9,
     dims=2,
-    most=(16, 16),
+    max_slice=(16, 16),
   ),
   Chip(
     'v5p',
@@ -76,7 +76,7 @@ CHIPS = (
     link=90e9,
     network=6.25e9,
     dims=3,
-    most=(16, 16, 24),
+    max_slice=(16, 16, 24),
   ),
   Chip(
     'v6e',
@@ -87,10 +87,10 @@ CHIPS = (
     link=90e9,
     network=12.5e9,
     dims=2,
-    most=(16, 16),
+    max_slice=(16, 16),
   ),
-  # Two devices a chip: half of its compute, memory and links each. The link's
-  # nine tenths are assumed, not measured.
+  # A chip is two devices, each with half of its compute, memory and links. The
+  # link's nine tenths are assumed, not measured.
   Chip(
     'tpu7x',
     ('TPU7x',),
@@ -100,7 +100,7 @@ CHIPS = (
     link=45e9,
     network=6.25e9,
     dims=3,
-    most=(16, 16, 36),
+    max_slice=(16, 16, 36),
     cores=2,
   ),
   # Networks of GPUs: a NIC of 200 (A100) or 400 Gb/s for each, as in DGX.
@@ -122,8 +122,8 @@ TPUS = {chip.name: chip for chip in CHIPS if chip.dims}
 GPUS = {chip.name: chip for chip in CHIPS if not chip.dims}
 
 
-def of(device: Any) -> Chip | None:
-  """The chip of a device; None where it is not in the table."""
+def find(device: Any) -> Chip | None:
+  """The chip of a device; None if it is not in the table."""
   for chip in CHIPS:
     if device.device_kind.startswith(chip.kinds):
       return chip

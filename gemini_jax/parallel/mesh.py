@@ -21,9 +21,9 @@ def make_mesh(
   """The mesh of all six axes; most have size 1.
 
   Args:
-    parallel: the size of each axis; -1 takes the devices that are left. The
-      outer part of `slice_axis` goes across the slices.
-    devices: real or topology devices; None: all there are.
+    parallel: the size of each axis; -1 takes the remaining devices. The outer
+      part of `slice_axis` goes across the slices.
+    devices: real or topology devices; None: all of jax.devices().
 
   Raises:
     ConfigError: the sizes do not multiply to the number of devices, or
@@ -65,7 +65,7 @@ def make_mesh(
 
 
 def _slices(devices: Sequence[Any], count: int) -> list[list[Any]]:
-  """The devices of each slice: TPUs know theirs, others follow in order."""
+  """The devices of each slice: by index on TPUs, otherwise in order."""
   if devices[0].platform != 'tpu':
     config_lib.check(
       len(devices) % count == 0,

@@ -1,4 +1,4 @@
-"""Where the tensors of a tree lie on the devices, in words."""
+"""A table of where the tensors of a tree lie on the devices."""
 
 import dataclasses
 import math
@@ -10,10 +10,11 @@ from gemini_jax import config as config_lib
 
 
 def describe(tree: Any) -> str:
-  """Bytes in all, on one device, and the same on all.
+  """Bytes in total, on each device, and replicated, as text.
 
-  On several devices a table follows: of each part of `tree`, what lies along
-  which axes of the mesh, largest first, with the largest tensor by name.
+  On several devices a table follows: for each part of `tree` and each choice of
+  mesh axes, the tensors split along them, largest first, with the name of the
+  largest tensor.
   """
   groups: dict[tuple[str, str], _Group] = {}
   for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
@@ -42,12 +43,12 @@ def describe(tree: Any) -> str:
 
 @dataclasses.dataclass
 class _Group:
-  """Tensors that lie alike; bytes in all and on one device."""
+  """Tensors split along the same axes; bytes in total and on one device."""
 
   count: int = 0
   total: int = 0
   local: int = 0
-  most: int = -1
+  largest_size: int = -1
   largest: str = ''
 
   def add(self, name: str, leaf: Any):
@@ -56,12 +57,12 @@ class _Group:
     self.count += 1
     self.total += size
     self.local += shard * leaf.dtype.itemsize
-    if size > self.most:
-      self.most, self.largest = size, name
+    if size > self.largest_size:
+      self.largest_size, self.largest = size, name
 
 
 def _axes(where: Any) -> str:
-  """The mesh axes that split something, such as `fsdp x tensor`."""
+  """The mesh axes that a sharding splits, such as `fsdp x tensor`."""
   sizes = where.mesh.shape
   names = [
     axis

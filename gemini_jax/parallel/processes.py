@@ -1,7 +1,7 @@
 """The processes of a run, which all execute the same program in lock step.
 
-A process drives the devices of one host, or one GPU. What one of them alone
-must do, and what all must agree on, goes through here.
+A process drives the devices of one host, or one GPU. Here is what only process
+0 does, and what all processes must agree on.
 """
 
 import hashlib
@@ -18,33 +18,34 @@ from jax.experimental import multihost_utils
 
 from gemini_jax import config as config_lib
 
-# What a group that is started by hand sets. jax itself reads only the first.
+# Variables of a group that is started by hand. jax itself reads the first one.
 _BY_HAND = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
-# Processes of a launcher: Slurm's srun, Open MPI's mpirun.
+# Where launchers state the number of processes: Slurm's srun, Open MPI's
+# mpirun.
 _COUNTS = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
-# Where a Cloud TPU VM learns of its pod.
+# Where a Cloud TPU VM finds the description of its pod.
 _METADATA = (
   'http://metadata.google.internal/computeMetadata/v1/instance/attributes/'
 )
-# A process that has been silent this long is dead, and one that has ended
-# waits this long for the others: then all of them end with an error.
+# A process that has been silent this long counts as dead; one that has ended
+# waits this long for the others. Then all of them end with an error.
 _TIMEOUT_SECONDS = 100
 
 
 def start():
-  """Joins this process to the others of its group; alone it does nothing.
+  """Joins this process to the others of its group; without a group, nothing.
 
-  Cloud TPU pods, GKE, Slurm and Open MPI are recognised by themselves. A
+  Cloud TPU pods, GKE, Slurm and Open MPI are recognised automatically. A
   group started by hand sets JAX_COORDINATOR_ADDRESS (HOST:PORT of process
   0), JAX_NUM_PROCESSES and JAX_PROCESS_ID. Call before any other use of jax.
 
   Raises:
-    ConfigError: only some of these are set, or not to what they must be.
+    ConfigError: only some of these are set, or to invalid values.
   """
   by_hand = _by_hand(os.environ)
   if not by_hand and not _launched(os.environ):
     return
-  # Its handler of SIGTERM would be in the way of the loop's.
+  # Its handler of SIGTERM would replace that of the loop.
   jax.config.update('jax_enable_preemption_service', False)
   jax.distributed.initialize(
     **by_hand,
@@ -55,7 +56,7 @@ def start():
 
 
 def check_devices():
-  """ConfigError unless jax finds the devices that it is asked for."""
+  """ConfigError unless jax finds the devices of JAX_PLATFORMS."""
   try:
     jax.devices()
   except RuntimeError as error:
@@ -106,8 +107,8 @@ def _by_hand(environ: Mapping[str, str]) -> dict[str, Any]:
 def _launched(environ: Mapping[str, str]) -> bool:
   """Whether a launcher that jax knows has started several processes.
 
-  jax's own detection also takes a single machine for a group, and may then
-  wait for a coordinator that nobody started.
+  jax's own detection can take a single machine for a group and then wait for a
+  coordinator that was never started.
   """
   if any(int(environ.get(name) or 1) > 1 for name in _COUNTS):
     return True
@@ -120,15 +121,15 @@ def _launched(environ: Mapping[str, str]) -> bool:
   slices = environ.get('MEGASCALE_NUM_SLICES')
   if not hosts and not environ.get('TPU_SKIP_MDS_QUERY'):
     hosts = _metadata('worker-network-endpoints')
-    found = re.search(
+    match = re.search(
       r"MEGASCALE_NUM_SLICES\s*:\s*'?(\d+)", _metadata('tpu-env')
     )
-    slices = slices or (found and found[1])
+    slices = slices or (match and match[1])
   return len((hosts or '').split(',')) * int(slices or 1) > 1
 
 
 def _metadata(name: str) -> str:
-  """An attribute of this Cloud TPU VM; '' where there is none."""
+  """An attribute of this Cloud TPU VM; '' if there is none."""
   request = urllib.request.Request(
     _METADATA + name, headers={'Metadata-Flavor': 'Google'}
   )
@@ -140,19 +141,19 @@ def _metadata(name: str) -> str:
 
 
 def is_process_zero() -> bool:
-  """Whether this is the process that writes and prints what all know."""
+  """Whether this process writes and prints for all."""
   return jax.process_index() == 0
 
 
 def all_processes(flag: bool) -> bool:
-  """Whether `flag` is true on every process; all wait for all."""
+  """Whether `flag` is true on every process. All must call it."""
   if jax.process_count() == 1:
     return flag
   return bool(np.all(multihost_utils.process_allgather(np.int32(flag))))
 
 
 def same_on_all_processes(text: str) -> bool:
-  """Whether every process has the same `text`; all wait for all."""
+  """Whether every process has the same `text`. All must call it."""
   if jax.process_count() == 1:
     return True
   digest = hashlib.sha256(text.encode()).digest()
@@ -168,7 +169,7 @@ def smallest(value: int) -> int:
 
 
 def on_process_zero(action: Callable[[], None]):
-  """Runs `action` on the first process, while the others wait.
+  """Runs `action` on process 0 while the others wait.
 
   Raises:
     ConfigError: on the others, when `action` failed.

@@ -1,6 +1,6 @@
-"""One table that says which tensor dim lies along which axis of the mesh.
+"""Shardings by one table from the names of tensor dims to mesh axes.
 
-A new parallelism edits RULES and nothing else. Layers name their dims; this
+A new parallelism changes RULES and nothing else. Layers name their dims; this
 module turns the names into shardings and checks that they fit.
 """
 
@@ -34,16 +34,16 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 @contextlib.contextmanager
 def use(mesh: Mesh) -> Iterator[None]:
-  """Traces inside see this mesh, and the layers' names through RULES."""
+  """Programs traced inside use this mesh, and RULES for the layers' names."""
   with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
     yield
 
 
 @contextlib.contextmanager
 def on_one_device() -> Iterator[None]:
-  """What starts inside from numpy arrays runs on one device of this process.
+  """Computations on numpy arrays inside run on one device of this process.
 
-  Inside `use`, every device would do all of it.
+  Inside `use`, every device would do the whole computation.
   """
   with jax.set_mesh(Mesh(np.array(jax.local_devices()[:1]), ('one',))):
     yield
@@ -85,15 +85,16 @@ def spec(
 def per_device(
   function: Callable[..., Any], inputs: Sequence[Any], outputs: Any
 ) -> Callable[..., Any]:
-  """`function` run by each device on its own part, collectives by axis name.
+  """`function`, run by each device on its part; collectives by axis name.
 
   Args:
-    function: of local arrays; a dim without a name is whole.
+    function: takes local arrays; a dim without a name is whole.
     inputs: the logical names of each argument's dims, as a tuple, or a tree
       of such tuples for an argument that is a tree.
     outputs: likewise for what it returns.
 
-  A dim that the axes of its name do not divide is left whole everywhere.
+  If the axes of a name do not divide all dims of that name, these are whole on
+  every device.
   Without a mesh, or with one device, this is `function` itself.
   """
   mesh = jax.sharding.get_abstract_mesh()
@@ -141,40 +142,40 @@ def _is_names(leaf: Any) -> bool:
 def _fitting_axes(
   mesh: Any, names: Sequence[Any], args: Sequence[Any]
 ) -> dict[str | None, tuple[str, ...] | None]:
-  """The axes of each logical name, where they divide all dims called so."""
+  """The axes of each logical name, if they divide all dims of that name."""
   sizes: dict[str, set[int]] = {}
 
-  def note(names, leaf):
+  def record(names, leaf):
     for name, size in zip(names, leaf.shape, strict=True):
       if name is not None:
         sizes.setdefault(name, set()).add(size)
 
-  jax.tree.map(note, tuple(names), tuple(args), is_leaf=_is_names)
+  jax.tree.map(record, tuple(names), tuple(args), is_leaf=_is_names)
   axes = {}
-  for name, found in sizes.items():
+  for name, dims in sizes.items():
     split = tuple(a for a in dict(RULES)[name] if mesh.shape[a] > 1)
     count = math.prod(mesh.shape[axis] for axis in split)
-    if split and all(size % count == 0 for size in found):
+    if split and all(size % count == 0 for size in dims):
       axes[name] = split
   return axes
 
 
-def of_params(mesh: Mesh, boxed: Any) -> Any:
+def param_shardings(mesh: Mesh, boxed: Any) -> Any:
   """Shardings of a tree of parameters boxed with their logical names."""
 
   def one(path, leaf):
     if not isinstance(leaf, nn.LogicallyPartitioned):
       return NamedSharding(mesh, PartitionSpec())
-    where = '/'.join(str(key.key) for key in path)
-    return NamedSharding(mesh, spec(mesh, leaf.names, leaf.value.shape, where))
+    name = '/'.join(str(key.key) for key in path)
+    return NamedSharding(mesh, spec(mesh, leaf.names, leaf.value.shape, name))
 
   return jax.tree_util.tree_map_with_path(
     one, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)
   )
 
 
-def of_batch(mesh: Mesh, num_dims: int = 2) -> NamedSharding:
-  """Sharding of every [B, T] tensor of a batch, and of media of more dims."""
+def batch_sharding(mesh: Mesh, num_dims: int = 2) -> NamedSharding:
+  """Sharding of the [B, T] tensors of a batch, and of media of more dims."""
   rules = dict(RULES)
   names = ('batch', 'length') if num_dims == 2 else ('batch',)
   return NamedSharding(mesh, PartitionSpec(*(rules[name] for name in names)))
@@ -197,8 +198,7 @@ def local_rows(
   """The rows of a global batch that the devices of one process hold.
 
   Args:
-    mesh: any; where no axis splits the batch between processes, each of them
-      holds all of it.
+    mesh: if no axis splits the batch between processes, each holds all of it.
     batch_size: rows of the global batch.
     process: index of the process; None: this one.
   """
@@ -222,7 +222,7 @@ def put_batch(mesh: Mesh, batch: Any, rows: np.ndarray, batch_size: int) -> Any:
       return leaf[(slice(begin, begin + last - first), *index[1:])]
 
     shape = (batch_size, *leaf.shape[1:])
-    where = of_batch(mesh, leaf.ndim)
-    return jax.make_array_from_callback(shape, where, part)
+    sharding = batch_sharding(mesh, leaf.ndim)
+    return jax.make_array_from_callback(shape, sharding, part)
 
   return jax.tree.map(put, batch)

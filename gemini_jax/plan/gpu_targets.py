@@ -1,7 +1,7 @@
-"""GPUs as XLA's compiler wants them described, to compile where there is none.
+"""Descriptions of GPUs for XLA's compiler, to compile without a GPU.
 
-Figures of openxla/xla, xla/backends/gpu/target_config/specs; what all of these
-GPUs share stands in the text below.
+Figures from openxla/xla, xla/backends/gpu/target_config/specs; figures that all
+of these GPUs share are in the template below.
 """
 
 import dataclasses
@@ -11,17 +11,17 @@ from gemini_jax.parallel import chip
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """What the compiler asks beyond the table of chips.
+  """Figures of a GPU that the table of chips lacks.
 
   Attributes:
-    name: as the device calls itself.
-    capability: CUDA's, of which the part before the point and after it.
-    clock: of the multiprocessors, GHz.
-    cores: multiprocessors.
-    lanes: float32 units of one.
+    name: the name that the device reports.
+    capability: CUDA compute capability, major and minor.
+    clock: of the multiprocessors, in GHz.
+    cores: number of multiprocessors.
+    lanes: float32 units of a multiprocessor.
     cache: bytes of the level-2 cache.
-    shared: bytes of shared memory of a multiprocessor, 1 KiB of which a block
-      cannot have.
+    shared: bytes of shared memory of a multiprocessor, 1 KiB of which is not
+      available to a block.
   """
 
   name: str
@@ -52,10 +52,10 @@ TARGETS = {
 
 
 def describe(known: chip.Chip) -> str:
-  """A GpuTargetConfigProto as text."""
+  """The GpuTargetConfigProto of a chip, as text."""
   target = TARGETS[known.name]
   major, minor = target.capability
-  # From Hopper on, code for exactly this GPU (sm_90a) uses its tensor cores.
+  # From Hopper on, tensor cores need code for exactly this GPU (sm_90a).
   features = 'ACCELERATED_FEATURES' if major >= 9 else 'NONE'
   return f"""
 gpu_device_info {{

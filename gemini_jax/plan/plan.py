@@ -1,8 +1,6 @@
-"""What a run would need and how fast it could be, on devices not here yet.
+"""Plans a run for devices that are not present: memory, speed, suggestions.
 
-Compiles the train step and the decode step, runs neither.
-
-B rows, T decoder length, S encoder length.
+The train step and the decode step are compiled and not run.
 """
 
 import json
@@ -18,27 +16,27 @@ from gemini_jax import run as run_lib
 from gemini_jax.data import tokenizer
 from gemini_jax.models import build
 from gemini_jax.plan import compile as compile_lib
-from gemini_jax.plan import compiler_errors, report, suggestions, topology
+from gemini_jax.plan import compiler_errors, page, report, suggestions, topology
 
 FILE = 'plan.json'
-# Rows of the token table of a tokenizer whose characters are not known yet.
+# Assumed vocabulary of a tokenizer of characters before it is trained.
 _CHARACTERS = 256
 
 
 def plan(config: config_lib.Config, workdir: str | os.PathLike) -> int:
-  """Prints the plan and writes `plan.json`; 1 where a train step does not fit.
+  """Prints the plan and writes `plan.json`; returns the exit code.
 
-  Also 1, and nothing is written, where the compiler refuses for its own reason.
+  It is 1 if the train step does not fit into memory, and also, without a plan,
+  if the compiler refuses the program for another reason.
 
   Raises:
-    ConfigError: the config does not go with the devices, or these are not
-      known.
+    ConfigError: the config does not match the devices, or they are unknown.
   """
   path = pathlib.Path(workdir)
   assumptions: list[str] = []
   config = with_vocab(config, path, assumptions)
   if config.plan.topology:
-    # No accelerator of this machine is touched for a topology's sake.
+    # A topology needs no accelerator of this machine.
     jax.config.update('jax_platforms', 'cpu')
   devices = find_devices(config)
   try:
@@ -47,10 +45,10 @@ def plan(config: config_lib.Config, workdir: str | os.PathLike) -> int:
     print(f'error: {error}', file=sys.stderr)
     return 1
   result = report.build(measured, assumptions)
-  print(report.spell(result), flush=True)
+  print(page.spell(result), flush=True)
   if not result['fits']:
     result['suggestions'] = [
-      found.summary() for found in suggestions.search(measured)
+      suggestion.summary() for suggestion in suggestions.search(measured)
     ]
     print(suggestions.spell(result['suggestions']))
   _write(path, result)
@@ -67,7 +65,7 @@ def find_devices(config: config_lib.Config) -> list[Any]:
 def with_vocab(
   config: config_lib.Config, path: pathlib.Path, assumptions: list[str]
 ) -> config_lib.Config:
-  """The config with `model.vocab_size`, without reading any data."""
+  """The config with `model.vocab_size` set, without reading any data."""
   if config.model.vocab_size is not None:
     return config
   file = path / run_lib.TOKENIZER_FILE
@@ -80,8 +78,8 @@ def with_vocab(
   }
   config = build.with_vocab(config, sizes[config.tokenizer.kind])
   assumptions.append(
-    f'no tokenizer is trained: {config.model.vocab_size} rows of the token '
-    f'table, for {config.tokenizer.kind}'
+    f'vocabulary: no tokenizer is trained; {config.model.vocab_size} rows of '
+    f'the embedding table, for {config.tokenizer.kind}'
   )
   return config
 

@@ -1,4 +1,4 @@
-"""What to change in a config that does not fit; each change is compiled."""
+"""Changes of a config with which it fits; each is compiled to check it."""
 
 import dataclasses
 import itertools
@@ -8,16 +8,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from gemini_jax import config as config_lib
+from gemini_jax.plan import abstract, compiler_errors, topology
 from gemini_jax.plan import compile as compile_lib
-from gemini_jax.plan import compiler_errors, topology
 
-# Suggestions to stop at, and programs to compile at most.
-_ENOUGH, _MOST = 2, 10
+# Most suggestions to give, and most programs to compile.
+_MAX_SUGGESTIONS, _MAX_COMPILED = 2, 10
 
 
 @dataclasses.dataclass(frozen=True)
 class Suggestion:
-  """Fields to set, and what is needed then."""
+  """Fields to set, and the compiled steps with them."""
 
   changes: dict[str, Any]
   measured: compile_lib.Measured
@@ -32,7 +32,7 @@ class Suggestion:
 
 
 def flags(changes: dict[str, Any]) -> str:
-  """The changes as they are typed in a shell."""
+  """The changes as flags of the command line, quoted for a shell."""
   return ' '.join(
     f'--config.{field}=' + shlex.quote(str(value).replace("'", '"'))
     for field, value in changes.items()
@@ -40,54 +40,55 @@ def flags(changes: dict[str, Any]) -> str:
 
 
 def search(measured: compile_lib.Measured) -> list[Suggestion]:
-  """Changes that fit, at most two; prints what it tries."""
-  found: list[Suggestion] = []
+  """At most two changes with which the config fits; prints what it tries."""
+  fitting: list[Suggestion] = []
   tried = 0
   offloads = measured.devices[0].platform == 'tpu'
   mesh = dict(measured.mesh.shape)
   for changes in candidates(measured.config, mesh, offloads):
-    if tried >= _MOST or len(found) >= _ENOUGH:
+    if tried >= _MAX_COMPILED or len(fitting) >= _MAX_SUGGESTIONS:
       break
-    if is_too_little(changes, measured):
+    if is_not_enough(changes, measured):
       continue
     try:
       config = apply(measured.config, changes)
       devices = measured.devices
       if 'plan.topology' in changes:
         devices = topology.devices(config.plan.topology, config.parallel.slices)
-      state = compile_lib.layout(config, devices)[1][2]
-      # The state alone must leave room before it is worth a compilation.
-      if measured.memory and compile_lib.local_bytes(state) > measured.memory:
+      state = abstract.layout(config, devices)[1][2]
+      # Not worth a compilation if the state alone does not fit.
+      if measured.memory and abstract.local_bytes(state) > measured.memory:
         continue
       tried += 1
       print(f'trying {flags(changes)}', end=' ', flush=True)
-      # The decode step decides nothing here.
+      # The decode step is irrelevant here.
       config = apply(config, {'plan.decode_batch_size': 0})
-      remedy = Suggestion(changes, compile_lib.measure(config, devices))
+      suggestion = Suggestion(changes, compile_lib.measure(config, devices))
     except config_lib.ConfigError:
-      # The change does not go with the rest.
+      # The change contradicts other fields.
       continue
     except compiler_errors.CompilerError as error:
       print(f'-> {error}', flush=True)
       continue
-    peak = remedy.measured.train.peak
+    peak = suggestion.measured.train.peak
     spelled = 'too large' if peak is None else f'{peak / 2**30:,.2f} GiB'
-    fits = remedy.measured.fits(remedy.measured.train)
+    fits = suggestion.measured.fits(suggestion.measured.train)
     print(f'-> {spelled}{", fits" if fits else ""}', flush=True)
     if fits:
-      found.append(remedy)
-  return found
+      fitting.append(suggestion)
+  return fitting
 
 
-def is_too_little(
+def is_not_enough(
   changes: dict[str, Any], measured: compile_lib.Measured
 ) -> bool:
-  """Whether a change is not enough even if it saves all that it can."""
+  """Whether a change cannot be enough, whatever it saves."""
   train, memory = measured.train, measured.memory
   if train.peak is None or train.temporaries is None or memory is None:
     return False
   if all(field.startswith('parallel.') for field in changes):
-    # Of the state and of gradients, which are no larger; activations stay.
+    # It can save the state and the gradients, which are no larger; activations
+    # remain.
     state = train.arguments['parameters'] + train.arguments['optimizer']
     return train.peak - 2 * state > memory
   if set(changes) == {'optimizer.accumulation_steps'}:
@@ -100,12 +101,12 @@ def is_too_little(
 def candidates(
   config: config_lib.Config, mesh: dict[str, int], offloads: bool = False
 ) -> Iterator[dict[str, Any]]:
-  """Changes to try, the cheapest for the run first, then several together.
+  """Changes to try: those with the smallest cost for a run first, then several.
 
   Args:
-    config: does not fit.
+    config: of the run that does not fit.
     mesh: sizes of its axes.
-    offloads: whether the devices can keep tensors in the host's memory.
+    offloads: whether the devices can offload tensors to host memory.
   """
   remat: dict[str, Any] = {}
   if not config.model.remat:
@@ -150,7 +151,7 @@ def candidates(
 
 
 def larger(config: config_lib.Config) -> Iterator[dict[str, Any]]:
-  """The next larger slices of the topology, the rest of it split by fsdp."""
+  """The next larger topologies, with all devices on the fsdp axis."""
   if not config.plan.topology:
     return
   known, shape = topology.parse(config.plan.topology)
@@ -167,7 +168,7 @@ def apply(
   """The config with `section.field` replaced.
 
   Raises:
-    ConfigError: the values do not go together.
+    ConfigError: the values contradict each other.
   """
   sections: dict[str, dict[str, Any]] = {}
   for path, value in changes.items():
@@ -183,7 +184,7 @@ def apply(
 
 
 def spell(suggestions: list[dict[str, Any]]) -> str:
-  """What to change, as lines to read."""
+  """The suggestions as lines of text."""
   if not suggestions:
     return 'no single change that was tried fits; use more devices'
   lines = ['these fit (compiled):']

@@ -1,4 +1,4 @@
-"""Devices that are not here, for programs to be compiled for them."""
+"""Devices that are not present, to compile programs for."""
 
 import math
 import os
@@ -14,8 +14,8 @@ from gemini_jax import config as config_lib
 from gemini_jax.parallel import chip
 from gemini_jax.plan import gpu_targets
 
-# libtpu reads these once, when it is loaded: ask no cloud for metadata, name
-# some host, write no log files, and let two plans run at once.
+# libtpu reads these when it is loaded: no queries of cloud metadata, any host
+# name, no log files, several plans at the same time.
 _ENVIRONMENT = {
   'TPU_SKIP_MDS_QUERY': '1',
   'TPU_ACCELERATOR_TYPE': 'v5p-8',
@@ -23,7 +23,7 @@ _ENVIRONMENT = {
   'TPU_LOG_DIR': 'disabled',
   'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
 }
-# Slices that are sold beside those whose dims are all multiples of 4.
+# Slices on offer besides those whose dims are all multiples of 4.
 _SMALL_3D = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
 _SHAPES_2D = (
   (1, 1),
@@ -35,10 +35,11 @@ _SHAPES_2D = (
   (8, 16),
   (16, 16),
 )
-# Hosts of GPUs, and what is in one.
-_MOST_HOSTS, _GPUS = 1024, (1, 2, 4, 8)
-# The share of a GPU's memory that JAX takes unless its environment variable
-# says otherwise (docs.jax.dev/en/latest/gpu_memory_allocation.html).
+# Most hosts of GPUs, and numbers of GPUs in a host.
+_MAX_HOSTS, _GPUS = 1024, (1, 2, 4, 8)
+# The share of a GPU's memory that JAX preallocates, and the environment
+# variable that overrides it
+# (docs.jax.dev/en/latest/gpu_memory_allocation.html).
 _FRACTION = 'XLA_PYTHON_CLIENT_MEM_FRACTION'
 _PREALLOCATED = 0.75
 
@@ -47,7 +48,7 @@ def parse(name: str) -> tuple[chip.Chip, tuple[int, ...]]:
   """The chip and the shape of `v5p:8x8x8`, or of `h100:2x8`.
 
   Raises:
-    ConfigError: there is no such chip, or no slice of this shape.
+    ConfigError: the chip is unknown, or has no slice of this shape.
   """
   kind, _, spelled = name.partition(':')
   slices = ', '.join(
@@ -65,27 +66,27 @@ def parse(name: str) -> tuple[chip.Chip, tuple[int, ...]]:
   shape = tuple(int(size) for size in spelled.split('x'))
   if not known.dims:
     config_lib.check(
-      len(shape) == 2 and 1 <= shape[0] <= _MOST_HOSTS and shape[1] in _GPUS,
+      len(shape) == 2 and 1 <= shape[0] <= _MAX_HOSTS and shape[1] in _GPUS,
       f'plan.topology={name} must be hosts x GPUs of each: '
-      f'1 to {_MOST_HOSTS} hosts of {", ".join(map(str, _GPUS))}',
+      f'1 to {_MAX_HOSTS} hosts of {", ".join(map(str, _GPUS))}',
     )
     return known, shape
   config_lib.check(
     shape in shapes(known),
-    f'plan.topology={name} is not a slice that is sold: {_sold(known)}',
+    f'plan.topology={name} is not a slice on offer: {_offered(known)}',
   )
   return known, shape
 
 
 def shapes(known: chip.Chip) -> list[tuple[int, ...]]:
-  """All slices of a chip, the smallest first."""
+  """All slices of a chip, in order of size."""
   if not known.dims:
     full = _GPUS[-1]
     parts = [(1, count) for count in _GPUS[:-1]]
-    return parts + [(hosts, full) for hosts in range(1, _MOST_HOSTS + 1)]
+    return parts + [(hosts, full) for hosts in range(1, _MAX_HOSTS + 1)]
   if known.dims == 2:
     return list(_SHAPES_2D)
-  a, b, c = known.most
+  a, b, c = known.max_slice
   large = [
     (x, y, z)
     for x in range(4, a + 1, 4)
@@ -95,23 +96,23 @@ def shapes(known: chip.Chip) -> list[tuple[int, ...]]:
   return sorted([*_SMALL_3D, *large], key=math.prod)
 
 
-def _sold(known: chip.Chip) -> str:
+def _offered(known: chip.Chip) -> str:
   if known.dims == 2:
     return ', '.join('x'.join(map(str, shape)) for shape in _SHAPES_2D)
   small = ', '.join('x'.join(map(str, shape)) for shape in _SMALL_3D)
-  most = 'x'.join(map(str, known.most))
-  return f'{small}, or rising multiples of 4 up to {most}'
+  largest = 'x'.join(map(str, known.max_slice))
+  return f'{small}, or ascending multiples of 4 up to {largest}'
 
 
 def wraps(known: chip.Chip, shape: Sequence[int]) -> tuple[bool, ...]:
-  """Along which dims the last chip is a neighbour of the first."""
+  """Along which dims the last chip is connected to the first."""
   if known.dims == 2:
     return tuple(size == 16 for size in shape)
   return (all(size % 4 == 0 for size in shape),) * 3
 
 
 def devices(name: str, slices: int = 1) -> list[Any]:
-  """The devices of `slices` slices; they only compile.
+  """The devices of `slices` slices, for compilation only.
 
   Raises:
     ConfigError: the name is wrong, or the compiler is not installed.
@@ -123,7 +124,7 @@ def devices(name: str, slices: int = 1) -> list[Any]:
     os.environ.setdefault(key, value)
   options: dict[str, Any] = {'num_slices': slices} if slices > 1 else {}
   if known.name == 'v4':
-    # One device a chip, as on real hosts.
+    # One device per chip, as on real hosts.
     options['chip_config_name'] = 'megacore'
   if any(size % 2 for size in shape[:2]):
     options['chips_per_host_bounds'] = (1, 1, 1)
@@ -154,7 +155,7 @@ def _gpus(name: str, known: chip.Chip, shape: Sequence[int]) -> list[Any]:
       topology='x'.join(map(str, (1, *shape))),
     )
   except NotImplementedError as error:
-    # What JAX says where no plug-in knows the platform.
+    # JAX raises this if no plug-in knows the platform.
     raise config_lib.ConfigError(
       f'plan.topology={name} needs the CUDA plug-in of JAX, which is not '
       'installed (no GPU, no driver): pip install '
@@ -165,30 +166,30 @@ def _gpus(name: str, known: chip.Chip, shape: Sequence[int]) -> list[Any]:
 
 
 def coordinates(devices: Sequence[Any]) -> np.ndarray:
-  """int[N, 1 + dims]: the slice of each device, and its place in the torus."""
+  """int[N, 1 + dims], the slice and the torus coordinates of each device."""
   return np.array(
     [(getattr(d, 'slice_index', None) or 0, *d.coords) for d in devices]
   )
 
 
 def hosts(devices: Sequence[Any]) -> np.ndarray:
-  """int[N]: the host of each GPU."""
+  """int[N], the host of each GPU."""
   if is_here(devices):
-    # A process may have one GPU alone: only their number tells.
+    # A process may have a single GPU, so the host follows from the device id.
     return np.array([device.id // _GPUS[-1] for device in devices])
   return np.array([device.process_index for device in devices])
 
 
 def is_here(devices: Sequence[Any]) -> bool:
-  """Whether these devices could run what is compiled for them."""
+  """Whether the devices are present, not for compilation only."""
   return devices[0].client.runtime_type != 'compile_only_runtime'
 
 
 def preallocated() -> float:
-  """The share of a GPU's memory that a run takes and has for programs.
+  """The share of a GPU's memory that JAX preallocates for programs.
 
   Raises:
-    ConfigError: JAX's environment variable for it is no share.
+    ConfigError: the environment variable for it is not a share.
   """
   spelled = os.environ.get(_FRACTION, '')
   try:
@@ -202,8 +203,8 @@ def preallocated() -> float:
 
 
 def memory(device: Any) -> int | None:
-  """Bytes that programs can use on a device; None where unknown."""
-  known = chip.of(device)
+  """Bytes that programs can use on a device; None if unknown."""
+  known = chip.find(device)
   if known is not None and known.dims:
     return known.memory
   if known is not None and not is_here([device]):
@@ -212,7 +213,7 @@ def memory(device: Any) -> int | None:
   if stats and 'bytes_limit' in stats:
     return stats['bytes_limit']
   if device.platform == 'cpu':
-    # Simulated devices share what the machine has.
+    # Simulated devices share the memory of the machine.
     total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     return total // jax.local_device_count()
   return known.memory if known is not None else None

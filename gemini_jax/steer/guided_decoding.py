@@ -63,8 +63,8 @@ class Guided(decoding.Decoder):
     self, params: Params, *args: Any, method: Any, **kwargs: Any
   ) -> Any:
     """A method of the model."""
-    return self.model.apply(
-      {'params': params.model}, *args, method=method, **kwargs
+    return gemini.apply(
+      self.model, params.model, *args, method=method, **kwargs
     )
 
   def read(
@@ -277,10 +277,10 @@ def _features_at(model, params, tokens_NT, lengths_N, positions_NS, latent_NZ):
   sequence = batch_lib.Sequence(
     tokens_NT[:, :-1], positions_NT, segments_NT.astype(jnp.int32)
   )
-  x_NTD = model.apply(
-    {'params': params}, sequence, latent_BZ=latent_NZ, method='decode_hidden'
+  x_NTD = gemini.apply(
+    model, params, sequence, latent_BZ=latent_NZ, method='decode_hidden'
   )[0]
   next_NS = jnp.take_along_axis(tokens_NT, positions_NS + 1, axis=1)
-  vector_NSD = model.apply({'params': params}, next_NS, method=_embeddings)
+  vector_NSD = gemini.apply(model, params, next_NS, method=_embeddings)
   x_NSD = jnp.take_along_axis(x_NTD, positions_NS[:, :, None], axis=1)
   return jax.vmap(jax.vmap(features))(x_NSD, vector_NSD)

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 
 from gemini_jax import config as config_lib
-from gemini_jax.data import loader
+from gemini_jax.data import splits
 from gemini_jax.steer import attribute_classifier
 
 # At least one text in so many has the target value, and one another value.
@@ -43,7 +43,7 @@ def choose(
 
   Raises:
     ConfigError: no label has a target value, or see
-      `attribute_classifier.parse` and `loader.each_labelled`.
+      `attribute_classifier.parse` and `splits.each_labelled`.
   """
   targets = attribute_classifier.parse(steer)
   selections = {
@@ -53,7 +53,7 @@ def choose(
     collections.Counter
   )
   for index, (text, label) in enumerate(
-    loader.each_labelled(config, 'train', seed)
+    splits.each_labelled(config, 'train', seed)
   ):
     for name, value in label.items():
       counts[name][value] += 1

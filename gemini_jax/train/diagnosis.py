@@ -1,4 +1,4 @@
-"""Which tensor went wrong first."""
+"""Finds the first tensor with a NaN or an infinity."""
 
 import dataclasses
 import functools
@@ -30,8 +30,8 @@ def first_not_finite(
 ) -> tuple[int, str]:
   """The step, counted from 1, and the first tensor with a NaN or an infinity.
 
-  Looks in the order in which a step computes: parameters, which are the last
-  step's work, the outputs of the modules one by one, gradients, updates. All
+  Looks in the order in which a step computes: parameters, which the step before
+  made, the outputs of the modules one by one, the loss, gradients, updates. All
   randomness is that of the step. Slow: the forward pass runs without
   compilation.
 
@@ -39,8 +39,8 @@ def first_not_finite(
     config: of the run.
     model: the network.
     optimizer: its update rule.
-    state: from which the step started.
-    batch: what it read.
+    state: before the step.
+    batch: of the step.
   """
   step = int(state.step)
   if name := _first_in_tree(state.params):
@@ -64,7 +64,8 @@ def first_not_finite(
     )
   )(params, batch, key)
   if not jnp.isfinite(sums.objective):
-    return step + 1, 'the loss'
+    terms = [n for n, total in sums.terms.items() if not _is_finite(total)]
+    return step + 1, f'the loss, in {terms[0]}' if terms else 'the loss'
   if name := _first_in_tree(grads):
     return step + 1, f'gradient of {name}'
   weight = jnp.maximum(sums.weight, 1e-9)
@@ -82,9 +83,13 @@ def first_not_finite(
   return step + 1, 'a norm, which overflows'
 
 
+def _is_finite(array: jax.Array) -> bool:
+  return bool(jnp.all(jnp.isfinite(array)))
+
+
 def _first_in_tree(tree: Any) -> str | None:
   for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-    if not jnp.all(jnp.isfinite(leaf)):
+    if not _is_finite(leaf):
       return jax.tree_util.keystr(path, simple=True, separator='/')
   return None
 
@@ -117,13 +122,9 @@ def _first_output(
     output = next_function(*args, **kwargs)
     if kind == 'Stack':
       stack = ''
-    if context.method_name == 'sums':
-      # Of the whole model: the loss.
-      return output
     leaves = jax.tree.leaves(output)
     bad = any(
-      jnp.issubdtype(leaf.dtype, jnp.floating)
-      and not jnp.all(jnp.isfinite(leaf))
+      jnp.issubdtype(leaf.dtype, jnp.floating) and not _is_finite(leaf)
       for leaf in leaves
       if isinstance(leaf, jax.Array)
     )

@@ -25,7 +25,7 @@ def peak_flops(device: Any, dtype: str) -> float | None:
   """Peak FLOP/s of a device in a dtype; None where it is not known."""
   if dtype != 'bfloat16':
     return None
-  known = chip.of(device)
+  known = chip.find(device)
   return known.flops if known else None
 
 
@@ -188,9 +188,9 @@ def step_flops(config: config_lib.Config) -> float:
     memory = data.inputs_length if reads_inputs else data.sequence_length
   media = collections.Counter()
   if config.model.kinds and data.tasks:
-    tasks = task_lib.of(data)
-    for sides in media_reader.sides(data).values():
-      media.update(task_lib.most(tasks, sides))
+    tasks = task_lib.from_config(data)
+    for parts in media_reader.sequence_parts(data).values():
+      media.update(task_lib.max_media(tasks, parts))
   sequence = forward_flops(config.model, data.sequence_length, memory, media)
   return 3 * data.batch_size * sequence
 

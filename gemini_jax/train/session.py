@@ -17,8 +17,7 @@ from gemini_jax import config as config_lib
 from gemini_jax import host
 from gemini_jax import run as run_lib
 from gemini_jax.checkpoint import checkpointer
-from gemini_jax.data import loader as loader_lib
-from gemini_jax.data import tokenizer as tokenizer_lib
+from gemini_jax.data import splits, tokenizer_training
 from gemini_jax.models import build
 from gemini_jax.parallel import processes
 from gemini_jax.train import lock as lock_lib
@@ -277,8 +276,8 @@ def _make_tokenizer(path: pathlib.Path, config: config_lib.Config):
   run_lib.check_tokenizer_file(file)
 
   def make():
-    tokenizer_lib.build(
-      config.tokenizer, lambda: loader_lib.texts(config.data, 'train')
+    tokenizer_training.build(
+      config.tokenizer, lambda: splits.texts(config.data, 'train')
     ).save(file)
 
   processes.on_process_zero(make)

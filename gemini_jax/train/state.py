@@ -54,7 +54,7 @@ def abstract_state(
   boxed = jax.eval_shape(
     functools.partial(gemini.init_params, model), jax.random.key(0)
   )
-  shardings = sharding.of_params(mesh, boxed)
+  shardings = sharding.param_shardings(mesh, boxed)
   params = nn.meta.unbox(boxed)
   like_params = lambda tree: parameter_groups.like_params(
     mesh, tree, params, shardings

@@ -55,9 +55,8 @@ def train_step(
     ),
     'tokens': sums.weight,
   }
-  metrics |= losses.media_means(sums.terms)
+  metrics |= losses.means(sums.terms)
   if config.model.latent.dim:
-    metrics['kl'] = sums.terms['kl'] / sums.terms['sequences']
     metrics['kl_weight'] = loss_weights['kl']
   metrics = extensions.metrics(state, metrics)
   applies = (

@@ -6,7 +6,7 @@ import pytest
 
 import toy
 from gemini_jax import config as config_lib
-from gemini_jax.commands import bench
+from gemini_jax.commands import bench, bench_system, timing
 
 KEYS = {
   'step': {'ours_seconds', 'tokens_per_second', 'matmul_seconds'},
@@ -20,9 +20,9 @@ KEYS = {
 
 @pytest.fixture
 def quick(monkeypatch):
-  monkeypatch.setattr(bench, '_ROUNDS', 2)
-  monkeypatch.setattr(bench, '_TURN', 0.0)
-  monkeypatch.setattr(bench, '_LOADING', 0.1)
+  monkeypatch.setattr(timing, '_ROUNDS', 2)
+  monkeypatch.setattr(timing, '_TURN', 0.0)
+  monkeypatch.setattr(bench_system, '_LOADING', 0.1)
 
 
 @pytest.mark.parametrize('what', bench.WHAT)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gemini_jax import config
-from gemini_jax.data import cache, readers, tokenizer, transforms
+from gemini_jax.data import cache, tokenizer, transforms, unusable
 
 TEXTS = [('one',), ('twenty-two',), ('drei',)]
 
@@ -24,7 +24,7 @@ class Reader:
 
   def __call__(self, tally):
     self.calls += 1
-    tally.leave_out(readers.UnusableError('bad', 'abc'), 4, count=2)
+    tally.leave_out(unusable.UnusableError('bad', 'abc'), 4, count=2)
     examples = [
       transforms.Example(7 * i, (text,)) for i, text in enumerate(TEXTS)
     ]

@@ -7,6 +7,7 @@ import pytest
 
 from gemini_jax import config as config_lib
 from gemini_jax.data import composed, readers, sources
+from gemini_jax.data import prepared as prepared_lib
 
 PIL = pytest.importorskip('PIL.Image', reason='needs gemini_jax[media]')
 
@@ -39,7 +40,7 @@ def prepared(monkeypatch):
     names = {'label': tuple('abcdefghij')}
     return readers.Rows(found[where], f'{where} {split}', None, names)
 
-  monkeypatch.setattr(readers, 'tfds', tfds)
+  monkeypatch.setattr(prepared_lib, 'read', tfds)
   return found
 
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from gemini_jax import config
-from gemini_jax.data import deduplication, loader, sources
+from gemini_jax.data import deduplication, sources, splits
 
 TOPICS = 'python:pydoc_data.topics'
 
@@ -28,7 +28,7 @@ def split_topics(**fields):
     train=(f'{TOPICS}#[!9::10]',), validation=(f'{TOPICS}#[9::10]',), **fields
   )
   return [
-    '\n\n'.join(loader.texts(data, name)) for name in ('train', 'validation')
+    '\n\n'.join(splits.texts(data, name)) for name in ('train', 'validation')
   ]
 
 
@@ -79,8 +79,8 @@ def test_training_gives_way_to_evaluation_in_another_file(tmp_path):
     test=(f'text:{tmp_path}/test.txt',),
     deduplicate=True,
   )
-  assert list(loader.texts(data, 'test')) == [shared]
-  assert list(loader.texts(data, 'train')) == ['only here\n\nthe end']
+  assert list(splits.texts(data, 'test')) == [shared]
+  assert list(splits.texts(data, 'train')) == ['only here\n\nthe end']
 
 
 def test_the_report_counts_what_was_dropped(tmp_path):

@@ -1,7 +1,6 @@
 """Batch t is a function of t, and every target is seen once an epoch."""
 
 import collections
-import dataclasses
 import itertools
 import json
 import pathlib
@@ -14,7 +13,13 @@ import numpy as np
 import pytest
 
 from gemini_jax import config
-from gemini_jax.data import loader, sources, tokenizer
+from gemini_jax.data import (
+  fields,
+  loader,
+  splits,
+  tokenizer,
+  tokenizer_training,
+)
 
 PREPARED = pathlib.Path(__file__).parents[2] / '../shared/tfds'
 BYTES = tokenizer.Bytes()
@@ -141,7 +146,7 @@ print(made[33].decoder.tokens.sum(), made[33].prefix.sum())
 def test_each_target_of_a_text_is_seen_once_an_epoch(make, layout):
   made = make(**LAYOUTS[layout])
   expected = collections.Counter()
-  for text in loader.texts(made.config, 'train'):
+  for text in splits.texts(made.config, 'train'):
     tokens = [1, *BYTES.encode(text).tolist(), 2]
     expected.update(itertools.pairwise(tokens))
   orders = []
@@ -207,7 +212,7 @@ def test_pairs_come_whole_and_once(make, layout):
 def test_pairs_that_are_too_long_are_counted(make):
   made = make(**WORDS, sequence_length=40)
   limit = (40 - 2) // 2
-  words = list(loader.texts(made.config, 'train'))[::2]
+  words = list(splits.texts(made.config, 'train'))[::2]
   expected = sum(len(word) > limit for word in words)
   assert made.num_records == 180 - expected and 0 < expected < 180
   assert f'{expected} unusable: {expected} too long' in made.describe()[0]
@@ -254,7 +259,7 @@ def test_evaluation_sees_each_target_once(make, eval_batch, tmp_path):
   batches = [made[t] for t in range(len(made))]
   assert all(batch.targets.shape == (eval_batch, 64) for batch in batches)
   seen = np.concatenate([b.targets[b.weights > 0] for b in batches])
-  texts = list(loader.texts(made.config, 'validation'))
+  texts = list(splits.texts(made.config, 'validation'))
   expected = [[*BYTES.encode(text), 2] for text in texts]
   assert seen.tolist() == list(itertools.chain(*expected))
   assert made.num_bytes == sum(map(len, texts))
@@ -364,7 +369,7 @@ def test_changes_may_be_accepted(make, caplog):
     changed.check(state, accepted)
   assert str(error.value) == (
     'the data are not those of the checkpoint: train.seed was 0, is 5; to '
-    'resume with them all the same, give --config.train.accept_changes='
+    'resume with the new values, set --config.train.accept_changes='
     "\"('data.batch_size', 'train.seed')\""
   )
   assert changed.check(state, [*accepted, 'train.seed']) == 7
@@ -397,7 +402,7 @@ def test_too_many_unusable_records_are_an_error(make, tmp_path):
   empty = ['{"text": ""}'] * 9
   path.write_text('\n'.join(['{"text": "good"}'] * 96 + bad + empty))
   train = (f'jsonl:{path}',)
-  texts = lambda limit: loader.texts(
+  texts = lambda limit: splits.texts(
     config.Data(train=train, max_unusable=limit), 'train'
   )
   for read in (
@@ -413,7 +418,7 @@ def test_too_many_unusable_records_are_an_error(make, tmp_path):
       'JSON object, more than data.max_unusable=0.03 allows; record 96: '
       'invalid JSON: \'{"text": "a",\\n\'; record 97: \'text\' is not text: '
       "{'text': ['b']}; record 98: not a JSON object: '7\\n'; repair or "
-      'remove them, or set data.max_unusable to the share that may be left out'
+      'remove them, or set data.max_unusable to the share that may be skipped'
     )
   assert make(train=train, max_unusable=0.04).num_records == 96
   assert len(list(texts(0.04))) == 96
@@ -435,7 +440,7 @@ def test_a_mistake_of_ours_is_no_unusable_record(make, monkeypatch):
   def wrong(*arguments):
     raise ValueError('a mistake')
 
-  monkeypatch.setattr(sources, 'text_of', wrong)
+  monkeypatch.setattr(fields, 'text_of', wrong)
   with pytest.raises(ValueError, match='a mistake'):
     make()
 
@@ -445,78 +450,6 @@ def test_a_touched_file_with_the_same_text_resumes(make, tmp_path):
   path = tmp_path / 'a' / '020.txt'
   path.write_bytes(path.read_bytes())
   assert make().check(state) == 3
-
-
-def write_labelled(path, *records):
-  path.write_text('\n'.join(map(json.dumps, records)))
-  return config.Data(train=(f'jsonl:{path}',))
-
-
-def test_labels_are_read_and_others_counted(tmp_path, caplog):
-  """Strings, numbers and booleans as text; null is not known."""
-  data = write_labelled(
-    tmp_path / 'labelled.jsonl',
-    {'text': 'a', 'label': {'tone': 'positive', 'stars': 3, 'new': True}},
-    {'text': '', 'label': {'tone': 'positive'}},
-    {'text': 'b', 'label': 'positive'},
-    {'text': 'c'},
-    {'text': 'd', 'label': {'tone': ['positive']}},
-    {'text': 'e', 'label': {'tone': 'negative', 'stars': None}},
-    {'text': 'f', 'label': {'tone': 'negative'}},
-  )
-  expected = [
-    ('a', {'tone': 'positive', 'stars': '3', 'new': 'true'}),
-    ('e', {'tone': 'negative'}),
-    ('f', {'tone': 'negative'}),
-  ]
-  with caplog.at_level('INFO'):
-    found = loader.labelled(data, 'train', 9)
-  assert sorted(found, key=str) == expected
-  told = "3 texts with labels read, 4 unusable: 1 'label' of 'tone'"
-  assert told in caplog.text
-  assert loader.labelled(data, 'train', 2) == found[:2]
-  twice = config.Data(train=data.train * 2)
-  found = loader.labelled(twice, 'train', 9)
-  assert sorted(found, key=str) == sorted(expected * 2, key=str)
-
-
-def test_labels_of_sorted_records_are_mixed(tmp_path):
-  """A choice has every part of every source, and is the seed's alone."""
-  lines = [{'text': f'{i}', 'label': {'half': i // 500}} for i in range(1000)]
-  write_labelled(tmp_path / 'a.jsonl', *lines[:800])
-  write_labelled(tmp_path / 'b.jsonl', *lines[800:])
-  train = (f'jsonl:{tmp_path}/a.jsonl', f'jsonl:{tmp_path}/b.jsonl#[:100]')
-  data = config.Data(train=train)
-  found = loader.labelled(data, 'train', 400)
-  numbers = [int(text) for text, _ in found]
-  assert len(set(numbers)) == 400 and max(numbers) < 900
-  assert all(
-    label == {'half': str(i // 500)}
-    for (_, label), i in zip(found, numbers, strict=True)
-  )
-  # Of 900 records 500, 100 are of the first half, of the second source.
-  assert 190 < sum(i < 500 for i in numbers) < 255
-  assert 30 < sum(i >= 800 for i in numbers) < 60
-  assert loader.labelled(data, 'train', 400) == found
-  other = loader.labelled(data, 'train', 400, seed=-1)
-  assert len({text for text, _ in other} - {text for text, _ in found}) > 100
-
-
-def test_texts_without_labels_are_refused(tmp_path):
-  data = write_labelled(tmp_path / 'plain.jsonl', {'text': 'a'}, {'text': 'b'})
-  with pytest.raises(config.ConfigError) as error:
-    loader.labelled(data, 'train', 9)
-  assert str(error.value) == (
-    'data.train has no text with labels, such as {"text": ..., "label": '
-    '{"attribute": "value"}}, 2 unusable: 2 no \'label\' of attributes and '
-    'values'
-  )
-  pairs = config.Data(**WORDS)
-  with pytest.raises(config.ConfigError, match="inputs_field='inputs' and"):
-    loader.labelled(pairs, 'train', 9)
-  tasks = dataclasses.replace(data, tasks=('{text} -> {text}',))
-  with pytest.raises(config.ConfigError, match='make pairs'):
-    loader.labelled(tasks, 'train', 9)
 
 
 @pytest.mark.parametrize('num_prefetch', [0, 3])
@@ -545,7 +478,7 @@ def test_deduplicated_splits_load(make):
   )
   (line,) = made.describe()
   assert 'kept ' in line and 'paragraphs' in line
-  texts = list(loader.texts(made.config, 'train'))
+  texts = list(splits.texts(made.config, 'train'))
   assert made.num_bytes == sum(len(text.encode()) for text in texts)
 
 
@@ -560,8 +493,8 @@ def test_tiny_shakespeare_is_split_as_nanogpt_does(make):
     'sequence_length': 256,
   }
   data = config.Data(**fields)
-  characters = tokenizer.build(
-    config.Tokenizer(kind='characters'), lambda: loader.texts(data, 'train')
+  characters = tokenizer_training.build(
+    config.Tokenizer(kind='characters'), lambda: splits.texts(data, 'train')
   )
   assert characters.vocab_size == 4 + 65
   train = make(made=characters, **fields)

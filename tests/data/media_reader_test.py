@@ -327,7 +327,7 @@ def test_lists_of_several_folders_need_whole_paths(tmp_path):
       (READS,),
       MODEL,
       {'shuffled_fields': ('words',)},
-      "'words' is no field of data.tasks",
+      "'words' is not a field of data.tasks",
     ),
     ((READS,), photo.model(audio=config_lib.Audio()), {}, 'reads no audio'),
     (
@@ -345,7 +345,7 @@ def test_lists_of_several_folders_need_whole_paths(tmp_path):
       ('{word} -> {word}: {image:picture}',),
       MODEL,
       {},
-      r'beside a medium \(image\) can be nothing',
+      r'targets with a medium \(image\) can hold nothing',
     ),
   ],
 )

@@ -72,7 +72,7 @@ def test_what_is_missing_is_named_with_the_remedy(folder):
     open_source(f'wordnet:{folder}')
   message = str(error.value)
   assert message.startswith(f'data.train[0]=wordnet:{folder}: ')
-  assert f'{folder}/data.adj is not there' in message
+  assert f'{folder}/data.adj is missing' in message
   assert 'apt install wordnet-base' in message
 
 

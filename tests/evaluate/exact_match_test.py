@@ -4,7 +4,7 @@ import json
 
 import tiny
 from gemini_jax import config as config_lib
-from gemini_jax.data import loader
+from gemini_jax.data import splits
 from gemini_jax.evaluate import exact_match
 from gemini_jax.infer import generation
 from gemini_jax.infer import samples as samples_lib
@@ -69,7 +69,7 @@ def test_pairs_of_a_split(tmp_path):
     inputs_field='inputs',
     targets_field='targets',
   )
-  pairs = loader.pairs(config, 'validation', 99)
+  pairs = splits.pairs(config, 'validation', 99)
   assert len(pairs) == 14
   assert all(inputs == targets[::-1] for inputs, targets in pairs)
-  assert loader.pairs(config, 'validation', 6) == pairs[:6]
+  assert splits.pairs(config, 'validation', 6) == pairs[:6]

@@ -5,7 +5,7 @@ import pytest
 
 import evaluated
 import photo
-from gemini_jax.data import loader
+from gemini_jax.data import splits
 from gemini_jax.data import task as task_lib
 from gemini_jax.evaluate import judged_media
 from gemini_jax.infer import media_generation
@@ -30,7 +30,7 @@ def run(path, workdir, *tasks, num_examples):
     *tasks,
     judged_media={'num_examples': num_examples, 'temperature': 0.5},
   )
-  task = task_lib.of(opened.config.data)[-1]
+  task = task_lib.from_config(opened.config.data)[-1]
   texts, values = judged_media._real_examples(opened, 'validation', task, 60)
   return opened, task, list(zip(texts, values, strict=True))
 
@@ -86,5 +86,7 @@ def test_many_texts_are_only_shown(path, tmp_path, monkeypatch):
 
 def test_some_records_are_at_even_distances(path):
   config = photo.data(path, evaluated.PAINTS)
-  numbers = [record['picture'] for _, record in loader.some(config, 'train', 4)]
+  numbers = [
+    record['picture'] for _, record in splits.spread_records(config, 'train', 4)
+  ]
   assert numbers == ['0.png', '19.png', '39.png', '59.png']

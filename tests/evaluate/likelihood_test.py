@@ -10,11 +10,12 @@ from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.evaluate import likelihood
 from gemini_jax.models import latent
+from gemini_jax.objectives import language
 
 
 def measured(model, params, batches, num_samples=4, most=100):
   return likelihood.measure(
-    model, params, batches, num_samples=num_samples, most=most
+    model, params, batches, num_samples=num_samples, num_sequences=most
   )
 
 
@@ -97,9 +98,7 @@ def test_what_z_does_not_say_costs_nothing():
   }
   batch = toy.batch(rows=3)
   exact = jax.jit(
-    lambda b: model.apply(
-      {'params': blind}, b, jnp.ones((3, 3)), method='log_likelihood'
-    )
+    lambda b: language.log_likelihood(model, blind, b, jnp.ones((3, 3)))
   )(batch)
   found = measured(model, blind, [batch], num_samples=3)
   assert found['nll'] == pytest.approx(-float(exact.mean()), rel=1e-5)

@@ -9,7 +9,7 @@ import photo
 import toy
 from gemini_jax import batch
 from gemini_jax import config as config_lib
-from gemini_jax.data import media, tokenizer
+from gemini_jax.data import medium, tokenizer
 from gemini_jax.infer import latents, request
 from gemini_jax.models import gemini
 
@@ -95,7 +95,7 @@ def test_inputs_have_the_z_of_what_their_media_show():
   pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), np.uint8)
   size = np.array([8, 8], np.int32)
   asked = [
-    request.Request('', slots, {'image': [media.Medium(values, size)]})
+    request.Request('', slots, {'image': [medium.Medium(values, size)]})
     for values in pixels
   ]
   rows = [(asked[0], 0), (asked[1], 0), (asked[0], 7)]

@@ -14,7 +14,7 @@ import pytest
 import photo
 import toy
 from gemini_jax import config as config_lib
-from gemini_jax.data import loader, sources, tokenizer
+from gemini_jax.data import loader, sources, splits, tokenizer
 from gemini_jax.data import task as task_lib
 from gemini_jax.infer import generation, latents, request
 from gemini_jax.infer import prompts as prompts_lib
@@ -114,13 +114,13 @@ def rows_and_prompts(config, records):
         length = int(batch.encoder.segments[row].sum()) - 1
       prompts.append(f'{row}.wav'[:length])
   elif config.data.inputs_field:
-    pairs = loader.pairs(config.data, 'validation', 9)
+    pairs = splits.pairs(config.data, 'validation', 9)
     prompts = [inputs for inputs, _ in pairs]
   else:
     (spec,) = config.data.validation
     source = sources.records(spec, config.data)
     for index in range(len(source)):
-      for task in task_lib.of(config.data):
+      for task in task_lib.from_config(config.data):
         prompts.append(
           request.from_record(
             config,

@@ -7,7 +7,7 @@ import pytest
 
 import photo
 from gemini_jax import config as config_lib
-from gemini_jax.data import media, tokenizer
+from gemini_jax.data import image, tokenizer
 from gemini_jax.data import task as task_lib
 from gemini_jax.infer import request
 
@@ -36,7 +36,7 @@ def config(*tasks, **generate):
 def test_a_task_is_filled_in(folder):
   own = config(READS, PAINTS, image=f'{folder}/0.png', audio=f'{folder}/1.wav')
   found = request.from_options(own, BYTES)
-  picture = media.image(f'{folder}/0.png', own.model.image)
+  picture = image.read(f'{folder}/0.png', own.model.image)
   assert np.array_equal(found.media['image'][0].values, picture.values)
   ids = found.tokens.tolist()
   assert ids[:4] == [own.model.placeholder('image')] * 4
@@ -119,7 +119,7 @@ def test_requests_are_stacked(folder):
 
 def test_numbers_are_named():
   own = dataclasses.replace(config('{level} -> {image:picture}'))
-  task = task_lib.of(own.data)[0]
+  task = task_lib.from_config(own.data)[0]
   names = {'level': photo.WORDS}
   found = request.from_record(own, BYTES, task, {'level': 2}, names=names)
   assert found.text == 'light' == BYTES.decode(found.tokens)

@@ -241,3 +241,33 @@ def test_scores_of_all_tokens_are_never_there(monkeypatch):
   scores = 4 * 512
   assert sizes[256] >= 256 * scores
   assert sizes[2048] < 2 * 256 * scores + sizes[256]
+
+
+@pytest.mark.parametrize('tokens', [4, 15])
+def test_scores_of_tokens_are_those_of_the_whole_row(monkeypatch, tokens):
+  """In float64; of equally likely tokens the first is the best."""
+  monkeypatch.setattr(cross_entropy, '_SCORES', 0)
+  monkeypatch.setattr(cross_entropy, '_CHUNK', tokens)
+  logits_BTV, targets_BT, weights_BT = arguments()
+  # Two tokens are the likeliest; the target is the first, then the second.
+  logits_BTV[0, :2, [3, 7]] = 50.0
+  targets_BT[0, :2] = 3, 7
+  sums, scores = cross_entropy.token_scores(
+    cross_entropy.Options(),
+    jnp.asarray(logits_BTV),
+    jnp.eye(SHAPE[-1]),
+    jnp.asarray(targets_BT),
+    jnp.asarray(weights_BT),
+  )
+  exact_BTV = logits_BTV.astype(np.float64)
+  log_prob_BTV = exact_BTV - np.log(np.exp(exact_BTV).sum(-1, keepdims=True))
+  expected_BT = np.take_along_axis(log_prob_BTV, targets_BT[..., None], -1)
+  np.testing.assert_allclose(
+    scores.log_prob_BT, expected_BT[..., 0], rtol=1e-5, atol=1e-6
+  )
+  is_best_BT = logits_BTV.argmax(-1) == targets_BT
+  np.testing.assert_array_equal(scores.is_best_BT, is_best_BT)
+  assert is_best_BT[0, 0] and not is_best_BT[0, 1]
+  np.testing.assert_array_equal(
+    as_tuple(sums), as_tuple(token_sums(logits_BTV, targets_BT, weights_BT))
+  )

@@ -9,22 +9,6 @@ import toy
 from gemini_jax.layers import expert_dispatch
 
 
-def test_rows_beyond_all_groups_are_zero_and_have_no_gradient():
-  sizes_E = jnp.asarray([2, 0, 1])
-  kernel_EDF = toy.normal((3, 4, 6), 2)
-  x_RD = toy.normal((5, 4)).at[3:].set(jnp.nan)
-  y_RF = expert_dispatch.grouped_dot(x_RD, kernel_EDF, sizes_E)
-  expected = [x_RD[r] @ kernel_EDF[e] for r, e in enumerate([0, 0, 2])]
-  np.testing.assert_allclose(y_RF[:3], np.stack(expected), rtol=1e-4, atol=1e-5)
-  assert not np.any(y_RF[3:])
-  dx_RD, dkernel_EDF = jax.grad(
-    lambda x, k: jnp.sum(expert_dispatch.grouped_dot(x, k, sizes_E)),
-    argnums=(0, 1),
-  )(x_RD, kernel_EDF)
-  assert not np.any(dx_RD[3:]) and np.all(dx_RD[:3] != 0)
-  assert np.isfinite(dkernel_EDF).all() and not np.any(dkernel_EDF[1])
-
-
 @pytest.mark.parametrize('k', [1, 3])
 def test_taking_rows_is_indexing_with_its_gradient(k):
   x_ND = toy.normal((4, 5))

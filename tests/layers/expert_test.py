@@ -152,11 +152,11 @@ def make_mesh(name):
 def place(mesh, module, params, x_BTD):
   """Parameters and tokens on the mesh, by the rules."""
   boxed = jax.eval_shape(module.init, jax.random.key(0), x_BTD)['params']
-  tokens = sharding.of_batch(mesh)
+  tokens = sharding.batch_sharding(mesh)
   if x_BTD.shape[0] < B:
     tokens = NamedSharding(mesh, P())
   return (
-    jax.device_put(params, sharding.of_params(mesh, boxed)),
+    jax.device_put(params, sharding.param_shardings(mesh, boxed)),
     jax.device_put(x_BTD, tokens),
   )
 
@@ -239,7 +239,7 @@ def test_experts_that_an_axis_does_not_divide_are_refused():
     'params'
   ]
   with pytest.raises(config_lib.ConfigError) as error:
-    sharding.of_params(make_mesh('expert'), boxed)
+    sharding.param_shardings(make_mesh('expert'), boxed)
   assert str(error.value) == (
     'parallel.expert=4 does not divide expert=6 (expert_down/kernel); use 1, '
     '2, 3'

@@ -1,9 +1,10 @@
-"""Both sides of an example become vectors, of what is really there."""
+"""Inputs and targets become vectors, without their padding."""
 
 import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -13,9 +14,8 @@ import toy
 from gemini_jax import config as config_lib
 from gemini_jax.data import loader, tokenizer
 from gemini_jax.evaluate import retrieval
-from gemini_jax.kernels import contrastive
 from gemini_jax.models import contrast, gemini
-from gemini_jax.objectives import losses
+from gemini_jax.objectives import contrastive, losses
 
 READS = 'see = {image:picture} -> {word}'
 HEARS = 'hear = {audio:sound} -> {word}'
@@ -54,7 +54,7 @@ def batches(path, *tasks, size=6, model=MODEL):
 def test_texts_are_equal_media_are_not():
   picture = IDS[0]
   rows = [[3, 4, 0], [3, 4, 0], [3, 5, 0], [picture, 4, 0], [picture, 4, 0]]
-  found = contrast.equal(np.array(rows), np.array(rows), IDS)
+  found = contrast.same_texts(np.array(rows), np.array(rows), IDS)
   expected = np.zeros((5, 5), bool)
   expected[:2, :2] = expected[2, 2] = True
   np.testing.assert_array_equal(found, expected)
@@ -71,7 +71,7 @@ def test_examples_are_alike_by_what_they_read_or_write():
   np.testing.assert_array_equal(contrast.alike(read, written, IDS), expected)
 
 
-def test_sides_end_with_zeros(path):
+def test_tokens_of_pairs_end_with_zeros(path):
   """As long as each other, whatever stands in the padding."""
   batch = batches(path, READS)[0]
   read, written = contrast.pair_tokens(batch)
@@ -85,7 +85,7 @@ def test_sides_end_with_zeros(path):
     np.testing.assert_array_equal(tokens, np.where(real, own, 0))
 
 
-def test_inputs_that_were_left_out_have_no_say(path, drawn):
+def test_inputs_that_were_left_out_change_nothing(path, drawn):
   """Neither as a pair nor as a negative."""
   model, params = drawn
   whole = batches(path, READS)[0]
@@ -123,13 +123,13 @@ def test_media_with_layers_of_their_own_are_compared(path):
   assert shapes[0].shape == shapes[1].shape == (6, 6)
 
 
-def test_padding_has_no_say(path, drawn):
+def test_padding_changes_nothing(path, drawn):
   model, params = drawn
   batch = batches(path, READS, HEARS, PAINTS)[0]
-  sides = jax.jit(
+  compare = jax.jit(
     lambda batch: model.apply({'params': params}, batch, method='pair_vectors')
   )
-  found = sides(batch)
+  found = compare(batch)
   assert batch.encoder is not None
   other = lambda tokens, real: np.where(real, tokens, 7)
   changed = dataclasses.replace(
@@ -141,14 +141,14 @@ def test_padding_has_no_say(path, drawn):
     ),
   )
   assert not np.array_equal(changed.encoder.tokens, batch.encoder.tokens)
-  for one, again in zip(found[:2], sides(changed)[:2], strict=True):
+  for one, again in zip(found[:2], compare(changed)[:2], strict=True):
     assert one.shape == (6, 6)
     np.testing.assert_allclose(one, again, atol=1e-5)
     # Different examples, different vectors.
     assert np.std(one, axis=0).min() > 1e-4
 
 
-def test_the_loss_draws_sides_together(path):
+def test_the_loss_attracts_pairs(path):
   """Of the whole batch: the gradient reaches the encoder and the scale."""
   model = gemini.Gemini(READER)
   params = toy.model_params(model)
@@ -170,15 +170,17 @@ def test_the_loss_draws_sides_together(path):
   loss, count = terms['contrastive']
   assert count == 6
   np.testing.assert_allclose(with_it - without, loss / count, rtol=1e-4)
-  sides = jax.jit(functools.partial(model.apply, method='pair_vectors'))(
+  vectors = jax.jit(functools.partial(model.apply, method='pair_vectors'))(
     {'params': params}, batch
   )
   # Who has the same word is no negative.
   same_BB = (batch.targets[:, None] == batch.targets[None]).all(axis=-1)
   assert same_BB.sum() > 6
   for same, equals in ((same_BB, True), (np.eye(6, dtype=bool), False)):
-    expected = contrastive.contrast(
-      *sides[:2], params['contrast']['scale'], same_BB=same
+    expected = contrastive.info_nce(
+      *vectors[:2],
+      contrast.cosine_scale(params['contrast']['scale']),
+      same_BB=same,
     ).loss
     assert (abs(loss / count - expected) < 1e-4 * expected) == equals
   reached = jax.tree.map(lambda grad: np.abs(grad).max(), grads)
@@ -215,6 +217,17 @@ def test_retrieval_counts_what_says_the_same(path):
   assert few['read_to_written_recall_at_1_chance'] == pytest.approx(3 / 8)
 
 
-def test_only_an_encoder_reads_both_sides():
+def test_only_an_encoder_reads_inputs_and_targets():
   with pytest.raises(config_lib.ConfigError, match='the encoder reads both'):
     config_lib.Model(contrast_dim=4)
+
+
+def test_scale_is_bounded_and_never_stuck():
+  np.testing.assert_allclose(
+    contrast.cosine_scale(jnp.float32(contrast.SCALE_INIT)), 1 / 0.07, rtol=1e-5
+  )
+  parameters = jnp.array([-50.0, -5, 0, 5, 50])
+  scales = contrast.cosine_scale(parameters)
+  assert scales.min() >= 1 and scales.max() <= 100.001
+  assert (jnp.diff(scales) > 0).all()
+  assert jax.grad(contrast.cosine_scale)(jnp.float32(8.0)) > 0

@@ -1,4 +1,4 @@
-"""What is minimised."""
+"""The weighted sum of all losses, and where its randomness comes from."""
 
 import jax
 import jax.numpy as jnp
@@ -7,88 +7,110 @@ import pytest
 
 import toy
 from gemini_jax import config as config_lib
-from gemini_jax.kernels import cross_entropy
-from gemini_jax.objectives import losses
+from gemini_jax.models import gemini
+from gemini_jax.objectives import losses, terms
 
-SUMS = cross_entropy.Sums(*map(jnp.float32, (6.0, 7.0, 2.0, 4.0)))
-
-
-class Model:
-  """Answers with fixed sums and with terms beside them."""
-
-  def __init__(self, aux):
-    self.sums, self.aux, self.calls = SUMS, aux, []
-
-  def apply(self, variables, batch, **options):
-    self.calls.append((variables, options))
-    return self.sums, self.aux
+FIELDS = (('num_experts', 4), ('expert_dim', 8), ('dropout', 0.5))
+NOTHING = dict.fromkeys(vars(config_lib.LossWeights()), 0.0)
 
 
-def test_auxiliary_terms_are_weighted_by_name():
-  batch = toy.batch(2, 3)
-  model = Model({'balance': jnp.float32(3.0), 'kl': jnp.float32(-0.5)})
-  weights = {'z_loss': 0.1, 'balance': 0.25, 'kl': 2.0, 'unused': 7.0}
-  sums = losses.model_sums(model, 'params', batch, loss_weights=weights)
+@pytest.fixture(scope='module')
+def routed():
+  """A model with routers, its parameters and a compiled `model_sums`."""
+  model = toy.model(**dict(FIELDS))
+  params = toy.model_params(model)
+
+  @jax.jit
+  def sums(params, weights):
+    return losses.model_sums(model, params, toy.batch(), loss_weights=weights)
+
+  return model, params, sums
+
+
+def test_each_loss_is_weighted_by_its_name(routed):
+  """z_loss apart, whose weight is part of the compiled kernel."""
+  model, params, sums = routed
+  nothing = {name: 0.0 for name in NOTHING if name != 'z_loss'}
+  plain = sums(params, nothing)
+  aux = gemini.apply(model, params, toy.batch(), True, method='forward').aux
+  assert set(aux) == {'router_balance', 'router_z'}
+  for name, value in aux.items():
+    added = sums(params, nothing | {name: 2.0}).objective - plain.objective
+    assert abs(value) > 1e-3
+    np.testing.assert_allclose(
+      added, 2.0 * value * plain.weight, rtol=1e-3, err_msg=name
+    )
+  assert plain.objective == plain.loss
+
+
+def test_a_loss_without_a_weight_is_an_error(routed):
+  _, params, sums = routed
+  with pytest.raises(KeyError, match='router'):
+    sums(params, {'kl': 1.0})
+
+
+def test_an_objective_is_a_function_and_an_entry(routed, monkeypatch):
+  """All that a new one needs; its loss is weighted, its mean reported."""
+  model, params, _ = routed
+
+  def norm(config, output, batch, num_tokens, train):
+    del config, train
+    total = jnp.sum(jnp.square(output.x_BTD) * batch.weights[..., None])
+    return terms.Terms(
+      losses={'norm': total / num_tokens},
+      sums={'norm': jnp.stack([total, num_tokens])},
+    )
+
+  monkeypatch.setattr(losses, '_OBJECTIVES', (*losses._OBJECTIVES, norm))
+  weights = NOTHING | {'norm': 0.25}
+  sums = losses.model_sums(model, params, toy.batch(), loss_weights=weights)
+  total = sums.terms['norm'][0]
   np.testing.assert_allclose(
-    sums.objective, 7.0 + (0.75 - 1.0) * 4.0, rtol=1e-6
+    sums.objective, sums.loss + 0.25 * total, rtol=1e-5
   )
-  assert sums.loss == 6.0
-  assert model.calls[0][1]['z_loss'] == 0.1
-  with pytest.raises(KeyError, match='kl'):
-    losses.model_sums(model, 'params', batch, loss_weights={'balance': 1.0})
+  mean = losses.means(sums.terms)['norm']
+  np.testing.assert_allclose(mean, total / sums.weight, rtol=1e-6)
 
 
-def test_without_weights_the_objective_is_the_cross_entropy():
-  sums = losses.model_sums(
-    Model({'balance': jnp.float32(3.0)}), 'params', toy.batch(2, 3)
+def test_without_weights_the_objective_is_the_cross_entropy(routed):
+  model, params, _ = routed
+  sums = losses.model_sums(model, params, toy.batch())
+  assert sums.objective == sums.loss
+  again, scores = losses.model_scores(model, params, toy.batch())
+  assert again.loss == sums.loss and again.correct == sums.correct
+  np.testing.assert_allclose(
+    -jnp.sum(scores.log_prob_BT * toy.batch().weights), sums.loss, rtol=1e-5
   )
-  assert sums.objective == 7.0
 
 
-def test_dropout_is_on_exactly_in_training():
-  batch, model = toy.batch(2, 3), Model({})
-  key, options = jax.random.key(3), config_lib.Train(label_smoothing=0.1)
-  losses.model_sums(model, 'params', batch)
-  losses.model_sums(model, 'params', batch, key=key, config=options)
-  (_, evaluation), (variables, training) = model.calls
-  assert variables == {'params': 'params'}
-  assert evaluation['deterministic'] and 'dropout' not in evaluation['rngs']
-  assert evaluation['label_smoothing'] == 0.0
-  assert not training['deterministic']
-  assert training['rngs']['dropout'] == key != training['rngs']['latent']
-  assert training['label_smoothing'] == 0.1
+def test_dropout_and_smoothing_belong_to_training(routed):
+  model, params, _ = routed
+  config = config_lib.Train(label_smoothing=0.1)
+
+  @jax.jit
+  def train(key):
+    return losses.model_sums(model, params, toy.batch(), key=key, config=config)
+
+  plain = losses.model_sums(model, params, toy.batch())
+  one, other = (train(jax.random.key(seed)) for seed in (3, 4))
+  assert len({float(sums.loss) for sums in (plain, one, other)}) == 3
+  assert one.objective != one.loss
+  assert train(jax.random.key(3)).loss == one.loss
 
 
 def test_evaluation_draws_the_same_for_the_same_batch():
-  model = Model({})
-  for seed in (0, 1, 0):
-    losses.model_sums(model, 'params', toy.batch(2, 3, seed=seed))
-  one, other, again = (call[1]['rngs']['latent'] for call in model.calls)
-  assert one == again != other
+  model = toy.model(latent=config_lib.Latent(dim=3))
+  params = toy.model_params(model)
 
+  @jax.jit
+  def loss(batch):
+    return losses.model_sums(model, params, batch).loss
 
-@pytest.mark.parametrize(
-  ('fields', 'expected'),
-  [
-    ({'schedule': 'constant'}, [1, 1, 1, 1, 1]),
-    ({'schedule': 'monotonic', 'ramp_fraction': 0.5}, [0, 0.5, 1, 1, 1]),
-    ({'cycles': 2, 'ramp_fraction': 0.5}, [0, 1, 0, 1, 0]),
-    (
-      {'cycles': 2, 'zero_fraction': 0.5, 'ramp_fraction': 0.5},
-      [0, 0, 0, 0, 0],
-    ),
-    (
-      {'cycles': 1, 'zero_fraction': 0.25, 'ramp_fraction': 0.5},
-      [0, 0, 0.5, 1, 0],
-    ),
-    ({'schedule': 'constant', 'pretrain_fraction': 0.5}, [0, 0, 1, 1, 1]),
-    ({'schedule': 'monotonic', 'pretrain_fraction': 0.5}, [0, 0, 0, 1, 1]),
-  ],
-)
-def test_the_course_of_the_kl_term(fields, expected):
-  """At 0, 25, 50, 75 and 100 of 100 steps."""
-  kl_annealing = config_lib.KLAnnealing(**fields)
-  found = [
-    losses.kl_schedule(kl_annealing, 100, step) for step in range(0, 101, 25)
-  ]
-  np.testing.assert_allclose(found, expected, atol=1e-6)
+  batch = toy.batch(2)
+  mean = gemini.apply(model, params, batch, True, method='forward')
+  one, again = loss(batch), loss(toy.batch(2))
+  assert one == again
+  # Other targets, another draw: what differs is not the targets alone.
+  rngs = {'latent': jax.random.fold_in(jax.random.key(0), 1)}
+  drawn = gemini.apply(model, params, batch, True, rngs=rngs, method='forward')
+  assert not np.allclose(mean.latent.z_BZ, drawn.latent.z_BZ)

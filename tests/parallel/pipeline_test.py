@@ -82,7 +82,7 @@ def trained(name):
   mesh, model = parts(config)
   optimizer = optimizer_lib.make_optimizer(config.optimizer, 100)
   abstract = state_lib.abstract_state(config, model, optimizer, mesh)
-  put = lambda batch: jax.device_put(batch, sharding.of_batch(mesh))
+  put = lambda batch: jax.device_put(batch, sharding.batch_sharding(mesh))
   with sharding.use(mesh):
     state = state_lib.init_state(config, model, optimizer, abstract)
     update = loop.compile_step(

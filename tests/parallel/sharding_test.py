@@ -22,6 +22,7 @@ from gemini_jax.models import gemini
 from gemini_jax.objectives import losses as losses_lib
 from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.parallel import placement, sharding
+from gemini_jax.plan import collectives, execution, hlo, network
 from gemini_jax.train import gradient as gradient_lib
 from gemini_jax.train import loop
 from gemini_jax.train import optimizer as optimizer_lib
@@ -58,7 +59,7 @@ def test_a_process_loads_the_rows_that_its_devices_hold(
   parallel = config_lib.Parallel(**sizes)
   real = mesh_lib.make_mesh(parallel)
   fake = mesh_lib.make_mesh(parallel, fake_devices.cpus(num_processes))
-  spans = sharding.of_batch(real).devices_indices_map((16, 8))
+  spans = sharding.batch_sharding(real).devices_indices_map((16, 8))
   held = [set() for _ in range(num_processes)]
   for device, other in zip(real.devices.flat, fake.devices.flat, strict=True):
     assert device.id == other.id
@@ -81,7 +82,7 @@ def test_a_batch_on_the_devices_is_the_batch(sizes):
   for leaf, expected in zip(
     jax.tree.leaves(placed), jax.tree.leaves(batch), strict=True
   ):
-    assert leaf.sharding == sharding.of_batch(mesh)
+    assert leaf.sharding == sharding.batch_sharding(mesh)
     np.testing.assert_array_equal(leaf, expected)
 
 
@@ -257,7 +258,7 @@ def compiled(name, accumulation_steps=1, kind='plain'):
   config = configure(fields, accumulation_steps=accumulation_steps)
   mesh = make_mesh(**(MESHES | EXPERT_MESHES)[name])
   model, optimizer, abstract = abstract_state(mesh, config)
-  put = lambda batch: jax.device_put(batch, sharding.of_batch(mesh))
+  put = lambda batch: jax.device_put(batch, sharding.batch_sharding(mesh))
   init = functools.partial(
     state_lib.init_state, config, model, optimizer, abstract
   )
@@ -390,6 +391,45 @@ def test_a_mesh_does_not_change_a_run_with_a_latent(name):
   batch = trained(name, kind='latent')[3]
   assert not batch.targets.sharding.is_fully_replicated
   assert_same_run(name, 'latent', ('kl', 'loss', 'grad_norm'), rel=1e-4)
+
+
+def test_a_split_length_is_not_gathered():
+  """Each device computes its part of every row's positions, and no other.
+
+  Only attention reads other devices' positions: keys, values and their masks.
+  """
+
+  def compile_for(name):
+    # Unrolled: XLA counts the body of a loop once.
+    config = configure(FIELDS | {'num_layers': 1, 'scan_layers': False})
+    mesh = make_mesh(**MESHES[name])
+    model, optimizer, abstract = abstract_state(mesh, config)
+    batch = jax.device_put(batch_of(0), sharding.batch_sharding(mesh))
+    with sharding.use(mesh):
+      program = loop.compile_step(config, model, optimizer, abstract, batch)
+    return program, network.Network(mesh, None)
+
+  program, links = compile_for('sequence')
+  gathered = []
+  for operation, _, _ in execution.walk(hlo.parse(program.as_text())):
+    kind = operation.opcode.removesuffix('-start')
+    if kind not in hlo.COLLECTIVES:
+      continue
+    devices = collectives.groups(operation.attributes, 4)
+    if 'sequence' not in links.axes(devices):
+      continue
+    if 'attention.attend' in operation.source:
+      if kind == 'all-gather':
+        gathered += [shape.kind for shape in operation.shapes]
+      continue
+    assert kind == 'all-reduce', operation.source
+    for shape in operation.shapes:
+      assert shape.dims[:2] != (ROWS, toy.T), operation.source
+  # Keys and values, once: the gradient of a gather is a sum.
+  assert gathered.count('f32') == 2
+  one, _ = compile_for('one')
+  flops = [p.cost_analysis()['flops'] for p in (program, one)]
+  assert 0.2 < flops[0] / flops[1] < 0.3
 
 
 @pytest.mark.parametrize(

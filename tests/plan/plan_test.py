@@ -14,8 +14,9 @@ import tiny
 from gemini_jax import command
 from gemini_jax import config as config_lib
 from gemini_jax.parallel import sharding
+from gemini_jax.plan import abstract as abstract_lib
 from gemini_jax.plan import compile as compile_lib
-from gemini_jax.plan import plan, report, suggestions, topology
+from gemini_jax.plan import page, plan, report, suggestions, topology
 from gemini_jax.train import flops
 from gemini_jax.train import state as state_lib
 from gemini_jax.train import step as step_lib
@@ -52,14 +53,14 @@ def on_first_device(tree):
 
 
 def test_bytes_of_the_state_and_the_batch_are_those_of_arrays(measured):
-  model, optimizer, abstract = compile_lib.layout(CONFIG, jax.devices())[1]
+  model, optimizer, abstract = abstract_lib.layout(CONFIG, jax.devices())[1]
   with sharding.use(measured.mesh):
     state = state_lib.init_state(CONFIG, model, optimizer, abstract)
     batch = jax.tree.map(
       lambda leaf: jax.device_put(
         np.zeros(leaf.shape, leaf.dtype), leaf.sharding
       ),
-      compile_lib.abstract_batch(CONFIG, measured.mesh),
+      abstract_lib.batch(CONFIG, measured.mesh),
     )
   outputs = measured.train.arguments
   assert outputs['parameters'] == on_first_device(state.params)
@@ -71,9 +72,9 @@ def test_bytes_of_the_state_and_the_batch_are_those_of_arrays(measured):
 
 
 def test_the_peak_is_what_the_compiled_step_needs(measured):
-  model, optimizer, abstract = compile_lib.layout(CONFIG, jax.devices())[1]
+  model, optimizer, abstract = abstract_lib.layout(CONFIG, jax.devices())[1]
   with sharding.use(measured.mesh):
-    batch = compile_lib.abstract_batch(CONFIG, measured.mesh)
+    batch = abstract_lib.batch(CONFIG, measured.mesh)
     step = step_lib.jitted(CONFIG, model, optimizer, abstract)
     memory = step.lower(abstract, batch, np.int32(0)).compile()
   analysis = memory.memory_analysis()
@@ -139,7 +140,7 @@ def test_a_plan_is_written_without_data_or_tokenizer(tmp_path, capsys):
   assert result['fits']
   assert result['num_devices'] == 8
   # 259 bytes and special ids, in rows of 64.
-  assert 'no tokenizer is trained: 320 rows' in result['assumptions'][0]
+  assert 'no tokenizer is trained; 320 rows' in result['assumptions'][0]
   assert result['mfu_bound'] is None
   assert result['decode']['bytes_per_device'] > 0
   assert sorted(path.name for path in (tmp_path / 'run').iterdir()) == [
@@ -211,11 +212,11 @@ def test_what_cannot_be_enough_is_not_compiled(measured):
   ):
     config = tiny.replace(CONFIG, 'plan.device_memory_bytes', limit)
     large = dataclasses.replace(measured, config=config, train=train)
-    assert suggestions.is_too_little(changes, large) == expected
+    assert suggestions.is_not_enough(changes, large) == expected
     # Where nothing is known, nothing is left out.
     unknown = dataclasses.replace(train, peak=None)
     large = dataclasses.replace(large, train=unknown)
-    assert not suggestions.is_too_little(changes, large)
+    assert not suggestions.is_not_enough(changes, large)
 
 
 def test_suggestions_can_be_typed(tmp_path):
@@ -323,7 +324,7 @@ def test_hosts_of_gpus_have_times_and_an_end():
     assert executed == pytest.approx(flops.step_flops(config), rel=0.1)
     assert not topology.is_here(found.devices)
     seconds.append({c.axes: c.seconds for c in found.train.collectives})
-    shown = report.spell(result)
+    shown = page.spell(result)
     assert '75% of the 79.1 GiB of a GPU' in shown
   assert ('data',) not in seconds[0]
   assert seconds[1]['data',] > 0

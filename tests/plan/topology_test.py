@@ -22,10 +22,10 @@ HAS_CUDA = any(
     ('v5p', 'must be a chip and the shape of its slice, such as v4:4x4x4'),
     ('v5p-128', 'must be a chip'),
     ('v9:4x4x4', 'v5e:4x4, v5p:4x4x4, v6e:4x4, tpu7x:4x4x4'),
-    ('v5p:8x8', 'not a slice that is sold: 2x2x1, 2x2x2, 2x2x4, 2x4x4, or'),
+    ('v5p:8x8', 'not a slice on offer: 2x2x1, 2x2x2, 2x2x4, 2x4x4, or'),
     ('v5p:4x4x6', 'multiples of 4 up to 16x16x24'),
     ('v5p:4x4x64', 'multiples of 4 up to 16x16x24'),
-    ('v5e:32x32', 'not a slice that is sold: 1x1, 2x2'),
+    ('v5e:32x32', 'not a slice on offer: 1x1, 2x2'),
     ('v9:4x4x4', 'a100:1x8, h100-pcie:1x8, h100:1x8, h200:1x8, b200:1x8'),
     ('h100', 'hosts x GPUs of each, such as a100:1x8'),
     ('h100:8', 'must be a chip'),
@@ -55,7 +55,7 @@ def test_without_libtpu_it_says_what_to_install():
 def test_devices_are_of_the_kind(name, count):
   devices = topology.devices(name)
   assert len(devices) == count
-  known = chip.of(devices[0])
+  known = chip.find(devices[0])
   assert known is not None
   assert known.name == name.split(':')[0]
   assert not topology.is_here(devices)
@@ -73,7 +73,7 @@ def test_without_the_cuda_plugin_it_says_what_to_install():
 @pytest.mark.parametrize('name', chip.GPUS)
 def test_gpus_are_of_the_kind_and_in_hosts(name):
   devices = topology.devices(f'{name}:3x4')
-  assert chip.of(devices[0]) is chip.GPUS[name]
+  assert chip.find(devices[0]) is chip.GPUS[name]
   assert topology.hosts(devices).tolist() == [0] * 4 + [1] * 4 + [2] * 4
   assert not topology.is_here(devices)
   assert len(topology.devices(f'{name}:1x2', slices=2)) == 4

@@ -212,3 +212,16 @@ def test_remat_hides_nothing():
 
   found = diagnose(change, model={'remat': True})
   assert found.startswith('output of decoder layer 1, feedforward')
+
+
+def test_a_loss_beside_the_cross_entropy_is_named():
+  """The KL term overflows, z does not, and the decoder does not read it."""
+  config = {'latent': {'dim': 3, 'memory': 0}}
+
+  def change(params):
+    # The square of the mean is too large.
+    params['latent']['posterior']['bias'][0] = 1e30
+    params['latent_embedding']['kernel'][:] = 0.0
+
+  step, name = walk(0, change, model=config, data={'pack': False})
+  assert (step, name) == (3, 'the loss, in kl')

@@ -12,6 +12,7 @@ from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.kernels import dot_product_attention
 from gemini_jax.models import gemini
+from gemini_jax.objectives import losses
 from gemini_jax.train import flops
 
 LENGTH, MEMORY = 128, 96
@@ -205,7 +206,7 @@ def test_forward_flops_agree_with_what_is_traced(monkeypatch, name):
     lambda: nn.unbox(gemini.init_params(network, jax.random.key(0)))
   )
   traced = jax.make_jaxpr(
-    lambda params: network.apply({'params': params}, batch, method='sums')
+    lambda params: losses.model_sums(network, params, batch)
   )(params)
   masked = LENGTH**2 - pairs_by_hand(LENGTH, LENGTH, True)
   masked *= 4 * model.num_layers * model.num_heads * model.head_width

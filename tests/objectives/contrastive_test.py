@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gemini_jax.kernels import contrastive
+from gemini_jax.objectives import contrastive
 
 B, D = 6, 5
-PARAMETER = jnp.float32(contrastive.SCALE_INIT)
+SCALE = jnp.float32(1 / 0.07)
 
 
 def vectors(seed, rows=B):
@@ -47,7 +47,7 @@ def test_loss_is_the_definition():
     ({'same_BB': same_BB, 'weights_B': weights_B}, same_BB, weights_B),
   )
   found = [
-    float(contrastive.contrast(one_BD, other_BD, PARAMETER, **options).loss)
+    float(contrastive.info_nce(one_BD, other_BD, SCALE, **options).loss)
     for options, *_ in cases
   ]
   expected = [
@@ -59,8 +59,8 @@ def test_loss_is_the_definition():
 
 def test_aligned_is_less_than_shuffled():
   one_BD = vectors(0)
-  aligned = contrastive.contrast(one_BD, 3 * one_BD, PARAMETER)
-  shuffled = contrastive.contrast(one_BD, one_BD[::-1], PARAMETER)
+  aligned = contrastive.info_nce(one_BD, 3 * one_BD, SCALE)
+  shuffled = contrastive.info_nce(one_BD, one_BD[::-1], SCALE)
   assert aligned.loss < 0.1 < 2 < shuffled.loss
   assert aligned.accuracy == 1 and shuffled.accuracy == 0
 
@@ -72,25 +72,25 @@ def test_what_says_the_same_is_no_negative():
   one_BD = one_BD.at[1].set(one_BD[4])
   captions_B = np.array([0, 9, 2, 3, 9, 5])
   same_BB = captions_B[:, None] == captions_B[None]
-  parameter = jnp.float32(9.0)
-  told = contrastive.contrast(one_BD, other_BD, parameter, same_BB=same_BB)
-  untold = contrastive.contrast(one_BD, other_BD, parameter)
-  np.testing.assert_allclose(told.loss, 0, atol=1e-5)
-  np.testing.assert_allclose(untold.loss, 2 / B * np.log(2), rtol=1e-4)
-  assert told.accuracy == 1
+  scale = jnp.float32(100.0)
+  marked = contrastive.info_nce(one_BD, other_BD, scale, same_BB=same_BB)
+  unmarked = contrastive.info_nce(one_BD, other_BD, scale)
+  np.testing.assert_allclose(marked.loss, 0, atol=1e-5)
+  np.testing.assert_allclose(unmarked.loss, 2 / B * np.log(2), rtol=1e-4)
+  assert marked.accuracy == 1
 
 
 def test_nothing_drives_those_apart_that_say_the_same():
   """Two such pairs have no loss and no gradient, whatever their vectors."""
   loss = lambda x_BD, same_BB: (
-    contrastive.contrast(x_BD, vectors(1, 2), PARAMETER, same_BB=same_BB).loss
+    contrastive.info_nce(x_BD, vectors(1, 2), SCALE, same_BB=same_BB).loss
   )
-  told, untold = (
+  marked, unmarked = (
     jax.value_and_grad(loss)(vectors(0, 2), same_BB)
     for same_BB in (jnp.ones((2, 2), bool), None)
   )
-  assert told[0] == 0 < untold[0]
-  assert jnp.abs(told[1]).max() < 1e-6 < 1e-3 < jnp.abs(untold[1]).max()
+  assert marked[0] == 0 < unmarked[0]
+  assert jnp.abs(marked[1]).max() < 1e-6 < 1e-3 < jnp.abs(unmarked[1]).max()
 
 
 def test_pairs_of_weight_0_change_nothing():
@@ -99,10 +99,10 @@ def test_pairs_of_weight_0_change_nothing():
   kept = jnp.array([0, 2, 3, 5])
   found, gradient = jax.value_and_grad(
     lambda x_BD: (
-      contrastive.contrast(x_BD, other_BD, PARAMETER, weights_B=weights_B).loss
+      contrastive.info_nce(x_BD, other_BD, SCALE, weights_B=weights_B).loss
     )
   )(one_BD)
-  expected = contrastive.contrast(one_BD[kept], other_BD[kept], PARAMETER).loss
+  expected = contrastive.info_nce(one_BD[kept], other_BD[kept], SCALE).loss
   np.testing.assert_allclose(found, expected, rtol=1e-6)
   norms_B = jnp.linalg.norm(gradient, axis=1)
   np.testing.assert_array_equal(norms_B > 0, weights_B > 0)
@@ -111,8 +111,8 @@ def test_pairs_of_weight_0_change_nothing():
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_gradients_are_finite_and_lead_to_alignment(dtype):
   """Also of a vector of zeros, a batch of one and nothing that counts."""
-  loss = lambda x_BD, y_BD, parameter, weights_B: (
-    contrastive.contrast(x_BD, y_BD, parameter, weights_B=weights_B).loss
+  loss = lambda x_BD, y_BD, scale, weights_B: (
+    contrastive.info_nce(x_BD, y_BD, scale, weights_B=weights_B).loss
   )
   differentiate = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
   for one_BD, other_BD, weights_B in (
@@ -121,25 +121,16 @@ def test_gradients_are_finite_and_lead_to_alignment(dtype):
     (vectors(0), vectors(1), jnp.zeros(B)),
   ):
     value, gradients = differentiate(
-      one_BD.astype(dtype), other_BD.astype(dtype), PARAMETER, weights_B
+      one_BD.astype(dtype), other_BD.astype(dtype), SCALE, weights_B
     )
     assert value.dtype == jnp.float32
     assert jax.tree.all(
       jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), (value, gradients))
     )
-  state = (vectors(0), vectors(1), PARAMETER)
+  state = (vectors(0), vectors(1), SCALE)
   values = []
   for _ in range(60):
     value, gradients = differentiate(*state, jnp.ones(B))
     values.append(value)
     state = jax.tree.map(lambda x, g: x - 0.3 * g, state, gradients)
   assert values[-1] < 0.1 * values[0]
-
-
-def test_scale_is_bounded_and_never_stuck():
-  np.testing.assert_allclose(contrastive.scale(PARAMETER), 1 / 0.07, rtol=1e-5)
-  parameters = jnp.array([-50.0, -5, 0, 5, 50])
-  scales = contrastive.scale(parameters)
-  assert scales.min() >= 1 and scales.max() <= 100.001
-  assert (jnp.diff(scales) > 0).all()
-  assert jax.grad(contrastive.scale)(jnp.float32(8.0)) > 0

@@ -1,0 +1,125 @@
+"""Fields of one record, as a task reads them: texts, media and labels."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gemini_jax import config as config_lib
+from gemini_jax.data import media, medium, sources, unusable
+from gemini_jax.data import task as task_lib
+
+# The field that holds a record's labels, {attribute: value}.
+LABEL_FIELD = 'label'
+
+
+def texts_of(
+  source: sources.Source, record: dict[str, Any], task: task_lib.Task
+) -> tuple[str, ...]:
+  """`(text,)` or `(inputs, targets)`: texts of a task, without its media.
+
+  Raises:
+    UnusableError: a field is missing, empty or not text.
+  """
+  return tuple(
+    ''.join(
+      text_of(record, piece, source.names)
+      for piece in part
+      if piece.kind not in config_lib.KINDS
+    )
+    for part in task.parts
+  )
+
+
+def medium_of(
+  source: sources.Source,
+  record: dict[str, Any],
+  piece: task_lib.Piece,
+  config: config_lib.Data,
+  model: config_lib.Model,
+) -> medium.Medium:
+  """A picture, sound or video of a record, on the canvas of the model.
+
+  Raises:
+    UnusableError: the field is missing or cannot be read.
+  """
+  value = record.get(piece.value)
+  if value is None:
+    raise unusable.AbsentError(f'no field {piece.value!r}')
+  try:
+    return media.read(
+      piece.kind,
+      value,
+      model,
+      config.audio_sample_rate,
+      source.rows.folder,
+      config.max_media_pixels,
+    )
+  except unusable.UnusableError as error:
+    # A numpy scalar has no length, so `not value` would be wrong for it.
+    is_empty = isinstance(value, str | bytes | list) and not value
+    is_empty |= isinstance(value, np.ndarray) and not value.size
+    kind = unusable.EmptyError if is_empty else unusable.UnusableError
+    raise kind(f'{piece.value!r}: {error}') from error
+
+
+def label_of(record: dict[str, Any]) -> dict[str, str]:
+  """The attributes of a record and their values, as text.
+
+  Raises:
+    UnusableError: the record has none, or a value is not text, a number or a
+      boolean.
+  """
+  label = record.get(LABEL_FIELD)
+  if not isinstance(label, dict) or not label:
+    raise unusable.UnusableError(f'no {LABEL_FIELD!r} of attributes and values')
+  # A value of null means that it is unknown.
+  known = {name: value for name, value in label.items() if value is not None}
+  for name, value in known.items():
+    if not isinstance(value, str | int | float):
+      raise unusable.UnusableError(
+        f'{LABEL_FIELD!r} of {name!r} is not text, a number or a boolean'
+      )
+  return {
+    name: value if isinstance(value, str) else json.dumps(value)
+    for name, value in known.items()
+  }
+
+
+def text_of(
+  record: Mapping[str, Any],
+  piece: task_lib.Piece,
+  names: Mapping[str, Sequence[str]],
+) -> str:
+  """The text of a literal or of a field.
+
+  Args:
+    record: fields by name.
+    piece: a literal or a field of text.
+    names: names of the values of fields that are numbers.
+
+  Raises:
+    UnusableError: the field is missing, empty or not text.
+  """
+  if piece.kind == task_lib.LITERAL:
+    return piece.value
+  field = piece.value
+  value = record.get(field)
+  if value is None:
+    raise unusable.AbsentError(f'no field {field!r}')
+  if field in names and isinstance(value, int | np.integer):
+    if not 0 <= value < len(names[field]):
+      raise unusable.UnusableError(f'{field!r} is a number without a name')
+    value = names[field][int(value)]
+  try:
+    if isinstance(value, bytes):
+      value = value.decode('utf-8')
+    if not isinstance(value, str):
+      raise unusable.UnusableError(f'{field!r} is not text')
+    value.encode('utf-8')
+  except UnicodeError as error:
+    raise unusable.UnusableError(f'{field!r} is not Unicode') from error
+  if not value:
+    raise unusable.EmptyError(f'{field!r} is empty')
+  return value
