@@ -78,7 +78,7 @@ def abstract_params(model: gemini.Gemini, mesh: Mesh) -> Any:
       boxed,
       is_leaf=is_boxed,
     ),
-    sharding.of_params(mesh, boxed),
+    sharding.param_shardings(mesh, boxed),
   )
 
 
