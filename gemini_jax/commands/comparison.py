@@ -17,8 +17,8 @@ from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
 from gemini_jax.data import loader, splits
 from gemini_jax.evaluate import likelihood, ngram
+from gemini_jax.parallel import compilation, sharding
 from gemini_jax.parallel import mesh as mesh_lib
-from gemini_jax.parallel import sharding
 
 T = TypeVar('T')
 
@@ -203,7 +203,7 @@ def open_run(workdir: str) -> run_lib.Run:
     bool(run.checkpoints.steps()),
     f'{workdir} holds no checkpoint; train it first',
   )
-  run_lib.enable_compilation_cache(run.config)
+  compilation.enable_cache(run.config)
   return run
 
 

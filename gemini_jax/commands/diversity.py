@@ -34,7 +34,7 @@ from gemini_jax.infer import generation, latents
 from gemini_jax.infer import samples as samples_lib
 from gemini_jax.models import gemini
 from gemini_jax.parallel import sharding
-from gemini_jax.train import metrics
+from gemini_jax.train import metrics_file
 
 FLAGS: dict[str, str | None] = {
   'workdirs': None,
@@ -250,7 +250,7 @@ def _mark_copies(
 
 def _last_test(workdir: pathlib.Path) -> dict[str, float]:
   """The last numbers of the test split that the run has logged."""
-  for line in metrics.newest_lines(workdir):
+  for line in metrics_file.newest_lines(workdir):
     values = {
       name.removeprefix('test/'): value
       for name, value in line.items()

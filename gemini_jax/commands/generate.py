@@ -11,7 +11,7 @@ from typing import Any
 
 from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
-from gemini_jax.evaluate import gallery, media_metrics
+from gemini_jax.evaluate import gallery
 from gemini_jax.infer import (
   generation,
   media_generation,
@@ -20,7 +20,7 @@ from gemini_jax.infer import (
   waveform,
 )
 from gemini_jax.infer import samples as samples_lib
-from gemini_jax.parallel import processes, sharding
+from gemini_jax.parallel import compilation, processes, sharding
 from gemini_jax.steer import controller as controller_lib
 
 
@@ -45,7 +45,7 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
   examples = (
     controller_lib.choose_examples(config) if config.generate.steer else None
   )
-  run_lib.enable_compilation_cache(run.config)
+  compilation.enable_cache(run.config)
   with sharding.use(run.mesh):
     restored = run.restore_params(config.generate.checkpoint)
     logging.info('generating with step %d', restored.step)
@@ -172,7 +172,7 @@ def _write_media(
     path.write_text(''.join(f'{json.dumps(line)}\n' for line in lines))
     gallery.write(
       page,
-      [media_metrics.drawn(sample.values) for sample in samples],
+      [gallery.as_picture(sample.values) for sample in samples],
       [asked.text] * len(samples),
     )
   print(

@@ -21,7 +21,7 @@ from gemini_jax.data import splits, tokenizer_training
 from gemini_jax.models import build
 from gemini_jax.parallel import processes
 from gemini_jax.train import lock as lock_lib
-from gemini_jax.train import metrics, restoring
+from gemini_jax.train import metrics_file, restoring
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import starting_point as starting_point_lib
 from gemini_jax.train import state as state_lib
@@ -110,7 +110,7 @@ class Session:
         f'{error}; {_advice(self.run.workdir)}'
       ) from error
     size = self._check_manifest(restored) if restored else 0
-    metrics.check_record(self.run.workdir, size)
+    metrics_file.check(self.run.workdir, size)
     return restored
 
   def _check_manifest(self, restored: checkpointer.Restored) -> int:
@@ -186,7 +186,7 @@ def _advice(path: pathlib.Path) -> str:
   """What a user can do whose checkpoints are of no use."""
   return (
     'put a copy of one back, or begin anew in another --workdir, or here '
-    f'after moving {metrics.FILE} and checkpoints away from {path}'
+    f'after moving {metrics_file.FILE} and checkpoints away from {path}'
   )
 
 
@@ -208,15 +208,15 @@ def _check_not_lost(
   if (path / run_lib.CONFIG_FILE).exists():
     train = config_lib.read(path / run_lib.CONFIG_FILE).train
   first = min(train.save_every, train.num_steps)
-  line = next(metrics.newest_lines(path), {'step': 0})
+  line = next(metrics_file.newest_lines(path), {'step': 0})
   # What is evaluated was saved before.
   saved = line['step'] > first or (
     line['step'] == first and 'train/loss' not in line
   )
   config_lib.check(
     not saved or checkpoints.has_leftovers(),
-    f'{path / metrics.FILE} goes to step {line["step"]:,}, but there is no '
-    f'checkpoint; {_advice(path)}',
+    f'{path / metrics_file.FILE} goes to step {line["step"]:,}, but there is '
+    f'no checkpoint; {_advice(path)}',
   )
 
 

@@ -265,8 +265,8 @@ def test_what_makes_no_microbatches_runs_layer_by_layer():
       '(4) * parallel.microbatches (2) * parallel.data (2) = 16',
     ),
     (
-      {'eval': {'batch_size': 6}, 'parallel': {'data': 2}},
-      'eval.batch_size=6 must be a multiple of parallel.microbatches (2) * '
+      {'evaluate': {'batch_size': 6}, 'parallel': {'data': 2}},
+      'evaluate.batch_size=6 must be a multiple of parallel.microbatches (2) * '
       'parallel.data (2) = 4',
     ),
   ],
