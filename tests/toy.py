@@ -13,7 +13,7 @@ import numpy as np
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.models import gemini
-from gemini_jax.parallel import sharding
+from gemini_jax.parallel import mesh as mesh_lib
 
 VOCAB_SIZE = 23
 B, T, S = 2, 12, 7
@@ -97,7 +97,7 @@ def batch(rows=B, length=T, seed=0, segments=None, prefix=None, encoder=None):
 def make_mesh(**sizes):
   """A mesh of fake devices; axes that are not named have one."""
   sizes = {'data': 1} | sizes
-  return sharding.make_mesh(
+  return mesh_lib.make_mesh(
     config_lib.Parallel(**sizes), jax.devices()[: math.prod(sizes.values())]
   )
 
