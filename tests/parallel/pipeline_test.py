@@ -101,7 +101,7 @@ def test_stages_do_not_change_the_run(name):
   _, state, records = trained(name)
   for ours, expected in zip(records, plain[2], strict=True):
     assert ours['finite']
-    for metric in ('loss', 'grad_norm', 'accuracy', 'tokens'):
+    for metric in ('loss', 'grad_norm', 'token_accuracy', 'tokens'):
       assert ours[metric] == pytest.approx(expected[metric], rel=1e-5), metric
   assert len({record['loss'] for record in records}) == 4
   jax.tree.map(
