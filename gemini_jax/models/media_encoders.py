@@ -71,27 +71,7 @@ class Encoder(nn.Module):
     # Whether the stem's output passes through further layers.
     refined = bool(part.num_layers or part.num_tokens)
     scale = 1.0 if refined else soft_scale
-    if self.kind == 'image':
-      image = config.image
-      stem: Any = stems.ImageStem(
-        image.patch,
-        config.width,
-        image.num_blocks,
-        scale=scale,
-        **types,
-        name='stem',
-      )
-    else:
-      audio = config.audio
-      stem = stems.AudioStem(
-        audio.patch,
-        audio.hop_samples,
-        config.width,
-        scale=scale,
-        **types,
-        name='stem',
-      )
-    x_BND, positions = stem(values, sizes_BR)
+    x_BND, positions = self.stem(scale, types)(values, sizes_BR)
     x_BND = spmd.with_logical_constraint(x_BND, ('batch', None, None))
 
     def add_positions(x_BND):
@@ -127,6 +107,27 @@ class Encoder(nn.Module):
         name='projector',
       )('BND,DE->BNE', x_BND)
     return jnp.where(real_BN[..., None], x_BND, 0), count_B
+
+  def stem(self, scale: float, types: dict[str, Any]) -> nn.Module:
+    """The stem of this kind of media."""
+    config = self.config
+    if self.kind == 'image':
+      return stems.ImageStem(
+        config.image.patch,
+        config.width,
+        config.image.num_blocks,
+        scale=scale,
+        **types,
+        name='stem',
+      )
+    return stems.AudioStem(
+      config.audio.patch,
+      config.audio.hop_samples,
+      config.width,
+      scale=scale,
+      **types,
+      name='stem',
+    )
 
   def trunk(
     self,

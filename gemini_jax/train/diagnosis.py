@@ -110,16 +110,17 @@ def _first_output(
     nonlocal stack, num_layers, layer
     path = '/'.join(context.module.path)
     kind = type(context.module).__name__
-    # A stack calls methods of its own within `__call__`.
-    is_stack = kind == 'Stack' and context.method_name == '__call__'
+    # Stacks and blocks call methods of their own within `__call__`.
+    is_call = context.method_name == '__call__'
+    is_stack = is_call and kind == 'Stack'
     if is_stack:
       stack, num_layers, layer = path, context.module.num_layers, -1
-    elif kind == 'Block':
+    elif is_call and kind == 'Block':
       # From the first again, with the next microbatch.
       layer = (layer + 1) % num_layers
     # Blocks are applied one by one, so their paths begin inside them.
     name = f'{stack} layer {layer}, {path or kind}' if stack else path or kind
-    if context.method_name != '__call__':
+    if not is_call:
       name = f'{name}.{context.method_name}'
     output = next_function(*args, **kwargs)
     if is_stack:
