@@ -34,6 +34,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.loss_weights.media_nll = 0.1
   config.loss_weights.detail = 0.1
   config.train.label_smoothing = 0.0
-  config.eval.judged = 300
+  config.evaluate.evaluators = ('judged_media',)
+  config.evaluate.judged_media.num_examples = 300
   config.generate.temperature = 1.0
   return config

@@ -60,7 +60,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.train.log_every = 50
   # A word has few tokens compared with a picture.
   config.loss_weights.media_nll = 0.1
-  config.eval.batch_size = 200
-  config.eval.judged = 2000
+  config.evaluate.batch_size = 200
+  config.evaluate.evaluators = ('judged_media',)
+  config.evaluate.judged_media.num_examples = 2000
   config.generate.temperature = 1.0
   return config

@@ -55,6 +55,6 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.train.eval_every = 500
   config.train.save_every = 500
   config.train.log_every = 50
-  config.eval.batch_size = 200
+  config.evaluate.batch_size = 200
   config.generate.temperature = 0.0
   return config

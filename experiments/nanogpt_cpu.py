@@ -35,6 +35,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.train.eval_every = 500
   config.train.save_every = 500
   config.train.log_every = 50
-  config.eval.batch_size = 48
-  config.eval.samples = ('\n',)
+  config.evaluate.batch_size = 48
+  config.evaluate.evaluators = ('samples',)
+  config.evaluate.samples.prompts = ('\n',)
   return config

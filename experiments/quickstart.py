@@ -33,5 +33,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.train.eval_every = 100
   config.train.save_every = 200
   config.train.log_every = 20
-  config.eval.samples = ('The "with" statement', 'A class definition')
+  config.evaluate.evaluators = ('samples',)
+  config.evaluate.samples.prompts = (
+    'The "with" statement',
+    'A class definition',
+  )
   return config

@@ -40,5 +40,6 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.train.log_every = 100
   config.train.eval_every = 350
   config.train.save_every = 350
-  config.eval.exact_match = 500
+  config.evaluate.evaluators = ('exact_match',)
+  config.evaluate.exact_match.num_examples = 500
   return config

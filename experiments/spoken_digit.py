@@ -50,5 +50,5 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.train.save_every = 500
   config.train.log_every = 50
   config.train.label_smoothing = 0.1
-  config.eval.batch_size = 100
+  config.evaluate.batch_size = 100
   return config

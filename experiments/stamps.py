@@ -71,7 +71,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.train.eval_every = 500
   config.train.save_every = 500
   config.train.log_every = 50
-  config.eval.captions = 95
-  config.eval.judged = 24
-  config.eval.retrieval = 95
+  config.evaluate.evaluators = ('retrieval', 'captions', 'judged_media')
+  config.evaluate.retrieval.num_examples = 95
+  config.evaluate.captions.num_examples = 95
+  config.evaluate.judged_media.num_examples = 24
+  config.evaluate.judged_media.temperature = 0.8
   return config

@@ -52,6 +52,7 @@ def set_data(config, source):
   config.data.test = (f'{source}#[19::20]',)
   config.data.pack = False
   config.data.batch_size = 64
+  config.evaluate.evaluators = ('likelihood',)
   config.tokenizer.kind = 'sentencepiece'
   config.tokenizer.vocab_size = 8192
 

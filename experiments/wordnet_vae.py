@@ -48,6 +48,6 @@ def get_config(arg=''):
   config.train.num_steps = 800
   config.train.eval_every = 400
   config.train.save_every = 400
-  config.eval.importance_samples = 50
+  config.evaluate.likelihood.importance_samples = 50
   config.generate.max_tokens = 32
   return config

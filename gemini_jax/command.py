@@ -19,11 +19,11 @@ from ml_collections import config_flags
 
 from gemini_jax import config as config_lib
 from gemini_jax import host
-from gemini_jax.config import manual
+from gemini_jax.config import legacy, manual
 
 # Sections that say what is done with a trained run, and on which devices; the
 # others say what it is.
-_OF_USE = ('parallel', 'eval', 'generate', 'plan')
+_OF_USE = ('parallel', 'evaluate', 'generate', 'plan')
 # The name under which an experiment is imported.
 _EXPERIMENT = 'experiment_config'
 
@@ -329,6 +329,11 @@ def _unknown_field(
     flag, *fields = argument.lstrip('-').split('=')[0].split('.')
     if flag not in ('config', 'noconfig'):
       continue
+    path = '.'.join(fields)
+    if (new := legacy.field(path)) != path:
+      is_option = new.startswith('evaluate.') and new.count('.') > 1
+      more = ', for an evaluator in evaluate.evaluators' if is_option else ''
+      return config_lib.ConfigError(f'{path} is now {new}{more}')
     section: Any = config_lib.to_config_dict()
     for depth, name in enumerate(fields):
       known = list(section.keys()) if hasattr(section, 'keys') else []

@@ -18,7 +18,7 @@ Modes:
 FILE is an experiment with a function get_config, to which ARG goes. Once DIR
 holds a run, --config may be left out: DIR/config.json stands for it. With
 --mode=eval and --mode=generate that file also decides what the run is; of a
-FILE, only its sections parallel, eval, generate and plan are read then.
+FILE, only its sections parallel, evaluate, generate and plan are read then.
 --config.field=value changes a field of either.
 
   --help --config=FILE   every field of that config: value, type, meaning
@@ -83,14 +83,14 @@ def _main(argv: Sequence[str], owns_process: bool) -> int:
   # Imported once the flags are known to be right: jax takes a second.
   with host.no_interrupt():
     from gemini_jax.checkpoint import checkpointer
-    from gemini_jax.commands import generate
+    from gemini_jax.commands import evaluate, generate
     from gemini_jax.parallel import processes
     from gemini_jax.plan import plan
     from gemini_jax.train import lock, loop
 
   run = {
     'train': loop.train,
-    'eval': loop.evaluate,
+    'eval': evaluate.evaluate,
     'generate': generate.generate,
     'plan': plan.plan,
   }

@@ -71,7 +71,7 @@ class Run:
     """The batches of a split, this process's share of each."""
     batch_size = self.config.data.batch_size
     if split != 'train':
-      batch_size = self.config.eval.batch_size or batch_size
+      batch_size = self.config.evaluate.batch_size or batch_size
     return loader_lib.Loader(
       self.config.data,
       self.tokenizer,
@@ -83,7 +83,9 @@ class Run:
     )
 
   def restore_params(
-    self, which: Literal['latest', 'best'] | str = 'latest'
+    self,
+    which: Literal['latest', 'best'] | str = 'latest',
+    field: str = 'generate.checkpoint',
   ) -> RestoredParams:
     """The parameters to evaluate and to generate with, without the rest.
 
@@ -92,6 +94,7 @@ class Run:
 
     Args:
       which: 'latest', or 'best' by validation loss.
+      field: of the config that says so, for messages.
 
     Raises:
       ConfigError: there is no checkpoint that is whole.
@@ -99,7 +102,7 @@ class Run:
     abstract = build.abstract_params(self.model, self.mesh)
     select = lambda saved: parameters.select(saved, abstract).arrays
     for _ in range(_MAX_READS):
-      step, remedy = self._step_to_read(which)
+      step, remedy = self._step_to_read(which, field)
       try:
         restored = self.checkpoints.restore_arrays(select, step)
       except checkpointer.DamageError as error:
@@ -113,7 +116,7 @@ class Run:
         return RestoredParams(restored.step, selection.params(restored.state))
     raise config_lib.ConfigError(f'--workdir={self.workdir} was emptied')
 
-  def _step_to_read(self, which: str) -> tuple[int | None, str]:
+  def _step_to_read(self, which: str, field: str) -> tuple[int | None, str]:
     """The step of the best checkpoint, or None; and what helps if it is lost.
 
     Raises:
@@ -127,11 +130,11 @@ class Run:
     if which != 'best':
       return None, 'put a copy of one back'
     best = self.checkpoints.agreed_best()
-    remedy = 'use --config.generate.checkpoint=latest'
+    remedy = f'use --config.{field}=latest'
     config_lib.check(
       best is not None,
-      f'generate.checkpoint=best: no checkpoint of --workdir='
-      f'{self.workdir} was saved at a step that was validated; {remedy}',
+      f'{field}=best: no checkpoint of --workdir={self.workdir} was saved at '
+      f'a step that was validated; {remedy}',
     )
     return best, remedy
 
@@ -196,7 +199,7 @@ def make_mesh(config: config_lib.Config) -> Mesh:
   mesh = mesh_lib.make_mesh(config.parallel)
   for field, size in (
     ('data.batch_size', config.data.batch_size),
-    ('eval.batch_size', config.eval.batch_size),
+    ('evaluate.batch_size', config.evaluate.batch_size),
   ):
     if size is not None:
       sharding.check_batch(mesh, size, field)
@@ -236,7 +239,7 @@ def _check_same_model(path: pathlib.Path, config: config_lib.Config):
       f'{value} here; use another --workdir or the same config',
     )
   for field, before, value in differences:
-    if not field.startswith(('eval.', 'generate.', 'plan.')):
+    if not field.startswith(('evaluate.', 'generate.', 'plan.')):
       logging.info(
         '%s was %s in this workdir and is now %s', field, before, value
       )
@@ -322,17 +325,6 @@ def _check_same_tokenizer(
           'one of a copy of the run in its place',
         )
     return
-
-
-def enable_compilation_cache(config: config_lib.Config):
-  """Keeps compiled programs on disk, unless the config or user says no."""
-  path = config.train.compilation_cache
-  if path is None:
-    path = host.cache_folder('xla')
-  # JAX defines its settings as it runs, which a type checker cannot see.
-  current = jax.config.jax_compilation_cache_dir  # pyright: ignore
-  if path and not current:
-    jax.config.update('jax_compilation_cache_dir', str(host.expand_path(path)))
 
 
 def device_batches(

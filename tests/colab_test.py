@@ -19,7 +19,7 @@ DATA = ROOT.parent / 'shared' / 'tfds'
 SHORT = (
   '--config.train.num_steps=4 --config.train.log_every=2 '
   '--config.train.eval_every=4 --config.train.save_every=4 '
-  '--config.generate.max_tokens=4'
+  '--config.generate.max_tokens=4 --config.evaluate.samples.max_tokens=4'
 )
 
 

@@ -104,7 +104,7 @@ def run(tmp_path):
   config.model.vocab_size = 320
   config.model.norm = 'pre_post'
   config.data.test = ('reverse:9',)
-  config.eval.judged = 5
+  config.evaluate.judged_media.num_examples = 5
   config = config_lib.from_config_dict(config)
   folder = tmp_path / 'run'
   folder.mkdir()
@@ -146,7 +146,7 @@ def test_an_experiment_says_how_a_run_is_used(run, file, caplog):
     assert used.model == config.model
     assert used.data == config.data
     assert used.generate.prompt == 'a'
-    assert used.eval.judged == 0
+    assert used.evaluate.judged_media.num_examples == 300
     # What is not used is said, save what a flag decides.
     assert 'than the run in data.test, model.norm: those' in caplog.text
   for mode in ('train', 'plan'):

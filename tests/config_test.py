@@ -254,10 +254,13 @@ RANGES = {
     1.0,
     'train.kl_annealing.word_dropout=1.0 must be at least 0 and below 1',
   ),
-  'eval.latent_examples': (-1, 'eval.latent_examples=-1 must be at least 0'),
-  'eval.importance_samples': (
+  'evaluate.likelihood.num_examples': (
     0,
-    'eval.importance_samples=0 must be at least 1',
+    'evaluate.likelihood.num_examples=0 must be at least 1',
+  ),
+  'evaluate.likelihood.importance_samples': (
+    0,
+    'evaluate.likelihood.importance_samples=0 must be at least 1',
   ),
   'generate.num_labels': (1, 'generate.num_labels=1 must be at least 2'),
   'generate.latent_temperature': (
@@ -286,7 +289,10 @@ RANGES = {
   'train.eval_every': (0, 'train.eval_every=0 must be at least 1'),
   'train.save_every': (0, 'train.save_every=0 must be at least 1'),
   'train.keep_last': (0, 'train.keep_last=0 must be at least 1'),
-  'eval.exact_match': (-1, 'eval.exact_match=-1 must be at least 0'),
+  'evaluate.exact_match.num_examples': (
+    0,
+    'evaluate.exact_match.num_examples=0 must be at least 1',
+  ),
   'generate.count': (0, 'generate.count=0 must be at least 1'),
   'generate.max_tokens': (0, 'generate.max_tokens=0 must be at least 1'),
   'generate.beam_size': (0, 'generate.beam_size=0 must be at least 1'),
@@ -410,9 +416,18 @@ RANGES = {
     'data.inputs_dropout=1.0 must be at least 0 and below 1',
   ),
   'data.audio_sample_rate': (0, 'data.audio_sample_rate=0 must be at least 1'),
-  'eval.judged': (-1, 'eval.judged=-1 must be at least 0'),
-  'eval.captions': (-1, 'eval.captions=-1 must be at least 0'),
-  'eval.retrieval': (-1, 'eval.retrieval=-1 must be at least 0'),
+  'evaluate.judged_media.guidance': (
+    -1.0,
+    'evaluate.judged_media.guidance=-1.0 must be at least 0',
+  ),
+  'evaluate.captions.num_examples': (
+    -1,
+    'evaluate.captions.num_examples=-1 must be at least 1',
+  ),
+  'evaluate.retrieval.num_examples': (
+    -1,
+    'evaluate.retrieval.num_examples=-1 must be at least 1',
+  ),
   'model.contrast_dim': (-1, 'model.contrast_dim=-1 must be at least 0'),
   'generate.guidance': (
     -1.0,
@@ -474,8 +489,8 @@ RANGES = {
     10**14,
     'tokenizer.vocab_size=100000000000000 must be at most 16,777,216',
   ),
-  'eval.max_batches': (0, 'eval.max_batches=0 must be at least 1'),
-  'eval.batch_size': (-4, 'eval.batch_size=-4 must be at least 1'),
+  'evaluate.max_batches': (0, 'evaluate.max_batches=0 must be at least 1'),
+  'evaluate.batch_size': (-4, 'evaluate.batch_size=-4 must be at least 1'),
   'generate.length_penalty': (
     math.nan,
     'generate.length_penalty=nan must be a finite number, at least -5 and at '
@@ -571,10 +586,6 @@ CONFLICTS = [
     'model.contrast_dim=8 compares the examples of rows; set data.pack=False',
   ),
   (
-    {'eval.retrieval': 8},
-    'eval.retrieval=8 needs vectors of both sides; set model.contrast_dim',
-  ),
-  (
     {'model.latent': {'dim': 3, 'memory': 0, 'embedding': False}},
     'model.latent.memory=0 needs model.latent.embedding=True: the decoder '
     'would not see z',
@@ -603,13 +614,8 @@ CONFLICTS = [
     "generate.prompt='caf\\udce9' is not Unicode text in UTF-8",
   ),
   (
-    {'eval.samples': ('a', '\ud800')},
-    "eval.samples[1]='\\ud800' is not Unicode text in UTF-8",
-  ),
-  (
-    {'eval.exact_match': 5},
-    'eval.exact_match=5 needs pairs; set data.inputs_field and '
-    'data.targets_field',
+    {'evaluate.samples': {'prompts': ('a', '\ud800')}},
+    "evaluate.samples.prompts[1]='\\ud800' is not Unicode text in UTF-8",
   ),
   (
     {'model.num_heads': 3},
@@ -791,9 +797,9 @@ CONFLICTS = [
       'model.architecture': 'encoder_decoder',
       'data.objective': 'seq2seq',
       'data.inputs_length': 2**20,
-      'eval.batch_size': 2**10,
+      'evaluate.batch_size': 2**10,
     },
-    'eval.batch_size=1024 rows of data.sequence_length=256 and '
+    'evaluate.batch_size=1024 rows of data.sequence_length=256 and '
     'data.inputs_length=1048576 are 1,074,003,968 tokens; a batch holds at '
     'most 268,435,456',
   ),
@@ -1065,7 +1071,10 @@ OVERRIDES = {
     ('local', 'global'),
   ),
   "--config.data.train=('a:b','c:d')": ('data.train', ('a:b', 'c:d')),
-  "--config.eval.samples=('One, two',)": ('eval.samples', ('One, two',)),
+  "--config.evaluate.evaluators=('samples', 'captions')": (
+    'evaluate.evaluators',
+    ('samples', 'captions'),
+  ),
   '--config.model.rope_llama3_factors=(4.0,1.0,2.0)': (
     'model.rope_llama3_factors',
     (4.0, 1.0, 2.0),
@@ -1091,7 +1100,9 @@ WRONG_FLAGS = {
   ),
   '--config.generate.length_penalty=nan': RANGES['generate.length_penalty'][1],
   '--config.train.seed=99999999999999999999': RANGES['train.seed'][1],
-  '--config.eval.max_batches=0': 'eval.max_batches=0 must be at least 1',
+  '--config.evaluate.max_batches=0': (
+    'evaluate.max_batches=0 must be at least 1'
+  ),
   '--config.model.mlp_dim=-1': 'model.mlp_dim=-1 must be at least 1',
   '--config.model.audio.autoencoder.width=0': (
     'model.audio.autoencoder.width=0 must be at least 1'

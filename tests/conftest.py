@@ -55,7 +55,7 @@ _SLOW = {
   'train/diagnosis_test.py::test_a_layer_in_stages': (),
   'train/loop_test.py::test_an_encoder_decoder': (),
   'train/loop_test.py::test_options_survive_a_restart': ('[average]',),
-  'evaluate/media_metrics_test.py::test_media_are_judged': (),
+  'evaluate/judged_media_test.py::test_media_are_judged': (),
   'plan/plan_test.py::test_what_does_not_fit': (),
   'plan/plan_test.py::test_hosts_of_gpus': (),
   'plan/compiler_errors_test.py': (),

@@ -320,7 +320,7 @@ def damage(out, kind, count):
 def kill(out, count):
   """Kills a run `count` times; whether it ends like one left alone."""
   import tiny
-  from gemini_jax.train import metrics
+  from gemini_jax.train import metrics_file
 
   shutil.rmtree(out, ignore_errors=True)
   out.mkdir(parents=True)
@@ -350,7 +350,9 @@ def kill(out, count):
         process.wait()
         kills += 1
     assert process.returncode == 0, process.stdout.read()
-    lines = [tiny.metrics(folder, *metrics.TIMINGS) for folder in (run, whole)]
+    lines = [
+      tiny.metrics(folder, *metrics_file.TIMINGS) for folder in (run, whole)
+    ]
     arrays, wanted = tiny.arrays(run), tiny.arrays(whole)
     same &= lines[0] == lines[1] and arrays.keys() == wanted.keys()
     for path, leaf in wanted.items():

@@ -31,8 +31,8 @@ SIZES = (
   'model.scan_layers=False',
   'train.eval_every=1500',
   'train.save_every=1500',
-  'eval.importance_samples=500',
-  'eval.latent_examples=200',
+  'evaluate.likelihood.importance_samples=500',
+  'evaluate.likelihood.num_examples=200',
 )
 NUM_TEXTS, TEMPERATURE = 1000, 0.5
 

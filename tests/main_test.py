@@ -14,6 +14,7 @@ import pytest
 import tiny
 from gemini_jax import main
 from gemini_jax.checkpoint import checkpointer
+from gemini_jax.parallel import compilation
 from gemini_jax.train import loop
 
 
@@ -64,7 +65,7 @@ OVERRIDES = {
   '(decoder/layers/attention/key/kernel); use 1, 2',
   'data.batch_size=12': 'data.batch_size=12 must be a multiple of '
   'parallel.data = 8',
-  'eval.batch_size=3': 'eval.batch_size=3 must be a multiple of '
+  'evaluate.batch_size=3': 'evaluate.batch_size=3 must be a multiple of '
   'parallel.data = 8',
   'model.vocab_size=100': 'model.vocab_size=100 must be at least 259: 259 of '
   'the tokenizer and a placeholder for each kind of media',
@@ -337,12 +338,16 @@ def test_help_is_fast_and_ends_with_its_reader():
 
 # What is asked for at the end of a run, and what it is refused with at once.
 ENDINGS = {
-  "eval.samples=('a','{long}')": 'eval.samples[1] has 41 tokens; with '
-  'model.max_length=24 at most 23 fit',
-  "eval.samples=('\\udcff',)": 'is not Unicode text in UTF-8',
+  "evaluate.samples.prompts=('a','{long}')|evaluate.evaluators=('samples',)": (
+    'evaluate.samples.prompts[1] has 41 tokens; with model.max_length=24 at '
+    'most 23 fit'
+  ),
+  "evaluate.samples.prompts=('\\udcff',)": 'is not Unicode text in UTF-8',
   "data.train=('reverse:9',)|data.validation=()|data.inputs_field=inputs|"
   'data.targets_field=targets|data.sequence_length=64|model.max_length=64|'
-  'eval.exact_match=3': 'eval.exact_match=3 needs data.validation or data.test',
+  "evaluate.evaluators=('exact_match',)": (
+    'exact_match needs data.validation or data.test'
+  ),
   'train.wandb_project=p': "train.wandb_project='p' needs wandb",
 }
 
@@ -374,7 +379,7 @@ def test_an_interrupt_is_one_line(tmp_path, monkeypatch, capsys):
   def interrupted(*args):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(loop, 'timed_compile', interrupted)
+  monkeypatch.setattr(compilation, 'timed', interrupted)
   file = tiny.experiment(tmp_path)
   assert tiny.run(file, tmp_path / 'run') == 130
   assert capsys.readouterr().err == 'interrupted\n'

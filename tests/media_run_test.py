@@ -91,7 +91,8 @@ def trained(tmp_path_factory):
     'train.log_every = 1',
     'train.eval_every = 2',
     'train.save_every = 2',
-    'eval.captions = 4',
+    "evaluate.evaluators = ('captions',)",
+    'evaluate.captions.num_examples = 4',
   )
   records = []
   handler = logging.Handler()

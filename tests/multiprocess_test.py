@@ -14,7 +14,7 @@ import pytest
 
 import tiny
 from gemini_jax.checkpoint import checkpointer
-from gemini_jax.train import metrics
+from gemini_jax.train import metrics_file
 
 NUM_STEPS = 20
 # Seconds until a group must be done, or have noticed that one of it died.
@@ -145,7 +145,7 @@ def file(folder):
     'train.save_every = 5',
     'train.eval_every = 10',
     'train.keep_last = 9',
-    'eval.batch_size = 16',
+    'evaluate.batch_size = 16',
     "optimizer.schedule = 'constant'",
     'generate.temperature = 0.0',
     'parallel.data = 2',
@@ -171,7 +171,7 @@ def whole(folder, file):
 
 
 def curve(workdir):
-  return tiny.metrics(workdir, *metrics.TIMINGS)
+  return tiny.metrics(workdir, *metrics_file.TIMINGS)
 
 
 def assert_close(workdir, expected):

@@ -10,7 +10,7 @@ import pytest
 
 import tiny
 from gemini_jax.checkpoint import checkpointer
-from gemini_jax.train import metrics
+from gemini_jax.train import metrics_file
 
 NUM_STEPS = 100
 
@@ -55,8 +55,8 @@ def interrupt(process, number, step, delay):
 
 def assert_same(workdir, whole):
   assert (workdir / 'metrics.jsonl').read_text().endswith('}\n')
-  lines = tiny.metrics(workdir, *metrics.TIMINGS)
-  expected = tiny.metrics(whole, *metrics.TIMINGS)
+  lines = tiny.metrics(workdir, *metrics_file.TIMINGS)
+  expected = tiny.metrics(whole, *metrics_file.TIMINGS)
   assert len(lines) == NUM_STEPS + NUM_STEPS // 11 + 1
   assert lines == expected
   arrays, wanted = tiny.arrays(workdir), tiny.arrays(whole)

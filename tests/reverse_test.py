@@ -3,14 +3,7 @@
 import json
 import random
 
-import pytest
-
 import tiny
-from gemini_jax import config as config_lib
-from gemini_jax.data import splits
-from gemini_jax.evaluate import evaluation
-from gemini_jax.infer import generation
-from gemini_jax.infer import samples as samples_lib
 
 LETTERS = 'abcdefgh'
 
@@ -51,7 +44,8 @@ def experiment(folder, num_steps):
     f'train.log_every = {num_steps}',
     f'train.eval_every = {num_steps}',
     f'train.save_every = {num_steps}',
-    'eval.exact_match = 64',
+    "evaluate.evaluators = ('exact_match',)",
+    'evaluate.exact_match.num_examples = 64',
   )
 
 
@@ -70,74 +64,3 @@ def test_words_are_reversed_after_training_and_not_before(tmp_path):
   assert before['validation/accuracy'] < 0.4
   assert after['validation/accuracy'] > 0.95
   assert after['validation/exact_match'] > 0.8
-
-
-class Words:
-  """One id for each letter."""
-
-  pad_id, bos_id, eos_id = 0, 1, 2
-
-  def encode(self, text):
-    return [ord(c) - ord('a') + 3 for c in text]
-
-  def decode(self, ids):
-    return ''.join(chr(int(i) + ord('a') - 3) for i in ids if i > 2)
-
-
-def test_only_the_whole_target_counts(monkeypatch):
-  """A word too many, one too few and an input too long are wrong."""
-  config = tiny.config(
-    model={'architecture': 'encoder_decoder'},
-    data={'objective': 'seq2seq', 'inputs_length': 5},
-    generate={
-      'temperature': 0.9,
-      'count': 3,
-      'max_tokens': 1,
-      'source': 'interpolate',
-      'prompt': 'a || b',
-      'steer': 'tone=good',
-    },
-  )
-  answers = {'ab': 'ba', 'abc': 'cbaa', 'ba': 'a', '': '', 'abcd': 'dcba'}
-  seen = []
-
-  def answer(config, model, params, tokenizer, prompts):
-    del model, params, tokenizer
-    seen.append(config.generate)
-    return [
-      samples_lib.Sample(prompt, answers[prompt], (), ()) for prompt in prompts
-    ]
-
-  monkeypatch.setattr(generation, 'generate', answer)
-  pairs = [(word, word[::-1]) for word in (*answers, 'abcde')]
-  model = type('Model', (), {'config': config.model})
-  share = evaluation.exact_match(config, model, None, Words(), pairs)
-  assert share == 3 / 6
-  assert seen[0].temperature == 0
-  # How texts are generated for people to read is another matter.
-  assert (seen[0].source, seen[0].steer) == ('prompt', '')
-  assert seen[0].count == seen[0].beam_size == 1
-  assert seen[0].max_tokens == 12
-
-
-def test_pairs_of_a_split(tmp_path):
-  write_words(tmp_path / 'words.jsonl', 30)
-  config = config_lib.Data(
-    validation=(
-      f'jsonl:{tmp_path}/words.jsonl#[:4]',
-      f'jsonl:{tmp_path}/words.jsonl#[20:]',
-    ),
-    inputs_field='inputs',
-    targets_field='targets',
-  )
-  pairs = splits.pairs(config, 'validation', 99)
-  assert len(pairs) == 14
-  assert all(inputs == targets[::-1] for inputs, targets in pairs)
-  assert splits.pairs(config, 'validation', 6) == pairs[:6]
-
-
-def test_exact_match_needs_pairs():
-  with pytest.raises(
-    config_lib.ConfigError, match=r'eval\.exact_match=3 needs pairs'
-  ):
-    tiny.config(eval={'exact_match': 3})

@@ -12,7 +12,7 @@ SIZES = (
   'model.num_layers=1',
   'data.batch_size=8',
   'train.num_steps=2',
-  'eval.latent_examples=0',
+  'evaluate.evaluators=()',
   'generate.max_tokens=4',
   'generate.count=3',
 )

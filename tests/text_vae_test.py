@@ -13,7 +13,7 @@ SIZES = (
   'data.batch_size=8',
   'train.num_steps=6',
   'train.log_every=2',
-  'eval.importance_samples=3',
+  'evaluate.likelihood.importance_samples=3',
   'generate.max_tokens=5',
 )
 

@@ -17,7 +17,8 @@ from gemini_jax.commands import timing
 from gemini_jax.models import build, gemini
 from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.parallel import pipeline, sharding
-from gemini_jax.train import loop, metrics
+from gemini_jax.train import flops as flops_lib
+from gemini_jax.train import loop
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import state as state_lib
 
@@ -152,7 +153,7 @@ def matmul_seconds(config: config_lib.Config) -> float:
   product = jax.jit(jnp.matmul).lower(x, w).compile()
   flops = 2 * tokens * width * hidden
   best = min(timing.seconds(lambda: product(x, w)) for _ in range(50))
-  return metrics.step_flops(config) / (flops / best)
+  return flops_lib.step_flops(config) / (flops / best)
 
 
 def bench_step(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
@@ -178,7 +179,7 @@ def bench_step(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
     'num_params': ours.num_params,
     'ours_seconds': overall['ours'],
     'tokens_per_second': tokens / overall['ours'],
-    'mfu': metrics.mfu(config, overall['ours']),
+    'mfu': flops_lib.mfu(config, overall['ours']),
     'matmul_seconds': matmul_seconds(config),
   }
   for name, values in medians.items():

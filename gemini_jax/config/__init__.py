@@ -22,7 +22,7 @@ from gemini_jax.config.data import (
   Data,
   Tokenizer,
 )
-from gemini_jax.config.evaluate import Eval
+from gemini_jax.config.evaluate import Evaluate
 from gemini_jax.config.generate import SEPARATOR, Generate
 from gemini_jax.config.media import KINDS, Audio, Autoencoder, Image, Video
 from gemini_jax.config.model import Latent, Model
@@ -46,7 +46,7 @@ __all__ = [
   'Config',
   'ConfigError',
   'Data',
-  'Eval',
+  'Evaluate',
   'Generate',
   'Image',
   'KLAnnealing',

@@ -43,7 +43,9 @@ class Config:
     default_factory=parallel_lib.Parallel
   )
   train: train_lib.Train = dataclasses.field(default_factory=train_lib.Train)
-  eval: evaluate_lib.Eval = dataclasses.field(default_factory=evaluate_lib.Eval)
+  evaluate: evaluate_lib.Evaluate = dataclasses.field(
+    default_factory=evaluate_lib.Evaluate
+  )
   generate: generate_lib.Generate = dataclasses.field(
     default_factory=generate_lib.Generate
   )
@@ -61,11 +63,6 @@ class Config:
       'with seq2seq, decoder with causal or prefix',
     )
     schema.check(
-      not self.eval.exact_match or bool(self.data.inputs_field),
-      f'eval.exact_match={self.eval.exact_match} needs pairs; set '
-      'data.inputs_field and data.targets_field',
-    )
-    schema.check(
       not (self.model.latent.dim and self.data.pack),
       f'model.latent.dim={self.model.latent.dim} is one z for each row; set '
       'data.pack=False',
@@ -74,11 +71,6 @@ class Config:
       not (self.model.contrast_dim and self.data.pack),
       f'model.contrast_dim={self.model.contrast_dim} compares the examples of '
       'rows; set data.pack=False',
-    )
-    schema.check(
-      not self.eval.retrieval or bool(self.model.contrast_dim),
-      f'eval.retrieval={self.eval.retrieval} needs vectors of both sides; set '
-      'model.contrast_dim',
     )
     schema.check(
       self.data.sequence_length <= self.model.max_length,
@@ -106,7 +98,7 @@ class Config:
     )
     for field, rows in (
       ('data.batch_size', self.data.batch_size),
-      ('eval.batch_size', self.eval.batch_size),
+      ('evaluate.batch_size', self.evaluate.batch_size),
       ('plan.decode_batch_size', self.plan.decode_batch_size),
     ):
       self._check_batch(field, rows or 0)

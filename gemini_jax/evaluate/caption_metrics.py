@@ -1,6 +1,6 @@
-"""How near captions are to those that people wrote.
+"""BLEU and CIDEr-D of captions against references that people wrote.
 
-A word is a run of letters and digits; of Chinese and Japanese, one character.
+A word is a run of letters and digits; in Chinese and Japanese, a character.
 """
 
 import collections
@@ -14,15 +14,15 @@ import numpy as np
 from gemini_jax import config as config_lib
 
 _ORDERS = range(1, 5)
-# Standard deviation of the penalty for another length, in words.
+# Standard deviation of the Gaussian penalty on a difference in length, words.
 _SIGMA = 6.0
-# Chinese characters and kana: no blanks stand between their words.
+# Chinese characters and kana, whose words have no blanks between them.
 _CHARACTER = re.compile('[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]')
 _WORD = re.compile(r'\w+')
 
 
 def check():
-  """ConfigError, with the remedy, unless BLEU can be computed."""
+  """ConfigError, with the remedy, unless sacrebleu is installed."""
   _sacrebleu()
 
 
@@ -45,19 +45,19 @@ def report(
 def bleu(
   hypotheses: Sequence[str], references: Sequence[Sequence[str]]
 ) -> float:
-  """BLEU-4 of all captions together by sacrebleu (13a), 0 to 100.
+  """Corpus BLEU-4 by sacrebleu (13a), 0 to 100; case counts.
 
-  Case counts. Where no caption has four words, of the orders that there are.
+  Where no caption has four words, it is of the orders that there are.
   """
-  _paired(hypotheses, references)
-  most = max(map(len, references))
-  # As many for each: one that stands there twice changes nothing.
+  _check_pairs(hypotheses, references)
+  # sacrebleu takes equally many references of each caption; a repeated one
+  # changes nothing.
   streams = [
-    [_apart(each[min(k, len(each) - 1)]) for each in references]
-    for k in range(most)
+    [_with_blanks(texts[min(k, len(texts) - 1)]) for texts in references]
+    for k in range(max(map(len, references)))
   ]
   metric = _sacrebleu().BLEU(effective_order=True)
-  return metric.corpus_score([*map(_apart, hypotheses)], streams).score
+  return metric.corpus_score([*map(_with_blanks, hypotheses)], streams).score
 
 
 def cider(
@@ -65,39 +65,43 @@ def cider(
 ) -> float:
   """CIDEr-D (Vedantam et al. 2015, equations 1, 4 and 5), 0 to 10.
 
-  How rare an n-gram is is counted in these references: figures of other sets
-  do not compare, and of one caption it is 0. Tables of COCO show it times 10.
-  A reference has no n-grams longer than itself, so that captions of less than
-  four words stay below 10. The words are those of `words`, where COCO's own
-  evaluation splits as the Penn Treebank does.
+  Document frequencies are those of these references, so scores of different
+  sets do not compare, and the score of a single caption is 0. Tables of COCO
+  show it times 10. Captions of fewer than four words stay below 10, since they
+  have no 4-grams. Texts are split by `words`; COCO's evaluation splits as the
+  Penn Treebank does.
   """
-  _paired(hypotheses, references)
-  found = [[_count(words(each)) for each in some] for some in references]
+  _check_pairs(hypotheses, references)
+  counts = [[_count(words(text)) for text in texts] for texts in references]
   documents = collections.Counter()
-  for some in found:
-    documents.update(set().union(*some))
-  number = math.log(len(found))
-  rarity = collections.defaultdict(
-    lambda: number,
-    {gram: number - math.log(count) for gram, count in documents.items()},
+  for of_references in counts:
+    documents.update(set().union(*of_references))
+  log_size = math.log(len(counts))
+  idf = collections.defaultdict(
+    lambda: log_size,
+    {gram: log_size - math.log(count) for gram, count in documents.items()},
   )
   total = 0.0
-  for hypothesis, some in zip(hypotheses, found, strict=True):
-    own = _count(words(hypothesis))
-    total += sum(_likeness(own, each, rarity) for each in some) / len(some)
-  return 10 * total / len(found)
+  for hypothesis, of_references in zip(hypotheses, counts, strict=True):
+    count = _count(words(hypothesis))
+    scores = [_similarity(count, other, idf) for other in of_references]
+    total += sum(scores) / len(scores)
+  return 10 * total / len(counts)
 
 
 def words(text: str) -> list[str]:
-  """The words of a caption, in small letters, without marks."""
-  return _WORD.findall(_apart(text).lower())
+  """The words of a caption, in lower case, without punctuation."""
+  return _WORD.findall(_with_blanks(text).lower())
 
 
-def _apart(text: str) -> str:
+def _with_blanks(text: str) -> str:
+  """The text with blanks around Chinese and Japanese characters."""
   return _CHARACTER.sub(r' \g<0> ', text)
 
 
-def _paired(hypotheses, references):
+def _check_pairs(
+  hypotheses: Sequence[str], references: Sequence[Sequence[str]]
+):
   if not hypotheses or len(hypotheses) != len(references):
     raise ValueError(
       f'{len(hypotheses)} captions for {len(references)} with references; '
@@ -107,30 +111,39 @@ def _paired(hypotheses, references):
     raise ValueError('every caption needs at least one reference')
 
 
-def _count(found: Sequence[str]) -> collections.Counter:
+def _count(text_words: Sequence[str]) -> collections.Counter:
+  """How often each n-gram of the orders 1 to 4 occurs."""
   return collections.Counter(
-    tuple(found[i : i + n]) for n in _ORDERS for i in range(len(found) - n + 1)
+    tuple(text_words[i : i + n])
+    for n in _ORDERS
+    for i in range(len(text_words) - n + 1)
   )
 
 
-def _likeness(
-  own: collections.Counter,
-  other: collections.Counter,
-  rarity: Mapping[tuple[str, ...], float],
+def _similarity(
+  count: collections.Counter,
+  reference: collections.Counter,
+  idf: Mapping[tuple[str, ...], float],
 ) -> float:
-  """Mean cosine of the orders, of counts clipped to the reference's."""
-  dots, squares, other_squares, lengths = np.zeros((4, len(_ORDERS)))
-  for gram, count in own.items():
-    order, weight = len(gram) - 1, rarity[gram] ** 2
-    dots[order] += min(count, other[gram]) * other[gram] * weight
-    squares[order] += count**2 * weight
-    lengths[order] += count
-  for gram, count in other.items():
+  """Mean over the orders of the cosine of TF-IDF vectors, counts clipped.
+
+  Args:
+    count: n-grams of a caption; no count exceeds the reference's.
+    reference: n-grams of a reference.
+    idf: inverse document frequencies of n-grams.
+  """
+  dots, squares, reference_squares, lengths = np.zeros((4, len(_ORDERS)))
+  for gram, number in count.items():
+    order, weight = len(gram) - 1, idf[gram] ** 2
+    dots[order] += min(number, reference[gram]) * reference[gram] * weight
+    squares[order] += number**2 * weight
+    lengths[order] += number
+  for gram, number in reference.items():
     order = len(gram) - 1
-    other_squares[order] += (count * rarity[gram]) ** 2
-    lengths[order] -= count
-  # Of what has no n-grams, or only such as stand everywhere, it is 0.
-  norms = np.sqrt(squares * other_squares)
+    reference_squares[order] += (number * idf[gram]) ** 2
+    lengths[order] -= number
+  # 0 where a side has no n-gram, or only n-grams that every caption has.
+  norms = np.sqrt(squares * reference_squares)
   cosines = np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
   penalty = math.exp(-(lengths[0] ** 2) / (2 * _SIGMA**2))
   return float(cosines.mean()) * penalty

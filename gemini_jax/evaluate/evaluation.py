@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,8 +11,6 @@ import numpy as np
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
-from gemini_jax.data import tokenizer as tokenizer_lib
-from gemini_jax.infer import generation, prompts
 from gemini_jax.kernels import cross_entropy
 from gemini_jax.models import gemini
 from gemini_jax.objectives import losses
@@ -110,52 +107,3 @@ def evaluate(
     (jax.tree.map(np.float64, item) for item in host),
   )
   return summarize(total, bytes_per_token)
-
-
-def exact_match(
-  config: config_lib.Config,
-  model: gemini.Gemini,
-  params: Any,
-  tokenizer: tokenizer_lib.Tokenizer,
-  pairs: Sequence[tuple[str, ...]],
-) -> float:
-  """Share of (inputs, targets) whose greedy output is the targets, all of it.
-
-  Inputs that are too long for the model count as wrong.
-  """
-  greedy = generation.neutral(
-    config.generate,
-    temperature=0.0,
-    count=1,
-    beam_size=1,
-    max_tokens=config.model.max_length,
-  )
-  config = dataclasses.replace(config, generate=greedy)
-  fitting = [
-    (inputs, targets)
-    for inputs, targets in pairs
-    if fits(prompts.read_prompt(config, model, tokenizer, inputs), config)
-  ]
-  samples = generation.generate(
-    config,
-    model,
-    params,
-    tokenizer,
-    [inputs for inputs, _ in fitting],
-  )
-  right = sum(
-    sample.text == targets
-    for sample, (_, targets) in zip(samples, fitting, strict=True)
-  )
-  return right / len(pairs)
-
-
-def fits(
-  prompt: prompts.Prompt, config: config_lib.Config, room: int = 1
-) -> bool:
-  """Whether the model can read a prompt and write `room` tokens."""
-  inputs = () if prompt.inputs is None else prompt.inputs
-  return (
-    len(prompt.tokens) + room <= config.model.max_length
-    and len(inputs) <= config.data.inputs_length
-  )

@@ -1,4 +1,4 @@
-"""A page of pictures, sounds and videos as a PNG, to be looked at."""
+"""A page of pictures, sounds and videos as a PNG, for a person to look at."""
 
 import functools
 import pathlib
@@ -13,11 +13,12 @@ from absl import logging
 from gemini_jax import config as config_lib
 from gemini_jax.infer import samples
 
-# Cells in a row of pictures, and in one of sounds.
+# Cells in a row of pictures and in a row of sounds.
 _COLUMNS, _SOUND_COLUMNS = 8, 4
 _MAX_FRAMES = 12
 _CAPTION_LINES = 3
-# Beside matplotlib's own, which has no Chinese; what is here is used.
+# Fonts with Chinese characters, which matplotlib's own lacks; those that are
+# installed are used.
 _FONTS = (
   'Noto Sans CJK SC',
   'Noto Sans CJK JP',
@@ -35,17 +36,19 @@ def write(
   sample_rate: int = 0,
   keep: bool = False,
 ) -> bool:
-  """Writes a page; False, and one line in the log, where that cannot be.
+  """Writes a page.
 
   Args:
     path: of the PNG; its folder is made.
-    items: uint8[H, W, 1 or 3] is a picture, uint8[F, H, W, 1 or 3] a video,
-      shown as a filmstrip, and [N] a sound, shown as a spectrogram; each cut
-      to its extent.
-    captions: one for each; its lines are kept apart.
+    items: pictures uint8[H, W, 1 or 3]; videos uint8[F, H, W, 1 or 3], shown
+      as filmstrips; sounds [N], shown as spectrograms. None has padding.
+    captions: one for each item; line breaks are kept.
     sample_rate: samples a second of the sounds.
-    keep: a file that is there already stays, and the page gets a number:
-      page-2.png.
+    keep: keep an existing file, and number the new one: page-2.png.
+
+  Returns:
+    False, after one line in the log, where matplotlib is missing or the file
+    cannot be written.
   """
   assert len(items) == len(captions) > 0, (len(items), len(captions))
   try:
@@ -61,7 +64,9 @@ def write(
   fonts = ['DejaVu Sans', *(name for name in _FONTS if name in known)]
   sounds = any(item.ndim == 1 for item in items)
   cells, num_rows, num_columns = _places(items, sounds)
-  titles = [_title(*own) for own in zip(items, captions, strict=True)]
+  titles = [
+    _title(item, text) for item, text in zip(items, captions, strict=True)
+  ]
   # Inches.
   title_height = 0.2 + 0.1 * max(
     _CAPTION_LINES, *(title.count('\n') + 1 for title in titles)
@@ -80,17 +85,17 @@ def write(
       _draw_sound(axes, item, sample_rate)
     else:
       _draw_pixels(axes, filmstrip(item) if item.ndim == 4 else item)
-    # A text may hold what is mathematics to matplotlib.
+    # Dollar signs in a text are no mathematics.
     axes.set_title(title, fontsize=7, fontfamily=fonts, parse_math=False)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     path = samples.claim(path) if keep else path
     with warnings.catch_warnings():
-      # A box stands for a character that no font has.
+      # A character that no font has is drawn as a box.
       warnings.filterwarnings('ignore', 'Glyph .* missing')
       figure.savefig(path, dpi=100)
   except OSError as error:
-    # Such as a disk that can only be read; numbers need no page.
+    # Such as a read-only disk; an evaluation goes on without the page.
     logging.warning('%s cannot be written: %s', path, error.strerror or error)
     return False
   return True
@@ -108,8 +113,19 @@ def write_picture(path: pathlib.Path, values: np.ndarray):
   pillow.fromarray(values).save(path)
 
 
+def as_picture(values: np.ndarray) -> np.ndarray:
+  """A picture as it is; of a log-mel spectrogram [F, M] uint8[M, F, 1].
+
+  Low frequencies are at the bottom.
+  """
+  if values.dtype == np.uint8:
+    return values
+  shade = np.clip((values.T[::-1] + 2) / 4, 0, 1)
+  return np.round(255 * shade).astype(np.uint8)[..., None]
+
+
 def _title(item: np.ndarray, caption: str) -> str:
-  """A caption as wide as its item, each of its lines cut to three."""
+  """A caption wrapped to the width of its item, three lines for each line."""
   width = 60 if item.ndim == 4 else 36 if item.ndim == 1 else 20
   wrap = functools.partial(
     textwrap.wrap, width=width, max_lines=_CAPTION_LINES, placeholder='…'
@@ -118,7 +134,7 @@ def _title(item: np.ndarray, caption: str) -> str:
 
 
 def _row_height(items: Sequence[np.ndarray]) -> float:
-  """Inches: of pictures alone, as the tallest needs."""
+  """Height in inches; of pictures alone, that of the tallest."""
   if any(item.ndim != 3 for item in items):
     return 1.5
   return 1.5 * min(max(len(item) / item.shape[1] for item in items), 2)
@@ -127,7 +143,10 @@ def _row_height(items: Sequence[np.ndarray]) -> float:
 def _places(
   items: Sequence[np.ndarray], sounds: bool
 ) -> tuple[list[tuple[int, Any]], int, int]:
-  """Row and columns of each, and how many there are; a video fills a row."""
+  """The cell of each item, and the numbers of rows and columns.
+
+  A video fills a row.
+  """
   single = sum(item.ndim != 4 for item in items)
   num_columns = min(max(single, 1), _SOUND_COLUMNS if sounds else _COLUMNS)
   if single < len(items):  # Room for the frames.
@@ -146,7 +165,7 @@ def _places(
 
 
 def filmstrip(frames: np.ndarray) -> np.ndarray:
-  """uint8[H, F (W + gap), C] of uint8[F, H, W, C]; of many frames some."""
+  """uint8[H, F (W + gap), C] of uint8[F, H, W, C]; at most 12 of the frames."""
   if len(frames) > _MAX_FRAMES:
     chosen = np.linspace(0, len(frames) - 1, _MAX_FRAMES).round().astype(int)
     frames = frames[chosen]

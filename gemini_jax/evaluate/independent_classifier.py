@@ -1,6 +1,6 @@
-"""Pictures and sounds that a model made, judged by a classifier of its own.
+"""Generated pictures and sounds, judged by an independent classifier.
 
-The classifier learns from real examples alone and shares neither code nor
+The classifier is trained on real examples alone and shares neither code nor
 parameters with the model. N and M examples, F values of each, C classes,
 H width of the classifier's last hidden layer.
 """
@@ -13,21 +13,21 @@ import numpy as np
 
 from gemini_jax import config as config_lib
 
-# Of the classifier: width of its hidden layers, examples of a step, steps at
-# most; small sets are left earlier, when their loss no longer falls. Of the
-# 60,000 pictures of Fashion-MNIST: 33 s of one core, 88.9 % of the test split.
-_HIDDEN, _ROWS, _STEPS = (256, 128), 256, 3000
+# Widths of the hidden layers, examples in a step, and steps at most; training
+# stops earlier once the loss no longer falls. On the 60,000 pictures of
+# Fashion-MNIST: 33 s on one core, 88.9 % of the test split.
+_HIDDEN, _BATCH_SIZE, _MAX_STEPS = (256, 128), 256, 3000
 
 
 @dataclasses.dataclass(frozen=True)
-class Judge:
+class Classifier:
   """A classifier of flat values.
 
   Attributes:
-    network: sklearn's MLPClassifier.
-    mean_F: of what it was fitted to.
-    scale: one for all values, so that those which hardly vary do not count
-      more than the others.
+    network: scikit-learn's MLPClassifier.
+    mean_F: of the training examples; it is subtracted.
+    scale: standard deviation of all their values; values are divided by it.
+      One for all, so that pixels which hardly vary do not count more.
   """
 
   network: Any
@@ -36,7 +36,7 @@ class Judge:
 
   @property
   def classes(self) -> np.ndarray:
-    """The labels that it knows, sorted, [C]."""
+    """The labels of the training examples, sorted, [C]."""
     return self.network.classes_
 
   def predict(self, values_NF: np.ndarray) -> np.ndarray:
@@ -44,7 +44,7 @@ class Judge:
     return self.network.predict(self._standard(values_NF))
 
   def features(self, values_NF: np.ndarray) -> np.ndarray:
-    """What its last hidden layer says, float32[N, H]."""
+    """Activations of the last hidden layer, float32[N, H]."""
     x_NH = self._standard(values_NF)
     *hidden, _ = zip(self.network.coefs_, self.network.intercepts_, strict=True)
     for weights, bias_H in hidden:
@@ -52,7 +52,7 @@ class Judge:
     return x_NH
 
   def accuracy(self, values_NF: np.ndarray, labels_N: np.ndarray) -> float:
-    """Share of the examples that it gives their labels."""
+    """Share of the examples whose predicted label is right."""
     return float(np.mean(self.predict(values_NF) == np.asarray(labels_N)))
 
   def _standard(self, values_NF: np.ndarray) -> np.ndarray:
@@ -60,20 +60,22 @@ class Judge:
 
 
 def check():
-  """ConfigError, with the remedy, unless a judge can be fitted."""
+  """ConfigError, with the remedy, unless scikit-learn is installed."""
   _networks()
 
 
 def _networks() -> Any:
   return config_lib.optional(
     'sklearn.neural_network',
-    'the judge of pictures and sounds needs scikit-learn',
+    'the classifier of pictures and sounds needs scikit-learn',
     'judge',
   )
 
 
-def fit(values_NF: np.ndarray, labels_N: np.ndarray, *, seed: int = 0) -> Judge:
-  """A classifier of pictures or spectrograms of one shape.
+def fit(
+  values_NF: np.ndarray, labels_N: np.ndarray, *, seed: int = 0
+) -> Classifier:
+  """Trains a classifier of pictures or spectrograms of one shape.
 
   Args:
     values_NF: or [N, ...], of any type: pixels, log-mel energies.
@@ -87,63 +89,68 @@ def fit(values_NF: np.ndarray, labels_N: np.ndarray, *, seed: int = 0) -> Judge:
   mean_F = x_NF.mean(axis=0, dtype=np.float64).astype(np.float32)
   x_NF = x_NF - mean_F[None]
   scale = float(np.sqrt(np.mean(np.square(x_NF), dtype=np.float64))) or 1.0
-  rows = min(_ROWS, len(x_NF))
+  batch_size = min(_BATCH_SIZE, len(x_NF))
   network = networks.MLPClassifier(
     _HIDDEN,
-    batch_size=rows,
-    max_iter=-(-_STEPS * rows // len(x_NF)),
+    batch_size=batch_size,
+    max_iter=-(-_MAX_STEPS * batch_size // len(x_NF)),
     random_state=seed,
   )
   with warnings.catch_warnings():
-    # That the steps are spent is how it ends.
+    # It is meant to end when the steps are used up.
     warnings.simplefilter('ignore', exceptions.ConvergenceWarning)
     network.fit(x_NF / scale, labels_N)
-  return Judge(network, mean_F, scale)
+  return Classifier(network, mean_F, scale)
 
 
 def report(
-  judge: Judge,
+  classifier: Classifier,
   generated_NF: np.ndarray,
-  wished_N: np.ndarray,
+  targets_N: np.ndarray,
   real_MF: np.ndarray,
   real_labels_M: np.ndarray,
 ) -> dict[str, float]:
-  """How far made examples are what was wished, and how far like real ones.
+  """How well generated examples match their labels and resemble real ones.
 
-  Accuracy alone can be bought with sameness: read it beside the spread. The
-  real examples, of the wished classes only, should be unknown to judge and
-  model. A Fréchet distance falls with the number of examples and depends on
-  how often each class is there: compare it to frechet_of_real, of real ones
-  against as many real ones as were made, or half of them if they are fewer.
-
-  Returns:
-    accuracy: share that the judge gives the wished label; real_accuracy.
-    frechet: in the judge's features; frechet_of_real.
-    spread: see `spread`; real_spread.
+  A model that writes one good example per label has a high accuracy too, so
+  read it beside the spread. Neither the classifier nor the model should have
+  been trained on the real examples here; only those with a label of
+  `targets_N` count. A Fréchet distance falls with the number of examples and
+  depends on the frequencies of the labels: compare it to frechet_of_real, the
+  distance of real examples from as many other real ones as were generated, or
+  of their two halves if there are fewer.
 
   Args:
-    judge: fitted to other real examples.
+    classifier: trained on other real examples.
     generated_NF: or [N, ...], in the units and the shape of the real ones.
-    wished_N: labels.
+    targets_N: the labels that they were generated for.
     real_MF: real examples.
-    real_labels_M: of them.
+    real_labels_M: their labels.
+
+  Returns:
+    accuracy: share whose predicted label is the target; real_accuracy.
+    frechet: in the classifier's features; frechet_of_real.
+    spread: see `spread`; real_spread.
+
+  Raises:
+    ValueError: no real example has a label of `targets_N`.
   """
-  wished_N, real_labels_M = np.asarray(wished_N), np.asarray(real_labels_M)
+  targets_N, real_labels_M = np.asarray(targets_N), np.asarray(real_labels_M)
   generated_NF, real_MF = _flat(generated_NF), _flat(real_MF)
-  same_M = np.isin(real_labels_M, wished_N)
+  same_M = np.isin(real_labels_M, targets_N)
   real_MF, real_labels_M = real_MF[same_M], real_labels_M[same_M]
   if not len(real_MF):
-    raise ValueError('no real example has a label that was wished')
-  judged_N = judge.predict(generated_NF)
-  features_MH = judge.features(real_MF)
-  mixed_MH = np.random.default_rng(0).permutation(features_MH)
-  part = min(len(wished_N), len(mixed_MH) // 2)
+    raise ValueError('no real example has a label that was asked for')
+  predicted_N = classifier.predict(generated_NF)
+  features_MH = classifier.features(real_MF)
+  shuffled_MH = np.random.default_rng(0).permutation(features_MH)
+  part = min(len(targets_N), len(shuffled_MH) // 2)
   return {
-    'accuracy': float(np.mean(judged_N == wished_N)),
-    'real_accuracy': judge.accuracy(real_MF, real_labels_M),
-    'frechet': frechet(judge.features(generated_NF), features_MH),
-    'frechet_of_real': frechet(mixed_MH[:part], mixed_MH[part:]),
-    'spread': spread(generated_NF, wished_N),
+    'accuracy': float(np.mean(predicted_N == targets_N)),
+    'real_accuracy': classifier.accuracy(real_MF, real_labels_M),
+    'frechet': frechet(classifier.features(generated_NF), features_MH),
+    'frechet_of_real': frechet(shuffled_MH[:part], shuffled_MH[part:]),
+    'spread': spread(generated_NF, targets_N),
     'real_spread': spread(real_MF, real_labels_M),
   }
 
@@ -153,22 +160,22 @@ def frechet(features_NH: np.ndarray, others_MH: np.ndarray) -> float:
 
   |m - n|^2 + tr(A + B - 2 (A B)^(1/2)), as in Heusel et al. 2017; the trace of
   the root is the sum of the singular values of A^(1/2) B^(1/2), since those
-  squared are the eigenvalues of A^(1/2) B A^(1/2). NaN for less than two
+  squared are the eigenvalues of A^(1/2) B A^(1/2). NaN for fewer than two
   examples.
   """
   if min(len(features_NH), len(others_MH)) < 2:
     return float('nan')
   means, roots, total = [], [], 0.0
-  for one in (features_NH, others_MH):
-    one = np.asarray(one, np.float64)
-    means.append(one.mean(axis=0))
-    covariance_HH = np.atleast_2d(np.cov(one, rowvar=False))
+  for features in (features_NH, others_MH):
+    features = np.asarray(features, np.float64)
+    means.append(features.mean(axis=0))
+    covariance_HH = np.atleast_2d(np.cov(features, rowvar=False))
     total += np.trace(covariance_HH)
     values_H, vectors_HH = np.linalg.eigh(covariance_HH)
     roots.append(np.sqrt(np.maximum(values_H, 0))[:, None] * vectors_HH.T)
-  common = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum()
-  apart = np.sum(np.square(means[0] - means[1]))
-  return max(float(apart + total - 2 * common), 0.0)
+  root_trace = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum()
+  distance = np.sum(np.square(means[0] - means[1]))
+  return max(float(distance + total - 2 * root_trace), 0.0)
 
 
 def spread(values_NF: np.ndarray, labels_N: np.ndarray) -> float:
@@ -177,12 +184,13 @@ def spread(values_NF: np.ndarray, labels_N: np.ndarray) -> float:
   In the units of the values; NaN unless a class has two examples.
   """
   values_NF, labels_N = _flat(values_NF), np.asarray(labels_N)
-  found = []
+  deviations = []
   for label in np.unique(labels_N):
-    own = values_NF[labels_N == label]
-    if len(own) > 1:
-      found.append(float(np.mean(own.std(axis=0, ddof=1, dtype=np.float64))))
-  return float(np.mean(found)) if found else float('nan')
+    examples = values_NF[labels_N == label]
+    if len(examples) > 1:
+      deviation_F = examples.std(axis=0, ddof=1, dtype=np.float64)
+      deviations.append(float(np.mean(deviation_F)))
+  return float(np.mean(deviations)) if deviations else float('nan')
 
 
 def _flat(values: np.ndarray) -> np.ndarray:

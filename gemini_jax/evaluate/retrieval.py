@@ -1,20 +1,61 @@
-"""How well the vectors of one kind find those of another.
+"""Retrieval: how well vectors of inputs find those of targets, and the reverse.
 
-N examples of one kind, M of the other, D width of the vectors, Q some of N.
+N examples of one kind, M of the other, D width of the vectors, Q a chunk of N,
+S tokens of a side.
 """
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from gemini_jax import batch as batch_lib
+from gemini_jax import config as config_lib
+from gemini_jax import run as run_lib
+from gemini_jax.data import loader as loader_lib
 from gemini_jax.models import contrast
 from gemini_jax.parallel import processes, sharding
 
-# Scores that are held at one time.
-_SCORES = 2**24
+# Scores that are held in memory at a time.
+_MAX_SCORES = 2**24
+
+
+def check(config: config_lib.Config):
+  """ConfigError unless the model has vectors of both sides."""
+  config_lib.check(
+    bool(config.model.contrast_dim),
+    'evaluate.evaluators: retrieval needs vectors of both sides; set '
+    'model.contrast_dim',
+  )
+
+
+def evaluate(
+  run: run_lib.Run,
+  params: Any,
+  loaders: Mapping[loader_lib.Split, loader_lib.Loader],
+  step: int,
+) -> dict[str, float]:
+  """`split/TASK_read_to_written_recall_at_1` and others, of the last split."""
+  del step
+  split, model, results = list(loaders)[-1], run.config.model, {}
+  vectors = functools.partial(run.model.apply, method='pair_vectors')
+  pair_step = jax.jit(lambda params, batch: vectors({'params': params}, batch))
+  for name, number in (loaders[split].task_names or {'': None}).items():
+    loader = loaders[split]
+    if number is not None:
+      loader = loader.of_task(number)
+    metrics = measure(
+      pair_step,
+      params,
+      run_lib.device_batches(run, loader, loader_lib.iterate(loader)),
+      tuple(model.placeholder(kind) for kind in model.kinds),
+      run.config.evaluate.retrieval.num_examples,
+    )
+    prefix = f'{split}/{name}_' if name else f'{split}/'
+    results |= {prefix + key: value for key, value in metrics.items()}
+  return results
 
 
 def measure(
@@ -22,36 +63,37 @@ def measure(
   params: Any,
   batches: Iterable[batch_lib.Batch],
   placeholders: tuple[int, ...],
-  most: int,
+  num_examples: int,
 ) -> dict[str, float]:
-  """How well what is read finds what is written, and the reverse.
+  """How well inputs find their targets, and the reverse.
 
-  Examples that share a text belong together. See `report`.
+  Examples that share a text are positives of each other. See `report`.
 
   Args:
-    step: compiled, of (params, batch) the vectors [B, C] of both sides and
+    step: compiled, of (params, batch): the vectors [B, D] of both sides and
       their tokens [B, S].
     params: of the model.
     batches: device batches of held-out examples.
     placeholders: tokens that stand for media.
-    most: examples at most.
+    num_examples: the first ones, at most.
   """
-  examples, num = [], 0
+  parts, count = [], 0
   for batch in batches:
-    found = processes.fetch(step(params, batch))
-    there_B = found[-1].any(axis=1)
-    examples.append([own[there_B] for own in found])
-    num += np.sum(there_B)
-    if num >= most:
+    outputs = processes.fetch(step(params, batch))
+    real_B = outputs[-1].any(axis=1)
+    parts.append([values[real_B] for values in outputs])
+    count += np.sum(real_B)
+    if count >= num_examples:
       break
-  columns = (np.concatenate(own)[:most] for own in zip(*examples, strict=True))
-  one_ND, other_ND, read_NS, written_NS = columns
+  inputs_ND, targets_ND, input_ids_NS, target_ids_NS = (
+    np.concatenate(column)[:num_examples] for column in zip(*parts, strict=True)
+  )
   with sharding.on_one_device():
     alike_NN = jax.jit(contrast.alike, static_argnums=2)(
-      read_NS, written_NS, placeholders
+      input_ids_NS, target_ids_NS, placeholders
     )
-  positives_NN = np.asarray(alike_NN) | np.eye(len(one_ND), dtype=bool)
-  return report(one_ND, other_ND, positives_NN, names=('read', 'written'))
+  positives_NN = np.asarray(alike_NN) | np.eye(len(inputs_ND), dtype=bool)
+  return report(inputs_ND, targets_ND, positives_NN, names=('read', 'written'))
 
 
 def report(
@@ -62,33 +104,32 @@ def report(
   names: tuple[str, str] = ('one', 'other'),
   ks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float]:
-  """Recall at k, both ways, and beside it what chance gives.
+  """Recall at k in both directions, and the recall of a random order.
 
   Args:
-    one_ND: for example of pictures; compared by cosine.
-    other_MD: for example of captions.
-    positives_NM: bool, which belong together: any number in a row or column.
-    names: of the kinds.
-    ks: how many are looked at.
+    one_ND: vectors, such as of pictures; compared by cosine.
+    other_MD: vectors, such as of captions.
+    positives_NM: bool, which pairs belong together: any number in a row or a
+      column.
+    names: of the two kinds.
+    ks: how many of the nearest are looked at.
 
   Returns:
     {name}_to_{name}_recall_at_{k}, and with _chance at the end.
   """
   positives_NM = np.asarray(positives_NM, bool)
-  ways = (
+  directions = (
     (names, one_ND, other_MD, positives_NM),
     (names[::-1], other_MD, one_ND, positives_NM.T),
   )
-  values = {}
-  for (name, other), from_ND, to_MD, right_NM in ways:
-    found, by_chance = (
-      recall(from_ND, to_MD, right_NM, ks),
-      chance(right_NM, ks),
-    )
+  metrics = {}
+  for (name, other), from_ND, to_MD, right_NM in directions:
+    recalls = recall(from_ND, to_MD, right_NM, ks)
+    by_chance = chance(right_NM, ks)
     for k in ks:
       key = f'{name}_to_{other}_recall_at_{k}'
-      values |= {key: found[k], f'{key}_chance': by_chance[k]}
-  return values
+      metrics |= {key: recalls[k], f'{key}_chance': by_chance[k]}
+  return metrics
 
 
 def recall(
@@ -97,52 +138,60 @@ def recall(
   positives_NM: np.ndarray,
   ks: Sequence[int],
 ) -> dict[int, float]:
-  """Share of one that has a positive among the k nearest of the other.
+  """Share of the rows of `one_ND` with a positive among their k nearest.
 
-  What is equally near counts as in a random order, so that vectors which are
-  all the same find nothing beyond chance. Who has no positive is left out; NaN
-  if nobody has one.
+  Ties count as in a random order, so that vectors which are all equal reach no
+  more than chance. Rows without a positive are left out; NaN if there are none
+  with one.
   """
   one_ND, other_MD = _unit(one_ND), _unit(other_MD)
-  there_N = positives_NM.any(axis=1)
-  one_ND, positives_NM = one_ND[there_N], positives_NM[there_N]
-  size = max(1, _SCORES // len(other_MD))
+  has_positive_N = positives_NM.any(axis=1)
+  one_ND, positives_NM = one_ND[has_positive_N], positives_NM[has_positive_N]
+  size = max(1, _MAX_SCORES // len(other_MD))
   totals = dict.fromkeys(ks, 0.0)
   for first in range(0, len(one_ND), size):
     positives_QM = positives_NM[first : first + size]
     scores_QM = one_ND[first : first + size] @ other_MD.T
     best_Q = np.where(positives_QM, scores_QM, -np.inf).max(axis=1)
-    above_Q = np.sum(scores_QM > best_Q[:, None], axis=1)
-    level_QM = scores_QM == best_Q[:, None]
-    right_Q = np.sum(level_QM & positives_QM, axis=1)
-    level_Q = np.sum(level_QM, axis=1)
+    num_above_Q = np.sum(scores_QM > best_Q[:, None], axis=1)
+    tied_QM = scores_QM == best_Q[:, None]
+    num_right_Q = np.sum(tied_QM & positives_QM, axis=1)
+    num_tied_Q = np.sum(tied_QM, axis=1)
     for k in ks:
-      totals[k] += _drawn(right_Q, level_Q, k - above_Q).sum()
-  num = len(one_ND)
-  return {k: float(v / num) if num else float('nan') for k, v in totals.items()}
+      totals[k] += _hit_rate(num_right_Q, num_tied_Q, k - num_above_Q).sum()
+  count = len(one_ND)
+  return {
+    k: float(total / count) if count else float('nan')
+    for k, total in totals.items()
+  }
 
 
 def chance(positives_NM: np.ndarray, ks: Sequence[int]) -> dict[int, float]:
   """Recall at k of a random order."""
-  right_N = np.sum(positives_NM, axis=1)
-  right_N = right_N[right_N > 0]
-  if not len(right_N):
+  num_right_N = np.sum(positives_NM, axis=1)
+  num_right_N = num_right_N[num_right_N > 0]
+  if not len(num_right_N):
     return dict.fromkeys(ks, float('nan'))
-  num_N = np.full_like(right_N, positives_NM.shape[1])
+  total_N = np.full_like(num_right_N, positives_NM.shape[1])
   return {
-    k: float(np.mean(_drawn(right_N, num_N, np.full_like(num_N, k))))
+    k: float(np.mean(_hit_rate(num_right_N, total_N, np.full_like(total_N, k))))
     for k in ks
   }
 
 
-def _drawn(right_N: np.ndarray, num_N: np.ndarray, k_N: np.ndarray):
-  """Probability that k of num, without replacement, hold one of the right."""
-  none_N = np.ones(len(num_N))
+def _hit_rate(
+  num_right_N: np.ndarray, total_N: np.ndarray, k_N: np.ndarray
+) -> np.ndarray:
+  """Probability that k of `total`, drawn without replacement, hit a right one.
+
+  Of which there are `num_right`.
+  """
+  miss_N = np.ones(len(total_N))
   for i in range(max(0, k_N.max(initial=0))):
-    left_N = np.maximum(num_N - i, 1)
-    missed_N = np.clip((num_N - right_N - i) / left_N, 0, 1)
-    none_N *= np.where(i < k_N, missed_N, 1)
-  return 1 - none_N
+    left_N = np.maximum(total_N - i, 1)
+    missed_N = np.clip((total_N - num_right_N - i) / left_N, 0, 1)
+    miss_N *= np.where(i < k_N, missed_N, 1)
+  return 1 - miss_N
 
 
 def _unit(x_ND: np.ndarray) -> np.ndarray:

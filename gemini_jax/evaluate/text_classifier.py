@@ -1,7 +1,6 @@
-"""A classifier of texts that no model here has a part in.
+"""A classifier of texts that is independent of the models.
 
-TF-IDF of words and pairs of words, and logistic regression over them, by
-scikit-learn.
+Logistic regression over TF-IDF of words and pairs of words, by scikit-learn.
 """
 
 import dataclasses
@@ -15,57 +14,60 @@ import numpy as np
 from gemini_jax import config as config_lib
 from gemini_jax.evaluate import ngram
 
-# Inverse strength of the regularisation, and steps at most.
+# Inverse strength of the regularisation, and iterations at most.
 _INVERSE_STRENGTH, _MAX_STEPS = 10.0, 200
 
 
 def check():
-  """ConfigError, with the remedy, unless scikit-learn is there."""
+  """ConfigError, with the remedy, unless scikit-learn is installed."""
   config_lib.optional('sklearn', 'the classifier needs scikit-learn', 'judge')
 
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-  """Which value a text has.
+  """Predicts the value of an attribute that a text has.
 
   Attributes:
-    pipeline: scikit-learn's.
+    pipeline: scikit-learn's vectorizer and regression.
   """
 
   pipeline: Any
 
   def read(self, texts: Sequence[str]) -> np.ndarray:
-    """The likeliest value of each text; '' where it has no word."""
-    there = [bool(ngram.words(text)) for text in texts]
-    return np.where(there, self.pipeline.predict(list(texts)), '')
+    """The likeliest value of each text; '' for a text without a word."""
+    has_words = [bool(ngram.words(text)) for text in texts]
+    return np.where(has_words, self.pipeline.predict(list(texts)), '')
 
   def measure(
     self, texts: Sequence[str], values: Sequence[str]
   ) -> dict[str, Any]:
-    """How often it is right, of texts whose values are known.
+    """Accuracy, and precision and recall of each value.
 
-    Of each value: `texts` that have it; precision, of those that are read as
-    it; recall, of those that have it; None where there is none.
+    Args:
+      texts: to classify.
+      values: the true ones.
+
+    Returns:
+      The number of `texts`, the `accuracy`, and by `values`: the number of
+      `texts` with it, `precision` and `recall`, None where nothing is counted.
     """
-    read, known = self.read(texts), np.array(values)
-    found = {}
+    predicted, true = self.read(texts), np.array(values)
+    by_value = {}
     for value in sorted(set(values)):
-      right = int(np.sum((read == value) & (known == value)))
-      of_read, of_known = (
-        int(np.sum(read == value)),
-        int(np.sum(known == value)),
-      )
-      found[value] = {
-        'texts': of_known,
-        'precision': right / of_read if of_read else None,
-        'recall': right / of_known if of_known else None,
+      num_right = int(np.sum((predicted == value) & (true == value)))
+      num_predicted = int(np.sum(predicted == value))
+      num_true = int(np.sum(true == value))
+      by_value[value] = {
+        'texts': num_true,
+        'precision': num_right / num_predicted if num_predicted else None,
+        'recall': num_right / num_true if num_true else None,
       }
-    accuracy = float(np.mean(read == known))
-    return {'texts': len(known), 'accuracy': accuracy, 'values': found}
+    accuracy = float(np.mean(predicted == true))
+    return {'texts': len(true), 'accuracy': accuracy, 'values': by_value}
 
 
 def fit(texts: Sequence[str], values: Sequence[str]) -> Classifier:
-  """Learns the values of texts, by their frequencies where words say nothing.
+  """Trains a classifier; a text without known words gets a frequent value.
 
   Raises:
     ConfigError: no two texts have a word in common, or all have one value.
@@ -92,7 +94,7 @@ def fit(texts: Sequence[str], values: Sequence[str]) -> Classifier:
     ),
   )
   with warnings.catch_warnings():
-    # Of no account: what is missing after so many steps are the last digits.
+    # After so many iterations only the last digits still change.
     kind = sklearn.exceptions.ConvergenceWarning
     warnings.simplefilter('ignore', kind)
     try:

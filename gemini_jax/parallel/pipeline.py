@@ -91,7 +91,11 @@ def check(config: config_lib.Config, mesh: Mesh):
   accumulated = [('optimizer.accumulation_steps', parts)] if parts > 1 else []
   for field, size, factors in (
     ('data.batch_size', config.data.batch_size, accumulated + axes),
-    ('eval.batch_size', config.eval.batch_size or config.data.batch_size, axes),
+    (
+      'evaluate.batch_size',
+      config.evaluate.batch_size or config.data.batch_size,
+      axes,
+    ),
   ):
     multiple = math.prod(value for _, value in factors)
     config_lib.check(

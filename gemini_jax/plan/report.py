@@ -9,7 +9,8 @@ from gemini_jax.models import gemini
 from gemini_jax.parallel import chip
 from gemini_jax.plan import abstract, topology
 from gemini_jax.plan import compile as compile_lib
-from gemini_jax.train import metrics
+from gemini_jax.train import flops as flops_lib
+from gemini_jax.train import progress as progress_lib
 
 _GIB = 2**30
 
@@ -22,7 +23,7 @@ def build(
   device = measured.devices[0]
   known = chip.find(device)
   num_devices = len(measured.devices)
-  model_flops = metrics.step_flops(config)
+  model_flops = flops_lib.step_flops(config)
   # The products inside attention kernels are not visible in the program.
   executed = max(train.flops, model_flops / num_devices)
   times = seconds(dataclasses.replace(train, flops=executed), known)
@@ -30,7 +31,7 @@ def build(
   tokens = config.data.batch_size * config.data.sequence_length
   memory = measured.memory
   return {
-    'topology': config.plan.topology or metrics.devices_line(),
+    'topology': config.plan.topology or progress_lib.devices_line(),
     'device_kind': device.device_kind,
     'num_devices': num_devices,
     'mesh': {k: v for k, v in measured.mesh.shape.items() if v > 1},

@@ -110,7 +110,9 @@ def _first_output(
     nonlocal stack, num_layers, layer
     path = '/'.join(context.module.path)
     kind = type(context.module).__name__
-    if kind == 'Stack':
+    # A stack calls methods of its own within `__call__`.
+    is_stack = kind == 'Stack' and context.method_name == '__call__'
+    if is_stack:
       stack, num_layers, layer = path, context.module.num_layers, -1
     elif kind == 'Block':
       # From the first again, with the next microbatch.
@@ -120,7 +122,7 @@ def _first_output(
     if context.method_name != '__call__':
       name = f'{name}.{context.method_name}'
     output = next_function(*args, **kwargs)
-    if kind == 'Stack':
+    if is_stack:
       stack = ''
     leaves = jax.tree.leaves(output)
     bad = any(

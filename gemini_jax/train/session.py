@@ -21,7 +21,7 @@ from gemini_jax.data import splits, tokenizer_training
 from gemini_jax.models import build
 from gemini_jax.parallel import processes
 from gemini_jax.train import lock as lock_lib
-from gemini_jax.train import metrics
+from gemini_jax.train import metrics_file, restoring
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import starting_point as starting_point_lib
 from gemini_jax.train import state as state_lib
@@ -102,13 +102,15 @@ class Session:
         would overwrite the rest of it.
     """
     try:
-      restored = self.run.checkpoints.restore(self.abstract)
+      restored = restoring.restore(
+        self.run.checkpoints, self.run.config, self.abstract
+      )
     except checkpointer.DamageError as error:
       raise config_lib.ConfigError(
         f'{error}; {_advice(self.run.workdir)}'
       ) from error
     size = self._check_manifest(restored) if restored else 0
-    metrics.check_record(self.run.workdir, size)
+    metrics_file.check(self.run.workdir, size)
     return restored
 
   def _check_manifest(self, restored: checkpointer.Restored) -> int:
@@ -184,7 +186,7 @@ def _advice(path: pathlib.Path) -> str:
   """What a user can do whose checkpoints are of no use."""
   return (
     'put a copy of one back, or begin anew in another --workdir, or here '
-    f'after moving {metrics.FILE} and checkpoints away from {path}'
+    f'after moving {metrics_file.FILE} and checkpoints away from {path}'
   )
 
 
@@ -206,15 +208,15 @@ def _check_not_lost(
   if (path / run_lib.CONFIG_FILE).exists():
     train = config_lib.read(path / run_lib.CONFIG_FILE).train
   first = min(train.save_every, train.num_steps)
-  line = next(metrics.newest_lines(path), {'step': 0})
+  line = next(metrics_file.newest_lines(path), {'step': 0})
   # What is evaluated was saved before.
   saved = line['step'] > first or (
     line['step'] == first and 'train/loss' not in line
   )
   config_lib.check(
     not saved or checkpoints.has_leftovers(),
-    f'{path / metrics.FILE} goes to step {line["step"]:,}, but there is no '
-    f'checkpoint; {_advice(path)}',
+    f'{path / metrics_file.FILE} goes to step {line["step"]:,}, but there is '
+    f'no checkpoint; {_advice(path)}',
   )
 
 
@@ -283,7 +285,10 @@ def _check_same_state(
 
 
 def _state_shapes(config: config_lib.Config, mesh: Mesh) -> list[tuple]:
-  """Path, shape and type of every array of the training state."""
+  """Path, shape and type of every array that a run must have to go on.
+
+  Extensions may come and go; see `restoring`.
+  """
   # Of any table: that of the tokens is compared with the model.
   model = dataclasses.replace(
     config.model, vocab_size=build.VOCAB_MULTIPLE, text_vocab_size=None
@@ -292,7 +297,9 @@ def _state_shapes(config: config_lib.Config, mesh: Mesh) -> list[tuple]:
   state = abstract_parts(config, mesh)[2]
   return [
     (jax.tree_util.keystr(name), leaf.shape, leaf.dtype)
-    for name, leaf in jax.tree_util.tree_leaves_with_path(state)
+    for name, leaf in jax.tree_util.tree_leaves_with_path(
+      (state.params, state.opt_state)
+    )
   ]
 
 

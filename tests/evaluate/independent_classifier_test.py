@@ -1,4 +1,4 @@
-"""A judge tells classes apart, and its numbers are those of the definitions."""
+"""A classifier tells classes apart, and its figures follow the definitions."""
 
 import sys
 
@@ -24,42 +24,42 @@ def examples(number, seed, noise=1.0):
 
 
 @pytest.fixture(scope='module')
-def judge():
+def classifier():
   return independent_classifier_lib.fit(*examples(400, 1))
 
 
-def test_judge_knows_classes_and_no_shuffled_ones(judge):
+def test_judge_knows_classes_and_no_shuffled_ones(classifier):
   values, labels_N = examples(400, 2)
-  assert judge.accuracy(values, labels_N) > 0.95
+  assert classifier.accuracy(values, labels_N) > 0.95
   train, train_labels_N = examples(400, 1)
   shuffled_N = np.random.default_rng(3).permutation(train_labels_N)
   control = independent_classifier_lib.fit(train, shuffled_N)
   assert abs(control.accuracy(values, labels_N) - 1 / CLASSES) < 0.15
 
 
-def test_the_seed_decides(judge):
+def test_the_seed_decides(classifier):
   values, _ = examples(50, 2)
   again, other = (
     independent_classifier_lib.fit(*examples(400, 1), seed=seed)
     for seed in (0, 1)
   )
-  features_NH = judge.features(values)
+  features_NH = classifier.features(values)
   np.testing.assert_array_equal(features_NH, again.features(values))
   assert np.abs(features_NH - other.features(values)).max() > 0.1
 
 
-def test_features_are_what_the_last_layer_reads(judge):
+def test_features_are_what_the_last_layer_reads(classifier):
   values, _ = examples(50, 2)
-  features_NH = judge.features(values)
+  features_NH = classifier.features(values)
   assert features_NH.dtype == np.float32
-  scores_NC = features_NH @ judge.network.coefs_[-1]
-  scores_NC += judge.network.intercepts_[-1]
+  scores_NC = features_NH @ classifier.network.coefs_[-1]
+  scores_NC += classifier.network.intercepts_[-1]
   np.testing.assert_array_equal(
-    judge.classes[scores_NC.argmax(axis=1)], judge.predict(values)
+    classifier.classes[scores_NC.argmax(axis=1)], classifier.predict(values)
   )
 
 
-def test_pixels_that_hardly_vary_do_not_decide(judge):
+def test_pixels_that_hardly_vary_do_not_decide(classifier):
   """Noise of a value that is constant in the training set changes nothing."""
   values, labels_N = examples(400, 1)
   values[:, 0, 0] = 7 + 0.01 * np.random.default_rng(1).normal(size=400)
@@ -74,8 +74,8 @@ def test_words_as_labels_and_bytes_as_values():
   labels_N = rng.choice(['bag', 'coat'], 100)
   values = rng.integers(100, size=(100, 4)).astype(np.uint8)
   values[labels_N == 'coat'] += 100
-  judge = independent_classifier_lib.fit(values, labels_N)
-  assert judge.accuracy(values, labels_N) == 1
+  classifier = independent_classifier_lib.fit(values, labels_N)
+  assert classifier.accuracy(values, labels_N) == 1
 
 
 def gaussian(mean_F, covariance_FF, number, seed):
@@ -134,39 +134,39 @@ def test_spread_is_within_classes():
   )
 
 
-def test_report_sees_what_is_wrong_and_what_is_all_the_same(judge):
+def test_report_sees_what_is_wrong_and_what_is_all_the_same(classifier):
   real, labels_N = examples(1500, 2)
-  fresh, wished_N = examples(1000, 3)
+  fresh, targets_N = examples(1000, 3)
   good = independent_classifier_lib.report(
-    judge, fresh, wished_N, real, labels_N
+    classifier, fresh, targets_N, real, labels_N
   )
   assert good['accuracy'] > 0.95 < good['real_accuracy']
   assert good['frechet'] < 2 * good['frechet_of_real']
   assert abs(good['spread'] / good['real_spread'] - 1) < 0.1
   # Every class taken for the next.
   wrong = independent_classifier_lib.report(
-    judge, fresh, (wished_N + 1) % CLASSES, real, labels_N
+    classifier, fresh, (targets_N + 1) % CLASSES, real, labels_N
   )
   assert wrong['accuracy'] < 0.05
   same, _ = examples(1000, 3, noise=0.1)
   same = independent_classifier_lib.report(
-    judge, same, wished_N, real, labels_N
+    classifier, same, targets_N, real, labels_N
   )
   assert same['accuracy'] == 1
   assert same['spread'] < 0.2 * same['real_spread']
   assert same['frechet'] > 5 * same['frechet_of_real']
 
 
-def test_report_compares_to_the_real_ones_of_the_wished_classes(judge):
+def test_report_compares_to_the_real_ones_of_the_wished_classes(classifier):
   real, labels_N = examples(300, 2)
-  fresh, wished_N = examples(200, 3)
-  only = wished_N == 2
+  fresh, targets_N = examples(200, 3)
+  only = targets_N == 2
   found = independent_classifier_lib.report(
-    judge, fresh[only], wished_N[only], real, labels_N
+    classifier, fresh[only], targets_N[only], real, labels_N
   )
   real = real[labels_N == 2]
   expected = independent_classifier_lib.frechet(
-    judge.features(fresh[only]), judge.features(real)
+    classifier.features(fresh[only]), classifier.features(real)
   )
   np.testing.assert_allclose(found['frechet'], expected)
   np.testing.assert_allclose(
@@ -175,7 +175,7 @@ def test_report_compares_to_the_real_ones_of_the_wished_classes(judge):
   )
   with pytest.raises(ValueError, match='no real example'):
     independent_classifier_lib.report(
-      judge, fresh, np.full(200, 9), real, np.full(len(real), 2)
+      classifier, fresh, np.full(200, 9), real, np.full(len(real), 2)
     )
 
 

@@ -19,7 +19,7 @@ def plain_recall(one_ND, other_MD, positives_NM, k):
 @pytest.mark.parametrize('scores', [2**24, 50])
 def test_recall_is_counted(monkeypatch, scores):
   """With several positives, or none; whatever is held at one time."""
-  monkeypatch.setattr(retrieval, '_SCORES', scores)
+  monkeypatch.setattr(retrieval, '_MAX_SCORES', scores)
   rng = np.random.default_rng(0)
   one_ND, other_MD = rng.normal(size=(30, 4)), rng.normal(size=(20, 4))
   positives_NM = rng.random((30, 20)) < 0.08

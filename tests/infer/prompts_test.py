@@ -235,7 +235,7 @@ def test_a_latent_is_of_the_row_that_its_encoder_learned_from(
 
 
 def test_a_text_fills_in_the_task_that_reads_text(records):
-  """As `eval.samples` are asked."""
+  """As `evaluate.samples.prompts` are read."""
   config = setting(records, 'causal', 'tasks')
   model, _ = build('causal')
   ask = functools.partial(prompts_lib.read_prompt, config, model, TOKENIZER)

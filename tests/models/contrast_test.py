@@ -217,13 +217,6 @@ def test_retrieval_counts_what_says_the_same(path):
   assert few['read_to_written_recall_at_1_chance'] == pytest.approx(3 / 8)
 
 
-def test_retrieval_needs_vectors():
-  with pytest.raises(
-    config_lib.ConfigError, match=r'eval\.retrieval=3 needs vectors'
-  ):
-    config_lib.Config(eval=config_lib.Eval(retrieval=3))
-
-
 def test_only_an_encoder_reads_inputs_and_targets():
   with pytest.raises(config_lib.ConfigError, match='the encoder reads both'):
     config_lib.Model(contrast_dim=4)

@@ -381,8 +381,8 @@ def test_init_scale_rules_them_all():
 def test_an_empty_cache_has_one_slot_for_every_position():
   config = toy.model(architecture='encoder_decoder', dtype='bfloat16').config
   cache = jax.eval_shape(lambda: gemini.init_cache(config, 3, T, S))
-  assert cache.self_attention.key.shape == (2, 3, T, 2, 4)
-  assert cache.cross_attention.value.shape == (2, 3, S, 2, 4)
+  assert cache.self_attention.key.shape == (2, 3, 2, T, 4)
+  assert cache.cross_attention.value.shape == (2, 3, 2, S, 4)
   assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(cache))
   plain = jax.eval_shape(lambda: gemini.init_cache(toy.model().config, 3, T))
   assert plain.cross_attention is None

@@ -101,7 +101,7 @@ def test_stages_do_not_change_the_run(name):
   _, state, records = trained(name)
   for ours, expected in zip(records, plain[2], strict=True):
     assert ours['finite']
-    for metric in ('loss', 'grad_norm', 'accuracy', 'tokens'):
+    for metric in ('loss', 'grad_norm', 'token_accuracy', 'tokens'):
       assert ours[metric] == pytest.approx(expected[metric], rel=1e-5), metric
   assert len({record['loss'] for record in records}) == 4
   jax.tree.map(
@@ -265,8 +265,8 @@ def test_what_makes_no_microbatches_runs_layer_by_layer():
       '(4) * parallel.microbatches (2) * parallel.data (2) = 16',
     ),
     (
-      {'eval': {'batch_size': 6}, 'parallel': {'data': 2}},
-      'eval.batch_size=6 must be a multiple of parallel.microbatches (2) * '
+      {'evaluate': {'batch_size': 6}, 'parallel': {'data': 2}},
+      'evaluate.batch_size=6 must be a multiple of parallel.microbatches (2) * '
       'parallel.data (2) = 4',
     ),
   ],

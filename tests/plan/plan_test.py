@@ -17,7 +17,7 @@ from gemini_jax.parallel import sharding
 from gemini_jax.plan import abstract as abstract_lib
 from gemini_jax.plan import compile as compile_lib
 from gemini_jax.plan import page, plan, report, suggestions, topology
-from gemini_jax.train import metrics
+from gemini_jax.train import flops
 from gemini_jax.train import state as state_lib
 from gemini_jax.train import step as step_lib
 
@@ -91,7 +91,7 @@ def test_the_peak_is_what_the_compiled_step_needs(measured):
 def test_the_products_are_those_of_the_closed_form(measured):
   """Causal pairs once, where attention in blocks computes a few more."""
   executed = measured.train.flops * 8
-  assert executed == pytest.approx(metrics.step_flops(CONFIG), rel=0.1)
+  assert executed == pytest.approx(flops.step_flops(CONFIG), rel=0.1)
 
 
 def test_remat_computes_more_and_loops_count_in_full(measured):
@@ -321,7 +321,7 @@ def test_hosts_of_gpus_have_times_and_an_end():
     assert 0 < result['mfu_bound'] < 1
     # One step of the model, however it is split.
     executed = found.train.flops * len(found.devices)
-    assert executed == pytest.approx(metrics.step_flops(config), rel=0.1)
+    assert executed == pytest.approx(flops.step_flops(config), rel=0.1)
     assert not topology.is_here(found.devices)
     seconds.append({c.axes: c.seconds for c in found.train.collectives})
     shown = page.spell(result)

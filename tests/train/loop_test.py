@@ -18,9 +18,25 @@ import pytest
 import tiny
 from gemini_jax import config as config_lib
 from gemini_jax.checkpoint import checkpointer
+from gemini_jax.evaluate import evaluators, held_out
 from gemini_jax.infer import beam, decoding
 from gemini_jax.parallel import mesh as mesh_lib
-from gemini_jax.train import diagnosis, loop, metrics, preemption
+from gemini_jax.train import (
+  diagnosis,
+  loop,
+  metric_writer,
+  metrics_file,
+  preemption,
+  run_report,
+)
+from gemini_jax.train import progress as progress_lib
+
+# An evaluator that writes without a held-out split.
+SAMPLES = (
+  "evaluate.evaluators=('samples',)",
+  "evaluate.samples.prompts=('one two',)",
+  'evaluate.samples.max_tokens=6',
+)
 
 
 class Compilations(logging.Handler):
@@ -63,15 +79,15 @@ def file(folder):
 def done(folder, file):
   """(workdir of a run of 20 steps, what was compiled at each line)."""
   counts = []
-  write = metrics.Writer.write
+  write = metric_writer.Writer.write
   with pytest.MonkeyPatch.context() as patch, Compilations() as compiled:
 
     def note(writer, step, values):
       counts.append((step, len(compiled.names)))
       write(writer, step, values)
 
-    patch.setattr(metrics.Writer, 'write', note)
-    assert tiny.run(file, folder / 'run', "eval.samples=('one two',)") == 0
+    patch.setattr(metric_writer.Writer, 'write', note)
+    assert tiny.run(file, folder / 'run', *SAMPLES) == 0
   return folder / 'run', compiled.names, counts
 
 
@@ -221,11 +237,11 @@ def test_options_survive_a_restart(name, file, tmp_path):
   workdir = tmp_path / 'run'
   assert tiny.run(file, workdir, *overrides) == 0
   expected = tiny.arrays(workdir)
-  lines = tiny.metrics(workdir, *metrics.TIMINGS)
+  lines = tiny.metrics(workdir, *metrics_file.TIMINGS)
   assert any(path.startswith(held) for path in expected), sorted(expected)
   shutil.rmtree(workdir / 'checkpoints' / '00000020')
   assert tiny.run(file, workdir, *overrides) == 0
-  assert tiny.metrics(workdir, *metrics.TIMINGS) == lines
+  assert tiny.metrics(workdir, *metrics_file.TIMINGS) == lines
   for path, leaf in tiny.arrays(workdir).items():
     np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
   rates = [
@@ -243,7 +259,9 @@ def test_options_survive_a_restart(name, file, tmp_path):
 
 
 FAILS = pytest.mark.parametrize(
-  ('name', 'step'), [('evaluate_splits', 10), ('write_samples', 20)]
+  ('module', 'calls', 'step'),
+  # Of evaluations every 5 steps, the last of them with evaluators.
+  [(held_out, 2, 10), (evaluators, 1, 20), (run_report, 4, 20)],
 )
 
 
@@ -254,7 +272,7 @@ def plateau(folder, file):
     'optimizer.plateau_patience=1',
     'optimizer.learning_rate=1e-12',
     'train.eval_every=5',
-    "eval.samples=('one',)",
+    *SAMPLES,
   )
   assert tiny.run(file, folder / 'plateau', *overrides) == 0
   return overrides, folder / 'plateau'
@@ -262,31 +280,30 @@ def plateau(folder, file):
 
 @FAILS
 def test_a_step_is_saved_before_it_is_evaluated(
-  name, step, plateau, file, tmp_path, monkeypatch, capsys
+  module, calls, step, plateau, file, tmp_path, monkeypatch, capsys
 ):
   """What failed is done at the next start, with no step trained again."""
   overrides, whole = plateau
   workdir = tmp_path / 'run'
-  function = getattr(loop, name)
-
-  calls = []
+  name = 'write' if module is run_report else 'evaluate'
+  function = getattr(module, name)
 
   def fail(*args):
-    calls.append(args)
-    # Of evaluations, the one after that of step 5.
-    if len(calls) == step // 5 or name == 'write_samples':
+    nonlocal calls
+    calls -= 1
+    if not calls:
       raise ZeroDivisionError
     return function(*args)
 
   with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-    patch.setattr(loop, name, fail)
+    patch.setattr(module, name, fail)
     tiny.run(file, workdir, *overrides)
   assert checkpointer.Checkpointer(workdir / 'checkpoints').steps()[-1] == step
   capsys.readouterr()
   assert tiny.run(file, workdir, *overrides) == 0
   assert f'resuming at step {step}\n' in capsys.readouterr().out
-  assert tiny.metrics(workdir, *metrics.TIMINGS) == tiny.metrics(
-    whole, *metrics.TIMINGS
+  assert tiny.metrics(workdir, *metrics_file.TIMINGS) == tiny.metrics(
+    whole, *metrics_file.TIMINGS
   )
   expected = tiny.arrays(whole)
   for path, leaf in tiny.arrays(workdir).items():
@@ -333,12 +350,10 @@ def test_times_are_of_steps_alone(file, tmp_path, monkeypatch):
 
   clock = types.SimpleNamespace(monotonic=lambda: now, time=lambda: now)
   monkeypatch.setattr(loop, 'compile_step', compiled)
-  monkeypatch.setattr(loop, 'time', clock)
-  monkeypatch.setattr(metrics, 'time', clock)
-  if hasattr(metrics, 'Stopwatch'):
-    defaults = (clock.monotonic,)
-    monkeypatch.setattr(metrics.Stopwatch.__init__, '__defaults__', defaults)
-  takes(loop, 'evaluate_splits', 1000)
+  monkeypatch.setattr(progress_lib, 'time', clock)
+  defaults = (clock.monotonic,)
+  monkeypatch.setattr(progress_lib.Stopwatch.__init__, '__defaults__', defaults)
+  takes(held_out, 'evaluate', 1000)
   takes(checkpointer.Checkpointer, 'save', 1000)
   assert tiny.run(file, tmp_path / 'run', 'train.save_every=7') == 0
   lines = [
@@ -356,14 +371,14 @@ def test_times_are_of_steps_alone(file, tmp_path, monkeypatch):
 
 def at_step_four(monkeypatch, action):
   """Calls `action` in the middle of the runs that follow."""
-  update = metrics.Progress.update
+  update = progress_lib.Progress.update
 
   def updated(progress, step, values):
     update(progress, step, values)
     if step == 4:
       action()
 
-  monkeypatch.setattr(metrics.Progress, 'update', updated)
+  monkeypatch.setattr(progress_lib.Progress, 'update', updated)
 
 
 def test_a_folder_is_trained_in_once(file, tmp_path, monkeypatch, capsys):
@@ -421,7 +436,7 @@ def test_another_course_is_announced(done, file, tmp_path, capsys):
   assert outputs[1] != outputs[2]
   # The same config goes on as planned.
   shutil.rmtree(workdir / 'checkpoints' / '00000021')
-  assert tiny.run(file, done[0], "eval.samples=('one two',)") == 0
+  assert tiny.run(file, done[0], *SAMPLES) == 0
   assert 'would have had' not in capsys.readouterr().out
 
 
@@ -442,8 +457,8 @@ def test_ignored_signals_stay_ignored(monkeypatch):
 
 def test_nobody_reads_along(file, tmp_path):
   """The reader leaves after a line, and its encoding lacks the prompt."""
-  prompt = "eval.samples=('\u4e00',)"
-  command = tiny.arguments(file, tmp_path / 'run', prompt)
+  prompt = "evaluate.samples.prompts=('\u4e00',)"
+  command = tiny.arguments(file, tmp_path / 'run', SAMPLES[0], prompt)
   with subprocess.Popen(
     [sys.executable, '-m', 'gemini_jax.main', *command],
     cwd=tiny.ROOT,
@@ -492,7 +507,7 @@ def test_the_report_survives_a_search_that_fails(monkeypatch):
 def test_a_signal_saves_and_says_so(
   number, file, done, tmp_path, monkeypatch, capsys
 ):
-  update = metrics.Progress.update
+  update = progress_lib.Progress.update
 
   def kill(progress, step, values):
     update(progress, step, values)
@@ -503,7 +518,7 @@ def test_a_signal_saves_and_says_so(
   before = lambda *args: None
   original = signal.signal(number, before)
   with monkeypatch.context() as patch:
-    patch.setattr(metrics.Progress, 'update', kill)
+    patch.setattr(progress_lib.Progress, 'update', kill)
     assert tiny.run(file, tmp_path / 'run') == 0
   assert signal.signal(number, original) == before
   steps = checkpointer.Checkpointer(tmp_path / 'run' / 'checkpoints').steps()
@@ -514,8 +529,8 @@ def test_a_signal_saves_and_says_so(
   )
   assert tiny.run(file, tmp_path / 'run') == 0
   assert f'resuming at step {steps[0]}' in capsys.readouterr().out
-  assert tiny.metrics(tmp_path / 'run', *metrics.TIMINGS) == tiny.metrics(
-    done[0], *metrics.TIMINGS
+  assert tiny.metrics(tmp_path / 'run', *metrics_file.TIMINGS) == tiny.metrics(
+    done[0], *metrics_file.TIMINGS
   )
 
 
@@ -530,15 +545,15 @@ def test_eval_mode(done, file, capsys):
     tiny.run(
       file,
       workdir,
-      'generate.checkpoint=best',
-      'eval.batch_size=16',
+      'evaluate.checkpoint=best',
+      'evaluate.batch_size=16',
       mode='eval',
     )
     == 0
   )
   again = json.loads(capsys.readouterr().out.splitlines()[-1])
   assert again == pytest.approx(last, rel=1e-5)
-  assert tiny.run(file, workdir, 'eval.max_batches=1', mode='eval') == 0
+  assert tiny.run(file, workdir, 'evaluate.max_batches=1', mode='eval') == 0
   part = json.loads(capsys.readouterr().out.splitlines()[-1])
   assert part['validation/loss'] != last['validation/loss']
   assert (workdir / 'metrics.jsonl').read_bytes() == before
@@ -632,7 +647,8 @@ def test_an_encoder_decoder(folder, capsys):
     folder,
     *tiny.SEQ2SEQ,
     'model.num_layers = 1',
-    'eval.exact_match = 3',
+    "evaluate.evaluators = ('exact_match',)",
+    'evaluate.exact_match.num_examples = 3',
     'train.num_steps = 20',
     name='seq2seq.py',
   )

@@ -1,0 +1,198 @@
+"""`report.md` of a run: what was trained, how it went and what it writes."""
+
+import dataclasses
+import json
+import logging
+import pathlib
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from gemini_jax import config as config_lib
+from gemini_jax import host
+from gemini_jax import run as run_lib
+from gemini_jax.parallel import processes
+from gemini_jax.train import curves as curves_lib
+from gemini_jax.train import metrics_file
+from gemini_jax.train import progress as progress_lib
+
+FILE, CURVES_FILE = 'report.md', 'report.png'
+# Samples and pages of media that are shown.
+_MAX_SAMPLES, _MAX_PAGES = 8, 12
+
+
+def write(run: run_lib.Run, step: int):
+  """Writes report.md into the folder of a run, in place of an older one.
+
+  Reads metrics.jsonl and samples/. The curves are drawn at the last step, as
+  report.png, where matplotlib is installed; before, they are lines of blocks.
+  A report that cannot be written is a warning: the training goes on.
+
+  Args:
+    run: the run.
+    step: updates made.
+  """
+  if not processes.is_process_zero():
+    return
+  try:
+    lines = list(metrics_file.all_lines(run.workdir))
+    is_last = step >= run.config.train.num_steps
+    png = curves_lib.picture(curves_lib.series(lines)) if is_last else None
+    if png is not None:
+      host.replace_file(run.workdir / CURVES_FILE, png)
+    text = compose(
+      run.workdir, run.config, step, lines, has_picture=png is not None
+    )
+    host.replace_file(run.workdir / FILE, text.encode(errors='replace'))
+  except (OSError, config_lib.ConfigError) as error:
+    logging.warning('%s cannot be written: %s', run.workdir / FILE, error)
+
+
+def compose(
+  workdir: pathlib.Path,
+  config: config_lib.Config,
+  step: int,
+  lines: Sequence[Mapping[str, Any]],
+  *,
+  has_picture: bool = False,
+) -> str:
+  """The text of a report, in Markdown.
+
+  Args:
+    workdir: folder of the run.
+    config: of the run.
+    step: updates made.
+    lines: of metrics.jsonl.
+    has_picture: whether report.png is there.
+  """
+  total = config.train.num_steps
+  sections = [
+    f'# {workdir.resolve().name}',
+    f'Step {step:,} of {total:,}, on {progress_lib.devices_line()}.',
+    '## Results',
+    *_results(lines),
+    '## Curves',
+    *([f'![curves]({CURVES_FILE})'] if has_picture else []),
+    *_curves(curves_lib.series(lines)),
+    '## Samples',
+    *_samples(workdir),
+    '## Media',
+    *_pages(workdir),
+    '## Repeat',
+    'From the folder where this run was started, into a new one:',
+    _fenced(_command(workdir)),
+    '## Config',
+    'What differs from the defaults; all fields are in '
+    f'[{config_lib.FILE}]({config_lib.FILE}).',
+    _fenced('\n'.join(_changes(config_lib.Config(), config)) or '(nothing)'),
+  ]
+  return '\n\n'.join(sections) + '\n'
+
+
+def _results(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+  """A table of the newest value of each metric of a held-out split."""
+  newest = {}
+  for line in lines:
+    for name, value in line.items():
+      if not name.startswith('train/') and name != 'step':
+        newest[name] = (value, line['step'])
+  if not newest:
+    yield 'Nothing was evaluated yet.'
+    return
+  yield _table(
+    ('metric', 'value', 'step'),
+    [
+      (name, _number(value), f'{step:,}')
+      for name, (value, step) in newest.items()
+    ],
+  )
+
+
+def _curves(curves: Mapping[str, curves_lib.Series]) -> Iterator[str]:
+  if not curves:
+    yield 'There is no metric of two steps yet.'
+    return
+  rows = []
+  for names in curves_lib.panels(curves).values():
+    for name in names:
+      _, values = curves[name]
+      numbers = values[0], values[-1], min(values), max(values)
+      rows.append((name, *map(_number, numbers), curves_lib.sparkline(values)))
+  yield _table(('metric', 'first', 'last', 'least', 'largest', 'course'), rows)
+
+
+def _samples(workdir: pathlib.Path) -> Iterator[str]:
+  """The samples of the newest evaluation, such as samples/00000200.jsonl."""
+  paths = sorted(
+    path
+    for path in (workdir / 'samples').glob('*.jsonl')
+    if path.stem.isdecimal()
+  )
+  if not paths:
+    yield 'No prompt was continued (`evaluate.samples`).'
+    return
+  path = f'samples/{paths[-1].name}'
+  yield f'From [{path}]({path}):'
+  text = paths[-1].read_text(errors='replace')
+  for line in text.splitlines()[:_MAX_SAMPLES]:
+    try:
+      sample = json.loads(line)
+    except ValueError:
+      continue
+    yield _fenced(f'{sample.get("prompt")}{sample.get("text")}')
+
+
+def _pages(workdir: pathlib.Path) -> Iterator[str]:
+  """Pages of media that evaluators wrote; those of generate are left out."""
+  names = sorted(
+    path.name
+    for path in (workdir / 'samples').glob('*.png')
+    if '-generate' not in path.name
+  )
+  if not names:
+    yield 'No page of media was written.'
+  for name in names[-_MAX_PAGES:]:
+    yield f'[{name}](samples/{name})\n\n![{name}](samples/{name})'
+
+
+def _command(workdir: pathlib.Path) -> str:
+  """Shell commands that train the same run in a new folder."""
+  new = workdir.with_name(f'{workdir.name}-again')
+  config = shlex.quote(str(workdir / config_lib.FILE))
+  folder = shlex.quote(str(new))
+  return (
+    f'mkdir {folder}\n'
+    f'cp {config} {folder}\n'
+    f'python -m gemini_jax.main --workdir={folder}'
+  )
+
+
+def _changes(default: Any, config: Any, path: str = '') -> Iterator[str]:
+  """`section.field = value` of each field that has another value."""
+  for field in dataclasses.fields(config):
+    name = f'{path}.{field.name}'.lstrip('.')
+    value = getattr(config, field.name)
+    default_value = getattr(default, field.name)
+    if dataclasses.is_dataclass(value):
+      yield from _changes(default_value, value, name)
+    elif value != default_value:
+      yield f'{name} = {value!r}'
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  lines = [header, ['---'] * len(header), *rows]
+  # What Markdown would take for the end of a cell.
+  cells = lambda line: [cell.replace('|', '\\|') for cell in line]
+  return '\n'.join(f'| {" | ".join(cells(line))} |' for line in lines)
+
+
+def _number(value: float | None) -> str:
+  return 'not finite' if value is None else f'{value:.5g}'
+
+
+def _fenced(text: str) -> str:
+  """A block of code, whatever backticks the text has."""
+  longest = max(map(len, re.findall('`+', text)), default=0)
+  fence = '`' * max(3, longest + 1)
+  return f'{fence}text\n{text}\n{fence}'
