@@ -49,16 +49,19 @@ OPTIONS: dict[str, str | None] = {'workdir': None, 'mode': 'train'}
 _FLAGS = {'config': None} | OPTIONS
 
 
-def main(argv: Sequence[str]) -> int:
-  """Runs the mode that the flags ask for; returns the exit code."""
+def main(argv: Sequence[str], *, owns_process: bool = False) -> int:
+  """Runs the mode that the flags ask for; returns the exit code.
+
+  With `owns_process` the process's memory is kept as the mode needs it.
+  """
   try:
-    return _main(argv)
+    return _main(argv, owns_process)
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
     return 130
 
 
-def _main(argv: Sequence[str]) -> int:
+def _main(argv: Sequence[str], owns_process: bool) -> int:
   try:
     topic = command.help_topic(argv)
     if topic is not None:
@@ -74,6 +77,9 @@ def _main(argv: Sequence[str]) -> int:
     config = command.run_config(arguments, mode, workdir)
   except config_lib.ConfigError as error:
     return _refuse(error)
+  # Only steps that repeat gain by it, and it costs memory.
+  if owns_process and mode == 'train':
+    host.keep_freed_memory()
   # Imported once the flags are known to be right: jax takes a second.
   with host.no_interrupt():
     from gemini_jax.checkpoint import checkpointer
@@ -151,13 +157,12 @@ def _refuse(error: Exception) -> int:
 
 def run() -> int:
   """The command as a process: `main` with this process's arguments."""
-  host.keep_freed_memory()
   host.keep_output()
   logging.basicConfig(level=logging.INFO, format='%(levelname)s %(message)s')
   # Orbax tells of every file, JAX of every back end it does not find.
   absl.logging.set_verbosity(absl.logging.WARNING)
   logging.getLogger('jax').setLevel(logging.WARNING)
-  return main(sys.argv)
+  return main(sys.argv, owns_process=True)
 
 
 if __name__ == '__main__':

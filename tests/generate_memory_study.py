@@ -36,8 +36,6 @@ session.write_config()
 _IMPORT = """
 import jax
 import gemini_jax.main
-from gemini_jax import host
-host.keep_freed_memory()
 from gemini_jax.commands import generate
 from gemini_jax.plan import plan
 from gemini_jax.train import loop
