@@ -677,13 +677,13 @@ CONFLICTS = [
         'autoencoder': {'dim': 2},
       },
     },
-    'model.image.num_blocks=1 has no effect with model.image.autoencoder.dim='
-    '2: the z of each patch is read',
+    'model.image.num_blocks=1 has no effect with model.image.autoencoder.dim=2'
+    ': the z of each patch is read',
   ),
   (
     {'model.audio': {'num_tokens': 3, 'autoencoder': {'dim': 2}}},
-    'model.audio.num_tokens=3 has no effect with model.audio.autoencoder.dim='
-    '2: the z of each patch is read',
+    'model.audio.num_tokens=3 has no effect with model.audio.autoencoder.dim=2'
+    ': the z of each patch is read',
   ),
   (
     {

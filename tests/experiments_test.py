@@ -14,7 +14,8 @@ from gemini_jax.data import sources
 from gemini_jax.models import gemini
 from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.plan import abstract, plan
-from gemini_jax.train import run, step
+from gemini_jax.train import session as session_lib
+from gemini_jax.train import step
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'experiments'
 FILES = sorted(
@@ -55,7 +56,7 @@ def experiment(request, tmp_path):
 def test_an_experiment_builds(experiment):
   name, config = experiment
   one = mesh_lib.make_mesh(config_lib.Parallel(), jax.devices()[:1])
-  model, optimizer, state = run.abstract_parts(config, one)
+  model, optimizer, state = session_lib.abstract_parts(config, one)
   batch = abstract.batch(config, one)
   new, values = jax.eval_shape(
     functools.partial(

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from gemini_jax import main
+from gemini_jax import run as run_lib
 from gemini_jax.parallel import processes
-from gemini_jax.train import run as run_lib
 
 
 def record(path):

@@ -10,11 +10,12 @@ import sys
 import textwrap
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from gemini_jax import command, main
 from gemini_jax import config as config_lib
-from gemini_jax import main
 from gemini_jax.checkpoint import checkpointer
 
 # Of a process with one device, which keeps all that it compiled; see conftest.
@@ -196,3 +197,22 @@ def arrays(workdir, step=None):
       ocp.load(path, abstract)
     )[0]
   }
+
+
+def save_zeros(session, step, manifest=None, metric=1.0):
+  """A checkpoint of zeros, of a session that is open for training."""
+  state = jax.tree.map(
+    lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding),
+    session.abstract,
+  )
+  data = {'fingerprint': {'tokenizer': session.run.tokenizer.fingerprint}}
+  checkpoints = session.run.checkpoints
+  checkpoints.save(step, state, manifest or {'data': data}, metric)
+  checkpoints.wait()
+  session.write_config()
+
+
+def parse(folder):
+  """The config of an experiment that is written into a folder."""
+  argv = ['main', *arguments(experiment(folder), folder / 'run')]
+  return command.parse(argv, {'workdir': None, 'mode': None}).config

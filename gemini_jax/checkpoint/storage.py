@@ -10,7 +10,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -79,11 +79,31 @@ def load(folder: pathlib.Path, abstract: Any) -> Any:
   Raises:
     UnreadableError: it is damaged.
   """
-  try:
-    with host.no_interrupt():
-      return ocp.load(_Path(folder), abstract)
-  except _UNREADABLE as error:
-    raise UnreadableError(f'cannot be read: {_short(error)}') from error
+  with _reading():
+    return ocp.load(_Path(folder), abstract)
+
+
+def load_arrays(
+  folder: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
+  """Some of the arrays of the tree in a folder, by name; no others are read.
+
+  Args:
+    folder: where it lies.
+    wanted: what to restore, named as in `shapes`, with shardings; floats are
+      converted to the types wanted.
+
+  Raises:
+    UnreadableError: it is damaged.
+  """
+  with _reading():
+    tree = jax.tree_util.tree_map_with_path(
+      lambda path, _: wanted.get(_name(path), ocp.PLACEHOLDER),
+      ocp.metadata(_Path(folder)).metadata,
+    )
+    tree = ocp.load(_Path(folder), tree)
+  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return {_name(path): leaf for path, leaf in leaves if _name(path) in wanted}
 
 
 def stored_shapes(folder: pathlib.Path) -> dict[str, str]:
@@ -92,22 +112,21 @@ def stored_shapes(folder: pathlib.Path) -> dict[str, str]:
   Raises:
     UnreadableError: it is damaged.
   """
-  try:
-    # Where something is not readable, Orbax tells less and logs why.
-    with host.no_interrupt():
-      return shapes(ocp.metadata(_Path(folder)).metadata)
-  except _UNREADABLE as error:
-    raise UnreadableError(f'is not readable: {_short(error)}') from error
+  # Where something is not readable, Orbax tells less and logs why.
+  with _reading():
+    return shapes(ocp.metadata(_Path(folder)).metadata)
 
 
 def shapes(tree: Any) -> dict[str, str]:
   """Type and shape of each array by path, such as `float32[2, 3]`."""
   return {
-    jax.tree_util.keystr(path, simple=True, separator='/'): (
-      f'{leaf.dtype}{list(leaf.shape)}'
-    )
+    _name(path): f'{leaf.dtype}{list(leaf.shape)}'
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
   }
+
+
+def _name(path: Any) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
 def is_convertible(saved: str, wanted: str) -> bool:
@@ -165,6 +184,16 @@ _UNREADABLE = (
 
 
 @contextlib.contextmanager
+def _reading() -> Iterator[None]:
+  """Raises what is raised for damaged files as UnreadableError."""
+  try:
+    with host.no_interrupt():
+      yield
+  except _UNREADABLE as error:
+    raise UnreadableError(f'cannot be read: {_short(error)}') from error
+
+
+@contextlib.contextmanager
 def _system_errors() -> Iterator[None]:
   """Raises TensorStore's errors of the file system as OSError."""
   try:
@@ -201,6 +230,6 @@ def _tell_unraisable(unraisable: Any, tell: Any = sys.unraisablehook):
     tell(unraisable)
 
 
-for _name in ('absl', 'asyncio'):
-  logging.getLogger(_name).addFilter(_is_news)
+for _library in ('absl', 'asyncio'):
+  logging.getLogger(_library).addFilter(_is_news)
 sys.unraisablehook = _tell_unraisable

@@ -9,7 +9,7 @@ import optax
 from gemini_jax import config as config_lib
 from gemini_jax.commands import bench_step, timing
 from gemini_jax.kernels import cross_entropy, dot_product_attention, masking
-from gemini_jax.train import run
+from gemini_jax.models import build
 
 
 def bench_attention(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def bench_attention(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
     jax.random.normal(jax.random.key(i), (*shape, num, model.head_width), dtype)
     for i, num in enumerate(heads)
   ]
-  sequence = bench_step.random_batch(run.with_vocab(config, 1)).decoder
+  sequence = bench_step.random_batch(build.with_vocab(config, 1)).decoder
   mask = masking.visible(sequence, sequence, causal=True)
   scale = model.head_width**-0.5
   kernel = dot_product_attention.choose(
@@ -56,7 +56,7 @@ def bench_cross_entropy(
 ) -> dict[str, Any]:
   """Loss and gradients, chunked and from all logits at once."""
   del nanogpt
-  config = run.with_vocab(config, 1)
+  config = build.with_vocab(config, 1)
   batch = bench_step.random_batch(config)
   assert config.model.vocab_size
   dtype = jnp.dtype(config.model.dtype)

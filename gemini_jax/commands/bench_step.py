@@ -14,10 +14,10 @@ import numpy as np
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.commands import timing
-from gemini_jax.models import gemini
+from gemini_jax.models import build, gemini
 from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.parallel import pipeline, sharding
-from gemini_jax.train import loop, metrics, run
+from gemini_jax.train import loop, metrics
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import state as state_lib
 
@@ -48,10 +48,10 @@ class Step:
   """Our train step on random tokens."""
 
   def __init__(self, config: config_lib.Config):
-    self.config = run.with_vocab(config, 1)
+    self.config = build.with_vocab(config, 1)
     mesh = mesh_lib.make_mesh(config.parallel)
     pipeline.check(config, mesh)
-    model = run.make_model(self.config, mesh)
+    model = build.make_model(self.config, mesh)
     optimizer = optimizer_lib.make_optimizer(
       config.optimizer, config.train.num_steps
     )

@@ -13,9 +13,8 @@ from gemini_jax.checkpoint import checkpointer
 from gemini_jax.commands import bench_step, timing
 from gemini_jax.data import splits, tokenizer_training
 from gemini_jax.infer import decoding, sampling
-from gemini_jax.models import gemini
+from gemini_jax.models import build, gemini
 from gemini_jax.parallel import mesh as mesh_lib
-from gemini_jax.train import run
 
 # Seconds for which the loader is timed.
 _LOADING = 5.0
@@ -28,7 +27,7 @@ def bench_decode(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
   config, params = step.config, step.params
   encodes = config.model.cross
   decoder = decoding.Decoder(
-    run.make_model(config, mesh_lib.make_mesh(config.parallel)),
+    build.make_model(config, mesh_lib.make_mesh(config.parallel)),
     config.data.batch_size,
     pad_id=0,
     # No token has this id, so no row ends early.

@@ -6,9 +6,9 @@ r"""How varied and how likely texts are that trained runs write.
 
 Every run writes `count` texts at each temperature of its tokens, from z of the
 prior where it has a latent. The judge, a language model that was trained apart
-from them, tells how likely they are; held-out texts of the first run stand
-beside. Of a latent also: whether what is written follows the z of a text, or
-that of another one (`swap`). Prints a table; `out` gets diversity.json,
+from them, tells how likely they are; held-out texts of the first run
+are measured as well. For a latent also: whether texts follow the z that they
+are decoded from (`swap`). Prints a table; `out` gets diversity.json,
 diversity.png and the texts.
 """
 
@@ -25,6 +25,7 @@ import numpy as np
 
 from gemini_jax import command
 from gemini_jax import config as config_lib
+from gemini_jax import run as run_lib
 from gemini_jax.checkpoint import checkpointer
 from gemini_jax.commands import comparison, tradeoff
 from gemini_jax.data import splits
@@ -34,7 +35,6 @@ from gemini_jax.infer import samples as samples_lib
 from gemini_jax.models import gemini
 from gemini_jax.parallel import sharding
 from gemini_jax.train import metrics
-from gemini_jax.train import run as run_lib
 
 FLAGS: dict[str, str | None] = {
   'workdirs': None,
@@ -77,7 +77,7 @@ def compare(options: Options) -> dict[str, Any]:
 
   Raises:
     ConfigError: a folder holds no run that can do its part, there are too few
-      held-out texts, or matplotlib is not there.
+      held-out texts, or matplotlib is missing.
   """
   tradeoff.check()
   runs = comparison.open_runs(options.workdirs)
@@ -88,8 +88,9 @@ def compare(options: Options) -> dict[str, Any]:
   rows = [row for model in models for row in model['curve']]
   real_row: dict[str, Any] = {'written': real}
   for i, (model, run) in enumerate(zip(models, runs.values(), strict=True)):
-    beside = [] if i else [real_row]
-    _mark_copies(run.config.data, [*model['curve'], *beside], 'copies')
+    # The held-out texts are those of the first run.
+    held_out_rows = [] if i else [real_row]
+    _mark_copies(run.config.data, [*model['curve'], *held_out_rows], 'copies')
   _mark_copies(judge.config.data, [real_row, *rows], 'judge_copies')
   perplexities, step = comparison.judge_perplexities(
     judge, options.checkpoint, [row['written'] for row in (real_row, *rows)]
@@ -189,10 +190,10 @@ def swap(
 def _generate(
   name: str, run: run_lib.Run, real: Sequence[str], options: Options
 ) -> dict[str, Any]:
-  """What is known of a run, and a point of its curve for each temperature."""
+  """The results of a run: a point of its curve for each temperature, `swap`."""
   with sharding.use(run.mesh):
-    restored = run.restore(options.checkpoint)
-    params = restored.state.evaluation_params()
+    restored = run.restore_params(options.checkpoint)
+    params = restored.params
     curve = []
     for temperature in options.temperatures:
       begin = time.perf_counter()
@@ -250,13 +251,13 @@ def _mark_copies(
 def _last_test(workdir: pathlib.Path) -> dict[str, float]:
   """The last numbers of the test split that the run has logged."""
   for line in metrics.newest_lines(workdir):
-    found = {
+    values = {
       name.removeprefix('test/'): value
       for name, value in line.items()
       if name.startswith('test/')
     }
-    if found:
-      return found
+    if values:
+      return values
   return {}
 
 

@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from gemini_jax import config as config_lib
+from gemini_jax import run as run_lib
 from gemini_jax.evaluate import gallery, media_metrics
 from gemini_jax.infer import (
   generation,
@@ -21,8 +22,6 @@ from gemini_jax.infer import (
 from gemini_jax.infer import samples as samples_lib
 from gemini_jax.parallel import processes, sharding
 from gemini_jax.steer import controller as controller_lib
-from gemini_jax.train import loop
-from gemini_jax.train import run as run_lib
 
 
 def generate(config: config_lib.Config, workdir: str | os.PathLike):
@@ -35,7 +34,7 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
     ConfigError: there is no checkpoint, the prompt does not fit, or what is
       asked for is none of the run's tasks.
   """
-  run = run_lib.open_run(config, workdir, create=False)
+  run = run_lib.open_run(config, workdir)
   _check_media(run.config)
   if config.generate.output != 'text':
     _check_writable(run.workdir / 'samples')
@@ -46,11 +45,11 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
   examples = (
     controller_lib.choose_examples(config) if config.generate.steer else None
   )
-  loop.enable_compilation_cache(run.config)
+  run_lib.enable_compilation_cache(run.config)
   with sharding.use(run.mesh):
-    restored = run.restore(config.generate.checkpoint)
+    restored = run.restore_params(config.generate.checkpoint)
     logging.info('generating with step %d', restored.step)
-    params = restored.state.evaluation_params()
+    params = restored.params
     parts = run.config, run.model, params, run.tokenizer
     if config.generate.output != 'text':
       _write_media(run, restored.step, params, asked)
@@ -137,17 +136,17 @@ def _write_media(
   """Writes media to files, with a line for each."""
   options = run.config.generate
   begin = time.monotonic()
-  found = media_generation.generate(
+  samples = media_generation.generate(
     run.config, run.model, params, run.tokenizer, options.output, [asked]
   )
   path = _claim(run, step)
   lines, audio = [], run.config.model.audio
-  for i, own in enumerate(found):
+  for i, sample in enumerate(samples):
     medium = path.with_name(f'{path.stem}-{i + 1:03d}')
     if options.output == 'image':
       medium = medium.with_suffix('.png')
       if processes.is_process_zero():
-        gallery.write_picture(medium, own.values)
+        gallery.write_picture(medium, sample.values)
     elif processes.is_process_zero():
       scale: dict[str, Any] = {
         'sample_rate': audio.sample_rate,
@@ -155,29 +154,29 @@ def _write_media(
       }
       scale |= {'f_min': audio.f_min, 'f_max': audio.top}
       waveform.write_spectrogram(
-        medium.with_suffix('.png'), own.values, **scale, title=own.prompt
+        medium.with_suffix('.png'), sample.values, **scale, title=sample.prompt
       )
-      samples = waveform.from_log_mel(
-        own.values,
+      sound = waveform.from_log_mel(
+        sample.values,
         **scale,
         window_samples=audio.window_samples,
         num_mels=audio.num_mels,
       )
       medium = medium.with_suffix('.wav')
-      waveform.write_wav(medium, samples, audio.sample_rate)
+      waveform.write_wav(medium, sound, audio.sample_rate)
     lines.append(
-      {'prompt': own.prompt, 'file': medium.name, 'z': own.z.tolist()}
+      {'prompt': sample.prompt, 'file': medium.name, 'z': sample.z.tolist()}
     )
   page = path.with_suffix('.png')
   if processes.is_process_zero():
     path.write_text(''.join(f'{json.dumps(line)}\n' for line in lines))
     gallery.write(
       page,
-      [media_metrics.drawn(own.values) for own in found],
-      [asked.text] * len(found),
+      [media_metrics.drawn(sample.values) for sample in samples],
+      [asked.text] * len(samples),
     )
   print(
-    f'{asked.text}: {len(found)} written to {path} in '
+    f'{asked.text}: {len(samples)} written to {path} in '
     f'{time.monotonic() - begin:.0f} s; {page.name} shows all'
   )
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
+from gemini_jax import run as run_lib
 from gemini_jax.data import fields, loader, splits, unusable
 from gemini_jax.data import task as task_lib
 from gemini_jax.evaluate import (
@@ -25,7 +26,6 @@ from gemini_jax.evaluate import (
 )
 from gemini_jax.infer import generation, media_generation, prompts, request
 from gemini_jax.parallel import processes, sharding
-from gemini_jax.train import run as run_lib
 
 # Real examples that the judge learns from at most; classes it can tell apart;
 # examples on a page.

@@ -19,7 +19,7 @@ from gemini_jax.layers import attention
 from gemini_jax.models import gemini
 from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.parallel import pipeline, sharding
-from gemini_jax.train import run as run_lib
+from gemini_jax.train import session as session_lib
 from gemini_jax.train import state as state_lib
 
 
@@ -32,7 +32,7 @@ def layout(config: config_lib.Config, devices: Sequence[Any]) -> Any:
   mesh = mesh_lib.make_mesh(config.parallel, devices)
   sharding.check_batch(mesh, config.data.batch_size, 'data.batch_size')
   pipeline.check(config, mesh)
-  parts = run_lib.abstract_parts(config, mesh)
+  parts = session_lib.abstract_parts(config, mesh)
   state_lib.check_patterns(config, parts[2].params)
   return mesh, parts
 

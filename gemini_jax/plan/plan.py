@@ -12,10 +12,11 @@ from typing import Any
 import jax
 
 from gemini_jax import config as config_lib
+from gemini_jax import run as run_lib
 from gemini_jax.data import tokenizer
+from gemini_jax.models import build
 from gemini_jax.plan import compile as compile_lib
 from gemini_jax.plan import compiler_errors, page, report, suggestions, topology
-from gemini_jax.train import run as run_lib
 
 FILE = 'plan.json'
 # Assumed vocabulary of a tokenizer of characters before it is trained.
@@ -69,13 +70,13 @@ def with_vocab(
     return config
   file = path / run_lib.TOKENIZER_FILE
   if file.exists():
-    return run_lib.with_vocab(config, tokenizer.load(file).vocab_size)
+    return build.with_vocab(config, tokenizer.load(file).vocab_size)
   sizes = {
     'sentencepiece': config.tokenizer.vocab_size,
     'bytes': tokenizer.Bytes().vocab_size,
     'characters': _CHARACTERS,
   }
-  config = run_lib.with_vocab(config, sizes[config.tokenizer.kind])
+  config = build.with_vocab(config, sizes[config.tokenizer.kind])
   assumptions.append(
     f'vocabulary: no tokenizer is trained; {config.model.vocab_size} rows of '
     f'the embedding table, for {config.tokenizer.kind}'

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
+from gemini_jax import run as run_lib
 from gemini_jax.data import loader as loader_lib
 from gemini_jax.objectives import losses
 from gemini_jax.train import gradient as gradient_lib
-from gemini_jax.train import run as run_lib
+from gemini_jax.train import session as session_lib
 from gemini_jax.train import state as state_lib
 from gemini_jax.train import step as step_lib
 
@@ -154,7 +155,7 @@ def _first_output(
 
 
 def raise_not_finite(
-  run: run_lib.Run,
+  session: session_lib.Session,
   state: state_lib.TrainState,
   data: loader_lib.Loader,
   done: int,
@@ -163,7 +164,7 @@ def raise_not_finite(
   """Stops with the step and the first tensor that went wrong.
 
   Args:
-    run: the run.
+    session: the run that is trained.
     state: the last one that was applied: that of step `done`, or, where
       `train_step` refused to apply it, the one before.
     data: the training batches.
@@ -173,13 +174,14 @@ def raise_not_finite(
   Raises:
     FloatingPointError: always, also where the search for the tensor fails.
   """
+  run = session.run
   step, culprit = done, ''
   try:
     index = int(state.step)
     step, culprit = first_not_finite(
       run.config,
       run.model,
-      run.optimizer,
+      session.optimizer,
       state,
       next(run_lib.device_batches(run, data, [data[index]])),
     )

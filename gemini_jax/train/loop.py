@@ -17,7 +17,7 @@ import optax
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
-from gemini_jax import host
+from gemini_jax import run as run_lib
 from gemini_jax.adapt import enabled
 from gemini_jax.config import legacy
 from gemini_jax.data import loader as loader_lib
@@ -30,8 +30,8 @@ from gemini_jax.models import gemini
 from gemini_jax.parallel import placement, processes, sharding
 from gemini_jax.train import diagnosis, metrics, preemption
 from gemini_jax.train import lock as lock_lib
-from gemini_jax.train import run as run_lib
 from gemini_jax.train import schedule as schedule_lib
+from gemini_jax.train import session as session_lib
 from gemini_jax.train import state as state_lib
 from gemini_jax.train import step as step_lib
 
@@ -45,10 +45,10 @@ def train(config: config_lib.Config, workdir: str | os.PathLike):
     LostError: the folder was removed meanwhile.
   """
   with lock_lib.Lock() as lock:
-    run = run_lib.open_run(config, workdir, create=True, lock=lock)
-    with sharding.use(run.mesh):
+    session = session_lib.open_session(config, workdir, lock)
+    with sharding.use(session.run.mesh):
       try:
-        _train(run)
+        _train(session)
       except Exception:
         # In a folder that was removed many things fail: say the reason.
         lock.check()
@@ -63,19 +63,20 @@ def evaluate(config: config_lib.Config, workdir: str | os.PathLike):
       asks for cannot be done.
   """
   media_metrics.check(config)
-  run = run_lib.open_run(config, workdir, create=False)
-  enable_compilation_cache(config)
+  run = run_lib.open_run(config, workdir)
+  run_lib.enable_compilation_cache(config)
   held_out = _held_out(run)
   config_lib.check(
     bool(held_out), 'data.validation and data.test are both empty'
   )
   _check_generation(run, held_out)
   with sharding.use(run.mesh):
-    restored = run.restore(config.generate.checkpoint)
-    eval_step = compile_eval(run, restored.state, next(iter(held_out.values())))
-    results = evaluate_splits(run, restored.state, eval_step, held_out)
-    results |= exact_matches(run, restored.state, held_out)
-    results |= appraisals(run, restored.state, held_out, restored.step)
+    restored = run.restore_params(config.generate.checkpoint)
+    params = restored.params
+    eval_step = compile_eval(run, params, next(iter(held_out.values())))
+    results = evaluate_splits(run, params, eval_step, held_out)
+    results |= exact_matches(run, params, held_out)
+    results |= appraisals(run, params, held_out, restored.step)
   print(json.dumps({'step': restored.step} | results))
 
 
@@ -115,10 +116,11 @@ def _check_generation(
       ) from error
 
 
-def _train(run: run_lib.Run):
+def _train(session: session_lib.Session):
+  run = session.run
   config = run.config
   num_steps = config.train.num_steps
-  enable_compilation_cache(config)
+  run_lib.enable_compilation_cache(config)
   media_metrics.check(config)
   data = run.loader('train')
   held_out = _held_out(run)
@@ -126,10 +128,10 @@ def _train(run: run_lib.Run):
   metrics.check(config)
 
   # Where the run stands: the newest whole checkpoint, or a fresh state.
-  restored = run.resume()
+  restored = session.resume()
   manifest = restored.manifest if restored else {}
   if restored is None:
-    state = state_lib.init_state(config, run.model, run.optimizer, run.abstract)
+    state = session.init_state()
     step, size = 0, 0
   else:
     state, step = restored.state, restored.step
@@ -179,10 +181,14 @@ def _train(run: run_lib.Run):
       run_lib.device_batches(run, data, loader_lib.iterate(data, step, 0))
     )
     train_step = compile_step(
-      config, run.model, run.optimizer, run.abstract, first
+      config, run.model, session.optimizer, session.abstract, first
     )
   if held_out:
-    eval_step = compile_eval(run, state, next(iter(held_out.values())))
+    eval_step = compile_eval(
+      run,
+      state_lib.evaluation_params(config, state),
+      next(iter(held_out.values())),
+    )
 
   if held_out and config.train.keep_best:
     apart = math.lcm(config.train.eval_every, config.train.save_every)
@@ -196,8 +202,8 @@ def _train(run: run_lib.Run):
         config.train.eval_every,
       )
   writer = _open_writer(run, step, size)
-  # Not before the lines of what was cut off are gone; see run.py.
-  run.clean()
+  # Not before the lines of what was cut off are gone; see session.py.
+  session.clean()
   # The others write none.
   if not processes.all_processes(
     not processes.is_process_zero() or writer.size() >= size
@@ -209,7 +215,7 @@ def _train(run: run_lib.Run):
       )
     )
   # Nothing is refused from here on.
-  run.write_config()
+  session.write_config()
   progress = metrics.Progress(step, num_steps)
   guard = preemption.PreemptionGuard(run.mesh)
   stopwatch = metrics.Stopwatch()
@@ -225,11 +231,11 @@ def _train(run: run_lib.Run):
     values = {k: float(v) for k, v in jax.device_get(device_values).items()}
     stops = bool(values.pop('stops')) or stops
     if not values.pop('finite'):
-      diagnosis.raise_not_finite(run, state, data, done, values)
+      diagnosis.raise_not_finite(session, state, data, done, values)
     tokens += values['tokens']
     if done % config.train.log_every and done != num_steps:
       return
-    processes.on_process_zero(run.lock.check)
+    processes.on_process_zero(session.lock.check)
     seconds = stopwatch.lap()
     line: dict[str, float | None] = {
       f'train/{name}': value for name, value in values.items()
@@ -242,7 +248,7 @@ def _train(run: run_lib.Run):
     progress.update(done, line)
 
   def save(state, done):
-    processes.on_process_zero(run.lock.check)
+    processes.on_process_zero(session.lock.check)
     run.checkpoints.save(
       done,
       state,
@@ -263,21 +269,22 @@ def _train(run: run_lib.Run):
     """
     new: dict[str, float] = {}
     last = done == num_steps
+    params = state_lib.evaluation_params(config, state)
     if evaluates(done):
       splits: list[loader_lib.Split] = [
         s for s in held_out if last or s == 'validation'
       ]
       new = evaluate_splits(
-        run, state, eval_step, {s: held_out[s] for s in splits}
+        run, params, eval_step, {s: held_out[s] for s in splits}
       )
       if last:
-        new |= exact_matches(run, state, held_out)
-        new |= appraisals(run, state, held_out, done)
+        new |= exact_matches(run, params, held_out)
+        new |= appraisals(run, params, held_out, done)
       results.update(new)
       writer.write(done, new)
       progress.note(f'step {done:,}{metrics.spell_results(new)}')
     if last:
-      write_samples(run, state)
+      write_samples(run, params, done)
     value = evaluation.objective(new, config.loss_weights)
     if saved:
       known = {
@@ -287,7 +294,7 @@ def _train(run: run_lib.Run):
         'observed': value,
       }
       run.checkpoints.wait()
-      processes.on_process_zero(run.lock.check)
+      processes.on_process_zero(session.lock.check)
       processes.on_process_zero(
         lambda: run.checkpoints.attach(done, known, value)
       )
@@ -317,7 +324,7 @@ def _train(run: run_lib.Run):
       saves = saves or stops
       # An update can overflow where the loss before it was finite.
       if saves and not np.isfinite(norm(state.params)):
-        diagnosis.raise_not_finite(run, state, data, done, values)
+        diagnosis.raise_not_finite(session, state, data, done, values)
       # Saved first: what is due may fail, and can be done at the next start.
       if saves:
         save(state, done)
@@ -329,7 +336,7 @@ def _train(run: run_lib.Run):
         state = examine(state, done, saves)
       stopwatch.resume()
     run.checkpoints.close()
-    processes.on_process_zero(run.lock.check)
+    processes.on_process_zero(session.lock.check)
   finally:
     try:
       # Also after an error: the last save is on its way to the disk.
@@ -366,13 +373,12 @@ def observe(
 
 def evaluate_splits(
   run: run_lib.Run,
-  state: state_lib.TrainState,
+  params: Any,
   eval_step: Any,
   loaders: dict[loader_lib.Split, loader_lib.Loader],
 ) -> dict[str, float]:
   """`split/name` numbers of each split."""
   results = {}
-  params = state_lib.evaluation_params(run.config, state)
   # Each row is a sequence of text there.
   measures = run.config.eval.latent_examples
   if run.config.data.pack or run.config.data.tasks:
@@ -412,14 +418,13 @@ def evaluate_splits(
 
 def exact_matches(
   run: run_lib.Run,
-  state: state_lib.TrainState,
+  params: Any,
   splits: Iterable[loader_lib.Split],
 ) -> dict[str, float]:
   """`split/exact_match` of the first `eval.exact_match` pairs of each."""
   most = run.config.eval.exact_match
   if not most:
     return {}
-  params = state_lib.evaluation_params(run.config, state)
   return {
     f'{split}/exact_match': evaluation.exact_match(
       run.config,
@@ -434,13 +439,12 @@ def exact_matches(
 
 def appraisals(
   run: run_lib.Run,
-  state: state_lib.TrainState,
+  params: Any,
   loaders: dict[loader_lib.Split, loader_lib.Loader],
   step: int,
 ) -> dict[str, float]:
   """How good what is written or found is, of the last held-out split."""
   split, results = list(loaders)[-1], {}
-  params = state_lib.evaluation_params(run.config, state)
   if run.config.eval.retrieval:
     results |= retrievals(run, params, split, loaders[split])
   if run.config.eval.captions:
@@ -489,7 +493,7 @@ def compile_step(
 
 
 def compile_eval(
-  run: run_lib.Run, state: state_lib.TrainState, loader: loader_lib.Loader
+  run: run_lib.Run, params: Any, loader: loader_lib.Loader
 ) -> Any:
   """`eval_step`, compiled once for all splits."""
   batch = next(run_lib.device_batches(run, loader, [loader[0]]))
@@ -500,9 +504,7 @@ def compile_eval(
       whole=bool(run.config.data.tasks) and not run.config.data.pack,
     )
   )
-  return timed_compile(
-    'eval_step', step, state_lib.evaluation_params(run.config, state), batch
-  )
+  return timed_compile('eval_step', step, params, batch)
 
 
 def timed_compile(name: str, function: Any, *args: Any) -> Any:
@@ -513,18 +515,7 @@ def timed_compile(name: str, function: Any, *args: Any) -> Any:
   return compiled
 
 
-def enable_compilation_cache(config: config_lib.Config):
-  """Keeps compiled programs on disk, unless the config or user says no."""
-  path = config.train.compilation_cache
-  if path is None:
-    path = host.cache_folder('xla')
-  # JAX defines its settings as it runs, which a type checker cannot see.
-  current = jax.config.jax_compilation_cache_dir  # pyright: ignore
-  if path and not current:
-    jax.config.update('jax_compilation_cache_dir', str(host.expand_path(path)))
-
-
-def write_samples(run: run_lib.Run, state: state_lib.TrainState):
+def write_samples(run: run_lib.Run, params: Any, step: int):
   """Continues the prompts of `eval.samples` and shows them."""
   prompts = run.config.eval.samples
   if not prompts:
@@ -534,11 +525,10 @@ def write_samples(run: run_lib.Run, state: state_lib.TrainState):
   samples = generation.generate(
     dataclasses.replace(run.config, generate=options),
     run.model,
-    state_lib.evaluation_params(run.config, state),
+    params,
     run.tokenizer,
     prompts,
   )
-  step = int(state.step)
   samples_lib.write_samples(
     run.workdir / 'samples' / f'{step:08d}.jsonl', samples
   )

@@ -19,6 +19,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gemini_jax.checkpoint import checkpointer, storage
+from gemini_jax.checkpoint import manifest as manifest_lib
 
 
 @flax.struct.dataclass
@@ -282,7 +283,7 @@ def test_the_manifest_appears_last(tmp_path, monkeypatch):
   def fail(path):
     raise OSError('disk full')
 
-  monkeypatch.setattr(checkpointer, '_checksum', fail)
+  monkeypatch.setattr(manifest_lib, '_checksum', fail)
   checkpoints.save(2, {'x': jnp.arange(3)}, {})
   with pytest.raises(OSError, match='disk full'):
     checkpoints.wait()

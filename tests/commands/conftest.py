@@ -8,7 +8,7 @@ import pytest
 import grammar
 import tiny
 from gemini_jax import command
-from gemini_jax.train import run as run_lib
+from gemini_jax.train import session as session_lib
 from gemini_jax.train import state as state_lib
 
 
@@ -44,13 +44,14 @@ def runs(tmp_path_factory):
   ):
     file = tiny.experiment(folder, *lines(folder, *more), name=f'{name}.py')
     config = command.parse(['', f'--config={file}'], {}).config
-    run = run_lib.open_run(config, folder / name, create=True)
+    session = session_lib.open_session(config, folder / name)
+    run = session.run
     state = state_lib.init_state(
-      run.config, run.model, run.optimizer, run.abstract
+      run.config, run.model, session.optimizer, session.abstract
     )
     run.checkpoints.save(1, state, {})
     run.checkpoints.wait()
-    run.write_config()
+    session.write_config()
   shutil.copytree(folder / 'lm', folder / 'judge')
   file = folder / 'judge/config.json'
   config = json.loads(file.read_text())

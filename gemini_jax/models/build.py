@@ -1,0 +1,87 @@
+"""The network of a config as it runs on a mesh, and what its parameters are."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh
+
+from gemini_jax import config as config_lib
+from gemini_jax.kernels import dot_product_attention
+from gemini_jax.models import gemini
+from gemini_jax.parallel import pipeline, sharding
+
+# The token table gets a multiple of this many rows: it then divides evenly.
+VOCAB_MULTIPLE = 64
+# Rows of the token table while the tokenizer is not known yet.
+_ANY_VOCAB = 1 << 20
+
+
+def with_vocab(config: config_lib.Config, size: int) -> config_lib.Config:
+  """The config with a token table for a tokenizer of `size` tokens."""
+  rows = config.model.vocab_size
+  if rows is None:
+    least = size + (len(config_lib.KINDS) if config.model.kinds else 0)
+    rows = -(-least // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+  text = config.model.text_vocab_size or min(size, rows)
+  model = dataclasses.replace(
+    config.model, vocab_size=rows, text_vocab_size=text
+  )
+  return dataclasses.replace(config, model=model)
+
+
+def make_model(config: config_lib.Config, mesh: Mesh) -> gemini.Gemini:
+  """The network as it runs on the devices of a mesh.
+
+  Raises:
+    ConfigError: an attention kernel asked for by name is not there, or not
+      for this model.
+  """
+  kernel = dot_product_attention.choose(
+    config.model.attention_kernel,
+    mesh.devices.flat[0].platform,
+    plain='parallel.sequence above 1'
+    if mesh.shape['sequence'] > 1
+    else 'model.latent.memory above 0'
+    if config.model.latent.dim and config.model.latent.memory
+    else '',
+  )
+  model = dataclasses.replace(config.model, attention_kernel=kernel)
+  config_lib.check(
+    kernel != 'cudnn'
+    or (model.dtype == 'bfloat16' and not model.attention_softcap),
+    "model.attention_kernel='cudnn' needs model.dtype='bfloat16' and "
+    'model.attention_softcap=0',
+  )
+  return gemini.Gemini(model, pipeline.make_schedule(config.parallel))
+
+
+def abstract_params(model: gemini.Gemini, mesh: Mesh) -> Any:
+  """Shapes, types and shardings of the parameters; nothing is computed.
+
+  Raises:
+    ConfigError: an axis of the mesh does not divide a parameter.
+  """
+  boxed = jax.eval_shape(
+    functools.partial(gemini.init_params, model), jax.random.key(0)
+  )
+  is_boxed = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
+  return jax.tree.map(
+    lambda leaf, place: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=place
+    ),
+    # Not unboxed by flax, which constrains what is in the mesh of a context.
+    jax.tree.map(
+      lambda leaf: leaf.value if is_boxed(leaf) else leaf,
+      boxed,
+      is_leaf=is_boxed,
+    ),
+    sharding.param_shardings(mesh, boxed),
+  )
+
+
+def with_any_vocab(config: config_lib.Config) -> config_lib.Config:
+  """The config of a model whose tokenizer is not known yet, for its shapes."""
+  return with_vocab(config, _ANY_VOCAB)

@@ -1,0 +1,323 @@
+"""What training has beside the run: optimizer, state, lock, the way back in.
+
+A session is opened on a folder to train there: it makes the folder and its
+tokenizer where a run begins, and sees that one that goes on can do so.
+"""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from gemini_jax import config as config_lib
+from gemini_jax import host
+from gemini_jax import run as run_lib
+from gemini_jax.checkpoint import checkpointer
+from gemini_jax.data import splits, tokenizer_training
+from gemini_jax.models import build
+from gemini_jax.parallel import processes
+from gemini_jax.train import lock as lock_lib
+from gemini_jax.train import metrics, restoring
+from gemini_jax.train import optimizer as optimizer_lib
+from gemini_jax.train import starting_point as starting_point_lib
+from gemini_jax.train import state as state_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+  """A run that is being trained.
+
+  Attributes:
+    run: what every mode works with.
+    optimizer: the update rule.
+    abstract: shapes and shardings of the training state.
+    lock: held while the run trains.
+    starting_point: the run whose parameters this one begins with, if any.
+  """
+
+  run: run_lib.Run
+  optimizer: optax.GradientTransformationExtraArgs
+  abstract: state_lib.TrainState
+  lock: lock_lib.Lock
+  starting_point: starting_point_lib.StartingPoint | None = None
+
+  def init_state(self) -> state_lib.TrainState:
+    """The state of a run that begins.
+
+    Raises:
+      ConfigError: the parameters of `train.init_from` cannot be used.
+    """
+    config = self.run.config
+    if self.starting_point is None:
+      return state_lib.init_state(
+        config, self.run.model, self.optimizer, self.abstract
+      )
+    params = self.starting_point.restore(self.abstract.params)
+    return state_lib.state_from_params(
+      config, self.optimizer, self.abstract, params
+    )
+
+  def write_config(self):
+    """Keeps the config in the folder of the run, once nothing refuses it.
+
+    Raises:
+      ConfigError: it cannot be written.
+    """
+    path = self.run.workdir / run_lib.CONFIG_FILE
+
+    def write():
+      try:
+        host.replace_file(path, config_lib.to_json(self.run.config).encode())
+      except OSError as error:
+        raise config_lib.ConfigError(
+          f'{path} cannot be written: {error.strerror}'
+        ) from error
+
+    processes.on_process_zero(write)
+
+  def clean(self):
+    """Removes what an interrupted save left behind.
+
+    Raises:
+      ConfigError: a folder that is not ours is where a checkpoint would be.
+    """
+
+    def remove():
+      try:
+        self.run.checkpoints.clean()
+      except checkpointer.PathError as error:
+        raise config_lib.ConfigError(str(error)) from error
+
+    processes.on_process_zero(remove)
+
+  def resume(self) -> checkpointer.Restored | None:
+    """The newest checkpoint, to train on from; None where a run begins.
+
+    Raises:
+      ConfigError: what was trained here is damaged or lost, and training
+        would overwrite the rest of it.
+    """
+    try:
+      restored = restoring.restore(
+        self.run.checkpoints, self.run.config, self.abstract
+      )
+    except checkpointer.DamageError as error:
+      raise config_lib.ConfigError(
+        f'{error}; {_advice(self.run.workdir)}'
+      ) from error
+    size = self._check_manifest(restored) if restored else 0
+    metrics.check_record(self.run.workdir, size)
+    return restored
+
+  def _check_manifest(self, restored: checkpointer.Restored) -> int:
+    """Of what a training saved, `metrics_bytes`."""
+    manifest = restored.manifest
+    data, size, results = (
+      manifest.get(name) for name in ('data', 'metrics_bytes', 'results')
+    )
+    config, observed = manifest.get('config', {}), manifest.get('observed')
+    config_lib.check(
+      isinstance(data, dict)
+      and isinstance(data.get('fingerprint'), dict)
+      and type(data.get('next_batch')) is int
+      and isinstance(config, dict)
+      and all(isinstance(section, dict) for section in config.values())
+      and (observed is None or isinstance(observed, (int, float)))
+      and type(size) is int
+      and size >= 0
+      and isinstance(results, dict)
+      and all(isinstance(value, (int, float)) for value in results.values()),
+      f'{self.run.checkpoints.path(restored.step)} cannot be gone on from: its '
+      f'{checkpointer.MANIFEST} lacks data, config, metrics_bytes or results '
+      'as a training saves them',
+    )
+    return size  # pyright: ignore
+
+
+def open_session(
+  config: config_lib.Config,
+  workdir: str | os.PathLike,
+  lock: lock_lib.Lock | None = None,
+) -> Session:
+  """Puts together what training needs, before any work on a device.
+
+  Makes the folder, and a tokenizer if there is no checkpoint yet. The config
+  is written by `Session.write_config`, once nothing can refuse it.
+
+  Args:
+    config: what was asked for.
+    workdir: the folder of the run.
+    lock: acquired before anything in the folder is changed.
+
+  Raises:
+    ConfigError: the folder cannot be used, holds another model or state, or
+      the config does not fit the devices.
+  """
+  path = pathlib.Path(workdir)
+  mesh = run_lib.make_mesh(config)
+  checkpoints = run_lib.open_checkpoints(config, path)
+  # The shapes alone tell whether the mesh fits, before any data is read.
+  _, _, abstract = abstract_parts(build.with_any_vocab(config), mesh)
+  state_lib.check_patterns(config, abstract.params, log=False)
+  starting_point = None
+  if config.train.init_from and not checkpoints.steps():
+    starting_point = starting_point_lib.StartingPoint(config)
+  _make_writable(path, lock)
+  if not checkpoints.steps():
+    _check_not_lost(path, config, checkpoints)
+    _make_tokenizer(path, config, starting_point)
+  run = run_lib.assemble(config, path, mesh, checkpoints)
+  if checkpoints.steps():
+    _check_same_state(path, config, mesh)
+  _, optimizer, abstract = abstract_parts(run.config, mesh)
+  state_lib.check_patterns(config, abstract.params)
+  if starting_point is not None:
+    starting_point.check(abstract.params)
+  return Session(
+    run, optimizer, abstract, lock or lock_lib.Lock(), starting_point
+  )
+
+
+def _advice(path: pathlib.Path) -> str:
+  """What a user can do whose checkpoints are of no use."""
+  return (
+    'put a copy of one back, or begin anew in another --workdir, or here '
+    f'after moving {metrics.FILE} and checkpoints away from {path}'
+  )
+
+
+def _check_not_lost(
+  path: pathlib.Path,
+  config: config_lib.Config,
+  checkpoints: checkpointer.Checkpointer,
+):
+  """Refuses to begin where a training has lost its checkpoints."""
+  damaged = checkpoints.damaged()
+  config_lib.check(
+    not damaged,
+    f'--workdir={path} holds damaged checkpoints alone, '
+    f'{", ".join(folder.name for folder in damaged)}; {_advice(path)}',
+  )
+  # A run that was killed before its first save has none either, and one that
+  # was killed in it has left something behind.
+  train = config.train
+  if (path / run_lib.CONFIG_FILE).exists():
+    train = config_lib.read(path / run_lib.CONFIG_FILE).train
+  first = min(train.save_every, train.num_steps)
+  line = next(metrics.newest_lines(path), {'step': 0})
+  # What is evaluated was saved before.
+  saved = line['step'] > first or (
+    line['step'] == first and 'train/loss' not in line
+  )
+  config_lib.check(
+    not saved or checkpoints.has_leftovers(),
+    f'{path / metrics.FILE} goes to step {line["step"]:,}, but there is no '
+    f'checkpoint; {_advice(path)}',
+  )
+
+
+def abstract_parts(
+  config: config_lib.Config, mesh: Mesh
+) -> tuple[Any, Any, state_lib.TrainState]:
+  """Model, optimizer, and the shapes and shardings of the training state."""
+  model = build.make_model(config, mesh)
+  optimizer = optimizer_lib.make_optimizer(
+    config.optimizer, config.train.num_steps
+  )
+  return (
+    model,
+    optimizer,
+    state_lib.abstract_state(config, model, optimizer, mesh),
+  )
+
+
+def _make_writable(path: pathlib.Path, lock: lock_lib.Lock | None):
+  """Makes the folder, and sees that it is one for all processes."""
+  probe = path / '.writable'
+
+  def write():
+    try:
+      path.mkdir(parents=True, exist_ok=True)
+      if lock is not None:
+        lock.acquire(path)
+      probe.unlink(missing_ok=True)
+      probe.open('x').close()
+    except OSError as error:
+      raise config_lib.ConfigError(
+        f'--workdir={path} cannot be written: {error.strerror}'
+      ) from error
+
+  processes.on_process_zero(write)
+  shared = processes.all_processes(probe.exists())
+  processes.on_process_zero(lambda: probe.unlink(missing_ok=True))
+  config_lib.check(
+    shared, f'--workdir={path} must be a folder that all processes share'
+  )
+
+
+def _check_same_state(
+  path: pathlib.Path, config: config_lib.Config, mesh: Mesh
+):
+  """Refuses a folder whose checkpoints hold another state of training."""
+  saved = run_lib.saved_config(path)
+  state = [
+    f'{field} is {before} there and {value} here'
+    for field, before, value in run_lib.changes(saved, config)
+    if field.startswith(('optimizer.', 'train.'))
+  ]
+  # On the devices that are here now.
+  names = [field.removeprefix('model.') for field in run_lib.NUMERICS_FIELDS]
+  values = {name: getattr(config.model, name) for name in names}
+  saved = dataclasses.replace(
+    saved,
+    model=dataclasses.replace(saved.model, **values),
+    parallel=config.parallel,
+  )
+  config_lib.check(
+    not state or _state_shapes(saved, mesh) == _state_shapes(config, mesh),
+    f'--workdir={path} holds another state of training: {"; ".join(state)}; '
+    'use another --workdir or the same values',
+  )
+
+
+def _state_shapes(config: config_lib.Config, mesh: Mesh) -> list[tuple]:
+  """Path, shape and type of every array that a run must have to go on.
+
+  Extensions may come and go; see `restoring`.
+  """
+  # Of any table: that of the tokens is compared with the model.
+  model = dataclasses.replace(
+    config.model, vocab_size=build.VOCAB_MULTIPLE, text_vocab_size=None
+  )
+  config = dataclasses.replace(config, model=model)
+  state = abstract_parts(config, mesh)[2]
+  return [
+    (jax.tree_util.keystr(name), leaf.shape, leaf.dtype)
+    for name, leaf in jax.tree_util.tree_leaves_with_path(
+      (state.params, state.opt_state)
+    )
+  ]
+
+
+def _make_tokenizer(
+  path: pathlib.Path,
+  config: config_lib.Config,
+  starting_point: starting_point_lib.StartingPoint | None,
+):
+  """Trains the tokenizer of a run that begins, or takes over another run's."""
+  file = path / run_lib.TOKENIZER_FILE
+  run_lib.check_tokenizer_file(file)
+
+  def make():
+    if starting_point is not None:
+      starting_point.tokenizer().save(file)
+      return
+    tokenizer_training.build(
+      config.tokenizer, lambda: splits.texts(config.data, 'train')
+    ).save(file)
+
+  processes.on_process_zero(make)
