@@ -68,7 +68,7 @@ _SLOW = {
   'reverse_test.py': (),
   'steered_text_test.py': (),
   'text_vae_test.py': (),
-  'weight_types_test.py': ('[decoder]', 'past_the_one_door', 'every_kind'),
+  'weight_types_test.py': ('[decoder]', 'past_the_one_door[convolutions]'),
 }
 
 # Why a test may be skipped where nothing should be missing (.ci/run).
