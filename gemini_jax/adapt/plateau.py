@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from gemini_jax import config as config_lib
@@ -25,8 +26,9 @@ class Plateau(extension.Extension):
     )
 
   def init(self, params: Any) -> Any:
-    """A scale of 1."""
-    return self._rule().init(params)
+    """A scale of 1, in float32 whatever type the parameters are."""
+    del params
+    return self._rule().init(jnp.zeros(()))
 
   def updates(self, state: Any, updates: Any) -> Any:
     """Scaled by what the validations so far have decided."""

@@ -247,15 +247,18 @@ class Checkpointer:
     self,
     select: Callable[[dict[str, str]], dict[str, jax.ShapeDtypeStruct]],
     step: int | None = None,
+    *,
+    set_aside: bool = False,
   ) -> Restored | None:
     """Like `restore`, but some of the arrays alone, by name.
 
-    Nothing is set aside. The state of what is returned is a dict.
+    The state of what is returned is a dict.
 
     Args:
       select: what to restore, with its sharding, of arrays of these types and
         shapes.
       step: only this one.
+      set_aside: see `restore`.
 
     Raises:
       MismatchError: an array is missing, or has another shape.
@@ -269,7 +272,7 @@ class Checkpointer:
       self._match(number, present, storage.shapes(wanted))
       return lambda: storage.load_arrays(self._arrays(number), wanted)
 
-    return self._restore(load, step, set_aside=False)
+    return self._restore(load, step, set_aside)
 
   def _restore(
     self,

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from gemini_jax.checkpoint import storage
+
 _PARAMS = 'params/'
 _AVERAGES = ('ema/', 'extra/ema/')
 
@@ -80,6 +82,26 @@ def select(saved: Mapping[str, str], abstract: Any) -> Selection:
       everywhere = NamedSharding(leaf.sharding.mesh, PartitionSpec())
       arrays[b1] = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
   return Selection(arrays, values, others, b1, abstract)
+
+
+def first_misfit(saved: Mapping[str, str], selection: Selection) -> str:
+  """What of a selection the state `saved` cannot give; '' if it has all."""
+  wanted = storage.shapes(selection.arrays)
+  for path, name in selection.values.items():
+    there = saved.get(name, 'absent')
+    if there != wanted[name] and not storage.is_convertible(
+      there, wanted[name]
+    ):
+      return f'{path} is {there} there and {wanted[name]} here'
+  return ''
+
+
+def unused(saved: Mapping[str, str], selection: Selection) -> list[str]:
+  """Paths of the parameters in `saved` that a selection leaves out."""
+  paths = (
+    name.removeprefix(_PARAMS) for name in saved if name.startswith(_PARAMS)
+  )
+  return [path for path in paths if path not in selection.values]
 
 
 def _prefix(

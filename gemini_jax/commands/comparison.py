@@ -92,16 +92,16 @@ class Flags:
 
   def _read(self, name, parts, kind, accepted, accepts) -> tuple[Any, ...]:
     try:
-      found: tuple[Any, ...] = tuple(
+      values: tuple[Any, ...] = tuple(
         dict.fromkeys(kind(part) for part in parts)
       )
     except ValueError:
-      found = ()
+      values = ()
     config_lib.check(
-      bool(found) and all(map(accepts, found)),
+      bool(values) and all(map(accepts, values)),
       f'--{name}={self.values[name]} must be {accepted}',
     )
-    return found
+    return values
 
   def checkpoint(self) -> str:
     """Which checkpoint is read."""
@@ -173,8 +173,8 @@ def open_runs(workdirs: Sequence[str]) -> dict[str, run_lib.Run]:
 
 def names(workdirs: Sequence[str]) -> list[str]:
   """Names of folders, or their paths where names are the same."""
-  found = [pathlib.Path(workdir).resolve().name for workdir in workdirs]
-  return found if len(set(found)) == len(found) else list(workdirs)
+  folders = [pathlib.Path(workdir).resolve().name for workdir in workdirs]
+  return folders if len(set(folders)) == len(folders) else list(workdirs)
 
 
 def open_run(workdir: str) -> run_lib.Run:
@@ -231,13 +231,13 @@ def judge_perplexities(
   with sharding.use(judge.mesh):
     restored = judge.restore_params(checkpoint)
     params = restored.params
-    found = []
+    perplexities = []
     for texts in sets:
       nats, tokens = likelihood.of_texts(
         judge.model, params, judge.tokenizer, texts
       )
-      found.append(math.exp(float(nats.sum()) / tokens.sum()))
-  return found, restored.step
+      perplexities.append(math.exp(float(nats.sum()) / tokens.sum()))
+  return perplexities, restored.step
 
 
 def held_out_split(config: config_lib.Data) -> loader.Split:
@@ -282,8 +282,8 @@ def known(config: config_lib.Data, wanted: Collection[str]) -> set[str]:
 def variety(texts: Sequence[str]) -> dict[str, float]:
   """Numbers of a set of texts, which depend on how many they are.
 
-  mean_length counts words; duplicates is the share of texts that stand there
-  before, empty of those without a word.
+  `mean_length` counts words; `duplicates` is the share of texts that repeat an
+  earlier one, `empty` the share of texts without a word.
   """
   return {
     'texts': len(texts),

@@ -6,9 +6,9 @@ r"""How varied and how likely texts are that trained runs write.
 
 Every run writes `count` texts at each temperature of its tokens, from z of the
 prior where it has a latent. The judge, a language model that was trained apart
-from them, tells how likely they are; held-out texts of the first run stand
-beside. Of a latent also: whether what is written follows the z of a text, or
-that of another one (`swap`). Prints a table; `out` gets diversity.json,
+from them, tells how likely they are; held-out texts of the first run
+are measured as well. For a latent also: whether texts follow the z that they
+are decoded from (`swap`). Prints a table; `out` gets diversity.json,
 diversity.png and the texts.
 """
 
@@ -77,7 +77,7 @@ def compare(options: Options) -> dict[str, Any]:
 
   Raises:
     ConfigError: a folder holds no run that can do its part, there are too few
-      held-out texts, or matplotlib is not there.
+      held-out texts, or matplotlib is missing.
   """
   tradeoff.check()
   runs = comparison.open_runs(options.workdirs)
@@ -88,8 +88,9 @@ def compare(options: Options) -> dict[str, Any]:
   rows = [row for model in models for row in model['curve']]
   real_row: dict[str, Any] = {'written': real}
   for i, (model, run) in enumerate(zip(models, runs.values(), strict=True)):
-    beside = [] if i else [real_row]
-    _mark_copies(run.config.data, [*model['curve'], *beside], 'copies')
+    # The held-out texts are those of the first run.
+    held_out_rows = [] if i else [real_row]
+    _mark_copies(run.config.data, [*model['curve'], *held_out_rows], 'copies')
   _mark_copies(judge.config.data, [real_row, *rows], 'judge_copies')
   perplexities, step = comparison.judge_perplexities(
     judge, options.checkpoint, [row['written'] for row in (real_row, *rows)]
@@ -189,7 +190,7 @@ def swap(
 def _generate(
   name: str, run: run_lib.Run, real: Sequence[str], options: Options
 ) -> dict[str, Any]:
-  """What is known of a run, and a point of its curve for each temperature."""
+  """The results of a run: a point of its curve for each temperature, `swap`."""
   with sharding.use(run.mesh):
     restored = run.restore_params(options.checkpoint)
     params = restored.params
@@ -250,13 +251,13 @@ def _mark_copies(
 def _last_test(workdir: pathlib.Path) -> dict[str, float]:
   """The last numbers of the test split that the run has logged."""
   for line in metrics_file.newest_lines(workdir):
-    found = {
+    values = {
       name.removeprefix('test/'): value
       for name, value in line.items()
       if name.startswith('test/')
     }
-    if found:
-      return found
+    if values:
+      return values
   return {}
 
 

@@ -136,17 +136,17 @@ def _write_media(
   """Writes media to files, with a line for each."""
   options = run.config.generate
   begin = time.monotonic()
-  found = media_generation.generate(
+  samples = media_generation.generate(
     run.config, run.model, params, run.tokenizer, options.output, [asked]
   )
   path = _claim(run, step)
   lines, audio = [], run.config.model.audio
-  for i, own in enumerate(found):
+  for i, sample in enumerate(samples):
     medium = path.with_name(f'{path.stem}-{i + 1:03d}')
     if options.output == 'image':
       medium = medium.with_suffix('.png')
       if processes.is_process_zero():
-        gallery.write_picture(medium, own.values)
+        gallery.write_picture(medium, sample.values)
     elif processes.is_process_zero():
       scale: dict[str, Any] = {
         'sample_rate': audio.sample_rate,
@@ -154,29 +154,29 @@ def _write_media(
       }
       scale |= {'f_min': audio.f_min, 'f_max': audio.top}
       waveform.write_spectrogram(
-        medium.with_suffix('.png'), own.values, **scale, title=own.prompt
+        medium.with_suffix('.png'), sample.values, **scale, title=sample.prompt
       )
-      samples = waveform.from_log_mel(
-        own.values,
+      sound = waveform.from_log_mel(
+        sample.values,
         **scale,
         window_samples=audio.window_samples,
         num_mels=audio.num_mels,
       )
       medium = medium.with_suffix('.wav')
-      waveform.write_wav(medium, samples, audio.sample_rate)
+      waveform.write_wav(medium, sound, audio.sample_rate)
     lines.append(
-      {'prompt': own.prompt, 'file': medium.name, 'z': own.z.tolist()}
+      {'prompt': sample.prompt, 'file': medium.name, 'z': sample.z.tolist()}
     )
   page = path.with_suffix('.png')
   if processes.is_process_zero():
     path.write_text(''.join(f'{json.dumps(line)}\n' for line in lines))
     gallery.write(
       page,
-      [gallery.as_picture(own.values) for own in found],
-      [asked.text] * len(found),
+      [gallery.as_picture(sample.values) for sample in samples],
+      [asked.text] * len(samples),
     )
   print(
-    f'{asked.text}: {len(found)} written to {path} in '
+    f'{asked.text}: {len(samples)} written to {path} in '
     f'{time.monotonic() - begin:.0f} s; {page.name} shows all'
   )
 

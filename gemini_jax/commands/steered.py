@@ -16,13 +16,10 @@ The judge, a language model, gives the perplexity of the texts. Prints tables;
 `out` gets steered.json and the texts.
 """
 
-import dataclasses
 import json
 import logging
 import math
 import sys
-import time
-import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,31 +29,17 @@ from gemini_jax import command
 from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
 from gemini_jax.checkpoint import checkpointer
-from gemini_jax.commands import comparison, steered_table
+from gemini_jax.commands import (
+  comparison,
+  steered_options,
+  steered_table,
+  steered_writer,
+)
 from gemini_jax.data import loader, splits
 from gemini_jax.evaluate import text_classifier
-from gemini_jax.infer import generation
-from gemini_jax.parallel import sharding
 from gemini_jax.steer import controller as controller_lib
-from gemini_jax.steer import guided_decoding, labelled_examples
+from gemini_jax.steer import labelled_examples
 
-FLAGS: dict[str, str | None] = {
-  'workdirs': None,
-  'judge': None,
-  'out': None,
-  'attribute': None,
-  'values': None,
-  'methods': 'ode,vector,best_of,gradient',
-  'count': '200',
-  'temperature': '0.5',
-  'num_labels': str(config_lib.Generate.num_labels),
-  'weight': str(config_lib.Generate.steer_weight),
-  'checkpoint': 'latest',
-  'seed': '0',
-}
-METHODS = typing.get_args(
-  typing.get_type_hints(config_lib.Generate)['steer_method']
-)
 # Limit of labelled texts that the classifier is trained on.
 _MAX_TRAINING_TEXTS = 100_000
 # What is averaged over values.
@@ -66,65 +49,16 @@ _AVERAGED = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Options(comparison.Options):
-  """What the command line asks for; see the head of this file."""
-
-  attribute: str
-  values: tuple[str, ...]
-  methods: tuple[str, ...]
-  temperature: float
-  num_labels: int
-  weight: float
-
-  @classmethod
-  def from_flags(cls, values: Mapping[str, str]) -> 'Options':
-    """From FLAGS as they were given.
-
-    Raises:
-      ConfigError: a value is not of its kind.
-    """
-    flags = comparison.Flags(values)
-    number = 'a number of at least 0'
-    labels = 'an integer of at least 2'
-    return cls(
-      **flags.common(),
-      attribute=flags.one('attribute', str, 'the name of one', bool),
-      values=flags.parts('values'),
-      methods=flags.choice('methods', METHODS),
-      temperature=flags.one(
-        'temperature', float, number, comparison.is_temperature
-      ),
-      num_labels=flags.one('num_labels', int, labels, lambda n: n > 1),
-      weight=flags.one('weight', float, number, comparison.is_temperature),
-    )
-
-  def sampling(
-    self, run: run_lib.Run, value: str, method: str
-  ) -> config_lib.Config:
-    """The config to write with, towards a value."""
-    return comparison.sampling(
-      run.config,
-      self.temperature,
-      self.count,
-      self.seed,
-      steer=f'{self.attribute}={value}',
-      steer_method=method,
-      steer_weight=self.weight,
-      num_labels=self.num_labels,
-    )
-
-
 # Texts and their values.
 Known = tuple[tuple[str, ...], tuple[str, ...]]
 
 
-def compare(options: Options) -> dict[str, Any]:
+def compare(options: steered_options.Options) -> dict[str, Any]:
   """Writes, judges and measures; everything that steered.json holds.
 
   Raises:
     ConfigError: a folder holds no run that can do its part, labels lack the
-      attribute or a value, or scikit-learn is not there.
+      attribute or a value, or scikit-learn is missing.
   """
   text_classifier.check()
   runs = comparison.open_runs(options.workdirs)
@@ -145,7 +79,7 @@ def compare(options: Options) -> dict[str, Any]:
     100 * measured['accuracy'],
     f'{measured["texts"]:,}',
   )
-  real['shares'] = _shares(classifier, held_out[0], options)
+  real['shares'] = steered_writer.value_shares(classifier, held_out[0], options)
   real_by_value = [
     {
       'value': value,
@@ -158,7 +92,9 @@ def compare(options: Options) -> dict[str, Any]:
     if value in measured['values']
   ]
   models = [
-    _write(name, run, examples[name], classifier, real['shares'], options)
+    steered_writer.write(
+      name, run, examples[name], classifier, real['shares'], options
+    )
     for name, run in runs.items()
   ]
   rows: list[dict[str, Any]] = [real, *real_by_value]
@@ -192,7 +128,7 @@ def compare(options: Options) -> dict[str, Any]:
 
 
 def _examples(
-  name: str, run: run_lib.Run, options: Options
+  name: str, run: run_lib.Run, options: steered_options.Options
 ) -> dict[str, labelled_examples.Examples]:
   """The labelled texts that a run learns each value from."""
   for method in options.methods:
@@ -215,7 +151,10 @@ def _examples(
 
 
 def _labelled(
-  workdir: Any, config: config_lib.Data, split: loader.Split, options: Options
+  workdir: Any,
+  config: config_lib.Data,
+  split: loader.Split,
+  options: steered_options.Options,
 ) -> Known:
   """Texts of a split with a value of the attribute."""
   try:
@@ -237,7 +176,7 @@ def _labelled(
   return texts, values
 
 
-def _held_out(run: run_lib.Run, options: Options) -> Known:
+def _held_out(run: run_lib.Run, options: steered_options.Options) -> Known:
   """The held-out texts of a run and their values."""
   split = comparison.held_out_split(run.config.data)
   found = _labelled(run.workdir, run.config.data, split, options)
@@ -253,189 +192,37 @@ def _training_texts(
   judge: run_lib.Run,
   runs: Mapping[str, run_lib.Run],
   held_out: Sequence[str],
-  options: Options,
+  options: steered_options.Options,
 ) -> Known:
   """Training texts of the classifier: none that a run was trained on."""
   texts, values = _labelled(options.judge, judge.config.data, 'train', options)
   left_out = {text.strip() for text in held_out}
   for data in {run.config.data: None for run in runs.values()}:
     left_out |= comparison.known(data, texts)
-  taught = [
+  kept = [
     (text, value)
     for text, value in zip(texts, values, strict=True)
     if text.strip() not in left_out
   ]
-  if len(taught) < len(texts):
+  if len(kept) < len(texts):
     logging.warning(
       'classifier: %s of %s labelled texts of %s left out, which are held out '
       'or a run was trained on',
-      f'{len(texts) - len(taught):,}',
+      f'{len(texts) - len(kept):,}',
       f'{len(texts):,}',
       options.judge,
     )
-  values_left = {value for _, value in taught}
+  values_left = {value for _, value in kept}
   for value in options.values:
     config_lib.check(
       value in values_left,
-      f'--values={",".join(options.values)}: of {len(taught):,} texts of '
+      f'--values={",".join(options.values)}: of {len(kept):,} texts of '
       f'data.train of {options.judge} that no run was trained on, none has '
       f'{options.attribute}={value}'
       f'{config_lib.nearest(value, values_left) if values_left else ""}',
     )
-  texts, values = zip(*taught, strict=True)
+  texts, values = zip(*kept, strict=True)
   return texts, values
-
-
-def _shares(
-  classifier: text_classifier.Classifier, texts: Sequence[str], options: Options
-) -> dict[str, float]:
-  """Share of the texts that the classifier reads as each value."""
-  values = classifier.read(texts)
-  return {value: float(np.mean(values == value)) for value in options.values}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Writer:
-  """Writes the texts of one run, and reads their values.
-
-  Attributes:
-    name: of the run.
-    run: a trained run.
-    params: of its model.
-    classifier: tells the values of texts.
-    options: of the command.
-  """
-
-  name: str
-  run: run_lib.Run
-  params: Any
-  classifier: text_classifier.Classifier
-  options: Options
-
-  def write(
-    self,
-    config: config_lib.Config,
-    file: str,
-    controller: controller_lib.AttributeController | None = None,
-  ) -> tuple[dict[str, Any], float]:
-    """A row with the texts that a config gives, and the tokens of each."""
-    begin = time.perf_counter()
-    samples = generation.generate(
-      config,
-      self.run.model,
-      self.params,
-      self.run.tokenizer,
-      [''],
-      controller=controller,
-    )
-    seconds = time.perf_counter() - begin
-    texts = [sample.text for sample in samples]
-    values = self.classifier.read(texts)
-    comparison.write(
-      self.options.out,
-      f'{self.name}-{file}',
-      [
-        {'text': sample.text, 'logprob': sample.logprob, 'read': str(value)}
-        for sample, value in zip(samples, values, strict=True)
-      ],
-    )
-    num_tokens = float(np.mean([len(sample.tokens) for sample in samples]))
-    row = {
-      'written': texts,
-      'seconds': seconds,
-      'shares': _shares(self.classifier, texts, self.options),
-    }
-    return row, num_tokens
-
-  def steer(
-    self,
-    value: str,
-    examples: labelled_examples.Examples,
-    unsteered: float,
-    held_out: float,
-  ) -> list[dict[str, Any]]:
-    """A row for each method of texts that should have a value.
-
-    Args:
-      value: of the attribute.
-      examples: labelled texts to learn it from.
-      unsteered: share of texts with this value when nothing steers.
-      held_out: share of held-out texts with it.
-    """
-    rows = []
-    # One controller serves all methods that steer z, another those that steer
-    # the decoder.
-    controllers: dict[bool, controller_lib.AttributeController] = {}
-    for method in self.options.methods:
-      config = self.options.sampling(self.run, value, method)
-      guided = method in guided_decoding.METHODS
-      if guided not in controllers:
-        controllers[guided] = controller_lib.fit(
-          config, self.run.model, self.params, self.run.tokenizer, examples
-        )
-      controller = dataclasses.replace(
-        controllers[guided], options=config.generate
-      )
-      row, num_tokens = self.write(config, f'{value}-{method}', controller)
-      share = row.pop('shares')[value]
-      cost = controller.cost(self.run.model, num_tokens)
-      rows.append(
-        {
-          'value': value,
-          'method': method,
-          'share': share,
-          'unsteered': unsteered,
-          'held_out': held_out,
-          'cost': dataclasses.asdict(cost),
-          **row,
-        }
-      )
-      logging.info(
-        '%s towards %s=%s by %s: %.1f %% of %d texts, %.1f %% without '
-        'steering, in %.0f s',
-        self.name,
-        self.options.attribute,
-        value,
-        method,
-        100 * share,
-        self.options.count,
-        100 * unsteered,
-        row['seconds'],
-      )
-    return rows
-
-
-def _write(
-  name: str,
-  run: run_lib.Run,
-  examples: Mapping[str, labelled_examples.Examples],
-  classifier: text_classifier.Classifier,
-  held_out: Mapping[str, float],
-  options: Options,
-) -> dict[str, Any]:
-  """What a run writes without steering, and towards each value."""
-  with sharding.use(run.mesh):
-    restored = run.restore_params(options.checkpoint)
-    writer = _Writer(name, run, restored.params, classifier, options)
-    unsteered, _ = writer.write(
-      comparison.sampling(
-        run.config, options.temperature, options.count, options.seed
-      ),
-      'unsteered',
-    )
-    steered = []
-    for value in options.values:
-      steered += writer.steer(
-        value, examples[value], unsteered['shares'][value], held_out[value]
-      )
-  return {
-    'name': name,
-    'workdir': str(run.workdir),
-    'step': restored.step,
-    'latent': run.config.model.latent.dim,
-    'unsteered': unsteered,
-    'steered': steered,
-  }
 
 
 def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -454,10 +241,14 @@ def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> int:
   """Steers the runs; returns the exit code."""
-  if (code := command.usage(argv, __doc__ or '', FLAGS)) is not None:
+  if (
+    code := command.usage(argv, __doc__ or '', steered_options.FLAGS)
+  ) is not None:
     return code
   try:
-    options = Options.from_flags(command.parse_flags(argv, FLAGS))
+    options = steered_options.Options.from_flags(
+      command.parse_flags(argv, steered_options.FLAGS)
+    )
     result = compare(options)
     file = options.out / 'steered.json'
     file.write_text(json.dumps(result, indent=2) + '\n')

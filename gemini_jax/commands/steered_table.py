@@ -31,8 +31,8 @@ def table(result: Mapping[str, Any]) -> str:
   measured = result['classifier']
   lines = [['classifier', *(head for head, _ in _MEASURED.values())]]
   for value in result['values']:
-    found = measured['values'].get(value, {})
-    lines.append([value, *comparison.cells(found, _MEASURED)])
+    counts = measured['values'].get(value, {})
+    lines.append([value, *comparison.cells(counts, _MEASURED)])
   accuracy = f'right: {measured["accuracy"]:.1%} of {measured["texts"]:,} texts'
   parts = [f'{comparison.align(lines)}\n{accuracy}']
   columns = _SHARES | _COLUMNS

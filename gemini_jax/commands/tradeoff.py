@@ -1,7 +1,4 @@
-"""Diversity beside likelihood: a table and curves of what runs write.
-
-All of it is told of the result of `diversity.compare`.
-"""
+"""Diversity against likelihood: a table and curves of `diversity.compare`."""
 
 import itertools
 import math

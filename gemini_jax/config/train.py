@@ -56,6 +56,10 @@ class Train:
   num_steps: schema.Steps = 1000
   # All randomness of a run follows from it.
   seed: schema.Seed = 0
+  # Folder of a run from whose parameters this one starts: those of its newest
+  # checkpoint that it would be evaluated with. Its tokenizer comes with them.
+  # Of no effect once this run has a checkpoint; '': parameters are drawn.
+  init_from: str = ''
   # What may differ from the data of the checkpoint that a run resumes from:
   # 'data.batch_size', or 'data.train' for other records. Step t then reads the
   # batch that a run of the new values would have there.

@@ -229,10 +229,7 @@ def _restore(
   config = session.run.config
   restored = session.resume()
   if restored is None:
-    state = state_lib.init_state(
-      config, session.run.model, session.optimizer, session.abstract
-    )
-    return state, 0, {}
+    return session.init_state(), 0, {}
   manifest = restored.manifest
   data.check(manifest['data'], config.train.accept_changes)
   # The checkpoint was written before the step was evaluated.

@@ -21,8 +21,9 @@ from gemini_jax.data import splits, tokenizer_training
 from gemini_jax.models import build
 from gemini_jax.parallel import processes
 from gemini_jax.train import lock as lock_lib
-from gemini_jax.train import metrics_file
+from gemini_jax.train import metrics_file, restoring
 from gemini_jax.train import optimizer as optimizer_lib
+from gemini_jax.train import starting_point as starting_point_lib
 from gemini_jax.train import state as state_lib
 
 
@@ -35,12 +36,30 @@ class Session:
     optimizer: the update rule.
     abstract: shapes and shardings of the training state.
     lock: held while the run trains.
+    starting_point: the run whose parameters this one begins with, if any.
   """
 
   run: run_lib.Run
   optimizer: optax.GradientTransformationExtraArgs
   abstract: state_lib.TrainState
   lock: lock_lib.Lock
+  starting_point: starting_point_lib.StartingPoint | None = None
+
+  def init_state(self) -> state_lib.TrainState:
+    """The state of a run that begins.
+
+    Raises:
+      ConfigError: the parameters of `train.init_from` cannot be used.
+    """
+    config = self.run.config
+    if self.starting_point is None:
+      return state_lib.init_state(
+        config, self.run.model, self.optimizer, self.abstract
+      )
+    params = self.starting_point.restore(self.abstract.params)
+    return state_lib.state_from_params(
+      config, self.optimizer, self.abstract, params
+    )
 
   def write_config(self):
     """Keeps the config in the folder of the run, once nothing refuses it.
@@ -83,7 +102,9 @@ class Session:
         would overwrite the rest of it.
     """
     try:
-      restored = self.run.checkpoints.restore(self.abstract)
+      restored = restoring.restore(
+        self.run.checkpoints, self.run.config, self.abstract
+      )
     except checkpointer.DamageError as error:
       raise config_lib.ConfigError(
         f'{error}; {_advice(self.run.workdir)}'
@@ -142,16 +163,23 @@ def open_session(
   # The shapes alone tell whether the mesh fits, before any data is read.
   _, _, abstract = abstract_parts(build.with_any_vocab(config), mesh)
   state_lib.check_patterns(config, abstract.params, log=False)
+  starting_point = None
+  if config.train.init_from and not checkpoints.steps():
+    starting_point = starting_point_lib.StartingPoint(config)
   _make_writable(path, lock)
   if not checkpoints.steps():
     _check_not_lost(path, config, checkpoints)
-    _make_tokenizer(path, config)
+    _make_tokenizer(path, config, starting_point)
   run = run_lib.assemble(config, path, mesh, checkpoints)
   if checkpoints.steps():
     _check_same_state(path, config, mesh)
   _, optimizer, abstract = abstract_parts(run.config, mesh)
   state_lib.check_patterns(config, abstract.params)
-  return Session(run, optimizer, abstract, lock or lock_lib.Lock())
+  if starting_point is not None:
+    starting_point.check(abstract.params)
+  return Session(
+    run, optimizer, abstract, lock or lock_lib.Lock(), starting_point
+  )
 
 
 def _advice(path: pathlib.Path) -> str:
@@ -257,7 +285,10 @@ def _check_same_state(
 
 
 def _state_shapes(config: config_lib.Config, mesh: Mesh) -> list[tuple]:
-  """Path, shape and type of every array of the training state."""
+  """Path, shape and type of every array that a run must have to go on.
+
+  Extensions may come and go; see `restoring`.
+  """
   # Of any table: that of the tokens is compared with the model.
   model = dataclasses.replace(
     config.model, vocab_size=build.VOCAB_MULTIPLE, text_vocab_size=None
@@ -266,16 +297,25 @@ def _state_shapes(config: config_lib.Config, mesh: Mesh) -> list[tuple]:
   state = abstract_parts(config, mesh)[2]
   return [
     (jax.tree_util.keystr(name), leaf.shape, leaf.dtype)
-    for name, leaf in jax.tree_util.tree_leaves_with_path(state)
+    for name, leaf in jax.tree_util.tree_leaves_with_path(
+      (state.params, state.opt_state)
+    )
   ]
 
 
-def _make_tokenizer(path: pathlib.Path, config: config_lib.Config):
-  """Trains the tokenizer of a run that begins."""
+def _make_tokenizer(
+  path: pathlib.Path,
+  config: config_lib.Config,
+  starting_point: starting_point_lib.StartingPoint | None,
+):
+  """Trains the tokenizer of a run that begins, or takes over another run's."""
   file = path / run_lib.TOKENIZER_FILE
   run_lib.check_tokenizer_file(file)
 
   def make():
+    if starting_point is not None:
+      starting_point.tokenizer().save(file)
+      return
     tokenizer_training.build(
       config.tokenizer, lambda: splits.texts(config.data, 'train')
     ).save(file)

@@ -100,6 +100,32 @@ def fresh_state(
 ) -> TrainState:
   """The state before the first update."""
   params = nn.meta.unbox(gemini.init_params(model, key))
+  return _state_of_params(config, optimizer, params)
+
+
+def state_from_params(
+  config: config_lib.Config,
+  optimizer: optax.GradientTransformationExtraArgs,
+  abstract: TrainState,
+  params: Any,
+) -> TrainState:
+  """A fresh state around given parameters."""
+
+  def start(params):
+    params = jax.tree.map(
+      lambda leaf, shape: leaf.astype(shape.dtype), params, abstract.params
+    )
+    return _state_of_params(config, optimizer, params)
+
+  where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+  return jax.jit(start, out_shardings=where)(params)
+
+
+def _state_of_params(
+  config: config_lib.Config,
+  optimizer: optax.GradientTransformationExtraArgs,
+  params: Any,
+) -> TrainState:
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,

@@ -9,7 +9,7 @@ import pytest
 
 import grammar
 from gemini_jax import command
-from gemini_jax.commands import comparison, steered
+from gemini_jax.commands import comparison, steered, steered_options
 from gemini_jax.evaluate import text_classifier
 from gemini_jax.infer import generation
 from gemini_jax.infer import samples as samples_lib
@@ -229,11 +229,13 @@ def test_texts_that_a_run_knows_teach_no_classifier(runs, tmp_path, caplog):
   with (tmp_path / 'relabelled.jsonl').open('a') as file:
     file.write('\n' + '\n'.join(known))
   argv = flags(runs, tmp_path, judge)
-  options = steered.Options.from_flags(command.parse_flags(argv, steered.FLAGS))
+  options = steered_options.Options.from_flags(
+    command.parse_flags(argv, steered_options.FLAGS)
+  )
   opened = comparison.open_runs(options.workdirs)
   texts = [json.loads(line)['text'] for line in known]
   held_out = texts[7::8]
-  taught, values = steered._taught(
+  taught, values = steered._training_texts(
     comparison.open_judge(options.judge), opened, held_out, options
   )
   # The validation texts are neither trained on nor tested on.

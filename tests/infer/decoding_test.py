@@ -13,7 +13,10 @@ import pytest
 
 import toy_decoder
 from gemini_jax import batch as batch_lib
-from gemini_jax.infer import sampling
+from gemini_jax import config as config_lib
+from gemini_jax.infer import decoding, decoding_state, sampling
+from gemini_jax.parallel import mesh as mesh_lib
+from gemini_jax.parallel import sharding
 
 PAD, BOS, EOS = toy_decoder.PAD, toy_decoder.BOS, toy_decoder.EOS
 
@@ -187,3 +190,122 @@ def test_prefill_leaves_no_trace_of_padding():
     assert np.abs(key[:, i, :, :length]).sum() > 0 or length == 0
     assert not key[:, i, :, length:].any()
     assert jnp.all(state.done[i]) == (length == 0)
+
+
+def inserted(name, schedule, num_looks=4):
+  """A state into whose rows prompts came while others were being written.
+
+  `schedule` is (look, row, index of a prompt); a row that is in use is
+  released first. Each look writes two tokens.
+  """
+  decoder, params = toy_decoder.build(name)
+  values = toy_decoder.arguments(name)
+  state = decoder.start(params, [], max_tokens=1)
+  used = set()
+  for look in range(num_looks):
+    for row, index in ((r, i) for at, r, i in schedule if at == look):
+      if row in used:
+        state = decoder.release(state, row)
+        assert int(state.lengths[row]) == 0 and bool(state.done[row])
+      used.add(row)
+      state = decoder.insert(
+        params,
+        state,
+        row,
+        values['prompts'][index],
+        inputs=values['inputs'] and values['inputs'][index],
+        latent=values['latents'][index] if 'latents' in values else None,
+        sample=index,
+        max_tokens=toy_decoder.LENGTH,
+        seed=4,
+      )
+    state = decoder.decode(params, state, sampling.Sampler(1.0), 2)
+  return jax.device_get(
+    (state.tokens, state.logprobs, state.lengths, state.cache)
+  )
+
+
+def written_row(found, row):
+  """What a row is, with its part of the cache."""
+  *rows, cache = found
+  return [leaf[row] for leaf in rows] + [
+    leaf[:, row] for leaf in jax.tree.leaves(cache)
+  ]
+
+
+@pytest.mark.parametrize('name', ['local', 'encoder_latent'])
+def test_a_row_is_inserted_while_the_others_go_on(name):
+  """To the last bit, rows are what they are alone; nothing compiles again."""
+  # Row 5 is used twice.
+  schedule = [(0, 0, 0), (0, 5, 1), (1, 3, 2), (2, 5, 2), (3, 7, 1)]
+  functions = (
+    decoding_state.insert,
+    decoding_state.release,
+    decoding.Decoder.prefill,
+    decoding.Decoder.decode_loop,
+  )
+  together = inserted(name, schedule)
+  before = [function._cache_size() for function in functions]
+  for event in (schedule[0], *schedule[2:]):
+    alone = inserted(name, [event])
+    for value, expected in zip(
+      written_row(together, event[1]), written_row(alone, event[1]), strict=True
+    ):
+      np.testing.assert_array_equal(value, expected)
+    lengths = together[2]
+    prompt = toy_decoder.arguments(name)['prompts'][event[2]]
+    assert lengths[event[1]] > len(prompt), 'a row must grow'
+  assert [function._cache_size() for function in functions] == before
+  assert set(np.flatnonzero(together[2])) == {0, 3, 5, 7}
+
+
+def test_an_inserted_row_is_what_a_batch_makes_of_it():
+  decoder, params = toy_decoder.build('local')
+  (prompt,) = toy_decoder.random_rows((7,))
+  options = {'max_tokens': 9, 'seed': 4}
+  start = decoder.start(params, [prompt], samples=[2], **options)
+  empty = decoder.start(params, [], max_tokens=1)
+  put = decoder.insert(params, empty, 0, prompt, sample=2, **options)
+  states = [
+    decoder.decode(params, state, sampling.Sampler(1.0), 9)
+    for state in (start, put)
+  ]
+  np.testing.assert_array_equal(states[0].tokens, states[1].tokens)
+  np.testing.assert_allclose(states[0].logprobs, states[1].logprobs, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['local', 'prefix', 'encoder'])
+def test_fewer_slots_write_the_same(name):
+  decoder, params = toy_decoder.build(name)
+  values = toy_decoder.arguments(name)
+  texts = []
+  for num_slots in (None, 16):
+    own = dataclasses.replace(decoder, num_slots=num_slots)
+    state = own.start(params, **values, max_tokens=5)
+    assert state.cache.self_attention.num_slots == (num_slots or 20)
+    state = own.decode(params, state, sampling.Sampler(1.0), 5)
+    texts.append(jax.device_get((state.tokens[:, :16], state.logprobs[:, :16])))
+  np.testing.assert_array_equal(texts[0][0], texts[1][0])
+  np.testing.assert_allclose(texts[0][1], texts[1][1], atol=1e-5)
+
+
+def test_the_cache_lies_on_the_mesh_as_the_rules_say():
+  """Rows over data and fsdp, heads over tensor; what does not divide, whole."""
+  decoder, params = toy_decoder.build('encoder')
+  cases = [(toy_decoder.build('plain'), (2, 2))]
+  cases.append(((dataclasses.replace(decoder, batch_size=6), params), (6, 1)))
+  mesh = mesh_lib.make_mesh(config_lib.Parallel(data=2, fsdp=2, tensor=2))
+  for (own, own_params), (rows, heads) in cases:
+    name = 'encoder' if own.encodes else 'plain'
+    values = toy_decoder.arguments(name)
+
+    def write(own=own, own_params=own_params, values=values):
+      state = own.start(own_params, **values, max_tokens=4)
+      return own.decode(own_params, state, sampling.Sampler(0.0), 4)
+
+    with sharding.use(mesh):
+      state = write()
+    for leaf in jax.tree.leaves(state.cache):
+      shape = leaf.sharding.shard_shape(leaf.shape)
+      assert shape == (leaf.shape[0], rows, heads, *leaf.shape[3:])
+    np.testing.assert_array_equal(state.tokens, write().tokens)

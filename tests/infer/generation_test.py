@@ -1,10 +1,17 @@
 """Texts from prompts: what they must not depend on, and how they stream."""
 
-import pytest
+import dataclasses
+import io
 
+import pytest
+import sentencepiece
+
+import toy
 import toy_decoder
 from gemini_jax import config as config_lib
+from gemini_jax.data import tokenizer
 from gemini_jax.infer import decoding, generation, sampling
+from gemini_jax.infer import prompts as prompts_lib
 
 
 def full_config(name='plain', **generate):
@@ -125,3 +132,95 @@ def test_a_prompt_that_is_too_long_is_refused():
     match=r'has 10 tokens; with data.inputs_length=9 at most 9 fit',
   ):
     generation.generate(*full_config('encoder'), ['A' * 9])
+
+
+class Counted(toy_decoder.Toy):
+  """Counts what it is asked for."""
+
+  def __init__(self):
+    super().__init__()
+    self.pieces_read = self.texts_read = 0
+
+  def piece(self, token):
+    self.pieces_read += 1
+    return super().piece(token)
+
+  def decode(self, ids):
+    self.texts_read += 1
+    return super().decode(ids)
+
+
+def test_streaming_decodes_each_token_once():
+  config, model, params, _ = full_config('plain', count=2, max_tokens=17)
+  prompts = ['AB', 'C', 'EFG']
+  counts = []
+  for on_text in (None, lambda index, text: None):
+    counted = Counted()
+    samples = generation.generate(
+      config, model, params, counted, prompts, on_text
+    )
+    # Prompts are decoded to know whether the output continues a text.
+    counted.pieces_read -= sum(len(prompt) for prompt in prompts)
+    assert counted.texts_read == len(prompts)
+    assert counted.pieces_read == sum(len(s.tokens) for s in samples)
+    counts.append(counted.pieces_read)
+  assert counts[0] == counts[1] > 2 * generation._STREAM_TOKENS
+
+
+def test_samples_do_not_depend_on_the_rows_of_a_batch():
+  tokens = []
+  for size in (None, 1, 4):
+    setup = full_config('plain', count=3, max_tokens=9, batch_size=size)
+    samples = generation.generate(*setup, ['ABC', 'Q'])
+    tokens.append([sample.tokens for sample in samples])
+  assert tokens[0] == tokens[1] == tokens[2]
+
+
+def test_the_cache_is_as_long_as_prompt_and_output_need():
+  config, _, _, toy_tokenizer = full_config('plain', max_tokens=30)
+  model = toy.model(vocab_size=toy_decoder.VOCAB_SIZE, max_length=1024)
+
+  def slots(prompt, max_tokens):
+    options = dataclasses.replace(config.generate, max_tokens=max_tokens)
+    own = dataclasses.replace(config, generate=options)
+    read = prompts_lib.read_prompt(own, model, toy_tokenizer, prompt)
+    return generation._decoder(own, model, toy_tokenizer, [read], 1).length
+
+  assert slots('A', 30) == slots('A' * 33, 30) == 64
+  assert slots('A' * 34, 30) == slots('A' * 34, 93) == 128
+  assert slots('A', 5000) == 1024
+
+
+def test_steering_needs_a_controller():
+  setup = full_config('plain', steer='tone=good')
+  with pytest.raises(
+    config_lib.ConfigError, match=r"generate.steer='tone=good' needs a contr"
+  ):
+    generation.generate(*setup, ['A'])
+
+
+@pytest.mark.parametrize('prefix', ['', 'the '])
+def test_a_text_begins_or_continues(prefix, tmp_path):
+  """A tokenizer that puts a space before a text, as Llama's does."""
+  corpus = ['the cat sat on the mat, the bat ate that é ']
+  trained = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(corpus * 20),
+    model_writer=trained,
+    model_type='bpe',
+    vocab_size=290,
+    byte_fallback=True,
+    minloglevel=2,
+  )
+  made = tokenizer.SentencePiece(trained.getvalue())
+  assert made.adds_space
+  prompt_ids = made.encode(prefix)
+  prompt = prompts_lib.Prompt(prefix, prompt_ids, None, made.decode(prompt_ids))
+  for text in ('cat', 'cat é', 'é漢'):
+    ids = made.encode(text)
+    stream = generation.TextStream(made, prompt)
+    pieces = [stream.push([token]) for token in ids] + [stream.finish()]
+    whole = made.decode([*prompt_ids, *ids])
+    assert ''.join(pieces) == stream.text == whole[len(prompt.prefix) :]
+    # The space that encoding adds is no part of a text that begins.
+    assert stream.text.startswith(' ') == bool(prefix)

@@ -77,15 +77,15 @@ def test_the_tokenizer_of_a_run_stays(config, tmp_path):
 def test_a_forgotten_flag_of_the_optimizer_is_named(config, tmp_path):
   """Where it changes what a state of training is made of."""
   tiny.save_zeros(session_lib.open_session(config, tmp_path / 'run'), 1)
-  changed = tiny.replace(config, 'optimizer.ema_decay', 0.9)
+  changed = tiny.replace(config, 'optimizer.frozen', '^token/')
   with pytest.raises(config_lib.ConfigError) as error:
     session_lib.open_session(changed, tmp_path / 'run')
   # Who only reads the parameters need not know.
   run_lib.open_run(changed, tmp_path / 'run')
   assert str(error.value) == (
     f'--workdir={tmp_path / "run"} holds another state of training: '
-    'optimizer.ema_decay is 0.0 there and 0.9 here; use another --workdir or '
-    'the same values'
+    'optimizer.frozen is  there and ^token/ here; use another --workdir or the '
+    'same values'
   )
 
 
