@@ -41,7 +41,7 @@ from collections.abc import Sequence
 
 import absl.logging
 
-from gemini_jax import command, host
+from gemini_jax import command, help_page, host
 from gemini_jax import config as config_lib
 
 MODES = ('train', 'eval', 'generate', 'plan')
@@ -63,10 +63,10 @@ def main(argv: Sequence[str], *, owns_process: bool = False) -> int:
 
 def _main(argv: Sequence[str], owns_process: bool) -> int:
   try:
-    topic = command.help_topic(argv)
+    topic = help_page.topic_of(argv)
     if topic is not None:
       return _help(argv, topic)
-    if (code := command.usage(argv, __doc__ or '', _FLAGS)) is not None:
+    if (code := help_page.exit_code(argv, __doc__ or '', _FLAGS)) is not None:
       return code
     arguments = command.split(argv, OPTIONS)
     mode = arguments.given()['mode']
@@ -129,7 +129,7 @@ def _main(argv: Sequence[str], owns_process: bool) -> int:
 
 def _help(argv: Sequence[str], topic: str) -> int:
   """Shows how this is used, or the fields of the config that is named."""
-  arguments = command.split(command.without_help(argv), OPTIONS)
+  arguments = command.split(help_page.without_help(argv), OPTIONS)
   mode, workdir = arguments.values['mode'], arguments.values['workdir']
   if workdir:
     folder = command.folder('workdir', workdir)
@@ -139,8 +139,8 @@ def _help(argv: Sequence[str], topic: str) -> int:
   elif topic:
     config = config_lib.Config()
   else:
-    return command.usage(argv, __doc__ or '', _FLAGS) or 0
-  command.show(command.describe(config, topic), sys.stdout)
+    return help_page.exit_code(argv, __doc__ or '', _FLAGS) or 0
+  help_page.show(help_page.describe(config, topic), sys.stdout)
   return 0
 
 

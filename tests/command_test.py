@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from gemini_jax import command
+from gemini_jax import command, help_page
 from gemini_jax import config as config_lib
 from gemini_jax.commands import bench, diversity, steered
 
@@ -194,10 +194,10 @@ def test_every_command_says_how_it_is_used(name, capsys):
 
 
 def test_help_is_no_value():
-  assert command.help_topic(['main', '--config.generate.prompt=--help']) is None
-  assert command.help_topic(['main', '--helper']) is None
-  assert command.help_topic(['--help']) is None
-  assert command.help_topic(['main', '--help=data.t']) == 'data.t'
+  assert help_page.topic_of(['main', '--config.generate.prompt=--help']) is None
+  assert help_page.topic_of(['main', '--helper']) is None
+  assert help_page.topic_of(['--help']) is None
+  assert help_page.topic_of(['main', '--help=data.t']) == 'data.t'
 
 
 def test_a_home_that_nobody_knows():

@@ -13,7 +13,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from gemini_jax import command, host
+from gemini_jax import command, help_page, host
 from gemini_jax import config as config_lib
 from gemini_jax.commands import bench_kernels, bench_step, bench_system
 
@@ -30,7 +30,7 @@ WHAT = {
 def main(argv: Sequence[str]) -> int:
   """Runs the benchmark that --what names; returns the exit code."""
   flags = {'what': 'step', 'nanogpt': ''}
-  code = command.usage(argv, __doc__ or '', {'config': None, **flags})
+  code = help_page.exit_code(argv, __doc__ or '', {'config': None, **flags})
   if code is not None:
     return code
   try:

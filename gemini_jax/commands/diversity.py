@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from gemini_jax import command
+from gemini_jax import command, help_page
 from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
 from gemini_jax.checkpoint import checkpointer
@@ -263,7 +263,7 @@ def _last_test(workdir: pathlib.Path) -> dict[str, float]:
 
 def main(argv: Sequence[str]) -> int:
   """Compares the runs; returns the exit code."""
-  if (code := command.usage(argv, __doc__ or '', FLAGS)) is not None:
+  if (code := help_page.exit_code(argv, __doc__ or '', FLAGS)) is not None:
     return code
   try:
     options = Options.from_flags(command.parse_flags(argv, FLAGS))

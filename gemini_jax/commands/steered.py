@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from gemini_jax import command
+from gemini_jax import command, help_page
 from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
 from gemini_jax.checkpoint import checkpointer
@@ -242,7 +242,7 @@ def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> int:
   """Steers the runs; returns the exit code."""
   if (
-    code := command.usage(argv, __doc__ or '', steered_options.FLAGS)
+    code := help_page.exit_code(argv, __doc__ or '', steered_options.FLAGS)
   ) is not None:
     return code
   try:
