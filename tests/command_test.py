@@ -7,7 +7,7 @@ import pytest
 
 from gemini_jax import command, help_page
 from gemini_jax import config as config_lib
-from gemini_jax.commands import bench, diversity, steered
+from gemini_jax.commands import bench, diversity, steered, steered_options
 
 EXPERIMENT = """
 from experiments import base
@@ -177,17 +177,21 @@ def test_a_run_of_another_version(run):
   assert str(error.value).startswith(f'{file}: wings is not a field of config')
 
 
-TOOLS = {'bench': bench, 'diversity': diversity, 'steered': steered}
+TOOLS = {
+  'bench': (bench, ('config', 'what', 'nanogpt')),
+  'diversity': (diversity, diversity.FLAGS),
+  'steered': (steered, steered_options.FLAGS),
+}
 
 
 @pytest.mark.parametrize('name', TOOLS)
 def test_every_command_says_how_it_is_used(name, capsys):
   """By its docstring and its flags."""
-  tool = TOOLS[name]
+  tool, flags = TOOLS[name]
   assert tool.main([name, '--help']) == 0
   shown = capsys.readouterr().out
   assert shown.startswith(tool.__doc__.strip())
-  for flag in getattr(tool, 'FLAGS', ('config', 'what', 'nanogpt')):
+  for flag in flags:
     assert f'\n  --{flag}=' in shown
   assert tool.main([name]) == 2
   assert capsys.readouterr().err == shown
