@@ -61,6 +61,7 @@ _SLOW = {
   'plan/compiler_errors_test.py': (),
   'commands/steered_test.py': (),
   'commands/diversity_test.py': (),
+  'generate_memory_test.py': (),
   'colab_test.py::test_any_to_any': (),
   'colab_test.py::test_steer_text': (),
   'colab_test.py::test_plan_a_pod': (),

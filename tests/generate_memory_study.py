@@ -1,6 +1,6 @@
 r"""Peak memory of --mode=generate, in bytes of the parameters.
 
-  python tests/generate_memory_study.py FOLDER [--section.field=value ...]
+  python tests/generate_memory_study.py FOLDER [--config.FIELD=value ...]
 
 Makes a run of the sizes of experiments/gpt2_124m.py in FOLDER (its parameters
 as they are drawn, a tokenizer of bytes, the state of AdamW), generates with
@@ -61,8 +61,8 @@ _OVERRIDES = (
 )
 
 
-def main(folder: pathlib.Path, *options: str):
-  """Prints the figures."""
+def measure(folder: pathlib.Path, *options: str) -> float:
+  """The peak, in bytes of the parameters; the figures are printed."""
   folder.mkdir(parents=True, exist_ok=True)
   (folder / 'texts.txt').write_text('a text of a few words\n' * 100)
   if not (folder / 'run' / 'checkpoints').exists():
@@ -81,12 +81,14 @@ def main(folder: pathlib.Path, *options: str):
     *options,
   )
   num_bytes = int(count.split()[-1])
+  times = (peak - base) / num_bytes
   print(output[-300:])
   print(
     f'parameters {num_bytes / 1e6:,.0f} MB, imports {base / 1e6:,.0f} MB, '
-    f'peak {peak / 1e6:,.0f} MB: {(peak - base) / num_bytes:.2f} times the '
+    f'peak {peak / 1e6:,.0f} MB: {times:.2f} times the '
     'parameters beyond the imports'
   )
+  return times
 
 
 def _run(folder: pathlib.Path, *arguments: str) -> tuple[int, str]:
@@ -114,4 +116,4 @@ def _run(folder: pathlib.Path, *arguments: str) -> tuple[int, str]:
 
 
 if __name__ == '__main__':
-  main(pathlib.Path(sys.argv[1]).absolute(), *sys.argv[2:])
+  measure(pathlib.Path(sys.argv[1]).absolute(), *sys.argv[2:])

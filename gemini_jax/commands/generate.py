@@ -1,5 +1,6 @@
 """Texts, pictures and sounds from a trained run."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -34,7 +35,9 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
     ConfigError: there is no checkpoint, the prompt does not fit, or what is
       asked for is none of the run's tasks.
   """
-  run = run_lib.open_run(config, workdir)
+  # In a scan the weights of one layer at a time are converted, not of all.
+  model = dataclasses.replace(config.model, scan_layers=True)
+  run = run_lib.open_run(dataclasses.replace(config, model=model), workdir)
   _check_media(run.config)
   if config.generate.output != 'text':
     _check_writable(run.workdir / 'samples')
