@@ -61,7 +61,11 @@ def test_only_the_config_knows_config_dicts(path):
       if any('ml_collections' in (name or '') for name in names):
         assert path.name in ('config.py', 'schema.py', 'command.py')
     if isinstance(node, ast.Attribute) and node.attr in ('get', 'items'):
-      assert ast.unparse(node.value).split('.')[-1] != 'config'
+      assert (
+        ast.unparse(node.value).split('.')[-1] != 'config'
+        # It reads the JSON of any version.
+        or path.name == 'legacy.py'
+      )
 
 
 def test_tests_mirror_the_package():

@@ -242,7 +242,10 @@ def test_a_run_knows_its_own_config(tmp_path, capsys):
   assert main.main(['main', f'--workdir={workdir}']) == 0
   assert 'is done: step 1 of 1' in capsys.readouterr().out
   message = refused(
-    capsys, f'--workdir={workdir}', '--mode=eval', '--config.model.num_layers=2'
+    capsys,
+    f'--workdir={workdir}',
+    '--mode=generate',
+    '--config.model.num_layers=2',
   )
   assert 'model.num_layers is 1 there and 2 here' in message
 
@@ -295,7 +298,7 @@ def test_help(tmp_path, capsys):
   for asked in ('--help', '-h', '--helpfull', '-help'):
     assert main.main(['main', asked]) == 0
     shown = capsys.readouterr().out
-    for part in ('--config=', '--workdir=', *main.MODES, 'config.py', 'Exit'):
+    for part in ('--config=', '--workdir=', *main.MODES, 'config/', 'Exit'):
       assert part in shown
   assert main.main(['main']) == 2
   captured = capsys.readouterr()

@@ -13,7 +13,7 @@ import pytest
 
 import toy
 from gemini_jax import config as config_lib
-from gemini_jax.models import gemini, transformer
+from gemini_jax.models import contexts, gemini, transformer
 from gemini_jax.objectives import losses
 from gemini_jax.parallel import pipeline, sharding
 from gemini_jax.train import gradient as gradient_lib
@@ -168,7 +168,8 @@ def test_dropout_is_a_function_of_its_key_and_of_the_microbatch():
   def decoder(x_BTD, key):
     def apply(model):
       context = transformer.Context(
-        model.views(sequence, sequence, causal=True), sequence.positions
+        contexts.views(model.config, sequence, sequence, causal=True),
+        sequence.positions,
       )
       deterministic = key is None
       return model.decoder(x_BTD, context, deterministic=deterministic)[0]

@@ -10,7 +10,7 @@ import tiny
 import toy
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
-from gemini_jax.kernels import dot_product_attention
+from gemini_jax.kernels import chunked_attention
 from gemini_jax.models import gemini
 from gemini_jax.objectives import losses
 from gemini_jax.train import flops
@@ -116,7 +116,7 @@ def test_forward_flops_equal_a_count_by_hand(name):
 @pytest.mark.parametrize('name', MODELS)
 def test_forward_flops_agree_with_the_compiler(monkeypatch, name):
   """In one band XLA computes every pair, those outside of the mask too."""
-  monkeypatch.setattr(dot_product_attention, '_BANDS', 1)
+  monkeypatch.setattr(chunked_attention, '_BANDS', 1)
   config = make(name)
   memory = MEMORY if config.encoder_layers else 0
   network = gemini.Gemini(config)
@@ -178,7 +178,7 @@ EXTRA = {
 @pytest.mark.parametrize('name', EXTRA)
 def test_forward_flops_agree_with_what_is_traced(monkeypatch, name):
   """Of the whole forward pass, on every pair of tokens."""
-  monkeypatch.setattr(dot_product_attention, '_BANDS', 1)
+  monkeypatch.setattr(chunked_attention, '_BANDS', 1)
   fields = {
     'vocab_size': 320,
     'max_length': LENGTH,

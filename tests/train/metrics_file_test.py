@@ -19,4 +19,5 @@ from gemini_jax.train import metrics_file
 def test_the_last_step_of_a_record(content, step, tmp_path):
   if content is not None:
     (tmp_path / metrics_file.FILE).write_bytes(content)
-  assert metrics_file.last_step(tmp_path) == step
+  lines = metrics_file.newest_lines(tmp_path)
+  assert next((line['step'] for line in lines), 0) == step
