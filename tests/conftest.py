@@ -52,6 +52,8 @@ _SLOW = {
     '[fields0',
     '[fields6-scan_remat_attended]',
   ),
+  'layers/hooks_test.py::test_the_gradient_to_an_edit': (),
+  'layers/hooks_test.py::test_decoding_with': ('[scan]',),
   'train/diagnosis_test.py::test_a_layer_in_stages': (),
   'train/loop_test.py::test_an_encoder_decoder': (),
   'train/loop_test.py::test_options_survive_a_restart': (),

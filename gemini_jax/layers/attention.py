@@ -20,7 +20,7 @@ from gemini_jax.kernels import (
   masking,
   partial_attention,
 )
-from gemini_jax.layers import embedding, linear
+from gemini_jax.layers import embedding, hooks, linear
 from gemini_jax.parallel import sharding
 
 
@@ -156,8 +156,9 @@ class Attention(nn.Module):
     Every query also attends to keys made from `latent_BZ`, if it is given,
     whatever the mask (Optimus, Li et al. 2020, "memory").
     """
+    x_BTD = hooks.point(self, 'input', x_BTD)
     q_BTNH = self.project('query', x_BTD, self.num_heads, 'heads')
-    plain_q_BTNH = self.norm('query_norm', q_BTNH)
+    plain_q_BTNH = hooks.point(self, 'query', self.norm('query_norm', q_BTNH))
     q_BTNH = rotated(plain_q_BTNH, angles)
     if cross and cache is not None:
       k_BSKH, v_BSKH = cache.read(layer)
@@ -185,8 +186,8 @@ class Attention(nn.Module):
       param_dtype=self.param_dtype,
       init_scale=self.init_scale,
       name='output',
-    )('BTNH,NHD->BTD', out_BTNH)
-    return out_BTD, cache
+    )('BTNH,NHD->BTD', hooks.point(self, 'attended', out_BTNH))
+    return hooks.point(self, 'output', out_BTD), cache
 
   def attend(
     self,
@@ -247,8 +248,10 @@ class Attention(nn.Module):
   ) -> tuple[jax.Array, jax.Array]:
     """The layer's keys and values of vectors, [B, S, K, H] each."""
     k_BSKH = self.project('key', x_BSD, self.num_kv_heads, 'kv_heads')
-    k_BSKH = rotated(self.norm('key_norm', k_BSKH), angles)
-    return k_BSKH, self.project('value', x_BSD, self.num_kv_heads, 'kv_heads')
+    k_BSKH = hooks.point(self, 'key', self.norm('key_norm', k_BSKH))
+    k_BSKH = rotated(k_BSKH, angles)
+    v_BSKH = self.project('value', x_BSD, self.num_kv_heads, 'kv_heads')
+    return k_BSKH, hooks.point(self, 'value', v_BSKH)
 
   def latent_memory(self, latent_BZ: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Keys and values made from z, [B, M, K, H] each."""

@@ -10,7 +10,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gemini_jax.layers import expert_dispatch, feedforward, linear, matmul
+from gemini_jax.layers import (
+  expert_dispatch,
+  feedforward,
+  hooks,
+  linear,
+  matmul,
+)
 from gemini_jax.parallel import sharding
 
 
@@ -55,6 +61,7 @@ class MixtureOfExperts(nn.Module):
       real_BT: bool, false at padding, which the losses ignore; None: no
         padding.
     """
+    x_BTD = hooks.point(self, 'input', x_BTD)
     width = x_BTD.shape[-1]
     parameters: dict[str, Any] = {
       'param_dtype': self.param_dtype,
@@ -63,6 +70,7 @@ class MixtureOfExperts(nn.Module):
     logits_BTE = linear.Einsum(
       (width, self.num_experts), ('embed', None), name='router', **parameters
     )('BTD,DE->BTE', x_BTD)
+    logits_BTE = hooks.point(self, 'router', logits_BTE)
     # Device by device: the partitioner would gather the operand of top_k.
     tokens = ('batch', 'length', None)
     gates_BTK, chosen_BTK = sharding.per_device(
@@ -106,6 +114,7 @@ class MixtureOfExperts(nn.Module):
         name='shared',
         **parameters,
       )(x_BTD)
+    out_BTD = hooks.point(self, 'output', out_BTD)
     if real_BT is None:
       real_BT = jnp.ones(x_BTD.shape[:2], bool)
     return out_BTD, router_losses(logits_BTE, chosen_BTK, real_BT)

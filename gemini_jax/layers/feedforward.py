@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from gemini_jax.layers import linear
+from gemini_jax.layers import hooks, linear
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   'gelu': functools.partial(jax.nn.gelu, approximate=True),
@@ -48,6 +48,7 @@ class FeedForward(nn.Module):
   @nn.compact
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
     """The update of the residual stream, [B, T, D]."""
+    x_BTD = hooks.point(self, 'input', x_BTD)
     width = x_BTD.shape[-1]
     project = functools.partial(
       linear.Einsum,
@@ -60,12 +61,15 @@ class FeedForward(nn.Module):
     activate = ACTIVATIONS[self.activation]
     if self.gated:
       gate_BTF = rising(name='gate')('BTD,DF->BTF', x_BTD)
+      gate_BTF = hooks.point(self, 'gate', gate_BTF)
       hidden_BTF = activate(checkpoint_name(gate_BTF, 'gate'))
       up_BTF = rising(name='up')('BTD,DF->BTF', x_BTD)
+      up_BTF = hooks.point(self, 'up', up_BTF)
       hidden_BTF = hidden_BTF * checkpoint_name(up_BTF, 'up')
     else:
       up_BTF = rising(name='up')('BTD,DF->BTF', x_BTD)
+      up_BTF = hooks.point(self, 'up', up_BTF)
       hidden_BTF = activate(checkpoint_name(up_BTF, 'up'))
-    return project((self.hidden_dim, width), self.axes[::-1], name='down')(
-      'BTF,FD->BTD', hidden_BTF
-    )
+    hidden_BTF = hooks.point(self, 'hidden', hidden_BTF)
+    down = project((self.hidden_dim, width), self.axes[::-1], name='down')
+    return hooks.point(self, 'output', down('BTF,FD->BTD', hidden_BTF))

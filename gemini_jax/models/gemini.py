@@ -14,7 +14,7 @@ from flax.linen import spmd
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
-from gemini_jax.layers import attention, embedding, linear, matmul
+from gemini_jax.layers import attention, embedding, hooks, linear, matmul
 from gemini_jax.models import (
   contexts,
   contrast,
@@ -346,5 +346,5 @@ def param_count(params: Any) -> int:
 
 
 def apply(model: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
-  """`model.apply` of a model that has parameters and no other variables."""
-  return model.apply({'params': params}, *args, **kwargs)
+  """`model.apply` of parameters, plain or `hooks.EditedParams`."""
+  return model.apply(hooks.variables(params), *args, **kwargs)

@@ -8,13 +8,15 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import flax.core
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
 from gemini_jax import config as config_lib
-from gemini_jax.layers import attention
+from gemini_jax.layers import attention, hooks
 from gemini_jax.models import transformer
 from gemini_jax.parallel import pipeline, stages
 
@@ -26,10 +28,12 @@ class Layers:
   Attributes:
     params: of the layers.
     index: int32[L].
+    edits: of their tensors, nested as the modules are; {}: none.
   """
 
   params: Any
   index: jax.Array
+  edits: Any
 
 
 class Stack(nn.Module):
@@ -71,13 +75,33 @@ class Stack(nn.Module):
       params = self.param('layers', self.init_layers, block, x_BTD, context)
     else:
       params = self.get_variable('params', 'layers')
-    layers = Layers(params, jnp.arange(self.num_layers))
-    apply = functools.partial(apply_layer, block)
+    captures = dict(self.variables.get('capture', {}))
+    layers = Layers(params, jnp.arange(self.num_layers), self.edits())
+    apply = functools.partial(apply_layer, block, captures)
     staged = pipeline.splits(self.schedule, x_BTD.shape[0])
     if staged and cache is None and not self.is_initializing():
-      x_BTD, aux = self.run_in_stages(apply, x_BTD, layers, context, key)
-      return x_BTD, None, aux
-    return self.run_in_order(apply, (x_BTD, cache), layers, context, key)
+      x_BTD, outputs = self.run_in_stages(
+        apply, captures, x_BTD, layers, context, key
+      )
+    else:
+      x_BTD, cache, outputs = self.run_in_order(
+        apply, (x_BTD, cache), layers, context, key
+      )
+    aux, captured = outputs
+    for label, tree in captured.items():
+      self.put_variable('captured', label, (tree,))
+    return x_BTD, cache, aux
+
+  def edits(self) -> dict[str, Any]:
+    """The edits of this stack's tensors that the caller gave, if any."""
+    edits: Any = self.variables.get('edit', {})
+    edits = flax.core.unfreeze(edits)
+    for leaf in jax.tree.leaves(edits):
+      if leaf.shape[0] != self.num_layers:
+        raise ValueError(
+          f'an edit has {leaf.shape[0]} layers, the stack {self.num_layers}'
+        )
+    return edits
 
   def run_in_order(
     self,
@@ -86,8 +110,11 @@ class Stack(nn.Module):
     layers: Layers,
     context: transformer.Context,
     key: jax.Array | None,
-  ) -> tuple[jax.Array, transformer.Cache | None, dict[str, jax.Array]]:
-    """Groups of P layers in a scan, if asked for; then the rest one by one."""
+  ) -> tuple[jax.Array, transformer.Cache | None, Any]:
+    """Groups of P layers in a scan, if asked for; then the rest one by one.
+
+    Beside residual stream and cache, the other outputs of the layers, [L, ...].
+    """
     pattern, scans = self.config.attention_pattern, self.config.scan_layers
     period = len(pattern)
     apply = self.remat(apply, static_argnums=(5,), prevent_cse=not scans)
@@ -125,29 +152,39 @@ class Stack(nn.Module):
   def run_in_stages(
     self,
     apply: Callable[..., Any],
+    captures: dict[str, hooks.Capture],
     x_BTD: jax.Array,
     layers: Layers,
     context: transformer.Context,
     key: jax.Array | None,
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The layers over the pipeline axis of the mesh.
+  ) -> tuple[jax.Array, Any]:
+    """The layers over the pipeline axis of the mesh; outputs as in order.
 
     Stages give the sum over all layers of each loss; its share is returned for
     every layer, so that their mean, which is all that is used, is right.
     """
 
-    def layer(params, x_BTD, context, key, index, microbatch, kind):
+    def layer(params, x_BTD, rows, key, index, microbatch, kind):
       if key is not None:
         key = jax.random.fold_in(key, microbatch)
-      layer = Layers(params, index)
-      x_BTD, _, aux = apply(x_BTD, None, layer, context, key, kind)
-      return x_BTD, aux
+      context, edits = rows
+      edits = jax.tree.map(
+        lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, 1, False), edits
+      )
+      layer = Layers(params, index, edits)
+      x_BTD, _, (aux, captured) = apply(x_BTD, None, layer, context, key, kind)
+      return x_BTD, aux, captured
 
-    x_BTD, aux = stages.run(
+    def by_row(leaf):
+      """[L, B or 1, ...] as [B, L, ...], which microbatches split."""
+      shape = (self.num_layers, x_BTD.shape[0], *leaf.shape[2:])
+      return jnp.broadcast_to(leaf, shape).swapaxes(0, 1)
+
+    x_BTD, aux, captured = stages.run(
       layer,
       layers.params,
       x_BTD,
-      context,
+      (context, jax.tree.map(by_row, layers.edits)),
       key,
       schedule=self.schedule,
       pattern=self.config.attention_pattern,
@@ -156,7 +193,16 @@ class Stack(nn.Module):
       remat=functools.partial(self.remat, prevent_cse=False),
     )
     share = lambda total: jnp.full(self.num_layers, total / self.num_layers)
-    return x_BTD, jax.tree.map(share, aux)
+    joined = {
+      label: jax.tree.map(
+        functools.partial(jnp.sum, axis=1)
+        if captures[label].sums
+        else jax.vmap(stages.join),
+        tree,
+      )
+      for label, tree in captured.items()
+    }
+    return x_BTD, (jax.tree.map(share, aux), joined)
 
   def remat(
     self, function: Callable[..., Any], **options: Any
@@ -176,10 +222,14 @@ class Stack(nn.Module):
   def cross_cache(self, memory_BSD: jax.Array) -> attention.KVCache:
     """Keys and values that all layers make of the encoder's output."""
     params = self.get_variable('params', 'layers')['cross_attention']
+    edits = self.edits().get('cross_attention', {})
     fields = transformer.attention_fields(self.config)
     module = attention.MemoryKeys(**fields, parent=None)
     k_LBSKH, v_LBSKH = jax.lax.map(
-      lambda params: module.apply({'params': params}, memory_BSD), params
+      lambda layer: module.apply(
+        {'params': layer.params, 'edit': layer.edits}, memory_BSD
+      ),
+      Layers(params, jnp.arange(self.num_layers), edits),
     )
     return attention.KVCache(k_LBSKH.swapaxes(2, 3), v_LBSKH.swapaxes(2, 3))
 
@@ -204,6 +254,7 @@ class Stack(nn.Module):
 
 def apply_layer(
   block: transformer.Block,
+  captures: dict[str, hooks.Capture],
   x_BTD: jax.Array,
   cache: transformer.Cache | None,
   layer: Layers,
@@ -211,12 +262,17 @@ def apply_layer(
   key: jax.Array | None,
   kind: str,
 ) -> Any:
-  """One layer, given its slice of the stack; dropout if there is a key."""
+  """One layer, given its slice of the stack; dropout if there is a key.
+
+  Returns:
+    The residual stream, the cache, and (losses, what is captured).
+  """
   rngs = {}
   if key is not None:
     rngs['dropout'] = jax.random.fold_in(key, layer.index)
-  return block.apply(
-    {'params': layer.params},
+  hooked = bool(captures or layer.edits)
+  output: Any = block.apply(
+    {'params': layer.params, 'edit': layer.edits},
     x_BTD,
     context.views[kind],
     context,
@@ -224,7 +280,19 @@ def apply_layer(
     key is None,
     layer.index,
     rngs=rngs,
+    mutable=['tensors'] if hooked else False,
   )
+  if not hooked:
+    x_BTD, cache, aux = output
+    return x_BTD, cache, (aux, {})
+  (x_BTD, cache, aux), state = output
+  tensors = hooks.Tensors(traverse_util.flatten_dict(state['tensors'], sep='/'))
+  hooks.check_edits(layer.edits, tensors)
+  tensors['real'] = context.real_BT
+  captured = {
+    label: capture.function(tensors) for label, capture in captures.items()
+  }
+  return x_BTD, cache, (aux, captured)
 
 
 def unstack(tree: Any, num: int) -> list[Any]:

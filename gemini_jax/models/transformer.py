@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from gemini_jax import config as config_lib
 from gemini_jax.kernels import masking
-from gemini_jax.layers import attention, expert, feedforward, linear
+from gemini_jax.layers import attention, expert, feedforward, hooks, linear
 
 
 @flax.struct.dataclass
@@ -92,6 +92,7 @@ class Block(nn.Module):
       deterministic: no dropout.
       layer: index of this layer in the cache.
     """
+    x_BTD = hooks.point(self, 'residual_before', x_BTD)
     update_BTD, self_cache = self.attend(
       'attention',
       x_BTD,
@@ -116,7 +117,7 @@ class Block(nn.Module):
       x_BTD = self.add('cross_attention', x_BTD, update_BTD, deterministic)
     update_BTD, aux = self.feed_forward(x_BTD, context.real_BT)
     x_BTD = self.add('feedforward', x_BTD, update_BTD, deterministic)
-    if cache is not None:
+    if cache is not None and self_cache is not None:
       cache = dataclasses.replace(cache, self_attention=self_cache)
     return x_BTD, cache, aux
 
@@ -141,6 +142,7 @@ class Block(nn.Module):
     x_BTD = spmd.with_logical_constraint(
       x_BTD + update_BTD, ('batch', 'length', None)
     )
+    x_BTD = hooks.point(self, f'residual_after_{name}', x_BTD)
     return checkpoint_name(x_BTD, 'residual')
 
   def attend(

@@ -17,15 +17,17 @@ AXIS = 'pipeline'
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-  """How batches and layers are cut; the mesh says into how many stages.
+  """How batches are cut into microbatches and layers into chunks.
 
-  Of R M + S - 1 iterations a stage is idle in S - 1.
+  The number of stages S is the size of the mesh's pipeline axis. A stage is
+  idle in S - 1 of the R M + S - 1 iterations.
 
   Attributes:
     microbatches: M; None: as many as stages.
     repeats: R; stage s runs the chunks s, s + S, s + 2 S, ... of R S.
-    in_stages: False: the same microbatches go through the layers one by one,
-      all on one stage. Slow, but it runs without compilation.
+    in_stages: False: the microbatches go through the layers one by one, without
+      stages. The numbers are the same; it is slow, but runs without
+      compilation, which the diagnosis of a step that is not finite needs.
   """
 
   microbatches: int | None = None
@@ -33,7 +35,7 @@ class Schedule:
   in_stages: bool = True
 
   def count(self, num_stages: int) -> int:
-    """M."""
+    """M, which is S where none is given."""
     return self.microbatches or num_stages
 
 

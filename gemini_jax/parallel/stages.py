@@ -26,7 +26,7 @@ AXIS = pipeline.AXIS
 
 
 def run(
-  layer: Callable[..., tuple[jax.Array, dict[str, jax.Array]]],
+  layer: Callable[..., tuple[jax.Array, dict[str, jax.Array], Any]],
   params: Any,
   x_BTD: jax.Array,
   rows: Any,
@@ -36,25 +36,26 @@ def run(
   pattern: Sequence[Any],
   scan: bool = True,
   remat: Callable[[Callable], Callable] = lambda function: function,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[jax.Array, dict[str, jax.Array], Any]:
   """All layers, in stages over the pipeline axis of the mesh in use.
 
   Args:
     layer: `layer(params, x_bTD, rows, shared, index, microbatch, kind)` gives
-      the residual stream after a layer and scalars; `index` is the layer's,
-      `kind` its element of `pattern`.
+      the residual stream after a layer, scalars, and a tree of other outputs;
+      `index` is the layer's, `kind` its element of `pattern`.
     params: [L, ...], split over the pipeline axis in contiguous parts.
     x_BTD: the residual stream.
-    rows: what else a layer reads, [B, ...] in every leaf.
-    shared: what all microbatches read; no gradient goes through it.
+    rows: other inputs of the layers, [B, ...] in every leaf.
+    shared: inputs that are the same for all microbatches; no gradient goes
+      through them.
     schedule: M and R.
     pattern: of the kinds of layers; its length divides C.
     scan: the layers of a chunk; False: unroll them.
-    remat: what is done to the program of one layer, as jax.checkpoint.
+    remat: wraps the function of one layer, as jax.checkpoint does.
 
   Returns:
-    The residual stream after all layers, and the layers' scalars, summed over
-    the layers and averaged over the microbatches.
+    The residual stream after all layers; the layers' scalars, summed over the
+    layers and averaged over the microbatches; their other outputs, [L, M, ...].
   """
   num_stages = pipeline.num_stages_of(jax.sharding.get_abstract_mesh())
   num, repeats = schedule.count(num_stages), schedule.repeats
@@ -64,13 +65,11 @@ def run(
     layer, pattern, scan, remat, num_stages, num, repeats, size
   )
   if not schedule.in_stages:
-    x_MbTD, scalars = program.run_in_order(
-      params,
-      _split(x_BTD, num),
-      jax.tree.map(lambda x: _split(x, num), rows),
-      shared,
+    split = lambda leaf: _split(leaf, num)
+    x_MbTD, scalars, outputs = program.run_in_order(
+      params, split(x_BTD), jax.tree.map(split, rows), shared
     )
-    return _join(x_MbTD), jax.tree.map(jnp.mean, scalars)
+    return join(x_MbTD), jax.tree.map(jnp.mean, scalars), outputs
   assert size * num_stages * repeats == num_layers, 'see pipeline.check'
   assert size % len(pattern) == 0 and (repeats == 1 or num >= num_stages)
 
@@ -82,10 +81,10 @@ def run(
   names = (None, 'batch', 'length', None)
   x_MbTD = spmd.with_logical_constraint(_split(x_BTD, num), names)
   by_stage, whole = PartitionSpec(AXIS), PartitionSpec()
-  x_SMbTD, scalars = jax.shard_map(
+  x_SMbTD, scalars, outputs = jax.shard_map(
     program.run_stage,
     in_specs=(by_stage, by_stage, by_stage, whole),
-    out_specs=by_stage,
+    out_specs=(by_stage, by_stage, PartitionSpec(None, AXIS)),
     axis_names={AXIS},
     check_vma=False,
   )(
@@ -96,7 +95,11 @@ def run(
   )
   # All but the first stage give zeros.
   x_MbTD = spmd.with_logical_constraint(jnp.sum(x_SMbTD, axis=0), names)
-  return _join(x_MbTD), jax.tree.map(jnp.sum, scalars)
+  # [R, S, C, M, ...] are the layers in order.
+  outputs = jax.tree.map(
+    lambda leaf: leaf.reshape(num_layers, num, *leaf.shape[4:]), outputs
+  )
+  return join(x_MbTD), jax.tree.map(jnp.sum, scalars), outputs
 
 
 def _split(leaf: jax.Array, num: int) -> jax.Array:
@@ -104,8 +107,8 @@ def _split(leaf: jax.Array, num: int) -> jax.Array:
   return leaf.reshape(-1, num, *leaf.shape[1:]).swapaxes(0, 1)
 
 
-def _join(leaf: jax.Array) -> jax.Array:
-  """[M, b, ...] as [B, ...], the inverse of `_split`."""
+def join(leaf: jax.Array) -> jax.Array:
+  """[M, b, ...] as [B, ...]: the rows of all microbatches."""
   return leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:])
 
 
@@ -124,7 +127,7 @@ class _Program:
     size: C.
   """
 
-  layer: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+  layer: Callable[..., tuple[jax.Array, dict[str, jax.Array], Any]]
   pattern: Sequence[Any]
   scan: bool
   remat: Callable[[Callable], Callable]
@@ -136,31 +139,36 @@ class _Program:
   def run_in_order(self, params, x_MbTD, rows, shared):
     """The same microbatches through the layers one by one, without stages."""
     num_layers = jax.tree.leaves(params)[0].shape[0]
+    stack = lambda *leaves: jnp.stack(leaves)
     parts = []
     for microbatch in range(self.num):
       x_bTD, own_rows = jax.tree.map(
         lambda leaf, microbatch=microbatch: leaf[microbatch], (x_MbTD, rows)
       )
-      total = []
+      total, outputs = [], []
       for index in range(num_layers):
         one = jax.tree.map(lambda leaf, index=index: leaf[index], params)
         kind = self.pattern[index % len(self.pattern)]
-        x_bTD, scalars = self.layer(
+        x_bTD, scalars, output = self.layer(
           one, x_bTD, own_rows, shared, index, microbatch, kind
         )
         total.append(scalars)
-      parts.append((x_bTD, jax.tree.map(lambda *leaves: sum(leaves), *total)))
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+        outputs.append(output)
+      total = jax.tree.map(lambda *leaves: sum(leaves), *total)
+      parts.append((x_bTD, total, jax.tree.map(stack, *outputs)))
+    x_MbTD, scalars, outputs = jax.tree.map(stack, *parts)
+    swap = lambda leaf: leaf.swapaxes(0, 1)
+    return x_MbTD, scalars, jax.tree.map(swap, outputs)
 
   def run_layer(
     self, kind, store, sink, slot, x_bTD, rows, shared, index, microbatch
   ):
     """A layer that fetches its parameters: remat need not keep them."""
     params, sink = read(store, sink, slot)
-    x_bTD, scalars = self.layer(
+    x_bTD, scalars, output = self.layer(
       params, x_bTD, rows, shared, index, microbatch, kind
     )
-    return x_bTD, sink, scalars
+    return x_bTD, sink, scalars, output
 
   def run_chunk(
     self, store, sink, x_bTD, rows, shared, slot, index, microbatch
@@ -169,9 +177,9 @@ class _Program:
 
     def period(carry, first):
       x_bTD, sink = carry
-      total = []
+      total, outputs = [], []
       for i, kind in enumerate(self.pattern):
-        x_bTD, sink, scalars = self.remat(
+        x_bTD, sink, scalars, output = self.remat(
           lambda *args, kind=kind: self.run_layer(kind, *args)
         )(
           store,
@@ -184,15 +192,21 @@ class _Program:
           microbatch,
         )
         total.append(scalars)
-      return (x_bTD, sink), jax.tree.map(lambda *parts: sum(parts), *total)
+        outputs.append(output)
+      total = jax.tree.map(lambda *parts: sum(parts), *total)
+      outputs = jax.tree.map(lambda *parts: jnp.stack(parts), *outputs)
+      return (x_bTD, sink), (total, outputs)
 
-    (x_bTD, sink), scalars = jax.lax.scan(
+    (x_bTD, sink), (scalars, outputs) = jax.lax.scan(
       period,
       (x_bTD, sink),
       jnp.arange(0, self.size, len(self.pattern)),
       unroll=1 if self.scan else self.size // len(self.pattern),
     )
-    return x_bTD, sink, jax.tree.map(jnp.sum, scalars)
+    outputs = jax.tree.map(
+      lambda leaf: leaf.reshape(self.size, *leaf.shape[2:]), outputs
+    )
+    return x_bTD, sink, jax.tree.map(jnp.sum, scalars), outputs
 
   def run_stage(self, params, x_MbTD, rows, shared):
     """The whole schedule, as one stage sees it."""
@@ -216,7 +230,7 @@ class _Program:
       own_rows, rows_sink = read(
         jax.lax.stop_gradient(rows), rows_sink, microbatch
       )
-      x_bTD, params_sink, scalars = self.run_chunk(
+      x_bTD, params_sink, scalars, outputs = self.run_chunk(
         jax.lax.stop_gradient(params),
         params_sink,
         x_bTD,
@@ -234,18 +248,27 @@ class _Program:
         stream_MbTD, x_bTD, jnp.where(done < 0, num, done % num), 0
       )
       scalars = jax.tree.map(lambda leaf: jnp.where(busy, leaf, 0), scalars)
-      return (x_bTD, stream_MbTD, params_sink, rows_sink), scalars
+      carry = (x_bTD, stream_MbTD, params_sink, rows_sink)
+      return carry, (scalars, outputs)
 
     # Idle stages work on the first microbatch: numbers that stay finite.
     stream_MbTD = jnp.concatenate([x_MbTD, x_MbTD[:1]])
-    (_, stream_MbTD, _, _), scalars = jax.lax.scan(
+    (_, stream_MbTD, _, _), (scalars, outputs) = jax.lax.scan(
       iteration,
       (x_MbTD[0], stream_MbTD, params, rows),
       jnp.arange(repeats * num + num_stages - 1),
     )
     x_MbTD = jnp.where(stage == 0, stream_MbTD[:num], 0)
     total = lambda leaf: jnp.sum(leaf, keepdims=True) / num
-    return x_MbTD[None], jax.tree.map(total, scalars)
+
+    def busy_part(leaf):
+      """[I, C, ...] of all iterations as [R, 1, C, M, ...] of the busy ones."""
+      leaf = jax.lax.dynamic_slice_in_dim(leaf, stage, repeats * num)
+      leaf = leaf.reshape(repeats, num, *leaf.shape[1:])
+      return leaf.swapaxes(1, 2)[:, None]
+
+    outputs = jax.tree.map(busy_part, outputs)
+    return x_MbTD[None], jax.tree.map(total, scalars), outputs
 
 
 def by_repeat(

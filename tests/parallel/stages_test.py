@@ -77,12 +77,14 @@ def test_reading_an_element_has_the_gradient_of_indexing():
 
 
 def toy_layer(params, x_BTD, rows, shared, index, microbatch, kind):
-  """Reads all that a layer may read; says how large its input was."""
+  """Reads all that a layer may read; gives all that a layer may give."""
   del microbatch
   update_BTD = jnp.tanh(jnp.einsum('BTD,DE->BTE', x_BTD, params['kernel']))
   update_BTD += rows['memory'] * shared * (1 + index)
   scalars = {'count': jnp.ones(()), 'size': jnp.mean(x_BTD**2)}
-  return x_BTD + {'plus': 0.5, 'minus': -0.5}[kind] * update_BTD, scalars
+  output = {'update': update_BTD}
+  x_BTD = x_BTD + {'plus': 0.5, 'minus': -0.5}[kind] * update_BTD
+  return x_BTD, scalars, output
 
 
 def toy_arguments(num_layers, width=4):
@@ -97,22 +99,28 @@ SHARED = 0.25
 
 
 def in_a_row(layer, params, x_BTD, rows, kinds):
-  total = {'count': 0, 'size': 0}
+  total, outputs = {'count': 0, 'size': 0}, []
   for index, kind in enumerate(kinds):
     own = jax.tree.map(lambda leaf, i=index: leaf[i], params)
-    x_BTD, scalars = layer(own, x_BTD, rows, SHARED, index, 0, kind)
+    x_BTD, scalars, output = layer(own, x_BTD, rows, SHARED, index, 0, kind)
     total = jax.tree.map(jnp.add, total, scalars)
-  return x_BTD, total
+    outputs.append(output)
+  outputs = jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+  return x_BTD, total, outputs
 
 
 def in_stages(layer, params, x_BTD, rows, **options):
-  return stages.run(layer, params, x_BTD, rows, jnp.float32(SHARED), **options)
+  x_BTD, scalars, outputs = stages.run(
+    layer, params, x_BTD, rows, jnp.float32(SHARED), **options
+  )
+  return x_BTD, scalars, jax.tree.map(jax.vmap(stages.join), outputs)
 
 
 def objective(run, params, x_BTD, memory_BTD, rows):
-  x_BTD, scalars = run(params, x_BTD, rows | {'memory': memory_BTD})
+  x_BTD, scalars, outputs = run(params, x_BTD, rows | {'memory': memory_BTD})
   value = jnp.sum(x_BTD * toy.normal(x_BTD.shape, 5)) + scalars['size']
-  return value, (x_BTD, scalars)
+  value += jnp.sum(outputs['update'] * toy.normal(outputs['update'].shape, 6))
+  return value, (x_BTD, scalars, outputs)
 
 
 def gradient(run, params, x_BTD, rows):
@@ -135,7 +143,7 @@ def gradient(run, params, x_BTD, rows):
   ],
 )
 def test_stages_are_layers_in_a_row(sizes, microbatches, repeats, options):
-  """Values, gradients of all that has one, and the layers' scalars."""
+  """Values, gradients of all that has one, scalars and other outputs."""
   pattern = ('plus', 'minus')
   num_layers = sizes['pipeline'] * repeats * 4
   args = toy_arguments(num_layers)
@@ -171,10 +179,10 @@ def test_a_layer_may_run_device_by_device():
     update_BTD = sharding.per_device(
       local, [names, (None, 'mlp'), ('mlp', None)], names
     )(x_BTD, params['kernel'], params['kernel'].T)
-    rest_BTD, scalars = toy_layer(
+    rest_BTD, scalars, output = toy_layer(
       params, x_BTD, rows, shared, index, microbatch, kind
     )
-    return rest_BTD + update_BTD, scalars
+    return rest_BTD + update_BTD, scalars, output
 
   args = toy_arguments(4)
   plain = functools.partial(in_a_row, layer, kinds=('plus',) * 4)
@@ -197,8 +205,8 @@ def test_bfloat16_goes_through_stages():
   )
 
   def layer(*args):
-    x_BTD, scalars = toy_layer(*args)
-    return x_BTD.astype(jnp.bfloat16), scalars
+    x_BTD, scalars, output = toy_layer(*args)
+    return x_BTD.astype(jnp.bfloat16), scalars, output
 
   plain = functools.partial(in_a_row, layer, kinds=('plus',) * 4)
   staged = functools.partial(
