@@ -15,6 +15,8 @@ import toy_decoder
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.infer import decoding, decoding_state, sampling
+from gemini_jax.layers import hooks
+from gemini_jax.models import gemini
 from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.parallel import sharding
 
@@ -45,7 +47,7 @@ def full_logits(decoder, params, tokens, prompt_length, inputs, latent=None):
 
 @functools.partial(jax.jit, static_argnums=0)
 def forward(model, params, batch, latent_1Z):
-  apply = functools.partial(model.apply, {'params': params})
+  apply = functools.partial(gemini.apply, model, params)
   memory = None
   if batch.encoder is not None:
     memory = apply(batch.encoder, method='encode')[0]
@@ -89,6 +91,50 @@ def test_cached_decoding_equals_the_full_forward_pass(name):
     span = slice(len(prompt) - 1, len(prompt) - 1 + len(new_nB))
     assert full_TV[span].std() > 0.3, 'a flat model shows nothing'
     np.testing.assert_allclose(cached_nBV[:, i], full_TV[span], atol=1e-5)
+
+
+def test_edited_parameters_decode_edited():
+  """As full forward passes with the same edits; other edits don't compile."""
+  decoder, plain = toy_decoder.build('encoder')
+  values = toy_decoder.arguments('encoder')
+  vector_D = np.random.default_rng(3).normal(size=32)
+
+  def tokens(*places):
+    """Of the last row; edits of these tensors in the second layer."""
+    edits = {
+      path: hooks.affine(
+        [False, path in places], scale=-1.0, shift=3 * vector_D[None, None]
+      )
+      for path in (
+        'decoder/residual_after_attention',
+        'encoder/residual_after_attention',
+      )
+    }
+    edits['decoder/cross_attention/value'] = hooks.affine(
+      [False, 'keys' in places], scale=-2.0
+    )
+    params = hooks.EditedParams(plain, edits)
+    state = decoder.start(params, **values, max_tokens=8)
+    state = decoder.decode(params, state, sampling.Sampler(0.0), 8)
+    row, prompt, inputs = 2, values['prompts'][2], values['inputs'][2]
+    row_T = np.asarray(state.tokens[row, : int(state.lengths[row])])
+    span = slice(len(prompt) - 1, len(row_T) - 1)
+    logits_TV = full_logits(decoder, params, row_T, len(prompt), inputs)[span]
+    logits_TV = np.where(decoder.forbidden_V, -np.inf, logits_TV)
+    np.testing.assert_array_equal(row_T[len(prompt) :], logits_TV.argmax(-1))
+    return tuple(row_T)
+
+  functions = (decoding.Decoder.prefill, decoding.Decoder.decode_loop)
+  found = {tokens()}
+  before = [function._cache_size() for function in functions]
+  for place in (
+    'decoder/residual_after_attention',
+    'encoder/residual_after_attention',
+    'keys',
+  ):
+    found.add(tokens(place))
+  assert len(found) == 4, 'each edit must change the row'
+  assert [function._cache_size() for function in functions] == before
 
 
 @pytest.mark.parametrize('name', ['plain', 'encoder', 'prefix'])

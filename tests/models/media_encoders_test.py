@@ -15,6 +15,7 @@ import pytest
 
 import toy
 from gemini_jax import config as config_lib
+from gemini_jax.layers import hooks
 from gemini_jax.models import fusion, media_encoders
 from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.parallel import sharding
@@ -320,3 +321,27 @@ def test_rotary_heads_of_two_coordinates(fields, match):
   with pytest.raises(config_lib.ConfigError, match=match):
     config_of('layers', **fields)
   config_of('sincos', **fields)
+
+
+@pytest.mark.parametrize(
+  ('kind', 'stack'),
+  [('image', 'layers'), ('audio', 'layers'), ('video', 'picture/layers')],
+)
+def test_layers_are_captured_and_edited(kind, stack):
+  config = config_of('layers', frame_tokens=0)
+  module, params = module_of(kind, config), params_of(kind, config)
+  edit = hooks.affine([False, True], shift=1.0)
+  _, captured = jax.eval_shape(
+    functools.partial(
+      hooks.apply,
+      module,
+      capture={f'{stack}/x': hooks.tensor('attention/query')},
+    ),
+    hooks.EditedParams(params, {f'{stack}/attention/output': edit}),
+    values_of(kind),
+    sizes_of(kind),
+  )
+  layers, rows, _, *heads = captured[f'{stack}/x'].shape
+  assert layers == 2
+  assert rows == len(values_of(kind)) * (3 if kind == 'video' else 1)
+  assert heads == [config.num_heads, config.head_width]
