@@ -130,7 +130,8 @@ def point(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
   if module.has_variable('edit', name):
     edit: Any = module.get_variable('edit', name)
     x = edit.function(x, edit.data)
-  if module.is_mutable_collection('tensors'):
+  # `init` makes every collection mutable.
+  if not module.is_initializing() and module.is_mutable_collection('tensors'):
     module.put_variable('tensors', name, x)
   return x
 
