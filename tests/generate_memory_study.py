@@ -97,19 +97,22 @@ def _run(folder: pathlib.Path, *arguments: str) -> tuple[int, str]:
     'PYTHONPATH': str(ROOT),
     'JAX_PLATFORMS': 'cpu',
     'XDG_CACHE_HOME': str(folder / 'cache'),
+    # Those of the tests: many devices, and programs that nobody optimised.
+    'XLA_FLAGS': '',
+    'JAX_DISABLE_MOST_OPTIMIZATIONS': '0',
   }
-  process = subprocess.Popen(
+  with subprocess.Popen(
     [sys.executable, '-P', *arguments],
     cwd=folder,
     env=environment,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
-  )
-  assert process.stdout is not None
-  output = process.stdout.read()
-  _, status, usage = os.wait4(process.pid, 0)
-  process.returncode = os.waitstatus_to_exitcode(status)
+  ) as process:
+    assert process.stdout is not None
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
   if process.returncode:
     raise SystemExit(output)
   return usage.ru_maxrss * 1024, output

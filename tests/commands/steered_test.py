@@ -145,7 +145,7 @@ def nothing_long(monkeypatch):
 
   for module, name in (
     (text_classifier, 'fit'),
-    (controller_lib, 'learn'),
+    (controller_lib, 'fit'),
     (generation, 'generate'),
   ):
     monkeypatch.setattr(module, name, never)
