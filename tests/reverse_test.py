@@ -61,6 +61,6 @@ def test_words_are_reversed_after_training_and_not_before(tmp_path):
     results[num_steps] = tiny.metrics(folder / 'run')[-1]
   before, after = results[1], results[130]
   assert before['validation/exact_match'] == 0
-  assert before['validation/accuracy'] < 0.4
-  assert after['validation/accuracy'] > 0.95
+  assert before['validation/token_accuracy'] < 0.4
+  assert after['validation/token_accuracy'] > 0.95
   assert after['validation/exact_match'] > 0.8

@@ -149,7 +149,7 @@ def test_an_empty_text_is_refused(vae, capsys):
   capsys.readouterr()
   assert generate(vae, *options) == 2
   assert capsys.readouterr().err.splitlines() == [
-    'error: an empty text has no latent; write one'
+    'error: an empty text has no posterior; give a text'
   ]
 
 

@@ -78,7 +78,7 @@ def test_sources(trained, source, prompt, count):
 
 
 REFUSED = [
-  (('generate.source=posterior',), 'an empty text has no latent'),
+  (('generate.source=posterior',), 'an empty text has no posterior'),
   (('generate.latent=(1.0,)',), 'must have model.latent.dim=4'),
   (('generate.source=interpolate',), "2 texts with '||' between them"),
 ]
