@@ -256,7 +256,11 @@ def _failure(path: pathlib.Path, error: Exception) -> str:
     if frame.filename == str(path)
   ]
   where = f'{path}, line {lines[-1]}' if lines else str(path)
-  return f'{where}: {type(error).__name__}: {_first_line(error)}'
+  message = f'{type(error).__name__}: {_first_line(error)}'
+  if isinstance(error, AttributeError | KeyError):
+    names = re.findall(r"'(\w+)'", message)
+    message += ''.join(legacy.hint(name) for name in names[:1])
+  return f'{where}: {message}'
 
 
 def override(

@@ -63,6 +63,14 @@ def field(path: str) -> str:
   return path
 
 
+def hint(name: str) -> str:
+  """`; eval is now evaluate` for the last part of an old path, or nothing."""
+  for old in _FIELDS:
+    if old.split('.')[-1] == name:
+      return f'; {old} is now {field(old)}'
+  return ''
+
+
 def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
   """A config as this version writes it, of the JSON of any version.
 

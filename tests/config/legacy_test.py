@@ -5,6 +5,7 @@ import pathlib
 
 import pytest
 
+import tiny
 from gemini_jax import command
 from gemini_jax import config as config_lib
 from gemini_jax.config import legacy
@@ -125,3 +126,21 @@ def test_metrics_have_the_names_of_this_version():
     'validation/kl': 2.0,
     'validation/token_accuracy': 0.5,
   }
+
+
+@pytest.mark.parametrize(
+  ('line', 'told'),
+  [
+    ('eval.batch_size = 4', 'eval is now evaluate'),
+    (
+      'train.bottleneck.off = 0.1',
+      'train.bottleneck is now train.kl_annealing',
+    ),
+  ],
+)
+def test_an_experiment_with_an_old_name_is_told_the_new_one(
+  line, told, tmp_path
+):
+  file = tiny.experiment(tmp_path, line)
+  with pytest.raises(config_lib.ConfigError, match=told):
+    command.load(str(file))
