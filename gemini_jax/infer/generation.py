@@ -49,12 +49,6 @@ class Controller(Protocol):
     ...
 
 
-def neutral(options: config_lib.Generate, **fields: Any) -> config_lib.Generate:
-  """`options` for an evaluation: without the prompt, z and target of a user."""
-  blank = {'prompt': '', 'source': 'prompt', 'latent': (), 'steer': ''}
-  return dataclasses.replace(options, **(blank | fields))
-
-
 def generate(
   config: config_lib.Config,
   model: gemini.Gemini,
