@@ -112,3 +112,25 @@ def assert_near(actual, expected, rtol=1e-5):
     np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * size)
 
   jax.tree.map(one, actual, expected)
+
+
+def network(seed=0):
+  """Parameters with the paths of a model's, drawn at random."""
+  shapes = {
+    'token': {'embedding': (8, 6)},
+    'decoder': {
+      'layers': {
+        'feedforward': {
+          'up': {'kernel': (1, 6, 16), 'bias': (1, 16)},
+          'down': {'kernel': (1, 16, 6)},
+        },
+        'attention': {'output': {'kernel': (1, 2, 3, 6)}},
+        'attention_norm': {'scale': (1, 6)},
+      }
+    },
+  }
+  return jax.tree.map(
+    lambda shape: normal(shape, (seed, sum(shape)), shape[-2] ** -0.5),
+    shapes,
+    is_leaf=lambda shape: isinstance(shape, tuple),
+  )

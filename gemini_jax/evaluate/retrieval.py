@@ -15,7 +15,7 @@ from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
 from gemini_jax.data import loader as loader_lib
-from gemini_jax.models import contrast
+from gemini_jax.models import contrast, gemini
 from gemini_jax.parallel import processes, sharding
 
 # Scores that are held in memory at a time.
@@ -40,8 +40,9 @@ def evaluate(
   """`split/TASK_read_to_written_recall_at_1` and others, of the last split."""
   del step
   split, model, results = list(loaders)[-1], run.config.model, {}
-  vectors = functools.partial(run.model.apply, method='pair_vectors')
-  pair_step = jax.jit(lambda params, batch: vectors({'params': params}, batch))
+  pair_step = jax.jit(
+    functools.partial(gemini.apply, run.model, method='pair_vectors')
+  )
   for name, number in (loaders[split].task_names or {'': None}).items():
     loader = loaders[split]
     if number is not None:

@@ -12,8 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gemini_jax import config as config_lib
 from gemini_jax.adapt import enabled
-from gemini_jax.models import gemini, parameter_groups
-from gemini_jax.parallel import sharding
+from gemini_jax.models import build, gemini, parameter_groups
 from gemini_jax.train import optimizer as optimizer_lib
 
 
@@ -51,32 +50,26 @@ def abstract_state(
   Raises:
     ConfigError: an axis of the mesh does not divide a parameter.
   """
-  boxed = jax.eval_shape(
-    functools.partial(gemini.init_params, model), jax.random.key(0)
-  )
-  shardings = sharding.param_shardings(mesh, boxed)
-  params = nn.meta.unbox(boxed)
-  like_params = lambda tree: parameter_groups.like_params(
-    mesh, tree, params, shardings
-  )
-  shapes = TrainState(
-    step=jax.ShapeDtypeStruct((), jnp.int32),
-    params=params,
-    opt_state=jax.eval_shape(optimizer.init, params),
-    extra=jax.eval_shape(enabled.extensions(config).init, params),
-  )
-  where = TrainState(
-    step=NamedSharding(mesh, PartitionSpec()),
-    params=shardings,
-    opt_state=like_params(shapes.opt_state),
-    extra=like_params(shapes.extra),
-  )
-  return jax.tree.map(
-    lambda leaf, place: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=place
+  params = build.abstract_params(model, mesh)
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
+
+  def placed(init):
+    tree = jax.eval_shape(init, params)
+    return jax.tree.map(
+      lambda leaf, place: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=place
+      ),
+      tree,
+      parameter_groups.like_params(mesh, tree, params, shardings),
+    )
+
+  return TrainState(
+    step=jax.ShapeDtypeStruct(
+      (), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec())
     ),
-    shapes,
-    where,
+    params=params,
+    opt_state=placed(optimizer.init),
+    extra=placed(enabled.extensions(config).init),
   )
 
 

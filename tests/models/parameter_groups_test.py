@@ -9,28 +9,6 @@ from gemini_jax import config as config_lib
 from gemini_jax.models import parameter_groups
 
 
-def network(seed=0):
-  """Parameters with the paths of a model's, drawn at random."""
-  shapes = {
-    'token': {'embedding': (8, 6)},
-    'decoder': {
-      'layers': {
-        'feedforward': {
-          'up': {'kernel': (1, 6, 16), 'bias': (1, 16)},
-          'down': {'kernel': (1, 16, 6)},
-        },
-        'attention': {'output': {'kernel': (1, 2, 3, 6)}},
-        'attention_norm': {'scale': (1, 6)},
-      }
-    },
-  }
-  return jax.tree.map(
-    lambda shape: toy.normal(shape, (seed, sum(shape)), shape[-2] ** -0.5),
-    shapes,
-    is_leaf=lambda shape: isinstance(shape, tuple),
-  )
-
-
 def select(name, pattern, **options):
   return [parameter_groups.Selection(name, pattern, **options)]
 
@@ -72,7 +50,7 @@ def select(name, pattern, **options):
 def test_patterns_that_match_nothing_or_all_are_refused(pattern, message):
   selections = select('optimizer.frozen', pattern, can_be_all=False)
   with pytest.raises(config_lib.ConfigError) as error:
-    parameter_groups.check(selections, network())
+    parameter_groups.check(selections, toy.network())
   assert str(error.value).startswith(message)
 
 
@@ -85,7 +63,7 @@ def test_what_patterns_match_is_logged(caplog):
       *select('optimizer.no_decay', config_lib.Optimizer().no_decay),
       *select('all', '.'),
     ],
-    network(),
+    toy.network(),
   )
   first, second, third = caplog.messages
   # 8 * 6, 6 * 16, 16 * 6 and 2 * 3 * 6.
@@ -99,7 +77,7 @@ def test_what_patterns_match_is_logged(caplog):
 
 def test_nothing_is_logged_where_it_is_checked_alone(caplog):
   caplog.set_level('INFO')
-  parameter_groups.check(select('a', 'kernel'), network(), log=False)
+  parameter_groups.check(select('a', 'kernel'), toy.network(), log=False)
   assert not caplog.messages
 
 
@@ -131,7 +109,7 @@ def test_patterns_select_by_path_and_by_kind():
     # No kind is seen without the sign.
     'matrix': set(),
   }.items():
-    assert paths(pattern, network()) == expected, pattern
+    assert paths(pattern, toy.network()) == expected, pattern
 
 
 @flax.struct.dataclass
@@ -143,7 +121,7 @@ class LowRank:
 
 
 def test_a_leaf_of_several_arrays_matches_as_a_whole_or_by_parts():
-  params = network()
+  params = toy.network()
   kernel = params['decoder']['layers']['feedforward']['up']
   kernel['kernel'] = LowRank(kernel['kernel'], toy.normal((1, 6, 2)))
   path = 'decoder/layers/feedforward/up/kernel'

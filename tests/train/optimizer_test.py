@@ -14,28 +14,6 @@ from gemini_jax.train import optimizer as optimizer_lib
 NAMES = tuple(config_lib.LEARNING_RATES)
 
 
-def network(seed=0):
-  """Parameters with the paths of a model's, drawn at random."""
-  shapes = {
-    'token': {'embedding': (8, 6)},
-    'decoder': {
-      'layers': {
-        'feedforward': {
-          'up': {'kernel': (1, 6, 16), 'bias': (1, 16)},
-          'down': {'kernel': (1, 16, 6)},
-        },
-        'attention': {'output': {'kernel': (1, 2, 3, 6)}},
-        'attention_norm': {'scale': (1, 6)},
-      }
-    },
-  }
-  return jax.tree.map(
-    lambda shape: toy.normal(shape, (seed, sum(shape)), shape[-2] ** -0.5),
-    shapes,
-    is_leaf=lambda shape: isinstance(shape, tuple),
-  )
-
-
 def apply(params, tokens_B):
   layer = jax.tree.map(lambda leaf: leaf[0], params['decoder']['layers'])
   x_BD = params['token']['embedding'][tokens_B]
@@ -62,7 +40,7 @@ def loss(params):
 def fit(config, num_steps, params=None):
   """(parameters, state of the optimizer) after `num_steps`."""
   rule = optimizer_lib.make_optimizer(config, num_steps)
-  params = network() if params is None else params
+  params = toy.network() if params is None else params
 
   def body(carry, _):
     params, state = carry
@@ -88,7 +66,7 @@ def by_path(tree):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_each_rule_trains_at_its_default_learning_rate(name):
-  before = float(loss(network()))
+  before = float(loss(toy.network()))
   # From 0.0002, Lion and AdamW move a weight by that much a step.
   num_steps = {'lion': 3000, 'adamw': 800, 'adafactor': 800}.get(name, 300)
   params, state = fit(
@@ -127,7 +105,7 @@ def test_the_first_step_of_a_warm_up_moves(name):
     name=name, warmup_steps=10, weight_decay=0.0, clip_norm=0.0
   )
   rule = optimizer_lib.make_optimizer(config, 20)
-  params = network()
+  params = toy.network()
   state = rule.init(params)
   grads = jax.grad(loss)(params)
   updates, state = rule.update(grads, state, params, value=loss(params))
@@ -144,7 +122,7 @@ def test_decay_shrinks_kernels_and_nothing_else(name):
     name=name, learning_rate=0.1, schedule='constant', weight_decay=0.5
   )
   rule = optimizer_lib.make_optimizer(config, 10)
-  before = params = network()
+  before = params = toy.network()
   state = rule.init(params)
   zeros = jax.tree.map(jnp.zeros_like, params)
   for _ in range(2):
@@ -194,7 +172,7 @@ def test_frozen_parameters_stay_bitwise(name):
   config = config_lib.Optimizer(
     name=name, frozen=r'^token/|feedforward/up/', plateau_patience=0
   )
-  before = by_path(network())
+  before = by_path(toy.network())
   params, state = fit(config, 5)
   evaluated = by_path(optimizer_lib.evaluation_params(params, state))
   for path, leaf in by_path(params).items():
@@ -208,7 +186,7 @@ def test_frozen_parameters_keep_the_state_that_checkpoints_have():
   """Whether the rule is given all parameters or those that are trained."""
   config = config_lib.Optimizer(frozen='^token/', plateau_patience=1)
   rule = optimizer_lib.make_optimizer(config, 10)
-  params = network()
+  params = toy.network()
   trained = parameter_groups.trained(config, params)
   state = rule.init(params)
   assert jax.tree.structure(rule.init(trained)) == jax.tree.structure(state)
