@@ -73,13 +73,12 @@ class KVCache:
 
     Positions outside the cache are dropped, so padding can be sent there.
     """
-    rows_B1 = jnp.arange(k_BTKH.shape[0])[:, None]
-
-    def set_slots(buffer, new_BTKH):
-      slots = buffer.at[layer, rows_B1, :, positions_BT]
-      return slots.set(new_BTKH.astype(buffer.dtype), mode='drop')
-
-    return KVCache(set_slots(self.key, k_BTKH), set_slots(self.value, v_BTKH))
+    return KVCache(
+      _set_slots(self.key, k_BTKH.astype(self.key.dtype), layer, positions_BT),
+      _set_slots(
+        self.value, v_BTKH.astype(self.value.dtype), layer, positions_BT
+      ),
+    )
 
   def read(self, layer: int | jax.Array) -> tuple[jax.Array, jax.Array]:
     """Keys and values of one layer, [B, S, K, H] each.
@@ -91,6 +90,40 @@ class KVCache:
       for leaf in (self.key, self.value)
     )
     return k_BKSH.swapaxes(1, 2), v_BKSH.swapaxes(1, 2)
+
+
+def _scatter_slots(buffer, new_BTKH, layer, positions_BT):
+  rows_B1 = jnp.arange(new_BTKH.shape[0])[:, None]
+  slots = buffer.at[layer, rows_B1, :, positions_BT]
+  return slots.set(new_BTKH, mode='drop')
+
+
+@jax.custom_jvp
+def _set_slots(buffer, new_BTKH, layer, positions_BT):
+  """`buffer` with new entries of one layer, written in place.
+
+  XLA of jax 0.10 for CPUs scatters bfloat16 by way of a float32 copy of the
+  whole buffer, so there the bits are written. Later ones scatter bfloat16 as it
+  is, and would copy the buffer for its bits.
+  """
+  if jax.__version_info__ >= (0, 11):
+    return _scatter_slots(buffer, new_BTKH, layer, positions_BT)
+  bits = jnp.dtype(f'uint{8 * buffer.dtype.itemsize}')
+  written = _scatter_slots(
+    jax.lax.bitcast_convert_type(buffer, bits),
+    jax.lax.bitcast_convert_type(new_BTKH, bits),
+    layer,
+    positions_BT,
+  )
+  return jax.lax.bitcast_convert_type(written, buffer.dtype)
+
+
+@_set_slots.defjvp
+def _set_slots_jvp(primals, tangents):
+  buffer, new_BTKH, *where = primals
+  scatter = lambda buffer, new_BTKH: _scatter_slots(buffer, new_BTKH, *where)
+  _, tangent = jax.jvp(scatter, (buffer, new_BTKH), tangents[:2])
+  return _set_slots(*primals), tangent
 
 
 # Logical names of the dims of every leaf of a KVCache, for its sharding.
