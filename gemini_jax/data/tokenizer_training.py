@@ -9,7 +9,7 @@ import sentencepiece
 
 from gemini_jax import config as config_lib
 from gemini_jax import host
-from gemini_jax.data import tokenizer
+from gemini_jax.data import sentencepiece_tokenizer, tokenizer
 
 # SentencePiece holds its training text in memory; this much is enough.
 _MAX_TRAINING_CHARACTERS = 100_000_000
@@ -56,7 +56,7 @@ def build(
   try:
     loaded = tokenizer.load(host.expand_path(config.path))
     config_lib.check(
-      isinstance(loaded, tokenizer.SentencePiece),
+      isinstance(loaded, sentencepiece_tokenizer.SentencePiece),
       f'{config.path} is not a SentencePiece model',
     )
     return loaded
@@ -64,7 +64,9 @@ def build(
     raise config_lib.ConfigError(f'tokenizer.path: {error}') from error
 
 
-def train(texts: Iterable[str], vocab_size: int) -> tokenizer.SentencePiece:
+def train(
+  texts: Iterable[str], vocab_size: int
+) -> sentencepiece_tokenizer.SentencePiece:
   """A byte-fallback BPE model of `texts`, for which decoding inverts encoding.
 
   Raises:
@@ -106,7 +108,7 @@ def train(texts: Iterable[str], vocab_size: int) -> tokenizer.SentencePiece:
     if failed:
       raise failed[0] from None
     raise _config_error(vocab_size, str(error)) from error
-  return tokenizer.SentencePiece(proto.getvalue())
+  return sentencepiece_tokenizer.SentencePiece(proto.getvalue())
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
