@@ -109,7 +109,7 @@ class Tokenizer:
       match.start() < stop and start < match.end() for start, stop in quoted
     )
     parts, end = [], 0
-    for match in self._special_pattern.finditer(text):
+    for match in self.special_pattern.finditer(text):
       if is_quoted(match):
         continue
       parts.append(self._between(text, end, match.start()))
@@ -127,7 +127,8 @@ class Tokenizer:
     return encoded._replace(spans=encoded.spans + start)
 
   @functools.cached_property
-  def _special_pattern(self) -> re.Pattern:
+  def special_pattern(self) -> re.Pattern:
+    """Matches the text of any special id."""
     longest_first = sorted(self.special_ids, key=len, reverse=True)
     return re.compile('|'.join(map(re.escape, longest_first)) or '(?!)')
 

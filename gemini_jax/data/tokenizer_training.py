@@ -9,7 +9,11 @@ import sentencepiece
 
 from gemini_jax import config as config_lib
 from gemini_jax import host
-from gemini_jax.data import sentencepiece_tokenizer, tokenizer
+from gemini_jax.data import (
+  huggingface_tokenizer,
+  sentencepiece_tokenizer,
+  tokenizer,
+)
 
 # SentencePiece holds its training text in memory; this much is enough.
 _MAX_TRAINING_CHARACTERS = 100_000_000
@@ -39,24 +43,33 @@ def build(
       the texts.
   """
   config_lib.check(
-    config.path is None or config.kind == 'sentencepiece',
-    f'tokenizer.path={config.path!r} is for tokenizer.kind=sentencepiece, not '
-    f'{config.kind}',
+    config.path is None or config.kind in ('sentencepiece', 'huggingface'),
+    f'tokenizer.path={config.path!r} is for tokenizer.kind=sentencepiece and '
+    f'huggingface, not {config.kind}',
   )
   if config.kind == 'bytes':
     return tokenizer.Bytes()
   if config.kind == 'characters':
     return tokenizer.Characters(''.join(set().union(*texts())))
   if config.path is None:
+    config_lib.check(
+      config.kind != 'huggingface',
+      'tokenizer.kind=huggingface needs tokenizer.path, a folder with '
+      'tokenizer.json or tokenizer.model; or set train.init_from',
+    )
     try:
       return train(texts(), config.vocab_size)
     except TooLargeError as error:
       logging.info('%s; training %d', error, error.limit)
       return train(texts(), error.limit)
+  path = host.expand_path(config.path)
   try:
-    loaded = tokenizer.load(host.expand_path(config.path))
+    if config.kind == 'huggingface' and path.is_dir():
+      return huggingface_tokenizer.from_folder(path)
+    loaded = tokenizer.load(path)
     config_lib.check(
-      isinstance(loaded, sentencepiece_tokenizer.SentencePiece),
+      config.kind == 'huggingface'
+      or isinstance(loaded, sentencepiece_tokenizer.SentencePiece),
       f'{config.path} is not a SentencePiece model',
     )
     return loaded
