@@ -148,7 +148,7 @@ def _roles(
     value = metadata.get(name)
     config_lib.check(
       value is None
-      or (isinstance(value, int | np.integer) and 0 <= value < len(tokens)),
+      or (isinstance(value, int | np.integer) and value in range(len(tokens))),
       f'{name}={value!r:.80} is not one of the {len(tokens):,} tokens',
     )
     ids[role] = None if value is None else int(value)
@@ -160,15 +160,15 @@ def _roles(
   ]
   ends = [i for i in ends if i is not None]
   config_lib.check(len(ends) > 0, f'{_PREFIX}eos_token_id is missing')
-  first = lambda role: ends[0] if ids[role] is None else ids[role]
+  bos, padding = ids['bos'], ids['padding']
   template = metadata.get('tokenizer.chat_template', '')
   config_lib.check(
     isinstance(template, str), 'tokenizer.chat_template is not text'
   )
   return token_roles.Roles(
-    bos_id=first('bos'),
+    bos_id=ends[0] if bos is None else bos,
     eos_id=ends[0],
-    pad_id=first('padding'),
+    pad_id=ends[0] if padding is None else padding,
     unk_id=ids['unknown'],
     end_ids=tuple(ends),
     adds_bos=_flag(

@@ -39,17 +39,17 @@ def from_folder(path: str | os.PathLike) -> tokenizer.Tokenizer:
       *('generation_config.json', 'config.json'),
     )
   }
-  config = files['special_tokens_map.json'] | files['tokenizer_config.json']
+  named = files['special_tokens_map.json'] | files['tokenizer_config.json']
   # A model of several media has the ids of its text model in a section.
   of_model = files['config.json']
   if isinstance(inner := of_model.get('text_config'), dict):
     of_model = inner | of_model
-  named = files['generation_config.json']
-  template = _template(folder, config)
+  generation = files['generation_config.json']
+  template = _template(folder, named)
   model, library = folder / 'tokenizer.model', folder / 'tokenizer.json'
   if os.path.lexists(library):
     return _from_library(
-      library, _read_json(library), config, (named, of_model), template
+      library, _read_json(library), named, (generation, of_model), template
     )
   config_lib.check(
     os.path.lexists(model),
@@ -58,7 +58,7 @@ def from_folder(path: str | os.PathLike) -> tokenizer.Tokenizer:
   content = _read(model)
   try:
     return sentencepiece_model.from_files(
-      content, config, (named, of_model), template
+      content, named, (generation, of_model), template
     )
   except config_lib.ConfigError as error:
     raise config_lib.ConfigError(f'{model} is {error}') from error
@@ -67,7 +67,7 @@ def from_folder(path: str | os.PathLike) -> tokenizer.Tokenizer:
 def huggingface_files(made: tokenizer.Tokenizer) -> dict[str, bytes]:
   """The files that make a tokenizer in a folder of Hugging Face, by name."""
   content, texts = _library_content(made)
-  config: dict[str, Any] = {
+  named: dict[str, Any] = {
     'tokenizer_class': 'PreTrainedTokenizerFast',
     'clean_up_tokenization_spaces': False,
     'add_bos_token': made.adds_bos,
@@ -75,9 +75,9 @@ def huggingface_files(made: tokenizer.Tokenizer) -> dict[str, bytes]:
   for role in token_roles.NAMES:
     token = texts.get(getattr(made, f'{role}_id'))
     if token is not None:
-      config[f'{role}_token'] = token
+      named[f'{role}_token'] = token
   if made.chat_template:
-    config['chat_template'] = made.chat_template
+    named['chat_template'] = made.chat_template
   ends = list(made.end_ids)
   generation = {
     'bos_token_id': made.bos_id,
@@ -86,7 +86,7 @@ def huggingface_files(made: tokenizer.Tokenizer) -> dict[str, bytes]:
   }
   files = {
     'tokenizer.json': library_tokenizer.to_json(content),
-    'tokenizer_config.json': library_tokenizer.to_json(config),
+    'tokenizer_config.json': library_tokenizer.to_json(named),
     'generation_config.json': library_tokenizer.to_json(generation),
   }
   if isinstance(made, sentencepiece_tokenizer.SentencePiece):
@@ -111,7 +111,7 @@ def _library_content(
 def _from_library(
   path: pathlib.Path,
   content: dict[str, Any],
-  config: Mapping[str, Any],
+  named: Mapping[str, Any],
   models: tuple[Mapping[str, Any], Mapping[str, Any]],
   template: str,
 ) -> tokenizer.Tokenizer:
@@ -121,8 +121,8 @@ def _from_library(
     with library_tokenizer.library_errors('not a tokenizer.json'):
       ids = library.get_vocab(with_added_tokens=True)
       begins = library.encode('', add_special_tokens=True).ids[:1]
-    roles = token_roles.from_files(config, models, ids.get, template)
-    adds_bos = config.get('add_bos_token')
+    roles = token_roles.from_files(named, models, ids.get, template)
+    adds_bos = named.get('add_bos_token')
     if type(adds_bos) is not bool:
       adds_bos = begins == [roles.bos_id]
     return library_tokenizer.LibraryTokenizer(
@@ -132,7 +132,7 @@ def _from_library(
     raise config_lib.ConfigError(f'{path}: {error}') from error
 
 
-def _template(folder: pathlib.Path, config: Mapping[str, Any]) -> str:
+def _template(folder: pathlib.Path, named: Mapping[str, Any]) -> str:
   """The chat template of a folder; '' if it has none."""
   path = folder / 'chat_template.jinja'
   if os.path.lexists(path):
@@ -140,14 +140,14 @@ def _template(folder: pathlib.Path, config: Mapping[str, Any]) -> str:
       return _read(path).decode()
     except UnicodeError as error:
       raise config_lib.ConfigError(f'{path} is not UTF-8') from error
-  template = config.get('chat_template') or ''
+  template = named.get('chat_template') or ''
   if isinstance(template, list):
-    named = {
+    by_name = {
       entry.get('name'): entry.get('template')
       for entry in template
       if isinstance(entry, dict) and isinstance(entry.get('name'), str)
     }
-    template = named.get('default') or ''
+    template = by_name.get('default') or ''
   config_lib.check(
     isinstance(template, str),
     f'{folder / "tokenizer_config.json"}: chat_template is not text',

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from google.protobuf import message
-from sentencepiece import sentencepiece_model_pb2 as model_pb2
+from sentencepiece import sentencepiece_model_pb2
 
 from gemini_jax import config as config_lib
 from gemini_jax.data import (
@@ -17,6 +17,9 @@ from gemini_jax.data import (
   token_roles,
   tokenizer_json,
 )
+
+# Generated code, whose classes a type checker does not see.
+_MODEL: Any = vars(sentencepiece_model_pb2)['ModelProto']
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 UNIGRAM, BPE = 1, 2
@@ -56,7 +59,7 @@ def build(
       a text none.
     charsmap: compiled rules of the normalizer.
   """
-  proto = model_pb2.ModelProto()
+  proto = _MODEL()
   for token, score, type_ in zip(*pieces, strict=True):
     proto.pieces.add(piece=token, score=float(score), type=int(type_))
   spec = proto.trainer_spec
@@ -79,7 +82,7 @@ def parse(proto: bytes) -> Any:
     ConfigError: it is none.
   """
   try:
-    return model_pb2.ModelProto.FromString(proto)
+    return _MODEL.FromString(proto)
   except (message.DecodeError, ValueError) as error:
     raise config_lib.ConfigError('not a SentencePiece model') from error
 
@@ -96,7 +99,7 @@ def pieces_of(made: sentencepiece_tokenizer.SentencePiece) -> Pieces:
 
 def from_files(
   content: bytes,
-  config: Mapping[str, Any],
+  named: Mapping[str, Any],
   models: tuple[Mapping[str, Any], ...],
   template: str,
 ) -> sentencepiece_tokenizer.SentencePiece:
@@ -104,7 +107,7 @@ def from_files(
 
   Args:
     content: of the file.
-    config: `tokenizer_config.json`; its `added_tokens_decoder` adds pieces and
+    named: `tokenizer_config.json`; its `added_tokens_decoder` adds pieces and
       says which are special.
     models: `generation_config.json` and `config.json`.
     template: of a chat.
@@ -113,7 +116,7 @@ def from_files(
     ConfigError: a file is damaged.
   """
   proto = parse(content)
-  for i, text, special in _added(config):
+  for i, text, special in _added(named):
     while len(proto.pieces) <= i:
       unused = f'<unused id {len(proto.pieces)}>'
       proto.pieces.add(piece=unused, score=0.0, type=UNUSED)
@@ -130,14 +133,14 @@ def from_files(
     if ids.get(ids_of_spec) is not None
   }
   roles = token_roles.from_files(
-    by_type | dict(config), models, ids.get, template
+    by_type | dict(named), models, ids.get, template
   )
   return sentencepiece_tokenizer.SentencePiece(proto.SerializeToString(), roles)
 
 
-def _added(config: Mapping[str, Any]) -> Iterable[tuple[int, str, bool]]:
+def _added(named: Mapping[str, Any]) -> Iterable[tuple[int, str, bool]]:
   """Id, text, and whether it is special, of each added token, by id."""
-  added = config.get('added_tokens_decoder') or {}
+  added = named.get('added_tokens_decoder') or {}
   problem = (
     'beside an added_tokens_decoder that is not {id: {content, special}}'
   )

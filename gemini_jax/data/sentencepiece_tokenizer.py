@@ -12,6 +12,8 @@ from sentencepiece import sentencepiece_pb2
 from gemini_jax import config as config_lib
 from gemini_jax.data import token_roles, tokenizer
 
+# Generated code, whose classes a type checker does not see.
+_TEXT: Any = vars(sentencepiece_pb2)['SentencePieceText']
 # SentencePiece writes a space as this character.
 _SPACE = '▁'
 
@@ -77,7 +79,7 @@ class SentencePiece(tokenizer.Tokenizer):
         ids += [self._byte_ids[bytes([b])] for b in _SPACE.encode()]
         spans += [(begin, begin + 1)] * len(_SPACE.encode())
         begin += 1
-      encoded = sentencepiece_pb2.SentencePieceText.FromString(
+      encoded = _TEXT.FromString(
         self._model.encode(part, out_type='serialized_proto')
       )
       # Its spans are of bytes.

@@ -84,7 +84,7 @@ class Roles:
 
 
 def from_files(
-  config: Mapping[str, Any],
+  named: Mapping[str, Any],
   models: tuple[Mapping[str, Any], ...],
   id_of: Callable[[str], int | None],
   template: str,
@@ -92,7 +92,7 @@ def from_files(
   """Ids with a role, as the files of a folder name them.
 
   Args:
-    config: names of tokens, as `bos_token`.
+    named: names of tokens, as `bos_token`.
     models: `generation_config.json` and `config.json`, which give ids.
     id_of: the id of a token, or None.
     template: of a chat.
@@ -102,7 +102,7 @@ def from_files(
   """
   ids: dict[str, int | None] = {}
   for role in NAMES:
-    token = config.get(f'{role}_token')
+    token = named.get(f'{role}_token')
     token = token.get('content') if isinstance(token, dict) else token
     ids[role] = id_of(token) if isinstance(token, str) else None
     for model in models:
@@ -123,6 +123,7 @@ def from_files(
     pad_id=eos if ids['pad'] is None else ids['pad'],
     unk_id=ids['unk'],
     end_ids=tuple(ends),
+    adds_bos=named.get('add_bos_token') is not False,
     chat_template=template,
   )
 

@@ -7,9 +7,8 @@ import json
 import numpy as np
 import pytest
 import sentencepiece
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
+import byte_pair
 from gemini_jax import config
 from gemini_jax.data import (
   gguf_tokenizer,
@@ -20,9 +19,6 @@ from gemini_jax.data import (
   tokenizer_training,
 )
 
-SPECIALS = ('<|endoftext|>', '<|im_start|>', '<|im_end|>')
-TEMPLATE = '{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}'
-CORPUS = ['the cat sat on the mat\n', 'def f(x):\n    return x + 1\n'] * 20
 TEXTS = (
   *('', '\n', ' leading', 'trailing  ', 'a\n\n  b\tc\r\n', 'the mat sat'),
   *(
@@ -37,57 +33,14 @@ TEXTS = (
 
 @pytest.fixture(scope='module')
 def library():
-  """A byte-level BPE, trained here, whose digits are tokens of their own."""
-  made = tokenizers.Tokenizer(models.BPE())
-  made.pre_tokenizer = pre_tokenizers.Sequence(
-    [
-      pre_tokenizers.Digits(individual_digits=True),
-      pre_tokenizers.ByteLevel(add_prefix_space=False),
-    ]
-  )
-  made.decoder = decoders.ByteLevel()
-  trainer = trainers.BpeTrainer(
-    vocab_size=400,
-    special_tokens=list(SPECIALS),
-    initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    show_progress=False,
-  )
-  made.train_from_iterator(CORPUS, trainer)
-  made.add_tokens(['<think>'])
+  made = byte_pair.library()
   made.encode_special_tokens = True
   return made
 
 
 @pytest.fixture(scope='module')
-def folder(library, tmp_path_factory):
-  path = tmp_path_factory.mktemp('folder')
-  write(path, {'tokenizer.json': library.to_str()})
-  return path
-
-
-def write(path, files):
-  for name, content in files.items():
-    if isinstance(content, dict):
-      content = json.dumps(content)
-    if isinstance(content, str):
-      content = content.encode()
-    (path / name).write_bytes(content)
-
-
-@pytest.fixture(scope='module')
-def made(folder):
-  write(
-    folder,
-    {
-      'tokenizer_config.json': {
-        'bos_token': '<|im_start|>',
-        'eos_token': {'content': '<|im_end|>', 'lstrip': False},
-        'chat_template': TEMPLATE,
-      },
-      'generation_config.json': {'eos_token_id': [2, 0]},
-    },
-  )
-  return huggingface_tokenizer.from_folder(folder)
+def made(tmp_path_factory):
+  return byte_pair.make(tmp_path_factory.mktemp('folder'))
 
 
 @functools.cache
@@ -95,7 +48,7 @@ def published(kind, **options):
   """A SentencePiece model with ids as in Llama's, or without a prefix."""
   proto = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=iter(CORPUS),
+    sentence_iterator=iter(byte_pair.CORPUS),
     model_writer=proto,
     model_type=kind,
     vocab_size=280 + len(options.get('user_defined_symbols', '')),
@@ -125,14 +78,16 @@ def test_roles_are_those_of_the_files(made):
   assert (made.bos_id, made.eos_id, made.pad_id, made.unk_id) == (1, 2, 2, None)
   assert made.end_ids == (2, 0)
   assert not made.adds_bos
-  assert made.chat_template == TEMPLATE
-  assert made.special_ids == {text: i for i, text in enumerate(SPECIALS)}
+  assert made.chat_template == byte_pair.TEMPLATE
+  assert made.special_ids == {
+    text: i for i, text in enumerate(byte_pair.SPECIALS)
+  }
   assert [made.piece(i) for i in range(3)] == [b''] * 3
   assert made.piece(made.vocab_size - 1) == b'<think>'
 
 
 def through_files(made, path):
-  write(path, huggingface_tokenizer.huggingface_files(made))
+  byte_pair.write(path, huggingface_tokenizer.huggingface_files(made))
   return huggingface_tokenizer.from_folder(path)
 
 
@@ -156,7 +111,7 @@ def through_gguf(made, path):
 def test_it_comes_back(kind, way, made, tmp_path):
   before = {
     'library': lambda: made,
-    'ours': lambda: tokenizer_training.train(CORPUS, 300),
+    'ours': lambda: tokenizer_training.train(byte_pair.CORPUS, 300),
     'bpe': lambda: published('bpe'),
     'unigram': lambda: published('unigram', add_dummy_prefix=False),
     'bytes': tokenizer.Bytes,
@@ -193,7 +148,7 @@ def with_added(path):
   }
   folder = path / 'with_added'
   folder.mkdir()
-  write(
+  byte_pair.write(
     folder,
     {
       'tokenizer.model': published('bpe').proto,
@@ -204,7 +159,7 @@ def with_added(path):
         },
         'pad_token': '<pad>',
       },
-      'chat_template.jinja': TEMPLATE,
+      'chat_template.jinja': byte_pair.TEMPLATE,
     },
   )
   made = huggingface_tokenizer.from_folder(folder)
@@ -233,7 +188,7 @@ def test_spans_are_the_characters_of_tokens(kind, made):
   words = {
     'library': made,
     'bpe': published('bpe'),
-    'ours': tokenizer_training.train(CORPUS, 300),
+    'ours': tokenizer_training.train(byte_pair.CORPUS, 300),
     'bytes': tokenizer.Bytes(),
   }[kind]
   text = 'the cat é漢 ▁ sat 😀'
@@ -335,7 +290,7 @@ def test_metadata_that_are_refused(change, message, made):
 def test_a_tokenizer_json_that_is_refused(change, message, library, tmp_path):
   values = json.loads(library.to_str())
   change(values)
-  write(
+  byte_pair.write(
     tmp_path,
     {
       'tokenizer.json': values,
@@ -369,7 +324,7 @@ def test_texts_are_neither_padded_nor_cut_nor_changed(library, tmp_path):
     'stride': 0,
   }
   values['model']['dropout'] = 0.5
-  write(
+  byte_pair.write(
     tmp_path,
     {'tokenizer.json': values, 'generation_config.json': {'eos_token_id': 2}},
   )
@@ -382,16 +337,16 @@ def test_texts_are_neither_padded_nor_cut_nor_changed(library, tmp_path):
 def test_a_folder_without_a_tokenizer(tmp_path):
   with pytest.raises(config.ConfigError, match='neither tokenizer'):
     huggingface_tokenizer.from_folder(tmp_path)
-  write(tmp_path, {'tokenizer.json': '{'})
+  byte_pair.write(tmp_path, {'tokenizer.json': '{'})
   with pytest.raises(config.ConfigError, match='json is not JSON'):
     huggingface_tokenizer.from_folder(tmp_path)
 
 
-def test_no_token_that_ends_a_text(folder, library, tmp_path):
-  write(tmp_path, {'tokenizer.json': library.to_str()})
+def test_no_token_that_ends_a_text(library, tmp_path):
+  byte_pair.write(tmp_path, {'tokenizer.json': library.to_str()})
   with pytest.raises(config.ConfigError, match='no token ends a text'):
     huggingface_tokenizer.from_folder(tmp_path)
-  write(tmp_path, {'config.json': {'eos_token_id': 10**7}})
+  byte_pair.write(tmp_path, {'config.json': {'eos_token_id': 10**7}})
   with pytest.raises(config.ConfigError, match='bos id 10000000 is not below'):
     huggingface_tokenizer.from_folder(tmp_path)
 
