@@ -172,10 +172,12 @@ class Data:
 class Tokenizer:
   """Text to token ids and back."""
 
-  # Units of text: learned SentencePiece pieces, UTF-8 bytes, or the characters
-  # of the training split.
-  kind: Literal['sentencepiece', 'bytes', 'characters'] = 'bytes'
-  # File of a SentencePiece model; None: train one on the training split.
+  # Units of text: learned SentencePiece pieces, UTF-8 bytes, the characters of
+  # the training split, or what a pretrained tokenizer has.
+  kind: Literal['sentencepiece', 'bytes', 'characters', 'huggingface'] = 'bytes'
+  # sentencepiece: file of a model; None: train one on the training split.
+  # huggingface: folder with tokenizer.json or tokenizer.model, or the file
+  # `tokenizer` of a workdir; None: that of train.init_from.
   path: str | None = None
   # Largest vocabulary of a SentencePiece model that is trained here.
   vocab_size: schema.Length = 2048

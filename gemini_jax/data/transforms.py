@@ -1,7 +1,8 @@
 """From texts to tokenized documents, and from pieces of documents to a batch.
 
-A document is `bos text eos` or `bos inputs eos targets eos`. Position k of a
-decoder reads token k of a document and predicts token k + 1.
+A document is `bos text eos`, without bos if the tokenizer adds none, or `bos
+inputs eos targets eos`. Position k of a decoder reads token k of a document and
+predicts token k + 1.
 
 The prompt of a trained model (`question`) is cut out of such a row, so that its
 layout is that of training.
@@ -71,11 +72,22 @@ def join(
   parts: Sequence[np.ndarray], tokenizer: tokenizer_lib.Tokenizer
 ) -> tuple[np.ndarray, int]:
   """As `document`, of parts that are token ids already."""
-  tokens: list = [[tokenizer.bos_id]]
+  tokens: list = [[tokenizer.bos_id]] if _has_bos(parts, tokenizer) else []
   for part in parts:
     tokens += [part, [tokenizer.eos_id]]
   first = 1 if len(parts) == 1 else len(parts[0]) + 2
   return np.concatenate(tokens).astype(np.int32), first
+
+
+def _has_bos(
+  parts: Sequence[np.ndarray], tokenizer: tokenizer_lib.Tokenizer
+) -> bool:
+  """Whether a document begins with bos.
+
+  Pairs do, whatever the tokenizer, and so does an empty text, since a model
+  must read something.
+  """
+  return len(parts) > 1 or tokenizer.adds_bos or not len(parts[0])
 
 
 class Question(NamedTuple):
@@ -107,7 +119,7 @@ def question(
   parts = [inputs, inputs[:0]] if config.pairs else [inputs]
   tokens, first = join(parts, tokenizer)
   if not config.pairs:
-    first = len(inputs) + 1
+    first = len(inputs) + _has_bos(parts, tokenizer)
   length = len(tokens)
   pieces = packing.Pieces(*np.array([[0], [0], [length - 1], [first]]))
   room = dataclasses.replace(
@@ -132,7 +144,7 @@ def encoder_tokens(
   alone and reads the whole text, as in `Gemini.encoder_inputs`.
   """
   if config.objective != 'seq2seq':
-    return join([inputs], tokenizer)[0][1:]
+    return np.append(inputs, tokenizer.eos_id).astype(np.int32)
   encoder = question(inputs, config, tokenizer).encoder
   assert encoder is not None
   return encoder
