@@ -3,7 +3,7 @@
     python tests/hostile_files_study.py [cases of a format] [seed]
 
 A table of how many were read and how many refused with ConfigError. A case
-that raises anything else, takes more than 2 s or 64 MiB, or ends the process is
+that raises anything else, takes more than 2 s or 96 MiB, or ends the process is
 told by its number and seed, and the exit status is 1. The process may have
 1.5 GiB of addresses more than it has when it begins.
 """

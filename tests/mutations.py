@@ -53,7 +53,7 @@ def of(content, count, seed=0, header=None):
     yield kind, kinds[kind](content, header, rng)
 
 
-def outcome(load, path, seconds=2.0, num_bytes=64 << 20):
+def outcome(load, path, seconds=2.0, num_bytes=96 << 20):
   """'loaded' or 'refused': the only things that a reader may do.
 
   Args:

@@ -105,7 +105,7 @@ def arrays(seed=0):
     for kind in kinds
   }
   found['model.bool'] = rng.random((5, 3)) < 0.5
-  found['model.scalar'] = np.float32(rng.normal())
+  found['model.scalar'] = np.array(rng.normal(), np.float32)
   found['model.empty'] = np.zeros((0, 4), np.float32)
   found['model.deep'] = rng.normal(size=(2, 3, 4)).astype(np.float32)
   return found

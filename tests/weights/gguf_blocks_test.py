@@ -36,7 +36,7 @@ def values(block):
   """Rows whose quantisation is difficult: halves, zeros, extremes, one sign."""
   rng = np.random.default_rng(2)
   rows = rng.normal(size=(400, block)).astype(np.float32)
-  rows *= np.exp(rng.normal(size=(400, 1)) * 4).astype(np.float32)
+  rows *= np.exp(rng.uniform(-3, 3, (400, 1))).astype(np.float32)
   rows[0] = 0
   rows[1] = -0.0
   rows[2] = 3.25
@@ -44,7 +44,7 @@ def values(block):
   rows[4] = np.abs(rows[4])
   rows[5] = 127 * np.sign(rows[5])
   rows[5, 1:] = np.arange(block - 1) + 0.5
-  rows[6] = 1e-9 * rows[6]
+  rows[6] *= 1e-9
   rows[7, 3] = rows[7, 9] = -50
   rows[8, 3], rows[8, 9] = 50, -50
   rows[9] = 1e-40

@@ -149,7 +149,7 @@ def test_a_file_that_is_not_complete_does_not_appear(tmp_path):
   ('metadata', 'item', 'match'),
   [
     ({}, ('w', (2, 40), 'q8_0'), "'w' cannot be stored in blocks of 32"),
-    ({}, ('w', (2, 64), 'q6_k'), "'w' cannot be stored as q6_k: it would"),
+    ({}, ('w', (2, 64), 'q5_0'), "'w' cannot be stored as q5_0: it would"),
     ({}, ('w', (2, 64), 'float16'), "'w' cannot be stored as float16: it has"),
     ({'a': 2**64}, None, "metadata 'a'='18446744073709551616'"),
     ({'a': '\ud800'}, None, "metadata 'a'="),
