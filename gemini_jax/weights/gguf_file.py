@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from gemini_jax import config as config_lib
+from gemini_jax import host
 from gemini_jax.weights import gguf_blocks, gguf_values, tensors
 
 _MAGIC = b'GGUF'
@@ -249,7 +250,7 @@ def _encoded_item(path: pathlib.Path, name: str, value: Any) -> bytes:
   try:
     kind, content = gguf_values.encoded_value(value)
     return gguf_values.encoded_string(name) + struct.pack('<I', kind) + content
-  except (ValueError, LookupError, TypeError, ArithmeticError) as error:
+  except (*host.MALFORMED, ArithmeticError) as error:
     raise config_lib.ConfigError(
       f'{path}: metadata {tensors.quoted(name)}={tensors.quoted(value)} cannot '
       f'be stored: {error}'

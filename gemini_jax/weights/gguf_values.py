@@ -122,7 +122,7 @@ def encoded_value(value: Any) -> tuple[int, bytes]:
   int64; floats become float32. Numbers and arrays of numpy keep their types.
 
   Raises:
-    ValueError, LookupError, TypeError, ArithmeticError: GGUF has no such value.
+    host.MALFORMED, ArithmeticError: GGUF has no such value.
   """
   if isinstance(value, str):
     return _STRING, encoded_string(value)

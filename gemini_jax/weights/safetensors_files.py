@@ -137,16 +137,15 @@ def _parse(path: pathlib.Path, content: bytes) -> dict[str, Any]:
 
 
 def _open_shards(folder: pathlib.Path) -> dict[str, tensors.Tensor]:
-  path = folder / INDEX
-  try:
-    content = host.read_file(path)
-  except OSError as error:
-    raise config_lib.ConfigError(f'{path}: {error.strerror}') from error
-  files = _parse(path, content).get('weight_map')
+  index = tensors.File(folder / INDEX)
+  if index.size > _MAX_HEADER:
+    index.fail(f'is larger than {_MAX_HEADER:,} bytes')
+  content = bytes(index.read(0, index.size))
+  files = _parse(index.path, content).get('weight_map')
   if not isinstance(files, dict) or not all(map(_is_file_name, files.values())):
-    raise config_lib.ConfigError(
-      f'{path}: weight_map does not name a .safetensors file of this folder '
-      'for each tensor'
+    index.fail(
+      'weight_map does not name a .safetensors file of this folder for each '
+      'tensor'
     )
   found: dict[str, tensors.Tensor] = {}
   for file_name in sorted(set(files.values())):
@@ -270,7 +269,8 @@ class _Shard:
     self.path = path
     self.size = 0
     self._entries: dict[str, tuple[np.dtype, tuple[int, ...], int]] = {}
-    self._data = path.with_suffix('.data').open('x+b')
+    self._data = path.with_suffix('.data')
+    self._data.touch(exist_ok=False)
 
   def add(self, name: str, array: np.ndarray):
     """Adds a tensor."""
@@ -285,7 +285,8 @@ class _Shard:
     self._entries[name] = (array.dtype, array.shape, self.size)
     little = array.dtype.newbyteorder('<')
     content = np.ascontiguousarray(array, little).reshape(-1).view(np.uint8)
-    self._data.write(memoryview(content))
+    with self._data.open('ab') as file:
+      file.write(memoryview(content))
     self.size += array.nbytes
 
   def finish(self, metadata: Mapping[str, str] | None):
@@ -307,14 +308,14 @@ class _Shard:
       end += size
     content = json.dumps(header, separators=(',', ':')).encode()
     content += b' ' * (-len(content) % 8)
-    with self._data, self.path.open('xb') as file:
+    with self._data.open('rb') as data, self.path.open('xb') as file:
       file.write(len(content).to_bytes(8, 'little') + content)
       for start, size in parts:
-        self._data.seek(start)
+        data.seek(start)
         while size:
-          part = self._data.read(min(size, _COPIED))
+          part = data.read(min(size, _COPIED))
           file.write(part)
           size -= len(part)
       file.flush()
       os.fsync(file.fileno())
-    pathlib.Path(self._data.name).unlink()
+    self._data.unlink()

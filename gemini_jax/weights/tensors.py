@@ -9,6 +9,7 @@ import dataclasses
 import math
 import os
 import pathlib
+import weakref
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -28,7 +29,7 @@ _MAX_SIZE = 1 << 48
 
 
 class File:
-  """A regular file that stays open.
+  """A regular file, open for as long as something refers to this.
 
   Attributes:
     path: of the file.
@@ -44,8 +45,9 @@ class File:
     self.path = pathlib.Path(path)
     try:
       host.check_regular(path)
-      self._file = self.path.open('rb', buffering=0)
-      self.size = os.fstat(self._file.fileno()).st_size
+      self._descriptor = os.open(path, os.O_RDONLY)
+      weakref.finalize(self, os.close, self._descriptor)
+      self.size = os.fstat(self._descriptor).st_size
     except (OSError, ValueError) as error:
       reason = getattr(error, 'strerror', None) or error
       raise config_lib.ConfigError(f'{self.path}: {reason}') from error
@@ -76,7 +78,7 @@ class File:
     while done < len(buffer):
       try:
         size = min(_CHUNK, len(buffer) - done)
-        part = os.pread(self._file.fileno(), size, offset + done)
+        part = os.pread(self._descriptor, size, offset + done)
       except OSError as error:
         self.fail(str(error.strerror))
       if not part:
