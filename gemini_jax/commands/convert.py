@@ -36,7 +36,7 @@ from gemini_jax import command, help_page, host
 from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
 from gemini_jax.checkpoint import checkpointer
-from gemini_jax.data import huggingface_tokenizer
+from gemini_jax.data import gguf_tokenizer, huggingface_tokenizer
 from gemini_jax.data import tokenizer as tokenizer_lib
 from gemini_jax.models import build, gemini
 from gemini_jax.parallel import sharding
@@ -52,7 +52,13 @@ from gemini_jax.weights import (
 
 FORMATS = ('gemini_jax', 'huggingface', 'gguf')
 DTYPES = ('float32', 'bfloat16')
-TYPES = ('F32', 'F16', 'BF16', 'Q8_0')
+# By llama.cpp's names.
+TYPES = {
+  'F32': 'float32',
+  'F16': 'float16',
+  'BF16': 'bfloat16',
+  'Q8_0': 'q8_0',
+}
 _FLAGS: dict[str, str | None] = {
   'source': None,
   'target': None,
@@ -160,7 +166,7 @@ def _open_published(path: pathlib.Path, dtype: str, checkpoint: str) -> Loaded:
   del checkpoint
   source = published.open_source(path)
   if source.metadata:
-    tokenizer = huggingface_tokenizer.from_gguf(source.metadata)
+    tokenizer = gguf_tokenizer.from_gguf(source.metadata)
   else:
     tokenizer = huggingface_tokenizer.from_folder(path)
   config = source.config(dtype)
@@ -231,12 +237,12 @@ def _write_gguf(loaded: Loaded, target: pathlib.Path, type: str):
   if factors_F is not None:
     made.append(('rope_freqs.weight', factors_F.shape, lambda: factors_F))
   metadata = gguf_model.metadata_of(values, target.stem)
-  metadata |= huggingface_tokenizer.gguf_metadata(loaded.tokenizer)
+  metadata |= gguf_tokenizer.gguf_metadata(loaded.tokenizer)
   gguf_file.write_gguf(
     target,
     metadata,
     [
-      (name, shape, type if len(shape) > 1 else 'F32', make)
+      (name, shape, TYPES[type] if len(shape) > 1 else 'float32', make)
       for name, shape, make in made
     ],
   )

@@ -4,6 +4,7 @@ A family's models are values of `config.model`. What config.json says and our
 fields cannot express is refused, since it would change the outputs in silence.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -231,11 +232,12 @@ def from_model(model: config_lib.Model) -> dict[str, Any]:
   problems = []
   for kind, family in FAMILIES.items():
     values = _values(kind, family, model)
-    theirs = to_model(values, model.dtype)
-    differences = _differences(theirs, model)
-    if not differences:
-      return values
-    problems.append((len(differences), kind, differences[0]))
+    # A family without windows or without rescaled positions is not this one.
+    with contextlib.suppress(config_lib.ConfigError):
+      differences = _differences(to_model(values, model.dtype), model)
+      if not differences:
+        return values
+      problems.append((len(differences), kind, differences[0]))
   _, kind, (field, value, accepted) = min(problems)
   raise config_lib.ConfigError(
     f'model.{field}={value!r}: no supported family has such models; the '
@@ -272,7 +274,10 @@ def _values(
   if kind.startswith('qwen'):
     values['use_sliding_window'] = slides
   if 'query_pre_attn_scalar' in family.defaults:
-    values['query_pre_attn_scalar'] = model.query_scale or model.head_width
+    scale = float(model.query_scale or model.head_width)
+    # `transformers` takes whole numbers alone.
+    whole_scale = int(scale) if scale.is_integer() else scale
+    values['query_pre_attn_scalar'] = whole_scale
     values['attn_logit_softcapping'] = model.attention_softcap or None
     values['final_logit_softcapping'] = model.logit_softcap or None
   return values | _rotary_values(kind, model)

@@ -281,11 +281,15 @@ def test_a_gguf_file_holds_the_same_model(name, tmp_path):
   gguf_file.write_gguf(
     path,
     gguf_model.metadata_of(values, name),
-    [(name, shape, 'F32', make) for name, shape, make in made],
+    [(name, shape, 'float32', make) for name, shape, make in made],
   )
   model, params = ours_of(path)
-  jax.tree.map(np.testing.assert_array_equal, params, case.params)
-  np.testing.assert_array_equal(
+  # Of a Gemma, 1 is added to the norms in such files, which rounds them.
+  atol = 1e-6 if name == 'gemma3' else 0
+  near = functools.partial(np.testing.assert_allclose, rtol=0, atol=atol)
+  jax.tree.map(near, params, case.params)
+  near(
     logits(model, params, case.tokens_BT),
     logits(original, case.params, case.tokens_BT),
+    atol=100 * atol,
   )
