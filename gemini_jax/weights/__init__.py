@@ -1,0 +1,1 @@
+"""What parameters can become, and where they come from and go to."""
