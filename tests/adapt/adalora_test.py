@@ -174,11 +174,30 @@ def test_factors_are_pulled_towards_orthogonal_ones():
   )
 
 
-def test_it_finds_where_ranks_were_planted():
+def of_use(ranks):
+  return sum(ranks[layer] for layer in planted_rank.PLANTED)
+
+
+def test_ranks_go_where_they_were_planted():
+  _, ranks = planted_rank.tuned('adalora', 2, num_steps=300, initial_rank=8)
+  assert sum(ranks) == 12 and of_use(ranks) >= 10
+
+
+def test_it_finds_planted_ranks(monkeypatch):
   """At the same number of ranks, a twentieth of uniform LoRA's error."""
   error, ranks = planted_rank.tuned('adalora', 2, initial_rank=8)
-  assert sum(ranks) == 12
-  assert sum(ranks[layer] for layer in planted_rank.PLANTED) >= 10
+  assert sum(ranks) == 12 and of_use(ranks) >= 10
   uniform, _ = planted_rank.tuned('lora', 2)
   assert 0.05 < uniform < 0.5
   assert error < uniform / 20
+  # The control: ranks by lot.
+  noise = lambda scores: jax.tree.map(
+    lambda leaf: jax.random.uniform(jax.random.key(3), leaf.shape), scores
+  )
+  best = adalora.best
+  monkeypatch.setattr(
+    adalora, 'best', lambda scores, count: best(noise(scores), count)
+  )
+  error, ranks = planted_rank.tuned('adalora', 2, initial_rank=8)
+  assert sum(ranks) == 12 and of_use(ranks) < 10
+  assert error > uniform / 20
