@@ -675,7 +675,33 @@ CONFLICTS = [
       'data.targets_field': 'y',
     },
     'data.deduplicate=True is for plain text; data.inputs_field='
-    "'x' and data.tasks=() make pairs",
+    "'x', data.tasks=() and data.chat_field='' are none",
+  ),
+  (
+    {
+      'data.chat_field': 'messages',
+      'data.inputs_field': 'x',
+      'data.targets_field': 'y',
+    },
+    "data.chat_field='messages' does not go with data.inputs_field='x' and "
+    'data.tasks=()',
+  ),
+  (
+    {'data.chat_field': 'messages', 'data.objective': 'prefix'},
+    "data.chat_field='messages' needs data.objective=causal, not prefix",
+  ),
+  (
+    {'data.chat_field': 'messages'},
+    "data.chat_field='messages' needs a tokenizer with a chat template: "
+    'tokenizer.kind=huggingface, not bytes',
+  ),
+  (
+    {
+      'generate.chat': 'talk.json',
+      'generate.source': 'posterior',
+    },
+    "generate.chat='talk.json' does not go with generate.source='posterior'; "
+    'use prompt or prior',
   ),
   (
     {

@@ -65,6 +65,11 @@ class Config:
       'with seq2seq, decoder with causal or prefix',
     )
     schema.check(
+      not self.data.chat_field or self.tokenizer.kind == 'huggingface',
+      f'data.chat_field={self.data.chat_field!r} needs a tokenizer with a chat '
+      f'template: tokenizer.kind=huggingface, not {self.tokenizer.kind}',
+    )
+    schema.check(
       not (self.model.latent.dim and self.data.pack),
       f'model.latent.dim={self.model.latent.dim} is one z for each row; set '
       'data.pack=False',

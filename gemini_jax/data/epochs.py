@@ -47,6 +47,9 @@ class Epochs:
     self.num_bytes = int(corpus.sizes[fits].sum())
     self.num_tokens = int(self.lengths.sum())
     self.num_targets = int((self.lengths + 1 - self.firsts).sum())
+    if corpus.is_target is not None:
+      counts = np.add.reduceat(corpus.is_target, corpus.offsets[:-1], dtype=int)
+      self.num_targets = int(counts[fits].sum())
     self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
     self._rows = self._make_rows()
     self.num_rows = self._epoch(0)[0].num_rows
@@ -81,7 +84,12 @@ class Epochs:
         self.corpus, pieces, rows, [*self._seed, epoch], self._tokenizer
       )
     return transforms.assemble(
-      self.corpus.tokens, pieces, len(rows), self._config, self._tokenizer
+      self.corpus.tokens,
+      pieces,
+      len(rows),
+      self._config,
+      self._tokenizer,
+      self.corpus.is_target,
     )
 
   def _make_epoch(self, epoch: int):
@@ -102,7 +110,7 @@ class Epochs:
   def _make_rows(self) -> packing.RowPlan | None:
     """The packing plan if it is the same in every epoch; None: packed text."""
     config = self._config
-    if not config.pairs:
+    if not config.keeps_documents:
       width = transforms.text_width(config)
       if config.pack:
         return None

@@ -1,1 +1,1 @@
-"""What parameters can become, and where they come from and go to."""
+"""What parameters can become, where they come from and where they go to."""
