@@ -169,7 +169,9 @@ def _open_published(path: pathlib.Path, dtype: str, checkpoint: str) -> Loaded:
     tokenizer = gguf_tokenizer.from_gguf(source.metadata)
   else:
     tokenizer = huggingface_tokenizer.from_folder(path)
-  config = source.config(dtype)
+  config = dataclasses.replace(
+    source.config(dtype), tokenizer=config_lib.Tokenizer(kind='huggingface')
+  )
   config_lib.check(
     tokenizer.vocab_size <= (config.model.vocab_size or 0),
     f'{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model '
