@@ -92,6 +92,7 @@ _SLOW = {
   'reverse_test.py': (),
   'steered_text_test.py': (),
   'text_vae_test.py': (),
+  'tuned_convert_test.py': (),
   'weights/tuning_test.py::test_a_mesh_does_not_change': (),
   'weights/tuning_test.py::test_what_is_added': ('[head]', '[lora]'),
   'weights/tuning_test.py::test_merged_is': ('[lora]',),

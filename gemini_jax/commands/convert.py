@@ -6,22 +6,30 @@ r"""Brings a published model into a workdir, and a run to where others read it.
       --format=huggingface
   python -m gemini_jax.commands.convert --source=WORKDIR --target=FILE.gguf \
       --format=gguf [--type=Q8_0]
+  python -m gemini_jax.commands.convert --source=WORKDIR --target=FOLDER \
+      --format=peft
+  python -m gemini_jax.commands.convert --source=PEFT_FOLDER --base=WORKDIR \
+      --target=WORKDIR
 
 The source is a folder of Hugging Face (config.json, safetensors, a tokenizer),
 a GGUF file, or a workdir. What becomes a workdir can be given to --mode=eval
 and --mode=generate, and to a training as train.init_from. A source that is no
-workdir can be written in the other formats too.
+workdir can be written in the other formats too. Of a run that was tuned, peft
+keeps the updates of low rank alone; all other formats have them merged into the
+matrices. Updates in a folder of PEFT become a run that was tuned from --base.
 
-  --format      gemini_jax (a workdir), huggingface or gguf
+  --format      gemini_jax (a workdir), huggingface, gguf or peft
   --dtype       of the parameters and of the computation in a workdir
   --type        of the matrices in a GGUF file: F32, F16, BF16 or Q8_0
   --checkpoint  of a workdir: latest, or best by validation loss
+  --base        workdir of the model that a folder of PEFT updates
 
 The target must not exist. Exit codes: 0 done, 2 a mistake in what was asked
 for, 130 Ctrl-C.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -30,6 +38,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.linen as nn
+import jax
 import tqdm
 
 from gemini_jax import command, help_page, host
@@ -38,19 +48,22 @@ from gemini_jax import run as run_lib
 from gemini_jax.checkpoint import checkpointer
 from gemini_jax.data import gguf_tokenizer, huggingface_tokenizer
 from gemini_jax.data import tokenizer as tokenizer_lib
-from gemini_jax.models import build, gemini
+from gemini_jax.models import build, gemini, parameter_groups
 from gemini_jax.parallel import sharding
+from gemini_jax.weights import base as base_lib
 from gemini_jax.weights import (
   families,
   gguf_file,
   gguf_model,
   importing,
+  peft_files,
   published,
   safetensors_files,
   translation,
+  tuning,
 )
 
-FORMATS = ('gemini_jax', 'huggingface', 'gguf')
+FORMATS = ('gemini_jax', 'huggingface', 'gguf', 'peft')
 DTYPES = ('float32', 'bfloat16')
 # By llama.cpp's names.
 TYPES = {
@@ -66,6 +79,7 @@ _FLAGS: dict[str, str | None] = {
   'dtype': 'float32',
   'type': 'F16',
   'checkpoint': 'latest',
+  'base': '',
 }
 # Bytes of a file of safetensors, as others shard them.
 _SHARD_BYTES = 5 * 10**9
@@ -73,11 +87,19 @@ _SHARD_BYTES = 5 * 10**9
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-  """A model with its tokenizer, from any source."""
+  """A model with its tokenizer, from any source.
+
+  Attributes:
+    config: of a run that has these parameters.
+    tokenizer: of the model.
+    params: of the model, in leaf types where it was tuned.
+    manifest: what a checkpoint of them has to say.
+  """
 
   config: config_lib.Config
   tokenizer: tokenizer_lib.Tokenizer
   params: Any
+  manifest: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -103,6 +125,7 @@ def convert(
   dtype: str = 'float32',
   type: str = 'F16',
   checkpoint: str = 'latest',
+  base: str = '',
 ):
   """Converts a model; see the module.
 
@@ -132,8 +155,19 @@ def convert(
     is_run or checkpoint == 'latest',
     f'--checkpoint={checkpoint} is of a workdir, and --source={source} is none',
   )
+  is_peft = (from_path / peft_files.CONFIG).exists()
+  config_lib.check(
+    bool(base) == is_peft,
+    f'--base={base} is the workdir that a folder of PEFT updates; '
+    f'--source={source} is {"" if is_peft else "not "}such a folder',
+  )
   load = _open_run if is_run else _open_published
-  loaded = load(from_path, dtype, checkpoint)
+  if is_peft:
+    loaded = _open_peft(from_path, command.folder('base', base))
+  else:
+    loaded = load(from_path, dtype, checkpoint)
+  if format != 'peft' and not (is_peft and format == 'gemini_jax'):
+    loaded = _merged(loaded)
   draft = to_path.with_name(f'{to_path.name}.unfinished')
   shutil.rmtree(draft, ignore_errors=True)
   try:
@@ -159,6 +193,45 @@ def _open_run(path: pathlib.Path, dtype: str, checkpoint: str) -> Loaded:
   with sharding.use(run.mesh):
     restored = run.restore_params(checkpoint, 'checkpoint')
   return Loaded(run.config, run.tokenizer, restored.params)
+
+
+def _open_peft(path: pathlib.Path, base_path: pathlib.Path) -> Loaded:
+  """The updates in a folder of PEFT, as those of a run tuned from a base."""
+  run = run_lib.open_run(
+    config_lib.read(base_path / config_lib.FILE), base_path
+  )
+  train = dataclasses.replace(
+    run.config.train, init_from=os.path.abspath(base_path)
+  )
+  config = dataclasses.replace(run.config, train=train)
+  base = base_lib.Base(config)
+  plain = build.abstract_params(run.model, run.mesh)
+  entries = _entries(config.model, plain)
+  with sharding.use(run.mesh):
+    adapter = peft_files.read(path, plain, entries)
+    config = dataclasses.replace(config, tune=adapter.tune)
+    params = base.read(plain)[0]
+    identity = base.identity(params)
+    abstract = tuning.abstract_params(config, run.model, run.mesh)
+    params = tuning.attached(adapter.tune, adapter.own, params, abstract)
+  return Loaded(config, run.tokenizer, params, {base_lib.KEY: identity})
+
+
+def _merged(loaded: Loaded) -> Loaded:
+  """The model of a run that was tuned, as one of a run that was not."""
+  config = loaded.config
+  if config.tune.method == 'full':
+    return loaded
+  dtype = config.model.param_dtype
+  merge = lambda params: jax.tree.map(
+    lambda leaf: leaf.astype(dtype), tuning.merged(params)
+  )
+  config = dataclasses.replace(
+    config,
+    tune=config_lib.Tune(),
+    train=dataclasses.replace(config.train, init_from=''),
+  )
+  return Loaded(config, loaded.tokenizer, jax.jit(merge)(loaded.params))
 
 
 def _open_published(path: pathlib.Path, dtype: str, checkpoint: str) -> Loaded:
@@ -198,9 +271,10 @@ def _write_run(loaded: Loaded, target: pathlib.Path, type: str):
   manifest = {
     'imported': True,
     'data': {'fingerprint': {'tokenizer': loaded.tokenizer.fingerprint}},
-  }
+  } | loaded.manifest
+  own = parameter_groups.own(loaded.config.tune, loaded.params)
   try:
-    checkpoints.save(0, {'params': loaded.params}, manifest)
+    checkpoints.save(0, {'params': own}, manifest)
     checkpoints.wait()
   finally:
     checkpoints.close()
@@ -250,11 +324,35 @@ def _write_gguf(loaded: Loaded, target: pathlib.Path, type: str):
   )
 
 
+def _write_peft(loaded: Loaded, target: pathlib.Path, type: str):
+  """A folder of updates that PEFT puts beside the published base."""
+  del type
+  entries = _entries(loaded.config.model, _plain(loaded))
+  peft_files.write(target, loaded.config, loaded.params, entries)
+
+
 _WRITERS: dict[str, Callable[[Loaded, pathlib.Path, str], None]] = {
   'gemini_jax': _write_run,
   'huggingface': _write_huggingface,
   'gguf': _write_gguf,
+  'peft': _write_peft,
 }
+
+
+def _plain(loaded: Loaded) -> Any:
+  """Shapes of the parameters that the model has without tuning."""
+  init = functools.partial(
+    gemini.init_params, gemini.Gemini(loaded.config.model)
+  )
+  return nn.unbox(jax.eval_shape(init, jax.random.key(0)))
+
+
+def _entries(
+  model: config_lib.Model, plain: Any
+) -> dict[str, translation.Translation]:
+  """Where each parameter is in a folder of Hugging Face."""
+  values = families.from_model(model)
+  return published.export_entries(values, model, plain, 'huggingface')
 
 
 def _exported(loaded: Loaded, format: translation.Format) -> tuple[Any, Any]:

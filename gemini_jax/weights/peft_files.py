@@ -8,7 +8,6 @@ Ranks that AdaLoRA has cut are left out.
 import dataclasses
 import json
 import math
-import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
@@ -48,25 +47,23 @@ _MAX_RANK = 1 << 16
 
 def write(
   folder: pathlib.Path,
-  tune: config_lib.Tune,
+  config: config_lib.Config,
   params: Any,
   entries: Mapping[str, translation.Translation],
-  base_name: str,
 ):
   """Writes a folder that PEFT puts beside the base.
 
   Args:
     folder: which is made.
-    tune: how the parameters were tuned.
-    params: tuned, with the base inside.
+    config: of the run that was tuned.
+    params: its parameters, with the base inside.
     entries: where each matrix of the base is in the published model.
-    base_name: what PEFT is told to be the base: a folder, or a name.
 
   Raises:
-    ConfigError: the folder exists, or a matrix that is tuned is none that PEFT
-      can put an update beside.
+    ConfigError: a matrix that is tuned is none that PEFT can put an update
+      beside, or no update is left.
   """
-  config_lib.check(not os.path.lexists(folder), f'{folder} exists')
+  tune = config.tune
   config_lib.check(
     tune.method in ('lora', 'adalora'),
     f'tune.method={tune.method!r} has no updates of low rank, which alone PEFT '
@@ -92,7 +89,8 @@ def write(
     for letter, array in zip('AB', pair, strict=True)
   )
   safetensors_files.write_file(folder / WEIGHTS, arrays)
-  text = json.dumps(_config(tune, ranks, base_name), indent=2) + '\n'
+  values = _config(tune, ranks, config.train.init_from)
+  text = json.dumps(values, indent=2) + '\n'
   host.replace_file(folder / CONFIG, text.encode())
 
 
