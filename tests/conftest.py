@@ -73,7 +73,7 @@ _SLOW = {
   'models/gemini_test.py::test_the_decoder_sees': ('[global-None]',),
   'objectives/losses_test.py::test_evaluation_draws': (),
   'layers/hooks_test.py::test_nothing_asked': (),
-  'commands/convert_test.py::test_a_training_starts': ('[lora]',),
+  'commands/convert_test.py::test_a_training_starts': (),
   'weights/parity_test.py::test_logits_equal': (
     '[llama3]',
     '[mistral]',

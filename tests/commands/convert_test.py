@@ -143,6 +143,21 @@ def test_a_training_starts_from_it(method, workdir, tmp_path):
   assert run(tmp_path / 'tuned', 'generate', *fields) == 0
 
 
+def test_norms_keep_their_precision(folder):
+  """A scale of 0.05 is stored as -0.95, of which bfloat16 knows two digits."""
+  source = published.open_source(folder)
+  rounded, exact = (
+    source.params(source.config(dtype), toy.make_mesh())
+    for dtype in ('bfloat16', 'float32')
+  )
+  assert rounded['token']['embedding'].dtype == 'bfloat16'
+  for name in ('attention_norm', 'feedforward_norm'):
+    np.testing.assert_array_equal(
+      rounded['decoder']['layers'][name]['scale'],
+      exact['decoder']['layers'][name]['scale'],
+    )
+
+
 def test_what_is_imported_is_not_trained_in_place(workdir, capsys):
   assert run(workdir, 'train') == 2
   error = capsys.readouterr().err
