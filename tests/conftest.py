@@ -109,6 +109,8 @@ _SLOW = {
   'models/media_embeddings_test.py::test_the_transformer_does_not': (),
   'models/autoencoder_test.py::test_it_overfits': (),
   'models/autoencoder_test.py::test_a_canvas_around': (),
+  'chat_run_test.py::test_it': (),
+  'infer/generation_test.py::test_any_of_the_ids': (),
   'commands/bench_test.py': ('[step]',),
   'parallel/pipeline_test.py::test_parts_along_other_axes': (),
   'parallel/stages_test.py::test_stages_are_layers': ('[sizes0',),
