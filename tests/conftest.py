@@ -68,6 +68,7 @@ _SLOW = {
   'reverse_test.py': (),
   'steered_text_test.py': (),
   'text_vae_test.py': (),
+  'weights/gguf_file_test.py::test_a_real_file': (),
   'weight_types_test.py': ('[decoder]', 'past_the_one_door[convolutions]'),
   'media_run_test.py': (),
   'colab_test.py': ('test_notebook_is_thin',),
