@@ -24,6 +24,7 @@ BATCH_SIZES = (1, 8)
 # Of the cache; a row of a chat has about as many.
 _SLOTS = 256
 _TOKENS = decode_worker.TOKENS
+_GREEDY = sampling.Sampler(temperature=0.0)
 
 
 def bench_decode(
@@ -162,7 +163,7 @@ class Decode:
         jax.block_until_ready(self._state)
       begin = time.perf_counter()
       self._state = self._decoder.decode(
-        self._params, self._state, sampling.Sampler(), _TOKENS
+        self._params, self._state, _GREEDY, _TOKENS
       )
       jax.block_until_ready(self._state)
       seconds.append(time.perf_counter() - begin)

@@ -62,10 +62,17 @@ def sample(
   """int32[B], one token a row, drawn with the row's own key."""
   logits_BV = forbid(logits_BV.astype(jnp.float32), forbidden_V)
   sampler = sampler.rows(logits_BV.shape[0])
-  filtered_BV = filter_logits(logits_BV, sampler)
-  drawn_B = jax.vmap(jax.random.categorical)(key_B, filtered_BV)
-  greedy_B = jnp.argmax(logits_BV, axis=-1)
-  return jnp.where(sampler.temperature > 0, drawn_B, greedy_B).astype(jnp.int32)
+  greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+
+  def draw() -> jax.Array:
+    filtered_BV = filter_logits(logits_BV, sampler)
+    drawn_B = jax.vmap(jax.random.categorical)(key_B, filtered_BV)
+    return jnp.where(
+      sampler.temperature > 0, drawn_B.astype(jnp.int32), greedy_B
+    )
+
+  # A random number for each token of a large vocabulary takes time on a CPU.
+  return jax.lax.cond(jnp.any(sampler.temperature > 0), draw, lambda: greedy_B)
 
 
 def forbid(
