@@ -92,7 +92,6 @@ _SLOW = {
   'reverse_test.py': (),
   'steered_text_test.py': (),
   'text_vae_test.py': (),
-<<<<<<< HEAD
   'tuned_convert_test.py': (),
   'weights/tuning_test.py::test_a_mesh_does_not_change': (),
   'weights/tuning_test.py::test_what_is_added': ('[head]', '[lora]'),
@@ -100,9 +99,7 @@ _SLOW = {
   'weights/base_test.py::test_it_is_evaluated': (),
   'weights/base_test.py::test_a_run_may_start': (),
   'adapt/adalora_test.py::test_it_finds': (),
-=======
   'weights/gguf_file_test.py::test_a_real_file': (),
->>>>>>> files
   'weight_types_test.py': ('[decoder]', 'past_the_one_door[convolutions]'),
   'media_run_test.py': (),
   'colab_test.py': ('test_notebook_is_thin',),
