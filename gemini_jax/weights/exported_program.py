@@ -122,6 +122,7 @@ def load(folder: str | pathlib.Path) -> Program:
     ConfigError: a file is missing or damaged, or was written for other
       platforms or by a version of jax that this one cannot read.
   """
+  config_lib.optional('flatbuffers', 'StableHLO needs flatbuffers', 'weights')
   folder = pathlib.Path(folder)
   try:
     manifest = json.loads(host.read_file(folder / MANIFEST))

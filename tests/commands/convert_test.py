@@ -153,7 +153,7 @@ import json, sys
 from gemini_jax.weights import exported_program
 model = exported_program.load(sys.argv[1])
 print(json.dumps(model.generate(json.loads(sys.argv[2]), 6)))
-assert not [name for name in sys.modules if name.startswith('gemini_jax.models')]
+assert not [m for m in sys.modules if m.startswith('gemini_jax.models')]
 """
 
 
