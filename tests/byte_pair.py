@@ -1,15 +1,20 @@
-"""A byte-level BPE tokenizer of Hugging Face, trained here, with a chat."""
+"""Pretrained tokenizers, as published, trained here; the first has a chat."""
 
 import functools
+import io
 import json
 
 import pytest
+import sentencepiece
 
 tokenizers = pytest.importorskip(
   'tokenizers', reason='needs gemini_jax[weights]'
 )
 
-from gemini_jax.data import huggingface_tokenizer  # noqa: E402
+from gemini_jax.data import (  # noqa: E402
+  huggingface_tokenizer,
+  sentencepiece_tokenizer,
+)
 
 SPECIALS = ('<|endoftext|>', '<|im_start|>', '<|im_end|>')
 CORPUS = ['the cat sat on the mat\n', 'def f(x):\n    return x + 1\n'] * 20
@@ -40,22 +45,31 @@ MARKED = """{%- for message in messages %}
 @functools.cache
 def library():
   """The library's own, whose digits are tokens of their own."""
-  made = tokenizers.Tokenizer(tokenizers.models.BPE())
-  made.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
-    [
-      tokenizers.pre_tokenizers.Digits(individual_digits=True),
-      tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
-    ]
+  return train(
+    CORPUS,
+    400,
+    tokenizers.pre_tokenizers.Digits(individual_digits=True),
+    tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
   )
+
+
+def train(texts, vocab_size, *rules):
+  """A byte-level BPE on texts, cut by rules; by none if none are given."""
+  none = tokenizers.pre_tokenizers.ByteLevel(False, use_regex=False)
+  made = tokenizers.Tokenizer(tokenizers.models.BPE())
+  made.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(list(rules or [none]))
   made.decoder = tokenizers.decoders.ByteLevel()
   trainer = tokenizers.trainers.BpeTrainer(
-    vocab_size=400,
+    vocab_size=vocab_size,
     special_tokens=list(SPECIALS),
     initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
     show_progress=False,
   )
-  made.train_from_iterator(CORPUS, trainer)
+  made.train_from_iterator(texts, trainer)
   made.add_tokens(['<think>'])
+  if not rules:
+    # Rules that GGUF has a name for.
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(False)
   return made
 
 
@@ -69,12 +83,12 @@ def write(path, files):
     (path / name).write_bytes(content)
 
 
-def make(path, template=TEMPLATE):
+def make(path, template=TEMPLATE, words=None):
   """Ours, of a folder that is written first."""
   write(
     path,
     {
-      'tokenizer.json': library().to_str(),
+      'tokenizer.json': (words or library()).to_str(),
       'tokenizer_config.json': {
         'bos_token': '<|im_start|>',
         'eos_token': {'content': '<|im_end|>', 'lstrip': False},
@@ -84,3 +98,27 @@ def make(path, template=TEMPLATE):
     },
   )
   return huggingface_tokenizer.from_folder(path)
+
+
+@functools.cache
+def sentencepiece_model(kind, vocab_size=280, **options):
+  """A SentencePiece model with ids and a prefix as Llama's, or options."""
+  proto = io.BytesIO()
+  defaults = {
+    'byte_fallback': True,
+    'normalization_rule_name': 'identity',
+    'remove_extra_whitespaces': False,
+  }
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(CORPUS),
+    model_writer=proto,
+    model_type=kind,
+    vocab_size=vocab_size,
+    unk_id=0,
+    bos_id=1,
+    eos_id=2,
+    pad_id=-1,
+    minloglevel=2,
+    **defaults | options,
+  )
+  return sentencepiece_tokenizer.SentencePiece(proto.getvalue())

@@ -192,6 +192,7 @@ def open_session(
     _make_tokenizer(path, config, starting_point)
   run = run_lib.assemble(config, path, mesh, checkpoints)
   if checkpoints.steps():
+    _check_trained(path, checkpoints)
     _check_same_state(path, config, mesh)
   _, optimizer, abstract = abstract_parts(run.config, mesh)
   state_lib.check_patterns(config, abstract.params)
@@ -285,6 +286,20 @@ def _make_writable(path: pathlib.Path, lock: lock_lib.Lock | None):
   processes.on_process_zero(lambda: probe.unlink(missing_ok=True))
   config_lib.check(
     shared, f'--workdir={path} must be a folder that all processes share'
+  )
+
+
+def _check_trained(path: pathlib.Path, checkpoints: checkpointer.Checkpointer):
+  """Refuses a folder of imported parameters, which no training has made."""
+  try:
+    imported = checkpoints.manifest(checkpoints.steps()[-1]).get('imported')
+  except checkpointer.DamageError:
+    # `resume` looks for an older one.
+    return
+  config_lib.check(
+    not imported,
+    f'--workdir={path} holds imported parameters and no training; give another '
+    f'--workdir and --config.train.init_from={path}',
   )
 
 

@@ -1,12 +1,9 @@
 """Tokenizers from Hugging Face and GGUF encode as the library does."""
 
-import functools
-import io
 import json
 
 import numpy as np
 import pytest
-import sentencepiece
 
 import byte_pair
 from gemini_jax import config
@@ -14,7 +11,6 @@ from gemini_jax.data import (
   gguf_tokenizer,
   huggingface_tokenizer,
   sentencepiece_model,
-  sentencepiece_tokenizer,
   tokenizer,
   tokenizer_training,
 )
@@ -41,28 +37,6 @@ def library():
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
   return byte_pair.make(tmp_path_factory.mktemp('folder'))
-
-
-@functools.cache
-def published(kind, **options):
-  """A SentencePiece model with ids as in Llama's, or without a prefix."""
-  proto = io.BytesIO()
-  sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=iter(byte_pair.CORPUS),
-    model_writer=proto,
-    model_type=kind,
-    vocab_size=280 + len(options.get('user_defined_symbols', '')),
-    byte_fallback=True,
-    normalization_rule_name='identity',
-    remove_extra_whitespaces=False,
-    unk_id=0,
-    bos_id=1,
-    eos_id=2,
-    pad_id=-1,
-    minloglevel=2,
-    **options,
-  )
-  return sentencepiece_tokenizer.SentencePiece(proto.getvalue())
 
 
 def test_ids_are_those_of_the_library(made, library):
@@ -112,8 +86,10 @@ def test_it_comes_back(kind, way, made, tmp_path):
   before = {
     'library': lambda: made,
     'ours': lambda: tokenizer_training.train(byte_pair.CORPUS, 300),
-    'bpe': lambda: published('bpe'),
-    'unigram': lambda: published('unigram', add_dummy_prefix=False),
+    'bpe': lambda: byte_pair.sentencepiece_model('bpe'),
+    'unigram': lambda: byte_pair.sentencepiece_model(
+      'unigram', add_dummy_prefix=False
+    ),
     'bytes': tokenizer.Bytes,
     'added': lambda: with_added(tmp_path),
   }[kind]()
@@ -139,7 +115,7 @@ def test_it_comes_back(kind, way, made, tmp_path):
 
 def with_added(path):
   """A `.model` beside which a file names more tokens."""
-  size = published('bpe').vocab_size
+  size = byte_pair.sentencepiece_model('bpe').vocab_size
   added = {
     2: ('</s>', True),
     size: ('<pad>', True),
@@ -151,7 +127,7 @@ def with_added(path):
   byte_pair.write(
     folder,
     {
-      'tokenizer.model': published('bpe').proto,
+      'tokenizer.model': byte_pair.sentencepiece_model('bpe').proto,
       'tokenizer_config.json': {
         'added_tokens_decoder': {
           str(i): {'content': text, 'special': special}
@@ -187,7 +163,7 @@ def test_a_conversation_has_special_ids_and_a_message_has_none(made):
 def test_spans_are_the_characters_of_tokens(kind, made):
   words = {
     'library': made,
-    'bpe': published('bpe'),
+    'bpe': byte_pair.sentencepiece_model('bpe'),
     'ours': tokenizer_training.train(byte_pair.CORPUS, 300),
     'bytes': tokenizer.Bytes(),
   }[kind]
@@ -353,7 +329,9 @@ def test_no_token_that_ends_a_text(library, tmp_path):
 
 def test_runs_of_spaces_that_are_user_defined():
   """Gemma's files spell runs of spaces as spaces."""
-  made = published('bpe', user_defined_symbols='▁▁,\n')
+  made = byte_pair.sentencepiece_model(
+    'bpe', user_defined_symbols='▁▁,\n', vocab_size=290
+  )
   metadata = gguf_tokenizer.gguf_metadata(made)
   assert '  ' in metadata['tokenizer.ggml.tokens']
   again = gguf_tokenizer.from_gguf(metadata)
