@@ -97,6 +97,8 @@ _SLOW = {
   'weights/tuning_test.py::test_what_is_added': ('[head]', '[lora]'),
   'weights/tuning_test.py::test_merged_is': ('[lora]',),
   'weights/base_test.py::test_it_is_evaluated': (),
+  'weights/base_test.py::test_what_was_saved': (),
+  'weights/by_row_test.py::test_texts': (),
   'weights/base_test.py::test_a_run_may_start': (),
   'adapt/adalora_test.py::test_it_finds': (),
   'weights/gguf_file_test.py::test_a_real_file': (),
