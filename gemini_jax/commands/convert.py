@@ -6,59 +6,48 @@ r"""Brings a published model into a workdir, and a run to where others read it.
       --format=huggingface
   python -m gemini_jax.commands.convert --source=WORKDIR --target=FILE.gguf \
       --format=gguf [--type=Q8_0]
+  python -m gemini_jax.commands.convert --source=WORKDIR --target=FOLDER \
+      --format=peft
+  python -m gemini_jax.commands.convert --source=PEFT_FOLDER --base=WORKDIR \
+      --target=WORKDIR
+  python -m gemini_jax.commands.convert --source=WORKDIR --target=FOLDER \
+      --format=stablehlo [--rows=1] [--slots=1024]
 
 The source is a folder of Hugging Face (config.json, safetensors, a tokenizer),
 a GGUF file, or a workdir. What becomes a workdir can be given to --mode=eval
 and --mode=generate, and to a training as train.init_from. A source that is no
-workdir can be written in the other formats too.
+workdir can be written in the other formats too. Of a run that was tuned, peft
+keeps the updates of low rank alone; all other formats have them merged into the
+matrices. Updates in a folder of PEFT become a run that was tuned from --base.
+StableHLO is the model as programs, which weights/exported_program.py runs
+without the code of the model, on CPU, GPU and TPU.
 
-  --format      gemini_jax (a workdir), huggingface or gguf
+  --format      gemini_jax (a workdir), huggingface, gguf, peft or stablehlo
   --dtype       of the parameters and of the computation in a workdir
   --type        of the matrices in a GGUF file: F32, F16, BF16 or Q8_0
   --checkpoint  of a workdir: latest, or best by validation loss
+  --base        workdir of the model that a folder of PEFT updates
+  --rows        texts that the programs of StableHLO write at once
+  --slots       longest text of these, prompt included, in tokens
 
 The target must not exist. Exit codes: 0 done, 2 a mistake in what was asked
 for, 130 Ctrl-C.
 """
 
-import dataclasses
-import json
 import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
-
-import tqdm
+from collections.abc import Sequence
 
 from gemini_jax import command, help_page, host
 from gemini_jax import config as config_lib
-from gemini_jax import run as run_lib
 from gemini_jax.checkpoint import checkpointer
-from gemini_jax.data import gguf_tokenizer, huggingface_tokenizer
-from gemini_jax.data import tokenizer as tokenizer_lib
-from gemini_jax.models import build, gemini
-from gemini_jax.parallel import sharding
-from gemini_jax.weights import (
-  families,
-  gguf_file,
-  gguf_model,
-  importing,
-  published,
-  safetensors_files,
-  translation,
-)
+from gemini_jax.commands import convert_sources, convert_targets
+from gemini_jax.models import gemini
+from gemini_jax.weights import peft_files
 
-FORMATS = ('gemini_jax', 'huggingface', 'gguf')
 DTYPES = ('float32', 'bfloat16')
-# By llama.cpp's names.
-TYPES = {
-  'F32': 'float32',
-  'F16': 'float16',
-  'BF16': 'bfloat16',
-  'Q8_0': 'q8_0',
-}
 _FLAGS: dict[str, str | None] = {
   'source': None,
   'target': None,
@@ -66,18 +55,10 @@ _FLAGS: dict[str, str | None] = {
   'dtype': 'float32',
   'type': 'F16',
   'checkpoint': 'latest',
+  'base': '',
+  'rows': '1',
+  'slots': '1024',
 }
-# Bytes of a file of safetensors, as others shard them.
-_SHARD_BYTES = 5 * 10**9
-
-
-@dataclasses.dataclass(frozen=True)
-class Loaded:
-  """A model with its tokenizer, from any source."""
-
-  config: config_lib.Config
-  tokenizer: tokenizer_lib.Tokenizer
-  params: Any
 
 
 def main(argv: Sequence[str]) -> int:
@@ -103,6 +84,9 @@ def convert(
   dtype: str = 'float32',
   type: str = 'F16',
   checkpoint: str = 'latest',
+  base: str = '',
+  rows: str = '1',
+  slots: str = '1024',
 ):
   """Converts a model; see the module.
 
@@ -111,15 +95,21 @@ def convert(
       written, or the format has no such models.
   """
   for name, value, accepted in (
-    ('format', format, FORMATS),
+    ('format', format, convert_targets.WRITERS),
     ('dtype', dtype, DTYPES),
-    ('type', type, TYPES),
+    ('type', type, convert_targets.TYPES),
     ('checkpoint', checkpoint, ('latest', 'best')),
   ):
     config_lib.check(
       value in accepted,
       f'--{name}={value} must be one of {", ".join(accepted)}',
     )
+  for name, value in (('rows', rows), ('slots', slots)):
+    config_lib.check(
+      value.isdecimal() and 0 < int(value) < 2**20,
+      f'--{name}={value} must be a number above 0',
+    )
+  options = convert_targets.Options(type, int(rows), int(slots))
   from_path = command.folder('source', source)
   to_path = command.folder('target', target)
   config_lib.check(from_path.exists(), f'--source={source} does not exist')
@@ -132,13 +122,26 @@ def convert(
     is_run or checkpoint == 'latest',
     f'--checkpoint={checkpoint} is of a workdir, and --source={source} is none',
   )
-  load = _open_run if is_run else _open_published
-  loaded = load(from_path, dtype, checkpoint)
+  is_peft = (from_path / peft_files.CONFIG).exists()
+  config_lib.check(
+    bool(base) == is_peft,
+    f'--base={base} is the workdir that a folder of PEFT updates; '
+    f'--source={source} is {"" if is_peft else "not "}such a folder',
+  )
+  if is_peft:
+    base_path = command.folder('base', base)
+    loaded = convert_sources.open_peft(from_path, base_path)
+  elif is_run:
+    loaded = convert_sources.open_run(from_path, checkpoint)
+  else:
+    loaded = convert_sources.open_published(from_path, dtype)
+  if format != 'peft' and not (is_peft and format == 'gemini_jax'):
+    loaded = convert_sources.merged(loaded)
   draft = to_path.with_name(f'{to_path.name}.unfinished')
   shutil.rmtree(draft, ignore_errors=True)
   try:
     draft.parent.mkdir(parents=True, exist_ok=True)
-    _WRITERS[format](loaded, draft, type)
+    convert_targets.WRITERS[format](loaded, draft, options)
     draft.rename(to_path)
   except OSError as error:
     raise config_lib.ConfigError(
@@ -150,117 +153,6 @@ def convert(
     f'{target}: {gemini.param_count(loaded.params):,} parameters, '
     f'{_size(to_path) / 2**20:,.1f} MiB'
   )
-
-
-def _open_run(path: pathlib.Path, dtype: str, checkpoint: str) -> Loaded:
-  """The model that was trained in a workdir."""
-  del dtype
-  run = run_lib.open_run(config_lib.read(path / config_lib.FILE), path)
-  with sharding.use(run.mesh):
-    restored = run.restore_params(checkpoint, 'checkpoint')
-  return Loaded(run.config, run.tokenizer, restored.params)
-
-
-def _open_published(path: pathlib.Path, dtype: str, checkpoint: str) -> Loaded:
-  """A published model on the devices that are here."""
-  del checkpoint
-  source = published.open_source(path)
-  if source.metadata:
-    tokenizer = gguf_tokenizer.from_gguf(source.metadata)
-  else:
-    tokenizer = huggingface_tokenizer.from_folder(path)
-  config = source.config(dtype)
-  config_lib.check(
-    tokenizer.vocab_size <= (config.model.vocab_size or 0),
-    f'{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model '
-    f'{config.model.vocab_size}',
-  )
-  config = build.with_vocab(config, tokenizer.vocab_size)
-  mesh = run_lib.make_mesh(config)
-  with (
-    tqdm.tqdm(
-      total=len(source.tensors), unit='tensor', disable=not sys.stderr.isatty()
-    ) as bar,
-    sharding.use(mesh),
-  ):
-    params = source.params(config, mesh, lambda name: bar.update())
-  return Loaded(config, tokenizer, params)
-
-
-def _write_run(loaded: Loaded, target: pathlib.Path, type: str):
-  """A workdir with the parameters as the checkpoint of step 0."""
-  del type
-  target.mkdir()
-  loaded.tokenizer.save(target / run_lib.TOKENIZER_FILE)
-  checkpoints = run_lib.open_checkpoints(loaded.config, target)
-  manifest = {
-    'imported': True,
-    'data': {'fingerprint': {'tokenizer': loaded.tokenizer.fingerprint}},
-  }
-  try:
-    checkpoints.save(0, {'params': loaded.params}, manifest)
-    checkpoints.wait()
-  finally:
-    checkpoints.close()
-  text = config_lib.to_json(loaded.config)
-  host.replace_file(target / run_lib.CONFIG_FILE, text.encode())
-
-
-def _write_huggingface(loaded: Loaded, target: pathlib.Path, type: str):
-  """A folder that `transformers` loads."""
-  del type
-  values, made = _exported(loaded, 'huggingface')
-  target.mkdir()
-  safetensors_files.write_folder(
-    target,
-    ((name, make()) for name, _, make in made),
-    {'format': 'pt'},
-    _SHARD_BYTES,
-  )
-  values |= {
-    'pad_token_id': loaded.tokenizer.pad_id,
-    'bos_token_id': loaded.tokenizer.bos_id,
-    'eos_token_id': loaded.tokenizer.eos_id,
-  }
-  text = json.dumps(values, indent=2)
-  host.replace_file(target / families.CONFIG_FILE, text.encode())
-  files = huggingface_tokenizer.huggingface_files(loaded.tokenizer)
-  for name, content in files.items():
-    host.replace_file(target / name, content)
-
-
-def _write_gguf(loaded: Loaded, target: pathlib.Path, type: str):
-  """A file that llama.cpp runs; vectors stay in float32."""
-  values, made = _exported(loaded, 'gguf')
-  gguf_model.check(values)
-  factors_F = gguf_model.rope_factors(loaded.config.model)
-  if factors_F is not None:
-    made.append(('rope_freqs.weight', factors_F.shape, lambda: factors_F))
-  metadata = gguf_model.metadata_of(values, target.stem)
-  metadata |= gguf_tokenizer.gguf_metadata(loaded.tokenizer)
-  gguf_file.write_gguf(
-    target,
-    metadata,
-    [
-      (name, shape, TYPES[type] if len(shape) > 1 else 'float32', make)
-      for name, shape, make in made
-    ],
-  )
-
-
-_WRITERS: dict[str, Callable[[Loaded, pathlib.Path, str], None]] = {
-  'gemini_jax': _write_run,
-  'huggingface': _write_huggingface,
-  'gguf': _write_gguf,
-}
-
-
-def _exported(loaded: Loaded, format: translation.Format) -> tuple[Any, Any]:
-  """The config.json of a model, and its tensors as others name them."""
-  model = loaded.config.model
-  values = families.from_model(model)
-  entries = published.export_entries(values, model, loaded.params, format)
-  return values, importing.export(entries, loaded.params)
 
 
 def _size(path: pathlib.Path) -> int:

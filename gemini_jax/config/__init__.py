@@ -31,6 +31,7 @@ from gemini_jax.config.parallel import AXES, Parallel
 from gemini_jax.config.plan import Plan
 from gemini_jax.config.schema import ConfigError, check, nearest, optional
 from gemini_jax.config.train import KLAnnealing, LossWeights, Train
+from gemini_jax.config.tune import AdaLoRA, Tune
 
 __all__ = [
   'AXES',
@@ -40,6 +41,7 @@ __all__ = [
   'LEARNING_RATES',
   'SEPARATOR',
   'TASK_FIELDS',
+  'AdaLoRA',
   'Audio',
   'Augment',
   'Autoencoder',
@@ -58,6 +60,7 @@ __all__ = [
   'Plan',
   'Tokenizer',
   'Train',
+  'Tune',
   'Video',
   'check',
   'from_config_dict',

@@ -199,7 +199,7 @@ def to_model(values: Mapping[str, Any], dtype: str) -> config_lib.Model:
     f'{CONFIG_FILE}: hidden_act={activation!r} is not supported; supported are '
     f'{", ".join(_ACTIVATIONS)}',
   )
-  fields |= {'activation': _ACTIVATIONS[activation]}
+  fields['activation'] = _ACTIVATIONS[str(activation)]
   fields |= _attention(values) | _rotary(values)
   config_lib.check(
     'local' not in fields['attention_pattern']

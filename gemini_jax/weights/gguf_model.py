@@ -40,7 +40,7 @@ _ROPE_FACTORS = 'rope_freqs.weight'
 # queries are scaled by width / heads and not by the width of a head.
 _GEMMA_27B = {'gemma2': 46, 'gemma3_text': 62}
 # Llama 3's rescaling of rotary frequencies, of which a file holds the result.
-_LLAMA3 = {
+_LLAMA3: dict[str, Any] = {
   'rope_type': 'llama3',
   'low_freq_factor': 1.0,
   'high_freq_factor': 4.0,
@@ -131,7 +131,7 @@ def _rope(
     f'{_ROPE_FACTORS} has the shape {list(tensor.shape)}',
   )
   factors_F = tensor.read()
-  scaling = _LLAMA3 | {'factor': float(np.max(factors_F))}
+  scaling: dict[str, Any] = _LLAMA3 | {'factor': float(np.max(factors_F))}
   base = values.get('rope_theta', 10_000.0)
   config_lib.check(
     isinstance(base, (int, float)) and base >= 1 and scaling['factor'] > 0,
