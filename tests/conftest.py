@@ -113,6 +113,7 @@ _SLOW = {
   'models/autoencoder_test.py::test_it_overfits': (),
   'models/autoencoder_test.py::test_a_canvas_around': (),
   'chat_run_test.py::test_it': (),
+  'hostile_files_test.py::test_damaged_files_are_read_or_refused[chat': (),
   'infer/generation_test.py::test_any_of_the_ids': (),
   'commands/bench_test.py': ('[step]',),
   'parallel/pipeline_test.py::test_parts_along_other_axes': (),
