@@ -116,6 +116,28 @@ class Run:
         return RestoredParams(restored.step, selection.params(restored.state))
     raise config_lib.ConfigError(f'--workdir={self.workdir} was emptied')
 
+  def restore_reference(self, step: int) -> Any:
+    """The parameters that preferences are relative to; None without any.
+
+    Args:
+      step: of the checkpoint, which was read before.
+
+    Raises:
+      ConfigError: it cannot be read again.
+    """
+    if not self.config.data.rejected_field:
+      return None
+    abstract = build.abstract_params(self.model, self.mesh)
+    select = lambda saved: parameters.select_reference(saved, abstract)
+    try:
+      restored = self.checkpoints.restore_arrays(
+        lambda saved: select(saved).arrays, step
+      )
+    except checkpointer.DamageError as error:
+      raise config_lib.ConfigError(str(error)) from error
+    assert restored is not None
+    return select(restored.manifest['arrays']).params(restored.state)
+
   def _step_to_read(self, which: str, field: str) -> tuple[int | None, str]:
     """The step of the best checkpoint, or None; and what helps if it is lost.
 

@@ -1,7 +1,7 @@
 """The extensions that a config turns on."""
 
 from gemini_jax import config as config_lib
-from gemini_jax.adapt import decoder_reset, ema, extension, plateau
+from gemini_jax.adapt import decoder_reset, ema, extension, plateau, reference
 
 
 def extensions(config: config_lib.Config) -> extension.Extensions:
@@ -10,6 +10,7 @@ def extensions(config: config_lib.Config) -> extension.Extensions:
     decoder_reset.from_config(config),
     plateau.from_config(config),
     ema.from_config(config),
+    reference.from_config(config),
   )
   return extension.Extensions(tuple(item for item in items if item is not None))
 

@@ -30,11 +30,12 @@ from gemini_jax.config.optimizer import LEARNING_RATES, Optimizer
 from gemini_jax.config.parallel import AXES, Parallel
 from gemini_jax.config.plan import Plan
 from gemini_jax.config.schema import ConfigError, check, nearest, optional
-from gemini_jax.config.train import KLAnnealing, LossWeights, Train
+from gemini_jax.config.train import DPO, KLAnnealing, LossWeights, Train
 
 __all__ = [
   'AXES',
   'BATCH_FIELDS',
+  'DPO',
   'FILE',
   'KINDS',
   'LEARNING_RATES',

@@ -89,6 +89,7 @@ class Config:
       f'optimizer.accumulation_steps={self.optimizer.accumulation_steps} must '
       f'divide data.batch_size={self.data.batch_size}',
     )
+    self._check_preferences()
     canvas = min(self.model.image.height, self.model.image.width)
     padding = self.data.augment.crop_padding
     schema.check(
@@ -102,6 +103,19 @@ class Config:
       ('plan.decode_batch_size', self.plan.decode_batch_size),
     ):
       self._check_batch(field, rows or 0)
+
+  def _check_preferences(self):
+    given = f'data.rejected_field={self.data.rejected_field!r}'
+    for field, value in (
+      ('model.latent.dim', self.model.latent.dim),
+      ('model.contrast_dim', self.model.contrast_dim),
+      ('train.label_smoothing', self.train.label_smoothing),
+      ('loss_weights.z_loss', self.loss_weights.z_loss),
+    ):
+      schema.check(
+        not (self.data.rejected_field and value),
+        f'{field}={value} does not go with {given}; set it to 0',
+      )
 
   def _check_batch(self, field: str, num_rows: int):
     """Estimates a batch of so many rows before anything is allocated."""

@@ -87,6 +87,9 @@ class Data:
   # The fields that hold inputs and targets; both empty: plain text.
   inputs_field: str = ''
   targets_field: str = ''
+  # The field that holds worse targets for the same inputs; those of
+  # targets_field are then preferred to them (train.dpo); '': none.
+  rejected_field: str = ''
   # Tasks, written '{image:photo} in {language} -> {caption}'; each record gives
   # one example of each task; see data/task.py.
   tasks: tuple[str, ...] = ()
@@ -145,6 +148,11 @@ class Data:
       bool(self.inputs_field) == bool(self.targets_field),
       f'data.inputs_field={self.inputs_field!r} and data.targets_field='
       f'{self.targets_field!r} must be set together',
+    )
+    schema.check(
+      not self.rejected_field or bool(self.inputs_field),
+      f'data.rejected_field={self.rejected_field!r} needs data.inputs_field, '
+      'of the prompts, and data.targets_field, of what is preferred',
     )
     schema.check(
       not (self.tasks and self.inputs_field),

@@ -40,6 +40,8 @@ Read = Callable[[unusable.Tally], tuple[Iterable[transforms.Example], str]]
 class Corpus:
   """A tokenized source of R documents.
 
+  Of preferences two for each example: the preferred one, then the rejected one.
+
   Attributes:
     tokens: uint16 or uint32 [N], the documents one after the other.
     offsets: int64[R + 1], the index of the first token of each document.
@@ -144,15 +146,16 @@ def _write(work, read, tokenizer, placeholders):
 
   flush()
   for example in examples:
-    tokens, first = transforms.document(example.parts, tokenizer, placeholders)
-    unknown += int(np.count_nonzero(tokens == tokenizer.unk_id))
-    offsets.append(offsets[-1] + len(tokens))
-    firsts.append(first)
-    sizes.append(example.num_bytes)
-    origins.append(example.origin)
+    for parts in example.documents:
+      tokens, first = transforms.document(parts, tokenizer, placeholders)
+      unknown += int(np.count_nonzero(tokens == tokenizer.unk_id))
+      offsets.append(offsets[-1] + len(tokens))
+      firsts.append(first)
+      sizes.append(transforms.num_bytes(parts))
+      origins.append(example.origin)
+      buffer.append(tokens.astype(dtype))
+      buffered += len(tokens)
     media.update(example.media)
-    buffer.append(tokens.astype(dtype))
-    buffered += len(tokens)
     if buffered > _BUFFER_TOKENS:
       flush()
       buffered = 0

@@ -33,7 +33,8 @@ class Example(NamedTuple):
 
   Attributes:
     origin: number of the record and task, to find the media again.
-    parts: `(text,)` or `(inputs, targets)`, each a sequence of texts and media.
+    parts: `(text,)`, `(inputs, targets)` or `(inputs, targets, rejected)`,
+      each a sequence of texts and media.
     media: digests of the media, in order.
   """
 
@@ -42,10 +43,19 @@ class Example(NamedTuple):
   media: bytes = b''
 
   @property
-  def num_bytes(self) -> int:
-    """UTF-8 bytes of the text in the targets."""
-    texts = [piece for piece in self.parts[-1] if isinstance(piece, str)]
-    return sum(len(text.encode('utf-8')) for text in texts)
+  def documents(self) -> tuple[tuple[tuple[str | Slots, ...], ...], ...]:
+    """The parts of each document, `(text,)` or `(inputs, targets)`.
+
+    Of a preference there are two: the preferred one, then the rejected one.
+    """
+    inputs, *targets = self.parts
+    return tuple((inputs, part) for part in targets) or (self.parts,)
+
+
+def num_bytes(parts: Sequence[Sequence[str | Slots]]) -> int:
+  """UTF-8 bytes of the text in the targets of a document."""
+  texts = [piece for piece in parts[-1] if isinstance(piece, str)]
+  return sum(len(text.encode('utf-8')) for text in texts)
 
 
 def document(

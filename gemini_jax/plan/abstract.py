@@ -58,7 +58,7 @@ def batch(config: config_lib.Config, mesh: Mesh) -> batch_lib.Batch:
     )
 
   length = data.sequence_length
-  return batch_lib.Batch(
+  made = batch_lib.Batch(
     decoder=sequence(length),
     targets=array(length),
     weights=array(length, jnp.float32),
@@ -67,6 +67,7 @@ def batch(config: config_lib.Config, mesh: Mesh) -> batch_lib.Batch:
     if config.model.encoder_layers
     else None,
   )
+  return made.replace(rejected=made) if data.rejected_field else made
 
 
 def decoding_rows(

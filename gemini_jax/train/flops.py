@@ -180,7 +180,10 @@ def product_flops(jaxpr: Any) -> float:
 
 
 def step_flops(config: config_lib.Config) -> float:
-  """FLOPs of one training step: three forward passes, no recomputation."""
+  """FLOPs of one training step: three forward passes, no recomputation.
+
+  With preferences a row has two sequences, and the reference reads both, too.
+  """
   data, memory = config.data, 0
   if config.model.encodes:
     reads_inputs = data.objective == 'seq2seq'
@@ -192,7 +195,8 @@ def step_flops(config: config_lib.Config) -> float:
     for parts in media_reader.sequence_parts(data).values():
       media.update(task_lib.max_media(tasks, parts))
   sequence = forward_flops(config.model, data.sequence_length, memory, media)
-  return 3 * data.batch_size * sequence
+  passes = 2 * 4 if data.rejected_field else 3
+  return passes * data.batch_size * sequence
 
 
 def mfu(config: config_lib.Config, seconds: float) -> float | None:
