@@ -824,6 +824,14 @@ CONFLICTS = [
     'model.image.height=512 x width=512 pixels are 48 GiB; the videos of a '
     'batch hold at most 32 GiB',
   ),
+  *(
+    (
+      {'generate.draft': 'runs/a', f'generate.{name}': value},
+      f"generate.{name}={value!r} does not go with generate.draft='runs/a': "
+      'tokens are drafted for sampled text alone',
+    )
+    for name, value in (('steer', 'a=b'), ('beam_size', 2), ('output', 'image'))
+  ),
   (
     {'data.rejected_field': 'rejected'},
     "data.rejected_field='rejected' needs data.inputs_field, of the prompts, "

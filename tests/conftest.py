@@ -108,6 +108,7 @@ _SLOW = {
   'infer/media_generation_test.py::test_a_latent_says': (),
   'infer/media_generation_test.py::test_rows_do_not': ('[decoder]',),
   'infer/latents_test.py::test_inputs_have_the_z': (),
+  'infer/speculative_test.py::test_greedy_tokens': ('[plain', '[prefix'),
   'evaluate/likelihood_test.py::test_more_draws': ('[normal]',),
   'growth_test.py': (),
   'models/contrast_test.py::test_the_loss_attracts': (),

@@ -27,7 +27,8 @@ from gemini_jax import config as config_lib
 from gemini_jax import main as main_lib
 from gemini_jax import run as run_lib
 from gemini_jax.evaluate import held_out
-from gemini_jax.infer import generation
+from gemini_jax.infer import generation, sampling
+from gemini_jax.infer import prompts as prompts_lib
 from gemini_jax.objectives import language
 from gemini_jax.parallel import sharding
 
@@ -57,11 +58,11 @@ BASE = {
 TUNED = {
   'data.rejected_field': 'rejected',
   'data.batch_size': 16,
-  'optimizer.learning_rate': 2e-4,
-  'optimizer.weight_decay': 0.0,
-  'train.num_steps': 200,
-  'train.eval_every': 200,
-  'train.save_every': 200,
+  'train.dpo.beta': 1.0,
+  'optimizer.learning_rate': 1e-4,
+  'train.num_steps': 100,
+  'train.eval_every': 100,
+  'train.save_every': 100,
 }
 
 
@@ -167,15 +168,7 @@ def measure(out, name, num_samples):
       likelier += (chosen > rejected)[is_row].tolist()
     lines = (out / 'held_out_pairs.jsonl').read_text().splitlines()
     prompts = [json.loads(line)['prompt'] for line in lines[:num_samples]]
-    options = config_lib.Generate(temperature=1.0, max_tokens=30)
-    samples = generation.generate(
-      dataclasses.replace(run.config, generate=options),
-      run.model,
-      params,
-      run.tokenizer,
-      prompts,
-    )
-  texts = [sample.text for sample in samples]
+    texts = sample(run, params, prompts)
   tones = [tone_of(text) for text in texts]
   verdicts = [grammar.judge(text) for text in texts]
   styled = [tone is not None for tone in tones]
@@ -198,6 +191,29 @@ def measure(out, name, num_samples):
     'accuracy': 100 * metrics[-1].get('validation/dpo_accuracy', float('nan')),
     'margin': metrics[-1].get('validation/dpo_margin', float('nan')),
   }
+
+
+def sample(run, params, texts):
+  """One answer to each prompt, each drawn with random numbers of its own."""
+  config = dataclasses.replace(
+    run.config, generate=config_lib.Generate(max_tokens=30)
+  )
+  decoder = generation.build_decoder(
+    config, run.model, run.tokenizer, len(texts)
+  )
+  read = [
+    prompts_lib.read_prompt(config, run.model, run.tokenizer, text).tokens
+    for text in texts
+  ]
+  state = decoder.start(params, read, max_tokens=30, samples=range(len(texts)))
+  state = decoder.decode(params, state, sampling.Sampler(1.0), 30)
+  return [
+    run.tokenizer.decode(row[start:stop])
+    for row, start, stop in zip(
+      *map(np.asarray, (state.tokens, state.starts, state.lengths)),
+      strict=True,
+    )
+  ]
 
 
 def with_packing_off(run):
