@@ -2,14 +2,15 @@ r"""A planted preference, and what tuning by it costs: DPO and its controls.
 
   python tests/preference_study.py --out=runs/preferences
 
-A small model learns to go on from a sentence without a tone by another of the
-same topic: positive, negative or without a tone, a third of the time each. Then
-it is tuned by pairs of answers of which the positive one is preferred; as a
-control, the preferred one is drawn by lot. For prompts that no training has
-seen the table gives, in percent, how many sampled answers with a tone are
-positive, how many of these are coherent by the grammar's rule, and for how many
-answers the model finds the positive one likelier than the same words with
-negative adjectives; and the perplexity of answers without a tone.
+A small model learns to go on from a sentence by another of the same topic. The
+answer is positive or negative, with equal probability; after a prompt that
+begins with a mark it has no tone. Then the model is tuned by pairs of answers
+of which the positive one is preferred; as a control, the preferred one is drawn
+by lot. For prompts that no training has seen the table gives, in percent, how
+many sampled answers are positive, how many are coherent by the grammar's rule,
+and for how many answers the model finds the positive one likelier than the same
+words with negative adjectives; and perplexities: of answers after a mark, which
+the pairs say nothing of, and of answers with both tones.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from gemini_jax.parallel import sharding
 
 ROOT = pathlib.Path(__file__).parents[1]
 NEGATIVE, POSITIVE = grammar.TONES
+MARK = 'so'
 NUM_TEXTS, NUM_PAIRS, NUM_HELD_OUT = 30_000, 3_000, 400
 FIELDS = {
   'data.inputs_field': 'prompt',
@@ -77,7 +79,8 @@ def write_data(out):
   sizes = {
     'texts': NUM_TEXTS,
     'pairs': NUM_PAIRS,
-    'held_out_texts': NUM_HELD_OUT,
+    'held_out_plain': NUM_HELD_OUT,
+    'held_out_toned': NUM_HELD_OUT,
     'held_out_pairs': NUM_HELD_OUT,
   }
   for seed, (name, size) in enumerate(sizes.items()):
@@ -89,9 +92,15 @@ def write_data(out):
         grammar.sentence(generator, topic, tone)
       )
       record = {'prompt': write_one(None)}
-      if 'texts' in name:
-        tones = [None] if 'held' in name else [None, NEGATIVE, POSITIVE]
-        record['chosen'] = write_one(tones[generator.integers(len(tones))])
+      if 'pairs' not in name:
+        tones = [NEGATIVE, POSITIVE, None, None]
+        tones = {'held_out_plain': [None], 'held_out_toned': tones[:2]}.get(
+          name, tones
+        )
+        tone = tones[generator.integers(len(tones))]
+        record['chosen'] = write_one(tone)
+        if tone is None:
+          record['prompt'] = f'{MARK} {record["prompt"]}'
       else:
         record |= {
           'chosen': write_one(POSITIVE),
@@ -149,11 +158,13 @@ def measure(out, name, num_samples):
   run = run_lib.open_run(config_lib.read(workdir / 'config.json'), workdir)
   with sharding.use(run.mesh):
     params = run.restore_params().params
-    # Plain answers, of all that a model may write.
-    neutral = with_data(run, out / 'held_out_texts.jsonl', rejected_field='')
-    loaders = held_out.loaders(neutral)
-    step = held_out.compile_step(neutral, params, loaders['validation'])
-    plain = held_out.evaluate(neutral, params, step, loaders)
+    perplexities = {}
+    for kind in ('plain', 'toned'):
+      texts = with_data(run, out / f'held_out_{kind}.jsonl', rejected_field='')
+      loaders = held_out.loaders(texts)
+      step = held_out.compile_step(texts, params, loaders['validation'])
+      found = held_out.evaluate(texts, params, step, loaders)
+      perplexities[f'{kind} perplexity'] = found['validation/perplexity']
     minimal = with_data(run, out / 'minimal.jsonl', rejected_field='rejected')
     score = jax.jit(
       lambda params, batch: language.log_likelihood(run.model, params, batch)
@@ -170,24 +181,16 @@ def measure(out, name, num_samples):
     prompts = [json.loads(line)['prompt'] for line in lines[:num_samples]]
     texts = sample(run, params, prompts)
   tones = [tone_of(text) for text in texts]
-  verdicts = [grammar.judge(text) for text in texts]
-  styled = [tone is not None for tone in tones]
+  coherent = [grammar.judge(text).coherent for text in texts]
   metrics = [
     json.loads(line)
     for line in (workdir / 'metrics.jsonl').read_text().splitlines()
   ]
   return {
-    'positive': 100 * tones.count(POSITIVE) / sum(styled),
-    'styled': 100 * np.mean(styled),
-    'coherent': 100
-    * sum(
-      verdict.coherent
-      for verdict, has_tone in zip(verdicts, styled, strict=True)
-      if has_tone
-    )
-    / sum(styled),
+    'positive': 100 * tones.count(POSITIVE) / len(tones),
+    'coherent': 100 * np.mean(coherent),
     'likelier': 100 * np.mean(likelier),
-    'neutral perplexity': plain['validation/perplexity'],
+    **perplexities,
     'accuracy': 100 * metrics[-1].get('validation/dpo_accuracy', float('nan')),
     'margin': metrics[-1].get('validation/dpo_margin', float('nan')),
   }
@@ -238,7 +241,7 @@ def main():
   files = {
     'data.cache_dir': out / 'tokens',
     'data.train': f"('jsonl:{out / 'texts.jsonl'}',)",
-    'data.validation': f"('jsonl:{out / 'held_out_texts.jsonl'}',)",
+    'data.validation': f"('jsonl:{out / 'held_out_toned.jsonl'}',)",
   }
   table = {}
   for seed in range(flags.seeds):
@@ -265,9 +268,10 @@ def main():
       train(out, name, fields | {'train.seed': seed})
       seconds = time.monotonic() - begin
       table[name] = measure(out, name, flags.samples) | {'seconds': seconds}
-      before = table[base]['neutral perplexity']
-      ratio = table[name]['neutral perplexity'] / before
-      table[name]['perplexity ratio'] = ratio
+      for kind in ('plain', 'toned'):
+        key = f'{kind} perplexity'
+        ratio = table[name][key] / table[base][key]
+        table[name][f'{kind} ratio'] = ratio
       print(row(name, table[name]), flush=True)
   print(json.dumps(table))
 

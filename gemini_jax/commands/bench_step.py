@@ -1,5 +1,6 @@
 """A training step, alone or in turn with nanoGPT's."""
 
+import dataclasses
 import json
 import statistics
 import subprocess
@@ -43,7 +44,8 @@ def random_batch(config: config_lib.Config, seed: int = 0) -> batch_lib.Batch:
     if config.model.encoder_layers
     else None,
   )
-  return batch.replace(rejected=batch) if config.data.rejected_field else batch
+  rejected = batch if config.data.rejected_field else None
+  return dataclasses.replace(batch, rejected=rejected)
 
 
 class Step:

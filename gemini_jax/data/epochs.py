@@ -58,7 +58,9 @@ class Epochs:
     self.num_tokens = int(self.lengths.sum())
     self.num_targets = int((self.lengths + 1 - self.firsts).sum())
     self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
-    self._rows, *self._rejected_rows = self._make_rows() or [None]
+    plans = self._make_rows()
+    self._rows = plans[0] if plans else None
+    self._rejected_rows = plans[1:]
     self.num_rows = self._epoch(0)[0].num_rows
 
   def batch(self, rows: np.ndarray) -> batch_lib.Batch:
@@ -133,7 +135,8 @@ class Epochs:
       # constant; the order of rows is drawn anew for every epoch.
       order = np.random.default_rng(self._seed).permutation(order)
     documents = [
-      tuple(values[order] for values in part) for part in self._documents
+      (starts[order], lengths[order], firsts[order])
+      for starts, lengths, firsts in self._documents
     ]
     bounds = np.arange(len(order) + 1)
     if config.pack:
@@ -143,7 +146,10 @@ class Epochs:
         for size in transforms.pair_sizes(*part, config)
       ]
       bounds = packing.next_fit(*zip(*sizes, strict=True))
-    return [packing.RowPlan(bounds, *part) for part in documents]
+    return [
+      packing.RowPlan(bounds, starts, lengths, firsts)
+      for starts, lengths, firsts in documents
+    ]
 
 
 def usable(

@@ -153,7 +153,9 @@ class Speculative(decoding.Decoder):
       **plain | {'model': self.draft_model, 'num_slots': self.length}
     )
     draft = drafter.start(params.draft, prompts, **kwargs)
-    values = vars(state) | {'cache': Caches(state.cache, draft.cache)}
+    values: dict[str, Any] = vars(state) | {
+      'cache': Caches(state.cache, draft.cache)
+    }
     none_B = lambda: jnp.zeros(self.batch_size, jnp.int32)
     return State(**values, passes=none_B(), accepted=none_B())
 
@@ -189,6 +191,7 @@ class Speculative(decoding.Decoder):
       params, state, sampler
     )
     last = self.last(state)
+    caches: Any = state.cache
     logits_BMV, target_cache = gemini.apply(
       self.model,
       params.target,
@@ -197,7 +200,7 @@ class Speculative(decoding.Decoder):
         jnp.concatenate([last.tokens, draft_BK], axis=1),
         last.positions[:, 0],
       ),
-      cache=state.cache.target,
+      cache=caches.target,
       method='decode',
     )[:2]
     num_B, token_B = rejection_sampling.verify(
@@ -229,6 +232,7 @@ class Speculative(decoding.Decoder):
     """
     keys_BK = self.keys(state, _DRAFT, self.draft_tokens)
     last_B = self.last(state).positions[:, 0]
+    caches: Any = state.cache
 
     def step(tokens_BN, first_B, cache, keys_B):
       logits_BNV, cache = gemini.apply(
@@ -256,7 +260,7 @@ class Speculative(decoding.Decoder):
       state.tokens, jnp.maximum(places_B2, 0), axis=1
     )
     token_B, probs_BV, cache = step(
-      tokens_B2, last_B - 1, state.cache.draft, keys_BK[:, 0]
+      tokens_B2, last_B - 1, caches.draft, keys_BK[:, 0]
     )
     (_, cache), (tokens_KB, probs_KBV) = jax.lax.scan(
       next_step,

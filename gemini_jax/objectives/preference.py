@@ -7,6 +7,8 @@ rewards: log 2 where the parameters are the reference.
 B rows, T length, P pairs of a row.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -21,9 +23,9 @@ def all_rows(batch: batch_lib.Batch) -> batch_lib.Batch:
   Only preferred targets have a weight, so that sums over tokens are theirs.
   """
   assert batch.rejected is not None
-  chosen = batch.replace(rejected=None)
-  rejected = batch.rejected.replace(
-    weights=jnp.zeros_like(batch.rejected.weights)
+  chosen = dataclasses.replace(batch, rejected=None)
+  rejected = dataclasses.replace(
+    batch.rejected, weights=jnp.zeros_like(batch.rejected.weights)
   )
   # A row stays on the device that has it.
   return jax.tree.map(

@@ -3,6 +3,7 @@
 B rows, T decoder length, S encoder length.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,7 +68,8 @@ def batch(config: config_lib.Config, mesh: Mesh) -> batch_lib.Batch:
     if config.model.encoder_layers
     else None,
   )
-  return made.replace(rejected=made) if data.rejected_field else made
+  rejected = made if data.rejected_field else None
+  return dataclasses.replace(made, rejected=rejected)
 
 
 def decoding_rows(
