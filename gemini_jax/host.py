@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import Any, TextIO
 
+import absl.logging
+
 # Error numbers for a file that no longer exists.
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
@@ -103,6 +105,20 @@ def keep_output():
   """
   sys.stdout = _lossy(sys.stdout, 1)
   sys.stderr = _lossy(sys.stderr, 2)
+
+
+def start_output():
+  """Output that never fails, and a log of what a user wants to know.
+
+  Orbax tells of every file, JAX of every back end that it does not find.
+  """
+  keep_output()
+  # Imports may have set up handlers of their own.
+  logging.basicConfig(
+    level=logging.INFO, format='%(levelname)s %(message)s', force=True
+  )
+  absl.logging.set_verbosity(absl.logging.WARNING)
+  logging.getLogger('jax').setLevel(logging.WARNING)
 
 
 def _lossy(stream: TextIO | None, descriptor: int) -> TextIO:

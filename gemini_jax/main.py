@@ -39,8 +39,6 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-import absl.logging
-
 from gemini_jax import command, help_page, host
 from gemini_jax import config as config_lib
 
@@ -157,11 +155,7 @@ def _refuse(error: Exception) -> int:
 
 def run() -> int:
   """The command as a process: `main` with this process's arguments."""
-  host.keep_output()
-  logging.basicConfig(level=logging.INFO, format='%(levelname)s %(message)s')
-  # Orbax tells of every file, JAX of every back end it does not find.
-  absl.logging.set_verbosity(absl.logging.WARNING)
-  logging.getLogger('jax').setLevel(logging.WARNING)
+  host.start_output()
   return main(sys.argv, owns_process=True)
 
 

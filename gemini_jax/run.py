@@ -20,9 +20,11 @@ from gemini_jax import host
 from gemini_jax.checkpoint import checkpointer, parameters
 from gemini_jax.data import loader as loader_lib
 from gemini_jax.data import tokenizer as tokenizer_lib
-from gemini_jax.models import build, gemini
+from gemini_jax.models import build, gemini, parameter_groups
 from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.parallel import pipeline, processes, sharding
+from gemini_jax.weights import base as base_lib
+from gemini_jax.weights import tuning
 
 CONFIG_FILE = config_lib.FILE
 TOKENIZER_FILE = 'tokenizer'
@@ -90,16 +92,19 @@ class Run:
     """The parameters to evaluate and to generate with, without the rest.
 
     A moving average of the parameters takes their place where training kept
-    one. Nothing in the folder is changed.
+    one. Those of a run that was tuned are in part the base's, in leaf types of
+    `weights/`. Nothing in the folder is changed.
 
     Args:
       which: 'latest', or 'best' by validation loss.
       field: of the config that says so, for messages.
 
     Raises:
-      ConfigError: there is no checkpoint that is whole.
+      ConfigError: there is no checkpoint that is whole, or not the base that
+        it tunes.
     """
-    abstract = build.abstract_params(self.model, self.mesh)
+    whole = tuning.abstract_params(self.config, self.model, self.mesh)
+    abstract = parameter_groups.own(self.config.tune, whole)
     select = lambda saved: parameters.select(saved, abstract).arrays
     for _ in range(_MAX_READS):
       step, remedy = self._step_to_read(which, field)
@@ -113,30 +118,42 @@ class Run:
         raise config_lib.ConfigError(f'{where}{error}; {remedy}') from error
       if restored is not None:
         selection = parameters.select(restored.manifest['arrays'], abstract)
-        return RestoredParams(restored.step, selection.params(restored.state))
+        params = base_lib.with_base(
+          self.config,
+          self.model,
+          self.mesh,
+          selection.params(restored.state),
+          restored.manifest,
+        )
+        return RestoredParams(restored.step, params)
     raise config_lib.ConfigError(f'--workdir={self.workdir} was emptied')
 
-  def restore_reference(self, step: int) -> Any:
+  def restore_reference(self, restored: RestoredParams) -> Any:
     """The parameters that preferences are relative to; None without any.
 
+    What training leaves as it is they share with the restored ones.
+
     Args:
-      step: of the checkpoint, which was read before.
+      restored: of `restore_params`.
 
     Raises:
-      ConfigError: it cannot be read again.
+      ConfigError: the checkpoint cannot be read again.
     """
     if not self.config.data.rejected_field:
       return None
-    abstract = build.abstract_params(self.model, self.mesh)
+    abstract = parameter_groups.trained(
+      self.config, tuning.abstract_params(self.config, self.model, self.mesh)
+    )
     select = lambda saved: parameters.select_reference(saved, abstract)
     try:
-      restored = self.checkpoints.restore_arrays(
-        lambda saved: select(saved).arrays, step
+      found = self.checkpoints.restore_arrays(
+        lambda saved: select(saved).arrays, restored.step
       )
     except checkpointer.DamageError as error:
       raise config_lib.ConfigError(str(error)) from error
-    assert restored is not None
-    return select(restored.manifest['arrays']).params(restored.state)
+    assert found is not None
+    kept = select(found.manifest['arrays']).params(found.state)
+    return parameter_groups.merged(kept, restored.params)
 
   def _step_to_read(self, which: str, field: str) -> tuple[int | None, str]:
     """The step of the best checkpoint, or None; and what helps if it is lost.
@@ -255,7 +272,7 @@ def _check_same_model(path: pathlib.Path, config: config_lib.Config):
   differences = list(changes(saved, config))
   for field, before, value in differences:
     config_lib.check(
-      not field.startswith(('model.', 'tokenizer.'))
+      not field.startswith(('model.', 'tokenizer.', 'tune.'))
       or field in NUMERICS_FIELDS,
       f'--workdir={path} holds another model: {field} is {before} there and '
       f'{value} here; use another --workdir or the same config',

@@ -212,6 +212,11 @@ RANGES = {
     "optimizer.frozen='*' is not a regular expression: nothing to repeat at "
     'position 0',
   ),
+  'tune.pattern': (
+    '(',
+    "tune.pattern='(' is not a regular expression: missing ), unterminated "
+    'subpattern at position 0',
+  ),
   'parallel.tensor': (
     0,
     'parallel.tensor=0 must be at least 1, or -1 for the rest',
@@ -563,6 +568,47 @@ def test_none_and_zero_are_told_apart():
 # Values that are wrong together, as one dict of section.field.
 CONFLICTS = [
   (
+    {'tune.method': 'lora'},
+    "tune.method='lora' needs train.init_from, the folder of the run whose "
+    'parameters it tunes',
+  ),
+  (
+    {
+      'tune.method': 'adapter',
+      'train.init_from': '/base',
+      'optimizer.name': 'muon',
+    },
+    "tune.method='adapter' has no matrices that optimizer.name=muon is made "
+    'for; use adamw',
+  ),
+  (
+    {
+      'tune.method': 'head',
+      'train.init_from': '/base',
+      'train.kl_annealing': {'pretrain_fraction': 0.5},
+    },
+    "tune.method='head' keeps the decoder, and "
+    'train.kl_annealing.pretrain_fraction=0.5 starts it anew; set it to 0',
+  ),
+  (
+    {'tune.method': 'head', 'tune.base': 'nf4'},
+    "tune.base='nf4' needs tune.method lora or adalora, not head",
+  ),
+  (
+    {'tune.method': 'adalora', 'tune.adalora': {'initial_rank': 4}},
+    'tune.adalora.initial_rank=4 must be at least tune.rank=8',
+  ),
+  (
+    {
+      'tune.method': 'adalora',
+      'train.init_from': '/base',
+      'train.num_steps': 10,
+      'tune.adalora': {'warmup_steps': 8},
+    },
+    'tune.adalora.warmup_steps=8 and final_steps=3 must together be less than '
+    'train.num_steps=10',
+  ),
+  (
     {'train.accept_changes': ('data.batchsize',)},
     "train.accept_changes: 'data.batchsize' is not a field that it takes; did "
     'you mean data.batch_size or data.pack?',
@@ -629,7 +675,33 @@ CONFLICTS = [
       'data.targets_field': 'y',
     },
     'data.deduplicate=True is for plain text; data.inputs_field='
-    "'x' and data.tasks=() make pairs",
+    "'x', data.tasks=() and data.chat_field='' are none",
+  ),
+  (
+    {
+      'data.chat_field': 'messages',
+      'data.inputs_field': 'x',
+      'data.targets_field': 'y',
+    },
+    "data.chat_field='messages' does not go with data.inputs_field='x' and "
+    'data.tasks=()',
+  ),
+  (
+    {'data.chat_field': 'messages', 'data.objective': 'prefix'},
+    "data.chat_field='messages' needs data.objective=causal, not prefix",
+  ),
+  (
+    {'data.chat_field': 'messages'},
+    "data.chat_field='messages' needs a tokenizer with a chat template: "
+    'tokenizer.kind=huggingface, not bytes',
+  ),
+  (
+    {
+      'generate.chat': 'talk.json',
+      'generate.source': 'posterior',
+    },
+    "generate.chat='talk.json' does not go with generate.source='posterior'; "
+    'use prompt or prior',
   ),
   (
     {
@@ -835,7 +907,8 @@ CONFLICTS = [
   (
     {'data.rejected_field': 'rejected'},
     "data.rejected_field='rejected' needs data.inputs_field, of the prompts, "
-    'and data.targets_field, of what is preferred',
+    'and data.targets_field, of what is preferred, or data.chat_field, of '
+    'preferred conversations',
   ),
   *(
     (

@@ -56,9 +56,10 @@ def main(revisions: list[str]) -> int:
 
 
 def extract(revision: str, folder: str):
-  """Writes the package of a revision to a folder."""
+  """Writes the package and the experiments of a revision to a folder."""
   root = pathlib.Path(__file__).parents[1]
-  command = ['git', '-C', str(root), 'archive', revision, 'gemini_jax']
+  parts = ('gemini_jax', 'experiments')
+  command = ['git', '-C', str(root), 'archive', revision, *parts]
   done = subprocess.run(command, capture_output=True, check=True)
   with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
     archive.extractall(folder, filter='data')

@@ -53,9 +53,9 @@ FIELDS = {
 BASE = {
   'data.batch_size': 16,
   'optimizer.learning_rate': 3e-3,
-  'train.num_steps': 2000,
-  'train.eval_every': 2000,
-  'train.save_every': 2000,
+  'train.num_steps': 3000,
+  'train.eval_every': 3000,
+  'train.save_every': 3000,
 }
 TUNED = {
   'data.rejected_field': 'rejected',

@@ -18,7 +18,27 @@ NUM_STEPS = 100
 @pytest.fixture(scope='module')
 def setup(tmp_path_factory):
   """(experiment, workdir of an uninterrupted run)."""
-  folder = tmp_path_factory.mktemp('resume')
+  return whole_run(tmp_path_factory.mktemp('resume'))
+
+
+@pytest.fixture(scope='module')
+def tuned(tmp_path_factory):
+  """As `setup`, of a run with ranks that come and go."""
+  folder = tmp_path_factory.mktemp('tuned')
+  file = tiny.experiment(folder, 'train.num_steps = 3')
+  code, output = finish(tiny.start(file, folder / 'base'))
+  assert code == 0, output
+  return whole_run(
+    folder,
+    f"train.init_from = '{folder}/base'",
+    "tune.method = 'adalora'",
+    'tune.rank = 2',
+    'tune.adalora.every = 5',
+  )
+
+
+def whole_run(folder, *lines):
+  """(experiment, workdir of an uninterrupted run)."""
   file = tiny.experiment(
     folder,
     f'train.num_steps = {NUM_STEPS}',
@@ -27,6 +47,7 @@ def setup(tmp_path_factory):
     'train.eval_every = 11',
     'model.dropout = 0.1',
     'optimizer.ema_decay = 0.9',
+    *lines,
   )
   code, output = finish(tiny.start(file, folder / 'whole'))
   assert code == 0, output
@@ -65,8 +86,9 @@ def assert_same(workdir, whole):
     np.testing.assert_array_equal(leaf, wanted[path], err_msg=path)
 
 
-def test_killed_three_times(setup, tmp_path):
-  file, whole = setup
+@pytest.mark.parametrize('kind', ['setup', 'tuned'])
+def test_killed_three_times(kind, request, tmp_path):
+  file, whole = request.getfixturevalue(kind)
   seed = random.SystemRandom().randrange(10**6)
   print('seed', seed)
   draw = random.Random(seed)

@@ -131,11 +131,7 @@ def assert_same(measure, name):
     expected,
   )
   # The updates matter: without them it is another model.
-  base = jax.tree.map(
-    lambda leaf: leaf.matrix if low_rank.is_weight(leaf) else leaf,
-    params,
-    is_leaf=low_rank.is_weight,
-  )
+  base = low_rank.base(params)
   for a, b in zip(
     jax.tree.leaves(expected), jax.tree.leaves(run(base)), strict=True
   ):

@@ -19,7 +19,7 @@ class EMA(extension.Extension):
   Of frozen parameters, which are their own average, it has none.
   """
 
-  config: config_lib.Optimizer
+  config: config_lib.Config
 
   name = 'ema'
 
@@ -36,7 +36,8 @@ class EMA(extension.Extension):
     It starts as a plain mean, so that it forgets the first values.
     """
     del grads
-    decay = jnp.minimum(self.config.ema_decay, state.step / (9 + state.step))
+    limit = self.config.optimizer.ema_decay
+    decay = jnp.minimum(limit, state.step / (9 + state.step))
     params = parameter_groups.trained(self.config, state.params)
     average = optax.incremental_update(
       parameter_groups.to_float32(params), state.extra[self.name], 1 - decay
@@ -50,7 +51,7 @@ class EMA(extension.Extension):
 
 def from_config(config: config_lib.Config) -> EMA | None:
   """The extension, where the config turns it on."""
-  return EMA(config.optimizer) if config.optimizer.ema_decay else None
+  return EMA(config) if config.optimizer.ema_decay else None
 
 
 def earlier_names(config: config_lib.Config) -> dict[str, str]:

@@ -1,13 +1,21 @@
 """The extensions that a config turns on."""
 
 from gemini_jax import config as config_lib
-from gemini_jax.adapt import decoder_reset, ema, extension, plateau, reference
+from gemini_jax.adapt import (
+  adalora,
+  decoder_reset,
+  ema,
+  extension,
+  plateau,
+  reference,
+)
 
 
 def extensions(config: config_lib.Config) -> extension.Extensions:
   """All that are on, in the order in which their hooks are called."""
   items = (
     decoder_reset.from_config(config),
+    adalora.from_config(config),
     plateau.from_config(config),
     ema.from_config(config),
     reference.from_config(config),

@@ -18,7 +18,7 @@ class Reference(extension.Extension):
   Frozen parameters, such as the base of low-rank ones, are their own copy.
   """
 
-  config: config_lib.Optimizer
+  config: config_lib.Config
 
   name = 'reference'
 
@@ -35,4 +35,4 @@ class Reference(extension.Extension):
 
 def from_config(config: config_lib.Config) -> Reference | None:
   """The extension, where the data are preferences."""
-  return Reference(config.optimizer) if config.data.rejected_field else None
+  return Reference(config) if config.data.rejected_field else None

@@ -87,11 +87,16 @@ def select(saved: Mapping[str, str], abstract: Any) -> Selection:
 
 
 def select_reference(saved: Mapping[str, str], abstract: Any) -> Selection:
-  """As `select`, of the parameters that preferences are relative to."""
+  """As `select`, of the parameters that preferences are relative to.
+
+  Args:
+    saved: as in `select`.
+    abstract: those that are trained.
+  """
   arrays, values = {}, {}
   for path, leaf in jax.tree_util.tree_flatten_with_path(abstract)[0]:
     name = _name(path)
-    # Frozen parameters are their own reference.
+    # Until the first step by preferences they are as they are.
     kept = _REFERENCE + name in saved
     values[name] = (_REFERENCE if kept else _PARAMS) + name
     arrays[values[name]] = leaf

@@ -57,7 +57,7 @@ class Step:
     pipeline.check(config, mesh)
     model = build.make_model(self.config, mesh)
     optimizer = optimizer_lib.make_optimizer(
-      config.optimizer, config.train.num_steps
+      config.optimizer, config.train.num_steps, config.tune
     )
     self._mesh = mesh
     abstract = state_lib.abstract_state(self.config, model, optimizer, mesh)

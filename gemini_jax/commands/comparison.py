@@ -2,14 +2,12 @@
 
 import dataclasses
 import json
-import logging
 import math
 import os
 import pathlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
-import absl.logging
 import numpy as np
 
 from gemini_jax import command, host
@@ -146,12 +144,7 @@ class Options:
 def start():
   """Sets up the process of a command, after its imports."""
   host.keep_freed_memory()
-  # Imports have set up handlers of their own.
-  logging.basicConfig(
-    level=logging.INFO, format='%(levelname)s %(message)s', force=True
-  )
-  absl.logging.set_verbosity(absl.logging.WARNING)
-  logging.getLogger('jax').setLevel(logging.WARNING)
+  host.start_output()
 
 
 def is_temperature(value: float) -> bool:

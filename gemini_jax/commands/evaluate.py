@@ -39,7 +39,7 @@ def evaluate(config: config_lib.Config, workdir: str | os.PathLike):
   # Standard output holds the JSON alone.
   with sharding.use(run.mesh), contextlib.redirect_stdout(sys.stderr):
     restored = run.restore_params(which, 'evaluate.checkpoint')
-    reference = run.restore_reference(restored.step)
+    reference = run.restore_reference(restored)
     step = held_out.compile_step(
       run, restored.params, next(iter(loaders.values())), reference
     )

@@ -45,6 +45,10 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
   asked: Any = config.generate.prompt
   if config.data.tasks:
     asked = request.from_options(run.config, run.tokenizer)
+  # What the output continues is shown before it.
+  continues = config.generate.output == 'text' and bool(
+    prompts.read_prompt(run.config, run.model, run.tokenizer, asked).prefix
+  )
   # Errors in `generate.steer` come before anything is computed.
   examples = (
     controller_lib.choose_examples(config) if config.generate.steer else None
@@ -60,10 +64,6 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
       return
     controller = controller_lib.fit(*parts, examples) if examples else None
     draft = draft_model.open_draft(run)
-    # What the output continues is shown before it.
-    continues = bool(
-      prompts.read_prompt(run.config, run.model, run.tokenizer, asked).prefix
-    )
     shown = -1
 
     def show(index: int, text: str):

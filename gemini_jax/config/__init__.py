@@ -31,6 +31,7 @@ from gemini_jax.config.parallel import AXES, Parallel
 from gemini_jax.config.plan import Plan
 from gemini_jax.config.schema import ConfigError, check, nearest, optional
 from gemini_jax.config.train import DPO, KLAnnealing, LossWeights, Train
+from gemini_jax.config.tune import AdaLoRA, Tune
 
 __all__ = [
   'AXES',
@@ -41,6 +42,7 @@ __all__ = [
   'LEARNING_RATES',
   'SEPARATOR',
   'TASK_FIELDS',
+  'AdaLoRA',
   'Audio',
   'Augment',
   'Autoencoder',
@@ -59,6 +61,7 @@ __all__ = [
   'Plan',
   'Tokenizer',
   'Train',
+  'Tune',
   'Video',
   'check',
   'from_config_dict',

@@ -17,6 +17,7 @@ from gemini_jax.config import optimizer as optimizer_lib
 from gemini_jax.config import parallel as parallel_lib
 from gemini_jax.config import plan as plan_lib
 from gemini_jax.config import train as train_lib
+from gemini_jax.config import tune as tune_lib
 
 # A global batch of all processes holds no more than this, or it could not even
 # be prepared: tokens of all its sequences, and bytes of one kind of media.
@@ -43,6 +44,7 @@ class Config:
     default_factory=parallel_lib.Parallel
   )
   train: train_lib.Train = dataclasses.field(default_factory=train_lib.Train)
+  tune: tune_lib.Tune = dataclasses.field(default_factory=tune_lib.Tune)
   evaluate: evaluate_lib.Evaluate = dataclasses.field(
     default_factory=evaluate_lib.Evaluate
   )
@@ -61,6 +63,11 @@ class Config:
       f'data.objective={self.data.objective!r} does not go with '
       f'model.architecture={self.model.architecture!r}; encoder_decoder goes '
       'with seq2seq, decoder with causal or prefix',
+    )
+    schema.check(
+      not self.data.chat_field or self.tokenizer.kind == 'huggingface',
+      f'data.chat_field={self.data.chat_field!r} needs a tokenizer with a chat '
+      f'template: tokenizer.kind=huggingface, not {self.tokenizer.kind}',
     )
     schema.check(
       not (self.model.latent.dim and self.data.pack),
@@ -90,6 +97,7 @@ class Config:
       f'divide data.batch_size={self.data.batch_size}',
     )
     self._check_preferences()
+    self._check_tune()
     canvas = min(self.model.image.height, self.model.image.width)
     padding = self.data.augment.crop_padding
     schema.check(
@@ -116,6 +124,35 @@ class Config:
         not (self.data.rejected_field and value),
         f'{field}={value} does not go with {given}; set it to 0',
       )
+
+  def _check_tune(self):
+    """Sees that what is tuned has a base, and goes with the training."""
+    method = self.tune.method
+    if method == 'full':
+      return
+    name = f'tune.method={method!r}'
+    schema.check(
+      bool(self.train.init_from),
+      f'{name} needs train.init_from, the folder of the run whose parameters '
+      'it tunes',
+    )
+    schema.check(
+      method == 'head' or self.optimizer.name != 'muon',
+      f'{name} has no matrices that optimizer.name=muon is made for; use adamw',
+    )
+    schema.check(
+      not self.train.kl_annealing.pretrain_fraction,
+      f'{name} keeps the decoder, and train.kl_annealing.pretrain_fraction='
+      f'{self.train.kl_annealing.pretrain_fraction} starts it anew; set it to '
+      '0',
+    )
+    first, last, _ = self.tune.adalora.course(self.train.num_steps)
+    schema.check(
+      method != 'adalora' or first < last,
+      f'tune.adalora.warmup_steps={first} and final_steps='
+      f'{self.train.num_steps - last} must together be less than '
+      f'train.num_steps={self.train.num_steps}',
+    )
 
   def _check_batch(self, field: str, num_rows: int):
     """Estimates a batch of so many rows before anything is allocated."""

@@ -87,8 +87,13 @@ class Data:
   # The fields that hold inputs and targets; both empty: plain text.
   inputs_field: str = ''
   targets_field: str = ''
-  # The field that holds worse targets for the same inputs; those of
-  # targets_field are then preferred to them (train.dpo); '': none.
+  # The field that holds a conversation, [{"role": ..., "content": ...}, ...],
+  # whose answers (role assistant) are learned, by the chat template of the
+  # tokenizer; '': none.
+  chat_field: str = ''
+  # The field that holds worse targets for the same inputs, or a worse
+  # conversation; those of the fields above are then preferred to them
+  # (train.dpo); '': none.
   rejected_field: str = ''
   # Tasks, written '{image:photo} in {language} -> {caption}'; each record gives
   # one example of each task; see data/task.py.
@@ -150,9 +155,10 @@ class Data:
       f'{self.targets_field!r} must be set together',
     )
     schema.check(
-      not self.rejected_field or bool(self.inputs_field),
+      not self.rejected_field or bool(self.inputs_field or self.chat_field),
       f'data.rejected_field={self.rejected_field!r} needs data.inputs_field, '
-      'of the prompts, and data.targets_field, of what is preferred',
+      'of the prompts, and data.targets_field, of what is preferred, or '
+      'data.chat_field, of preferred conversations',
     )
     schema.check(
       not (self.tasks and self.inputs_field),
@@ -160,9 +166,20 @@ class Data:
       'must not both be set',
     )
     schema.check(
-      not (self.deduplicate and self.pairs),
+      not (self.chat_field and self.pairs),
+      f'data.chat_field={self.chat_field!r} does not go with '
+      f'data.inputs_field={self.inputs_field!r} and data.tasks={self.tasks}',
+    )
+    schema.check(
+      not self.chat_field or self.objective == 'causal',
+      f'data.chat_field={self.chat_field!r} needs data.objective=causal, not '
+      f'{self.objective}',
+    )
+    schema.check(
+      not (self.deduplicate and self.keeps_documents),
       'data.deduplicate=True is for plain text; data.inputs_field='
-      f'{self.inputs_field!r} and data.tasks={self.tasks} make pairs',
+      f'{self.inputs_field!r}, data.tasks={self.tasks} and data.chat_field='
+      f'{self.chat_field!r} are none',
     )
     schema.check(
       not self.mixture_weights or len(self.mixture_weights) == len(self.train),
@@ -175,15 +192,22 @@ class Data:
     """Whether examples have inputs and targets; False: plain text."""
     return bool(self.inputs_field or self.tasks)
 
+  @property
+  def keeps_documents(self) -> bool:
+    """Whether a row holds whole documents; False: texts are cut to fit."""
+    return self.pairs or bool(self.chat_field)
+
 
 @schema.section('tokenizer')
 class Tokenizer:
   """Text to token ids and back."""
 
-  # Units of text: learned SentencePiece pieces, UTF-8 bytes, or the characters
-  # of the training split.
-  kind: Literal['sentencepiece', 'bytes', 'characters'] = 'bytes'
-  # File of a SentencePiece model; None: train one on the training split.
+  # Units of text: learned SentencePiece pieces, UTF-8 bytes, the characters of
+  # the training split, or what a pretrained tokenizer has.
+  kind: Literal['sentencepiece', 'bytes', 'characters', 'huggingface'] = 'bytes'
+  # sentencepiece: file of a model; None: train one on the training split.
+  # huggingface: folder with tokenizer.json or tokenizer.model, or the file
+  # `tokenizer` of a workdir; None: that of train.init_from.
   path: str | None = None
   # Largest vocabulary of a SentencePiece model that is trained here.
   vocab_size: schema.Length = 2048

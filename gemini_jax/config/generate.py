@@ -15,6 +15,10 @@ class Generate:
   # The text to continue (decoder) or to read (encoder_decoder); `A || B` where
   # `source` needs several texts.
   prompt: str = ''
+  # A conversation to answer by the tokenizer's chat template: a JSON file with
+  # [{"role": "user", "content": "..."}, ...], of which `prompt`, if it is set,
+  # becomes the last message; or 'prompt': that is the only message; '': none.
+  chat: str = ''
   # prompt: continue or answer it. Models with a latent also take z from the
   # prior; from the posterior of the prompt; interpolated between two texts
   # (A || B); or by analogy (A || B || C: the output is to C as B is to A).
@@ -87,6 +91,11 @@ class Generate:
       len(self.texts) == num,
       f'generate.prompt={self.prompt!r} must be {num} texts with '
       f'{SEPARATOR!r} between them for generate.source={self.source!r}',
+    )
+    schema.check(
+      not self.chat or self.source in ('prompt', 'prior'),
+      f'generate.chat={self.chat!r} does not go with generate.source='
+      f'{self.source!r}; use prompt or prior',
     )
 
     for name, used in (

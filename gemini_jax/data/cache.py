@@ -24,8 +24,8 @@ import numpy as np
 
 from gemini_jax import config as config_lib
 from gemini_jax import host
+from gemini_jax.data import chat, transforms, unusable
 from gemini_jax.data import tokenizer as tokenizer_lib
-from gemini_jax.data import transforms, unusable
 
 # Part of every key; to be raised when the format of the files changes.
 _VERSION = 3
@@ -52,6 +52,8 @@ class Corpus:
     unknown: number of unk tokens.
     note: how the source was preprocessed, for the log.
     digest: hex digest of the tokens and, if there are any, of the media.
+    is_target: bool[N], tokens that are targets, of conversations; None where
+      `firsts` tells.
   """
 
   tokens: np.ndarray
@@ -63,6 +65,7 @@ class Corpus:
   unknown: int
   note: str
   digest: str
+  is_target: np.ndarray | None = None
 
 
 def folder(config: config_lib.Data) -> pathlib.Path:
@@ -139,19 +142,33 @@ def _write(work, read, tokenizer, placeholders):
   examples, note = read(tally)
   writing = lambda: _writing(work.parent)
 
+  masks: list[np.ndarray] = []
+  names = list(_FILES)
+
   def flush():
-    with writing(), open(work / 'tokens.bin', 'ab') as file:
-      file.write(np.concatenate([*buffer, np.empty(0, dtype)]).tobytes())
-    buffer.clear()
+    for name, arrays, kind in (
+      (_FILES[0], buffer, dtype),
+      (_IS_TARGET, masks, bool),
+    ):
+      if name in names:
+        with writing(), open(work / name, 'ab') as file:
+          file.write(np.concatenate([*arrays, np.empty(0, kind)]).tobytes())
+      arrays.clear()
 
   flush()
   for example in examples:
-    for parts in example.documents:
-      tokens, first = transforms.document(parts, tokenizer, placeholders)
+    for document in example.documents:
+      if isinstance(document, chat.Document):
+        tokens, is_target, _ = document
+        first = int(np.argmax(is_target))
+        masks.append(is_target)
+        names = [*_FILES, _IS_TARGET]
+      else:
+        tokens, first = transforms.document(document, tokenizer, placeholders)
       unknown += int(np.count_nonzero(tokens == tokenizer.unk_id))
       offsets.append(offsets[-1] + len(tokens))
       firsts.append(first)
-      sizes.append(transforms.num_bytes(parts))
+      sizes.append(transforms.num_bytes(document))
       origins.append(example.origin)
       buffer.append(tokens.astype(dtype))
       buffered += len(tokens)
@@ -170,7 +187,7 @@ def _write(work, read, tokenizer, placeholders):
       (work / f'{name}.bin').write_bytes(values.tobytes())
   meta = {
     'dtype': np.dtype(dtype).name,
-    'files': {name: _digest(work / name) for name in _FILES},
+    'files': {name: _digest(work / name) for name in names},
     'media': media.hexdigest()[:32] if placeholders else '',
     'usable': tally.usable,
     'absent': tally.num_absent,
@@ -188,6 +205,8 @@ _FILES = (
   *('tokens.bin', 'offsets.bin', 'firsts.bin', 'sizes.bin'),
   'origins.bin',
 )
+# Only of conversations.
+_IS_TARGET = 'is_target.bin'
 
 
 def _publish(work: pathlib.Path, path: pathlib.Path):
@@ -221,7 +240,8 @@ def _open(path: pathlib.Path) -> Corpus | None:
   try:
     meta = json.loads((path / 'meta.json').read_bytes())
     whole = meta['digest'] == _meta_digest(meta) and all(
-      meta['files'][name] == _digest(path / name) for name in _FILES
+      meta['files'][name] == _digest(path / name)
+      for name in {*_FILES, *meta['files']}
     )
   except FileNotFoundError:
     return None
@@ -238,10 +258,14 @@ def _corpus(path: pathlib.Path, meta: dict[str, Any]) -> Corpus:
   dtype = np.dtype(meta['dtype'])
   # An empty file cannot be memory-mapped.
   empty = not (path / 'tokens.bin').stat().st_size
+  is_target = None
+  if _IS_TARGET in meta['files']:
+    is_target = np.memmap(path / _IS_TARGET, bool, 'r')
   return Corpus(
     tokens=np.empty(0, dtype)
     if empty
     else np.memmap(path / 'tokens.bin', dtype, 'r'),
+    is_target=is_target,
     offsets=np.fromfile(path / 'offsets.bin', np.int64),
     firsts=np.fromfile(path / 'firsts.bin', np.int64),
     sizes=np.fromfile(path / 'sizes.bin', np.int64),

@@ -54,13 +54,15 @@ def open_split(
 
   def plain(spec, tally):
     source = open_source(spec)
-    return examples_lib.examples(source, config, model, tally), ''
+    return examples_lib.examples(source, config, model, tally, tokenizer), ''
 
   def deduplicated(spec, tally):
     source, report = unique()[spec]
     # The tally of the records, not of the passages made from them.
     tally.add(report.tally)
-    examples = examples_lib.examples(source, config, model, unusable.Tally())
+    examples = examples_lib.examples(
+      source, config, model, unusable.Tally(), tokenizer
+    )
     return examples, report.describe()
 
   for i, spec in enumerate(specs):

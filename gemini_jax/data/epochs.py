@@ -57,6 +57,9 @@ class Epochs:
     self.num_bytes = int(corpus.sizes[chosen].sum())
     self.num_tokens = int(self.lengths.sum())
     self.num_targets = int((self.lengths + 1 - self.firsts).sum())
+    if corpus.is_target is not None:
+      counts = np.add.reduceat(corpus.is_target, corpus.offsets[:-1], dtype=int)
+      self.num_targets = int(counts[chosen].sum())
     self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
     plans = self._make_rows()
     self._rows = plans[0] if plans else None
@@ -94,7 +97,12 @@ class Epochs:
         self.corpus, pieces, rows, [*self._seed, epoch], self._tokenizer
       )
     assemble = lambda pieces: transforms.assemble(
-      self.corpus.tokens, pieces, len(rows), self._config, self._tokenizer
+      self.corpus.tokens,
+      pieces,
+      len(rows),
+      self._config,
+      self._tokenizer,
+      self.corpus.is_target,
     )
     batch = assemble(pieces)
     for rejected in self._rejected_rows:
@@ -124,7 +132,7 @@ class Epochs:
     Of preferences two, whose pieces correspond.
     """
     config = self._config
-    if not config.pairs:
+    if not config.keeps_documents:
       width = transforms.text_width(config)
       if config.pack:
         return []
@@ -142,8 +150,8 @@ class Epochs:
     if config.pack:
       sizes = [
         size
-        for _, *part in documents
-        for size in transforms.pair_sizes(*part, config)
+        for _, lengths, firsts in documents
+        for size in transforms.pair_sizes(lengths, firsts, config)
       ]
       bounds = packing.next_fit(*zip(*sizes, strict=True))
     return [

@@ -21,6 +21,7 @@ from gemini_jax.data import (
   unusable,
 )
 from gemini_jax.data import task as task_lib
+from gemini_jax.data import tokenizer as tokenizer_lib
 
 _SECONDS_BETWEEN_LINES = 10
 T = TypeVar('T')
@@ -41,12 +42,17 @@ def examples(
   config: config_lib.Data,
   model: config_lib.Model,
   tally: unusable.Tally,
+  tokenizer: tokenizer_lib.Tokenizer,
 ) -> Iterator[transforms.Example]:
   """The example that each record gives to each task.
 
-  Media are read, to check that they can be and to count their soft tokens.
+  Media are read, to check that they can be and to count their soft tokens, and
+  conversations are tokenized, to check that the chat template takes them.
   """
   tasks = task_lib.from_config(config)
+  if config.chat_field:
+    yield from _conversations(source, tasks, tally, tokenizer)
+    return
 
   # Cached, since several tasks may read the same field of a record.
   slots: dict[Any, tuple[transforms.Slots, bytes]] = {}
@@ -81,6 +87,24 @@ def examples(
     yield transforms.Example(origin, parts, media_digest)
 
 
+def _conversations(
+  source: sources.Source,
+  tasks: Sequence[task_lib.Task],
+  tally: unusable.Tally,
+  tokenizer: tokenizer_lib.Tokenizer,
+) -> Iterator[transforms.Example]:
+  config_lib.check(
+    bool(tokenizer.chat_template),
+    f'{source.name}: conversations need a chat template, and the tokenizer has '
+    'none',
+  )
+  read = lambda record, task: tuple(
+    fields.chat_of(record, piece, tokenizer) for piece in task.pieces
+  )
+  for origin, conversations in _usable(source, tasks, tally, read):
+    yield transforms.Example(origin, (), conversations=conversations)
+
+
 def labelled(
   source: sources.Shuffled, config: config_lib.Data, tally: unusable.Tally
 ) -> Iterator[tuple[str, dict[str, str]]]:
@@ -105,10 +129,13 @@ def _usable(
   The number is that of the record times the number of tasks, plus the task's.
   """
   for index in _progress(len(source), source.name):
+    place = functools.partial(source.place, index)
     try:
       record = source[index]
     except unusable.UnusableError as error:
-      tally.leave_out(error, source.number(index), count=len(tasks))
+      tally.leave_out(
+        error, source.number(index), count=len(tasks), place=place
+      )
       continue
     errors = []
     for number, task in enumerate(tasks):
@@ -123,7 +150,9 @@ def _usable(
       absent = isinstance(error, unusable.EmptyError) or (
         isinstance(error, unusable.AbsentError) and len(errors) < len(tasks)
       )
-      tally.leave_out(error, source.number(index), record, absent=absent)
+      tally.leave_out(
+        error, source.number(index), record, absent=absent, place=place
+      )
 
 
 def _progress(total: int, label: str) -> Iterable[int]:

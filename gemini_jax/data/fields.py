@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from gemini_jax import config as config_lib
-from gemini_jax.data import media, medium, sources, unusable
+from gemini_jax.data import chat, media, medium, sources, unusable
 from gemini_jax.data import task as task_lib
+from gemini_jax.data import tokenizer as tokenizer_lib
 
 # The field that holds a record's labels, {attribute: value}.
 LABEL_FIELD = 'label'
@@ -62,6 +63,26 @@ def medium_of(
     is_empty |= isinstance(value, np.ndarray) and not value.size
     kind = unusable.EmptyError if is_empty else unusable.UnusableError
     raise kind(f'{piece.value!r}: {error}') from error
+
+
+def chat_of(
+  record: dict[str, Any],
+  piece: task_lib.Piece,
+  tokenizer: tokenizer_lib.Tokenizer,
+) -> chat.Document:
+  """A conversation of a record, as tokens.
+
+  Raises:
+    UnusableError: the field is missing or holds none, or the template refuses
+      it.
+  """
+  if piece.value not in record:
+    raise unusable.AbsentError(f'no field {piece.value!r}')
+  try:
+    messages = chat.check_messages(record[piece.value])
+    return chat.document(tokenizer, messages)
+  except chat.ChatError as error:
+    raise unusable.UnusableError(f'{piece.value!r}: {error}') from error
 
 
 def label_of(record: dict[str, Any]) -> dict[str, str]:

@@ -5,7 +5,7 @@ import hashlib
 import importlib.machinery
 import pathlib
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,8 @@ class Rows(NamedTuple):
     fields: names of the fields of every record; None where records may differ.
     names: names of the values of fields that are numbers.
     folder: that paths in records are relative to; None: files in several.
+    place: where a record stands, such as FILE:LINE; None where it has only its
+      number.
   """
 
   records: Sequence[dict[str, Any]]
@@ -31,6 +33,7 @@ class Rows(NamedTuple):
   fields: tuple[str, ...] | None
   names: Mapping[str, Sequence[str]] = types.MappingProxyType({})
   folder: str | None = ''
+  place: Callable[[int], str] | None = None
 
 
 def python(where: str) -> Rows:

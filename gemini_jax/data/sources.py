@@ -86,6 +86,11 @@ class Source:
     """Index among all records of the record at an index of the slice."""
     return int(self.indices[index])
 
+  def place(self, index: int) -> str:
+    """FILE:LINE of the record at an index of the slice; '' if not known."""
+    place = self.rows.place
+    return '' if place is None else place(self.number(index))
+
   @functools.cached_property
   def _others(self) -> np.ndarray:
     return np.random.default_rng(0).permutation(self.indices)
@@ -137,10 +142,20 @@ class Shuffled:
     return int(self.order[index])
 
   def __getitem__(self, index: int) -> dict[str, Any]:
+    source, index = self._find(index)
+    return source[index]
+
+  def place(self, index: int) -> str:
+    """FILE:LINE of the record at a shuffled index; '' if not known."""
+    source, index = self._find(index)
+    return source.place(index)
+
+  def _find(self, index: int) -> tuple[Source, int]:
+    """The source of the record at a shuffled index, and its index there."""
     place = self.number(index)
     for source in self.sources:
       if place < len(source):
-        return source[place]
+        return source, place
       place -= len(source)
     raise IndexError(index)
 
@@ -251,7 +266,10 @@ def _bound(text: str | None, size: int) -> int | None:
 
 def _asker(field: str, config: config_lib.Data) -> str:
   """The config field that asks for a field of the records, for messages."""
-  names = ('inputs_field', 'targets_field', 'rejected_field', 'text_field')
+  names = (
+    *('inputs_field', 'targets_field', 'rejected_field', 'chat_field'),
+    'text_field',
+  )
   for name in names:
     if not config.tasks and getattr(config, name) == field:
       return f'data.{name}={field!r}'

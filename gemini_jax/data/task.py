@@ -13,7 +13,7 @@ from typing import Literal
 
 from gemini_jax import config as config_lib
 
-TEXT, LITERAL = 'text', 'literal'
+TEXT, LITERAL, CHAT = 'text', 'literal', 'chat'
 Part = Literal['inputs', 'targets']
 
 _FIELD = re.compile(r'\{(?:(\w+):)?(\w+)\}')
@@ -26,7 +26,7 @@ class Piece:
   """A field of a record, or literal text between fields.
 
   Attributes:
-    kind: one of KINDS, TEXT or LITERAL.
+    kind: one of KINDS, TEXT, LITERAL or CHAT.
     value: name of the field, or the literal text.
   """
 
@@ -126,7 +126,7 @@ def parse(text: str) -> Task:
 
 
 def from_config(config: config_lib.Data) -> tuple[Task, ...]:
-  """The tasks of a config: data.tasks, or one of inputs and targets or of text.
+  """The tasks of a config: data.tasks, or one of what its other fields name.
 
   Raises:
     ConfigError: a task is malformed, or two have the same name.
@@ -145,6 +145,12 @@ def from_config(config: config_lib.Data) -> tuple[Task, ...]:
     if config.rejected_field:
       return (Preference('', targets, inputs, text(config.rejected_field)),)
     return (Task('', targets, inputs),)
+  if config.chat_field:
+    chosen = (Piece(CHAT, config.chat_field),)
+    if config.rejected_field:
+      rejected = (Piece(CHAT, config.rejected_field),)
+      return (Preference('', chosen, rejected=rejected),)
+    return (Task('', chosen),)
   return (Task('', text(config.text_field)),)
 
 

@@ -121,6 +121,14 @@ class _JsonLines(Sequence):
       raise unusable.UnusableError('not a JSON object', excerpt)
     return record
 
+  def place(self, index: int) -> str:
+    """FILE:LINE of a record."""
+    path = self._paths[self._files[index]]
+    with open(path, 'rb') as file:
+      before = file.read(int(self._starts[index]))
+    line = before.count(b'\n') + 1
+    return f'{os.path.basename(path)}:{line}'
+
 
 def _line_starts(path: str) -> np.ndarray:
   """int64[n], offsets of the lines that are not blank."""
@@ -145,7 +153,7 @@ def jsonl(where: str) -> readers.Rows:
   config_lib.check(len(lines) > 0, 'holds no line')
   folders = {os.path.dirname(path) for path in paths}
   folder = folders.pop() if len(folders) == 1 else None
-  return readers.Rows(lines, identity, None, folder=folder)
+  return readers.Rows(lines, identity, None, folder=folder, place=lines.place)
 
 
 def literal_part(path: str) -> str:

@@ -1,26 +1,41 @@
-"""Text to token ids and back: bytes, characters or SentencePiece.
+"""Text to token ids and back: what all tokenizers share, bytes, characters.
 
 Every kind of tokenizer has a table of the bytes of each id, and its own way to
 encode. Decoding concatenates bytes, so it is exact and can be streamed.
 """
 
+import base64
 import codecs
 import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
+import re
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-import sentencepiece
 
 from gemini_jax import config as config_lib
 from gemini_jax import host
+from gemini_jax.data import token_roles
 
 # Saved tokenizers are far smaller; a wrong path may name a huge file.
 _MAX_FILE_BYTES = 1 << 27
-# SentencePiece writes a space as this character.
-_SPACE = '▁'
+
+
+class Encoded(NamedTuple):
+  """Token ids and the characters that each stands for.
+
+  Attributes:
+    ids: int32[n].
+    spans: int64[n, 2], index of the first character and of the one after the
+      last. Tokens that are bytes of one character have the same span.
+  """
+
+  ids: np.ndarray
+  spans: np.ndarray
 
 
 class Tokenizer:
@@ -34,9 +49,17 @@ class Tokenizer:
     eos_id: the last token of every document.
     unk_id: stands for text that cannot be encoded; None if there is none.
     adds_space: whether encoding prepends a space to a text.
+    adds_bos: whether a plain text begins with `bos_id`; False for models that
+      were trained without.
+    end_ids: each of them ends what a model writes; `eos_id` is the first.
+    chat_template: Jinja template of a conversation; '' if there is none.
+    special_ids: the texts that a chat template writes for special ids.
   """
 
   adds_space = False
+  adds_bos = True
+  chat_template = ''
+  special_ids: Mapping[str, int] = types.MappingProxyType({})
 
   def __init__(
     self,
@@ -49,6 +72,7 @@ class Tokenizer:
     self.pieces = tuple(pieces)
     self.pad_id, self.bos_id, self.eos_id = pad_id, bos_id, eos_id
     self.unk_id = unk_id
+    self.end_ids: tuple[int, ...] = (eos_id,)
 
   @property
   def vocab_size(self) -> int:
@@ -61,8 +85,52 @@ class Tokenizer:
     return hashlib.sha256(self.serialized()).hexdigest()[:32]
 
   def encode(self, text: str) -> np.ndarray:
-    """int32[n], the ids of `text` without bos and eos."""
+    """int32[n], the ids of `text` without bos and eos.
+
+    Text never becomes a special id.
+    """
+    return self.encode_spans(text).ids
+
+  def encode_spans(self, text: str) -> Encoded:
+    """As `encode`, with the characters of each token."""
     raise NotImplementedError
+
+  def encode_chat(
+    self, text: str, quoted: Sequence[tuple[int, int]] = ()
+  ) -> Encoded:
+    """The ids of what a chat template wrote, special ids among them.
+
+    Args:
+      text: with special ids written as in `special_ids`.
+      quoted: spans of characters within which no special id is recognised,
+        since they come from a message.
+    """
+    is_quoted = lambda match: any(
+      match.start() < stop and start < match.end() for start, stop in quoted
+    )
+    parts, end = [], 0
+    for match in self.special_pattern.finditer(text):
+      if is_quoted(match):
+        continue
+      parts.append(self._between(text, end, match.start()))
+      ids = np.array([self.special_ids[match[0]]], np.int32)
+      parts.append(Encoded(ids, np.array([match.span()])))
+      end = match.end()
+    parts.append(self._between(text, end, len(text)))
+    return Encoded(*map(np.concatenate, zip(*parts, strict=True)))
+
+  def _between(self, text: str, start: int, stop: int) -> Encoded:
+    """Plain text between special ids."""
+    if start == stop:
+      return Encoded(np.zeros(0, np.int32), np.zeros((0, 2), np.int64))
+    encoded = self.encode_spans(text[start:stop])
+    return encoded._replace(spans=encoded.spans + start)
+
+  @functools.cached_property
+  def special_pattern(self) -> re.Pattern:
+    """Matches the text of any special id."""
+    longest_first = sorted(self.special_ids, key=len, reverse=True)
+    return re.compile('|'.join(map(re.escape, longest_first)) or '(?!)')
 
   def serialized(self) -> bytes:
     """The content of the file that `load` reads."""
@@ -97,6 +165,11 @@ class Bytes(Tokenizer):
     values = np.frombuffer(text.encode('utf-8'), np.uint8)
     return values.astype(np.int32) + self._OFFSET
 
+  def encode_spans(self, text: str) -> Encoded:
+    """As `encode`, with the characters of each token."""
+    starts = character_of_bytes(text)
+    return Encoded(self.encode(text), np.stack([starts, starts + 1], 1))
+
   def serialized(self) -> bytes:
     """The content of the file that `load` reads."""
     return json.dumps({'kind': 'bytes'}).encode()
@@ -126,66 +199,15 @@ class Characters(Tokenizer):
     ids = np.where(known, ranks + self._OFFSET, self.unk_id)
     return ids.astype(np.int32)
 
+  def encode_spans(self, text: str) -> Encoded:
+    """As `encode`, with the characters of each token."""
+    starts = np.arange(len(text))
+    return Encoded(self.encode(text), np.stack([starts, starts + 1], 1))
+
   def serialized(self) -> bytes:
     """The content of the file that `load` reads."""
     content = {'kind': 'characters', 'characters': self.characters}
     return json.dumps(content).encode()
-
-
-class SentencePiece(Tokenizer):
-  """A SentencePiece model (Kudo and Richardson 2018), from its proto."""
-
-  def __init__(self, proto: bytes):
-    try:
-      model = sentencepiece.SentencePieceProcessor(model_proto=proto)
-      size = model.vocab_size()
-      pieces = [_piece_bytes(model, i) for i in range(size)]
-    except (RuntimeError, ValueError) as error:
-      # In a damaged model, pieces may be no UTF-8 or not a byte.
-      raise config_lib.ConfigError('not a SentencePiece model') from error
-    config_lib.check(size > 0, 'not a SentencePiece model')
-    config_lib.check(
-      model.eos_id() >= 0, 'a SentencePiece model without an eos piece'
-    )
-    eos_id = model.eos_id()
-    super().__init__(
-      pieces,
-      pad_id=model.pad_id() if model.pad_id() >= 0 else eos_id,
-      bos_id=model.bos_id() if model.bos_id() >= 0 else eos_id,
-      eos_id=eos_id,
-      unk_id=model.unk_id(),
-    )
-    self._proto, self._model = proto, model
-    # Most published models prepend a space to the text.
-    self.adds_space = self.pieces_of('a')[:1] == b' '
-    self._byte_ids = {
-      self.pieces[i]: i for i in range(size) if model.is_byte(i)
-    }
-
-  def pieces_of(self, text: str) -> bytes:
-    """The bytes of the ids of `text`, with the prepended space, if any."""
-    return b''.join(self.pieces[i] for i in self._model.encode(text))
-
-  def encode(self, text: str) -> np.ndarray:
-    """int32[n], the ids of the pieces."""
-    exact = self._byte_ids and not self.adds_space
-    parts = text.split(_SPACE) if exact else [text]
-    ids = self._model.encode(parts[0])
-    # SentencePiece writes spaces as this character, so the character itself is
-    # encoded as bytes.
-    for part in parts[1:]:
-      ids += [self._byte_ids[bytes([b])] for b in _SPACE.encode()]
-      ids += self._model.encode(part)
-    return np.asarray(ids, np.int32)
-
-  def decode(self, ids: Iterable[int]) -> str:
-    """Text of `ids`, without the space that this model prepends."""
-    text = super().decode(ids)
-    return text[1:] if self.adds_space and text[:1] == ' ' else text
-
-  def serialized(self) -> bytes:
-    """The content of the file that `load` reads."""
-    return self._proto
 
 
 class StreamDecoder:
@@ -232,36 +254,69 @@ def load(path: str | pathlib.Path) -> Tokenizer:
     raise config_lib.ConfigError(f'{path}: {error.strerror}') from error
   try:
     if not content.startswith(b'{'):
-      return SentencePiece(content)
+      return _sentencepiece(content)
     return _from_json(content)
   except config_lib.ConfigError as error:
     raise config_lib.ConfigError(f'{path} is {error}') from error
 
 
 def _from_json(content: bytes) -> Tokenizer:
-  problem = 'not a tokenizer: it must hold kind bytes or characters'
   try:
     values = json.loads(content)
-    kind, characters = values['kind'], values.get('characters', '')
-    characters.encode('utf-8')
+    kind = values['kind']
+    known = kind in _KINDS
+    config_lib.check(known, f'not a tokenizer: kind {kind!r:.80}')
+    return _KINDS[kind](values)
+  except config_lib.ConfigError:
+    raise
   except host.MALFORMED as error:
-    raise config_lib.ConfigError(problem) from error
-  if kind == 'bytes':
-    return Bytes()
-  config_lib.check(kind == 'characters', problem)
+    raise config_lib.ConfigError(
+      f'not a tokenizer: it must be JSON of kind {", ".join(_KINDS)}'
+    ) from error
+
+
+def _characters(values: dict[str, Any]) -> Tokenizer:
+  characters = values['characters']
+  characters.encode('utf-8')
   return Characters(characters)
+
+
+# Modules that extend a class of this one are imported where they are used.
+def _sentencepiece(
+  proto: bytes, roles: token_roles.Roles | None = None
+) -> Tokenizer:
+  from gemini_jax.data import sentencepiece_tokenizer
+
+  return sentencepiece_tokenizer.SentencePiece(proto, roles)
+
+
+def _sentencepiece_with_roles(values: dict[str, Any]) -> Tokenizer:
+  proto = base64.b64decode(values['proto'], validate=True)
+  return _sentencepiece(proto, token_roles.Roles.from_json(values['roles']))
+
+
+def _library(values: dict[str, Any]) -> Tokenizer:
+  from gemini_jax.data import library_tokenizer
+
+  return library_tokenizer.LibraryTokenizer(
+    values['tokenizer'], token_roles.Roles.from_json(values['roles'])
+  )
+
+
+# What reads the JSON of each kind.
+_KINDS = {
+  'bytes': lambda values: Bytes(),
+  'characters': _characters,
+  'sentencepiece': _sentencepiece_with_roles,
+  'huggingface': _library,
+}
+
+
+def character_of_bytes(text: str) -> np.ndarray:
+  """int64[n], the index of the character that each byte of UTF-8 belongs to."""
+  sizes = [len(character.encode('utf-8')) for character in text]
+  return np.repeat(np.arange(len(text)), sizes)
 
 
 def _code_points(text: str) -> np.ndarray:
   return np.frombuffer(text.encode('utf-32-le'), np.uint32)
-
-
-def _piece_bytes(model, token: int) -> bytes:
-  if model.is_control(token):
-    return b''
-  if model.is_unknown(token):
-    return '\ufffd'.encode()
-  piece = model.id_to_piece(token)
-  if model.is_byte(token):
-    return bytes([int(piece[1:-1], 16)])
-  return piece.replace(_SPACE, ' ').encode('utf-8')

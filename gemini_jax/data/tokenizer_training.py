@@ -9,7 +9,11 @@ import sentencepiece
 
 from gemini_jax import config as config_lib
 from gemini_jax import host
-from gemini_jax.data import tokenizer
+from gemini_jax.data import (
+  huggingface_tokenizer,
+  sentencepiece_tokenizer,
+  tokenizer,
+)
 
 # SentencePiece holds its training text in memory; this much is enough.
 _MAX_TRAINING_CHARACTERS = 100_000_000
@@ -39,24 +43,33 @@ def build(
       the texts.
   """
   config_lib.check(
-    config.path is None or config.kind == 'sentencepiece',
-    f'tokenizer.path={config.path!r} is for tokenizer.kind=sentencepiece, not '
-    f'{config.kind}',
+    config.path is None or config.kind in ('sentencepiece', 'huggingface'),
+    f'tokenizer.path={config.path!r} is for tokenizer.kind=sentencepiece and '
+    f'huggingface, not {config.kind}',
   )
   if config.kind == 'bytes':
     return tokenizer.Bytes()
   if config.kind == 'characters':
     return tokenizer.Characters(''.join(set().union(*texts())))
   if config.path is None:
+    config_lib.check(
+      config.kind != 'huggingface',
+      'tokenizer.kind=huggingface needs tokenizer.path, a folder with '
+      'tokenizer.json or tokenizer.model; or set train.init_from',
+    )
     try:
       return train(texts(), config.vocab_size)
     except TooLargeError as error:
       logging.info('%s; training %d', error, error.limit)
       return train(texts(), error.limit)
+  path = host.expand_path(config.path)
   try:
-    loaded = tokenizer.load(host.expand_path(config.path))
+    if config.kind == 'huggingface' and path.is_dir():
+      return huggingface_tokenizer.from_folder(path)
+    loaded = tokenizer.load(path)
     config_lib.check(
-      isinstance(loaded, tokenizer.SentencePiece),
+      config.kind == 'huggingface'
+      or isinstance(loaded, sentencepiece_tokenizer.SentencePiece),
       f'{config.path} is not a SentencePiece model',
     )
     return loaded
@@ -64,7 +77,9 @@ def build(
     raise config_lib.ConfigError(f'tokenizer.path: {error}') from error
 
 
-def train(texts: Iterable[str], vocab_size: int) -> tokenizer.SentencePiece:
+def train(
+  texts: Iterable[str], vocab_size: int
+) -> sentencepiece_tokenizer.SentencePiece:
   """A byte-fallback BPE model of `texts`, for which decoding inverts encoding.
 
   Raises:
@@ -106,7 +121,7 @@ def train(texts: Iterable[str], vocab_size: int) -> tokenizer.SentencePiece:
     if failed:
       raise failed[0] from None
     raise _config_error(vocab_size, str(error)) from error
-  return tokenizer.SentencePiece(proto.getvalue())
+  return sentencepiece_tokenizer.SentencePiece(proto.getvalue())
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:

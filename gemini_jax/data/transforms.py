@@ -1,7 +1,8 @@
 """From texts to tokenized documents, and from pieces of documents to a batch.
 
-A document is `bos text eos` or `bos inputs eos targets eos`. Position k of a
-decoder reads token k of a document and predicts token k + 1.
+A document is `bos text eos`, without bos if the tokenizer adds none, or `bos
+inputs eos targets eos`. Position k of a decoder reads token k of a document and
+predicts token k + 1.
 
 The prompt of a trained model (`question`) is cut out of such a row, so that its
 layout is that of training.
@@ -17,7 +18,7 @@ import numpy as np
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
-from gemini_jax.data import packing
+from gemini_jax.data import chat, packing
 from gemini_jax.data import tokenizer as tokenizer_lib
 
 
@@ -28,6 +29,10 @@ class Slots(NamedTuple):
   count: int
 
 
+# Of a conversation, or the parts `(text,)` or `(inputs, targets)`.
+Document = chat.Document | tuple[tuple[str | Slots, ...], ...]
+
+
 class Example(NamedTuple):
   """An example of a task, not tokenized.
 
@@ -36,25 +41,31 @@ class Example(NamedTuple):
     parts: `(text,)`, `(inputs, targets)` or `(inputs, targets, rejected)`,
       each a sequence of texts and media.
     media: digests of the media, in order.
+    conversations: instead of `parts`, one, or of a preference two.
   """
 
   origin: int
   parts: tuple[tuple[str | Slots, ...], ...]
   media: bytes = b''
+  conversations: tuple[chat.Document, ...] = ()
 
   @property
-  def documents(self) -> tuple[tuple[tuple[str | Slots, ...], ...], ...]:
-    """The parts of each document, `(text,)` or `(inputs, targets)`.
+  def documents(self) -> tuple[Document, ...]:
+    """What its documents are made of.
 
     Of a preference there are two: the preferred one, then the rejected one.
     """
+    if self.conversations:
+      return self.conversations
     inputs, *targets = self.parts
     return tuple((inputs, part) for part in targets) or (self.parts,)
 
 
-def num_bytes(parts: Sequence[Sequence[str | Slots]]) -> int:
+def num_bytes(document: Document) -> int:
   """UTF-8 bytes of the text in the targets of a document."""
-  texts = [piece for piece in parts[-1] if isinstance(piece, str)]
+  if isinstance(document, chat.Document):
+    return document.num_bytes
+  texts = [piece for piece in document[-1] if isinstance(piece, str)]
   return sum(len(text.encode('utf-8')) for text in texts)
 
 
@@ -81,11 +92,22 @@ def join(
   parts: Sequence[np.ndarray], tokenizer: tokenizer_lib.Tokenizer
 ) -> tuple[np.ndarray, int]:
   """As `document`, of parts that are token ids already."""
-  tokens: list = [[tokenizer.bos_id]]
+  tokens: list = [[tokenizer.bos_id]] if _has_bos(parts, tokenizer) else []
   for part in parts:
     tokens += [part, [tokenizer.eos_id]]
   first = 1 if len(parts) == 1 else len(parts[0]) + 2
   return np.concatenate(tokens).astype(np.int32), first
+
+
+def _has_bos(
+  parts: Sequence[np.ndarray], tokenizer: tokenizer_lib.Tokenizer
+) -> bool:
+  """Whether a document begins with bos.
+
+  Pairs do, whatever the tokenizer, and so does an empty text, since a model
+  must read something.
+  """
+  return len(parts) > 1 or tokenizer.adds_bos or not len(parts[0])
 
 
 class Question(NamedTuple):
@@ -117,7 +139,7 @@ def question(
   parts = [inputs, inputs[:0]] if config.pairs else [inputs]
   tokens, first = join(parts, tokenizer)
   if not config.pairs:
-    first = len(inputs) + 1
+    first = len(inputs) + _has_bos(parts, tokenizer)
   length = len(tokens)
   pieces = packing.Pieces(*np.array([[0], [0], [length - 1], [first]]))
   room = dataclasses.replace(
@@ -142,7 +164,7 @@ def encoder_tokens(
   alone and reads the whole text, as in `Gemini.encoder_inputs`.
   """
   if config.objective != 'seq2seq':
-    return join([inputs], tokenizer)[0][1:]
+    return np.append(inputs, tokenizer.eos_id).astype(np.int32)
   encoder = question(inputs, config, tokenizer).encoder
   assert encoder is not None
   return encoder
@@ -222,7 +244,7 @@ def fits(
   lengths: np.ndarray, firsts: np.ndarray, config: config_lib.Data
 ) -> np.ndarray:
   """bool[N], documents that fit into a row; plain texts are cut to fit."""
-  if not config.pairs:
+  if not config.keeps_documents:
     return np.ones(len(lengths), bool)
   sizes = pair_sizes(lengths, firsts, config)
   return np.all([size <= capacity for size, capacity in sizes], axis=0)
@@ -243,9 +265,11 @@ def assemble(
   num_rows: int,
   config: config_lib.Data,
   tokenizer: tokenizer_lib.Tokenizer,
+  is_target: np.ndarray | None = None,
 ) -> batch_lib.Batch:
   """The batch of `num_rows` rows that hold `pieces` of `tokens`.
 
+  Of a conversation, `is_target` says which tokens have loss weight 1.
   causal and prefix: the decoder reads the pieces; positions that predict
   tokens of the inputs have loss weight 0, and `prefix` marks the inputs.
   seq2seq: the encoder reads the inputs, ended by eos, and the decoder predicts
@@ -261,10 +285,13 @@ def assemble(
   prefix = None
   if config.objective == 'prefix':
     prefix = place.fill(place.within < firsts, False, np.bool_)
+  weights = place.within >= firsts - 1
+  if is_target is not None:
+    weights = is_target[sources + 1]
   return batch_lib.Batch(
     decoder=place.sequence(tokens[sources], tokenizer.pad_id),
     targets=place.fill(tokens[sources + 1], tokenizer.pad_id),
-    weights=place.fill(place.within >= firsts - 1, 0, np.float32),
+    weights=place.fill(weights, 0, np.float32),
     prefix=prefix,
   )
 

@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gemini_jax import config as config_lib
@@ -58,6 +58,7 @@ class Tally:
     record: Any = None,
     count: int = 1,
     absent: bool = False,
+    place: Callable[[], str] = str,
   ):
     """Counts unusable examples of one record.
 
@@ -67,6 +68,7 @@ class Tally:
       record: its content, if it could be parsed.
       count: number of examples.
       absent: whether to count them in `num_absent`.
+      place: gives FILE:LINE of the record, or ''.
     """
     reason = str(error)
     self.unusable[reason] += count
@@ -77,7 +79,8 @@ class Tally:
       if record is not None:
         excerpt = ' '.join(reprlib.repr(record).split())
       mark = ': ' if excerpt else ''
-      self.shown.append(f'record {number}: {reason}{mark}{excerpt}')
+      where = f' ({found})' if (found := place()) else ''
+      self.shown.append(f'record {number}{where}: {reason}{mark}{excerpt}')
 
   def add(self, other: 'Tally'):
     """Adds the counts of another tally."""

@@ -151,7 +151,7 @@ def search_loop(
     state = state.follow(parent_B)
     state = dataclasses.replace(state, done=(live_PK == -jnp.inf).ravel())
     state = state.append(
-      token_B, logprobs_BV[parent_B, token_B], token_B == decoder.eos_id
+      token_B, logprobs_BV[parent_B, token_B], decoder.ends(token_B)
     )
     ended_PK = beams(state.done) & (live_PK > -jnp.inf)
     news_PK = beams(state.lengths - state.starts)

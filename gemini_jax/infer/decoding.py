@@ -34,6 +34,7 @@ class Decoder:
     batch_size: B; fewer prompts leave rows free.
     pad_id: fills empty places.
     eos_id: ends a row.
+    end_ids: others that end a row.
     forbidden: ids that are never generated.
     prefill_chunk: C, tokens of a prompt that are read at once.
     memory_length: S, of an encoder-decoder.
@@ -46,6 +47,7 @@ class Decoder:
   batch_size: int
   pad_id: int
   eos_id: int
+  end_ids: tuple[int, ...] = ()
   forbidden: tuple[int, ...] = ()
   prefill_chunk: int = 64
   memory_length: int = 0
@@ -351,7 +353,7 @@ class Decoder:
       logprob_B = jnp.take_along_axis(
         jax.nn.log_softmax(logits_BV), token_B[:, None], axis=-1
       )[:, 0]
-      return i + 1, state.append(token_B, logprob_B, token_B == self.eos_id)
+      return i + 1, state.append(token_B, logprob_B, self.ends(token_B))
 
     return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state))[1]
 
@@ -377,6 +379,11 @@ class Decoder:
     )[:2]
     logits_BV = logits_B1V[:, 0]
     return logits_BV, logits_BV, dataclasses.replace(state, cache=cache)
+
+  def ends(self, token_B: jax.Array) -> jax.Array:
+    """bool[B], tokens that end their row."""
+    ends_1E = jnp.array([[self.eos_id, *self.end_ids]])
+    return jnp.any(token_B[:, None] == ends_1E, axis=1)
 
   def draw_keys(self, state: decoding_state.State) -> jax.Array:
     """The random key of each row's next token, key[B]."""

@@ -230,7 +230,8 @@ def build_decoder(
   batch_size: int,
 ) -> decoding.Decoder:
   """A decoder of a model for its tokenizer, with `model.max_length` slots."""
-  # A tokenizer without padding may use eos for it; eos is always allowed.
+  # A tokenizer without padding may use eos for it; what ends a text is always
+  # allowed.
   forbidden = {tokenizer.pad_id, tokenizer.bos_id}
   table_size = model.config.vocab_size
   assert table_size, 'the tokenizer sets model.vocab_size'
@@ -240,7 +241,8 @@ def build_decoder(
     batch_size,
     pad_id=tokenizer.pad_id,
     eos_id=tokenizer.eos_id,
-    forbidden=tuple(sorted(forbidden - {tokenizer.eos_id})),
+    end_ids=tuple(i for i in tokenizer.end_ids if i != tokenizer.eos_id),
+    forbidden=tuple(sorted(forbidden - set(tokenizer.end_ids))),
     prefill_chunk=config.generate.prefill_chunk,
     memory_length=config.data.inputs_length if model.config.cross else 0,
     prefix=config.data.objective == 'prefix',

@@ -1,14 +1,18 @@
 """Prompts as a model reads them: laid out as its training data are."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from gemini_jax import config as config_lib
+from gemini_jax.data import chat, transforms
 from gemini_jax.data import tokenizer as tokenizer_lib
-from gemini_jax.data import transforms
 from gemini_jax.infer import request as request_lib
 from gemini_jax.models import gemini
+
+# `generate.chat` where the prompt is the only message.
+_PROMPT = 'prompt'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +44,8 @@ def read_prompt(
   Raises:
     ConfigError: no task, or more than one, reads text and writes it.
   """
+  if config.generate.chat:
+    return _conversation(config, model, tokenizer, prompt)
   if isinstance(prompt, str) and config.data.tasks:
     options = dataclasses.replace(config.generate, prompt=prompt)
     filled = dataclasses.replace(config, generate=options)
@@ -57,3 +63,39 @@ def read_prompt(
   question = transforms.question(ids, config.data, tokenizer)
   prefix = tokenizer.decode(ids) if continues else ''
   return Prompt(prompt, *question, prefix, unknown=unknown)
+
+
+def _conversation(
+  config: config_lib.Config,
+  model: gemini.Gemini,
+  tokenizer: tokenizer_lib.Tokenizer,
+  prompt: str | request_lib.Request,
+) -> Prompt:
+  """The conversation of `generate.chat`, with a prompt as its last message.
+
+  Raises:
+    ConfigError: the model or its data have no conversations, the file holds
+      none, or the tokenizer has no chat template.
+  """
+  field = f'generate.chat={config.generate.chat!r}'
+  config_lib.check(
+    not (model.config.cross or config.data.pairs) and isinstance(prompt, str),
+    f'{field} needs a decoder of plain text or of conversations',
+  )
+  config_lib.check(
+    bool(tokenizer.chat_template),
+    f'{field} needs a chat template, and the tokenizer of this run has none',
+  )
+  try:
+    messages: list[Any] = []
+    if config.generate.chat != _PROMPT:
+      messages += chat.read_file(config.generate.chat)
+    if prompt or not messages:
+      messages.append({'role': 'user', 'content': prompt})
+    tokens = chat.prompt(tokenizer, messages)
+  except config_lib.ConfigError as error:
+    raise config_lib.ConfigError(f'{field}: {error}') from error
+  config_lib.check(len(tokens) > 0, f'{field}: its template writes nothing')
+  texts = [str(message['content']) for message in messages]
+  unknown = request_lib.unknown_characters(tokenizer, texts)
+  return Prompt(texts[-1], tokens, None, '', unknown=unknown)

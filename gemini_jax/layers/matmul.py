@@ -75,9 +75,11 @@ class Weight:
   def names(self, names: tuple[str | None, ...]) -> Self | None:
     """Logical names of the dims of each array, in place of the array.
 
-    What runs on each device by itself (experts) then gets these arrays in
-    parts. A dim may bear a name only where it is as long as the dim of that
-    name in `shape`. None: each device gets a part of what `to_array` gives.
+    By them the arrays are split over devices, in a stack with the name of its
+    dim of layers. What runs on each device by itself (experts) gets them in
+    these parts. A dim may bear a name only where it is as long as the dim of
+    that name in `shape`. None: the arrays are whole on each device, and experts
+    get a part of what `to_array` gives.
 
     Args:
       names: of the dims of `shape`.

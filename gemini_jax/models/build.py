@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ from jax.sharding import Mesh
 
 from gemini_jax import config as config_lib
 from gemini_jax.kernels import dot_product_attention
+from gemini_jax.layers import matmul
 from gemini_jax.models import gemini
 from gemini_jax.parallel import pipeline, sharding
 
@@ -58,8 +60,18 @@ def make_model(config: config_lib.Config, mesh: Mesh) -> gemini.Gemini:
   return gemini.Gemini(model, pipeline.make_schedule(config.parallel))
 
 
-def abstract_params(model: gemini.Gemini, mesh: Mesh) -> Any:
+def abstract_params(
+  model: gemini.Gemini,
+  mesh: Mesh,
+  transform: Callable[[Any], Any] = lambda params: params,
+) -> Any:
   """Shapes, types and shardings of the parameters; nothing is computed.
+
+  Args:
+    model: the network.
+    mesh: of the devices.
+    transform: puts weights of other types in the place of arrays; their arrays
+      are split as their `names` say.
 
   Raises:
     ConfigError: an axis of the mesh does not divide a parameter.
@@ -68,17 +80,43 @@ def abstract_params(model: gemini.Gemini, mesh: Mesh) -> Any:
     functools.partial(gemini.init_params, model), jax.random.key(0)
   )
   is_boxed = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
-  return jax.tree.map(
-    lambda leaf, place: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=place
-    ),
-    # Not unboxed by flax, which constrains what is in the mesh of a context.
+  is_weight = lambda leaf: isinstance(leaf, matmul.Weight)
+  # Not unboxed by flax, which constrains what is in the mesh of a context.
+  params = jax.eval_shape(
+    transform,
     jax.tree.map(
       lambda leaf: leaf.value if is_boxed(leaf) else leaf,
       boxed,
       is_leaf=is_boxed,
     ),
-    sharding.param_shardings(mesh, boxed),
+  )
+  named = jax.tree.map(
+    lambda leaf, box: _box(leaf, box.names) if is_boxed(box) else leaf,
+    params,
+    boxed,
+    is_leaf=is_weight,
+  )
+  return jax.tree.map(
+    lambda leaf, place: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=place
+    ),
+    params,
+    sharding.param_shardings(mesh, named),
+  )
+
+
+def _box(leaf: Any, names: tuple[str | None, ...]) -> Any:
+  """An array, or each array of a weight, with the names of its dims."""
+  if not isinstance(leaf, matmul.Weight):
+    return nn.LogicallyPartitioned(leaf, names)
+  parts = leaf.names(names)
+  if parts is None:
+    return leaf
+  return jax.tree.map(
+    lambda names, array: nn.LogicallyPartitioned(array, names),
+    parts,
+    leaf,
+    is_leaf=sharding.is_names,
   )
 
 

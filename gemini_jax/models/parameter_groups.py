@@ -58,11 +58,13 @@ class Selection:
     name: what chooses them, as messages call it, such as 'optimizer.frozen'.
     pattern: which they are; '': none.
     can_be_all: whether the pattern may match every parameter.
+    empty: what '' stands for.
   """
 
   name: str
   pattern: str
   can_be_all: bool = True
+  empty: str = 'none'
 
 
 def kind(path: str) -> str:
@@ -127,7 +129,7 @@ def check(selections: Sequence[Selection], params: Any, *, log: bool = True):
         names += sorted({f'@{kind(path)}' for path in sizes})
       raise config_lib.ConfigError(
         f'{name}={pattern!r} matches the path of no parameter; the nearest are '
-        f"{', '.join(_nearest(pattern, names))}; '' is for none"
+        f"{', '.join(_nearest(pattern, names))}; '' is for {selection.empty}"
       )
     config_lib.check(
       selection.can_be_all or len(selected) < len(sizes),
@@ -160,14 +162,55 @@ def _nearest(pattern: str, paths: Iterable[str], count: int = 3) -> list[str]:
   return sorted(paths, key=likeness, reverse=True)[:count]
 
 
-def trained(config: config_lib.Optimizer, params: Any) -> Any:
+def frozen(
+  optimizer: config_lib.Optimizer, tune: config_lib.Tune, params: Any
+) -> Any:
+  """A tree of bools: which arrays training leaves as they are."""
+  return jax.tree.map(
+    lambda by_pattern, is_tuned: by_pattern or not is_tuned,
+    matching(optimizer.frozen, params),
+    _tuned(tune, params),
+  )
+
+
+def _tuned(tune: config_lib.Tune, params: Any) -> Any:
+  """A tree of bools: which arrays the method of tuning is about."""
+  if tune.method == 'full':
+    return jax.tree.map(lambda _: True, params)
+  if tune.method == 'head':
+    # A tied head is the table of tokens.
+    head = 'head' if 'head' in params else 'token'
+    return matching(tune.pattern or f'^({head}|decoder_norm)/', params)
+
+  def is_added(path, _):
+    """Whether it is a part of a leaf, and none of the matrix beside it."""
+    parts = [key for key in path if isinstance(key, jax.tree_util.GetAttrKey)]
+    return bool(parts) and parts[0].name != 'base'
+
+  return jax.tree_util.tree_map_with_path(is_added, params)
+
+
+def trained(config: config_lib.Config, params: Any) -> Any:
   """The parameters that are not frozen.
 
   A MaskedNode, which holds no array, stands in the place of a frozen one.
   """
+  return _masked(frozen(config.optimizer, config.tune, params), params)
+
+
+def own(tune: config_lib.Tune, params: Any) -> Any:
+  """The parameters that are not those of the run that is tuned.
+
+  As `trained`, but for what `optimizer.frozen` says; all, if none is tuned.
+  """
+  is_base = jax.tree.map(lambda is_tuned: not is_tuned, _tuned(tune, params))
+  return _masked(is_base, params)
+
+
+def _masked(is_left_out: Any, params: Any) -> Any:
   return jax.tree.map(
-    lambda is_frozen, leaf: optax.MaskedNode() if is_frozen else leaf,
-    matching(config.frozen, params),
+    lambda leaves_out, leaf: optax.MaskedNode() if leaves_out else leaf,
+    is_left_out,
     params,
   )
 

@@ -106,8 +106,8 @@ def per_device(
     to_spec = lambda names: PartitionSpec(*(axes.get(name) for name in names))
     return jax.shard_map(
       function,
-      in_specs=jax.tree.map(to_spec, tuple(inputs), is_leaf=_is_names),
-      out_specs=jax.tree.map(to_spec, outputs, is_leaf=_is_names),
+      in_specs=jax.tree.map(to_spec, tuple(inputs), is_leaf=is_names),
+      out_specs=jax.tree.map(to_spec, outputs, is_leaf=is_names),
       check_vma=False,
     )(*args)
 
@@ -133,7 +133,8 @@ def constrain(array: jax.Array, names: Sequence[str | None]) -> jax.Array:
   return jax.lax.with_sharding_constraint(array, PartitionSpec(*entries))
 
 
-def _is_names(leaf: Any) -> bool:
+def is_names(leaf: Any) -> bool:
+  """Whether it is the names of the dims of one array."""
   return isinstance(leaf, tuple) and all(
     name is None or isinstance(name, str) for name in leaf
   )
@@ -150,7 +151,7 @@ def _fitting_axes(
       if name is not None:
         sizes.setdefault(name, set()).add(size)
 
-  jax.tree.map(record, tuple(names), tuple(args), is_leaf=_is_names)
+  jax.tree.map(record, tuple(names), tuple(args), is_leaf=is_names)
   axes = {}
   for name, dims in sizes.items():
     split = tuple(a for a in dict(RULES)[name] if mesh.shape[a] > 1)
@@ -166,7 +167,7 @@ def param_shardings(mesh: Mesh, boxed: Any) -> Any:
   def one(path, leaf):
     if not isinstance(leaf, nn.LogicallyPartitioned):
       return NamedSharding(mesh, PartitionSpec())
-    name = '/'.join(str(key.key) for key in path)
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
     return NamedSharding(mesh, spec(mesh, leaf.names, leaf.value.shape, name))
 
   return jax.tree_util.tree_map_with_path(

@@ -13,7 +13,7 @@ import jax
 
 from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
-from gemini_jax.data import tokenizer
+from gemini_jax.data import tokenizer, tokenizer_training
 from gemini_jax.models import build
 from gemini_jax.plan import compile as compile_lib
 from gemini_jax.plan import compiler_errors, page, report, suggestions, topology
@@ -71,6 +71,9 @@ def with_vocab(
   file = path / run_lib.TOKENIZER_FILE
   if file.exists():
     return build.with_vocab(config, tokenizer.load(file).vocab_size)
+  if config.tokenizer.kind == 'huggingface':
+    made = tokenizer_training.build(config.tokenizer, tuple)
+    return build.with_vocab(config, made.vocab_size)
   sizes = {
     'sentencepiece': config.tokenizer.vocab_size,
     'bytes': tokenizer.Bytes().vocab_size,

@@ -28,7 +28,7 @@ def accumulated_gradient(
   no array for a frozen parameter.
   """
   trained = parameter_groups.to_float32(
-    parameter_groups.trained(config.optimizer, params)
+    parameter_groups.trained(config, params)
   )
 
   def gradient(batch, key):

@@ -17,7 +17,7 @@ from gemini_jax.adapt import enabled
 from gemini_jax.config import legacy
 from gemini_jax.data import loader as loader_lib
 from gemini_jax.evaluate import evaluation, evaluators, held_out
-from gemini_jax.models import gemini
+from gemini_jax.models import gemini, parameter_groups
 from gemini_jax.parallel import compilation, placement, processes, sharding
 from gemini_jax.train import (
   batch_page,
@@ -35,6 +35,7 @@ from gemini_jax.train import schedule as schedule_lib
 from gemini_jax.train import session as session_lib
 from gemini_jax.train import state as state_lib
 from gemini_jax.train import step as step_lib
+from gemini_jax.weights import base as base_lib
 
 
 def train(config: config_lib.Config, workdir: str | os.PathLike):
@@ -245,8 +246,17 @@ def _announce(
   manifest: Mapping[str, Any],
 ):
   """Says what is trained, on what, from where, and what has changed."""
+  count = gemini.param_count(state.params)
+  trained = gemini.param_count(
+    parameter_groups.trained(run.config, state.params)
+  )
+  share = (
+    ''
+    if trained == count
+    else (f', of which {trained:,} ({trained / count:.2%}) are trained,')
+  )
   print(
-    f'{gemini.param_count(state.params):,} parameters on '
+    f'{count:,} parameters{share} on '
     f'{progress_lib.devices_line()}; {placement.describe(state)}'
   )
   print(f'{"resuming" if step else "starting"} at step {step:,}', flush=True)
@@ -287,17 +297,19 @@ def _open_writer(
 def _save(training: _Training, state: state_lib.TrainState, step: int):
   """Starts to save a checkpoint, with what a resume needs to know."""
   session = training.session
+  config = session.run.config
   processes.on_process_zero(session.lock.check)
   session.run.checkpoints.save(
     step,
-    state,
+    state_lib.saved(config, state),
     {
-      'config': dataclasses.asdict(session.run.config),
+      'config': dataclasses.asdict(config),
       'data': training.data.state(step),
       'metrics_bytes': training.writer.size(),
       'results': dict(training.results),
       'due': training.milestones.evaluates(step),
-    },
+    }
+    | ({base_lib.KEY: dict(session.base)} if session.base else {}),
   )
 
 

@@ -14,6 +14,7 @@ from gemini_jax.train import schedule as schedule_lib
 # What Muon orthogonalises: the matrices of the layers. Embeddings, heads,
 # norms and biases are Adam's (Jordan et al. 2024).
 MUON_MATRICES = r'/layers/.*@(matrix|expert)$'
+_UNTUNED = config_lib.Tune()
 
 
 def apply_updates(params: Any, updates: Any) -> Any:
@@ -31,11 +32,14 @@ def apply_updates(params: Any, updates: Any) -> Any:
 
 
 def make_optimizer(
-  config: config_lib.Optimizer, num_steps: int
+  config: config_lib.Optimizer,
+  num_steps: int,
+  tune: config_lib.Tune = _UNTUNED,
 ) -> optax.GradientTransformationExtraArgs:
   """The update rule of a config; `update` wants the loss as `value=`.
 
-  Its state and its updates are float32, in whatever type parameters are.
+  Its state and its updates are float32, in whatever type parameters are. What
+  is frozen has neither.
   """
   schedule = schedule_lib.make_schedule(config, num_steps)
   decayed = lambda params: jax.tree.map(
@@ -96,11 +100,11 @@ def make_optimizer(
   if config.clip_norm:
     chain.insert(0, optax.clip_by_global_norm(config.clip_norm))
   optimizer = optax.chain(*chain)
-  if config.frozen:
+  if config.frozen or tune.method != 'full':
     # set_to_zero, since optax.masked would pass the rest through unchanged.
     optimizer = optax.partition(
       {False: optimizer, True: optax.set_to_zero()},
-      lambda params: parameter_groups.matching(config.frozen, params),
+      lambda params: parameter_groups.frozen(config, tune, params),
     )
   return in_float32(optimizer)
 

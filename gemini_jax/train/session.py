@@ -25,6 +25,8 @@ from gemini_jax.train import metrics_file, restoring
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import starting_point as starting_point_lib
 from gemini_jax.train import state as state_lib
+from gemini_jax.weights import base as base_lib
+from gemini_jax.weights import tuning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Session:
     abstract: shapes and shardings of the training state.
     lock: held while the run trains.
     starting_point: the run whose parameters this one begins with, if any.
+    base: step and fingerprint of the parameters that are tuned, once they have
+      been read; {}: none are tuned. Updated in place.
   """
 
   run: run_lib.Run
@@ -44,6 +48,7 @@ class Session:
   abstract: state_lib.TrainState
   lock: lock_lib.Lock
   starting_point: starting_point_lib.StartingPoint | None = None
+  base: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def init_state(self) -> state_lib.TrainState:
     """The state of a run that begins.
@@ -56,7 +61,13 @@ class Session:
       return state_lib.init_state(
         config, self.run.model, self.optimizer, self.abstract
       )
-    params = self.starting_point.restore(self.abstract.params)
+    plain = build.abstract_params(self.run.model, self.run.mesh)
+    params = self.starting_point.restore(plain)
+    if config.tune.method != 'full':
+      self.base.update(self.starting_point.base.identity(params))
+      abstract = self.abstract.params
+      own = tuning.drawn(config, abstract, params)
+      params = tuning.attached(config.tune, own, params, abstract)
     return state_lib.state_from_params(
       config, self.optimizer, self.abstract, params
     )
@@ -99,19 +110,27 @@ class Session:
 
     Raises:
       ConfigError: what was trained here is damaged or lost, and training
-        would overwrite the rest of it.
+        would overwrite the rest of it; or it tunes what is not there any more.
     """
+    run = self.run
     try:
       restored = restoring.restore(
-        self.run.checkpoints, self.run.config, self.abstract
+        run.checkpoints, run.config, state_lib.saved(run.config, self.abstract)
       )
     except checkpointer.DamageError as error:
       raise config_lib.ConfigError(
-        f'{error}; {_advice(self.run.workdir)}'
+        f'{error}; {_advice(run.workdir)}'
       ) from error
     size = self._check_manifest(restored) if restored else 0
-    metrics_file.check(self.run.workdir, size)
-    return restored
+    metrics_file.check(run.workdir, size)
+    if restored is None or run.config.tune.method == 'full':
+      return restored
+    params = base_lib.with_base(
+      run.config, run.model, run.mesh, restored.state.params, restored.manifest
+    )
+    self.base.update(restored.manifest[base_lib.KEY])
+    state = dataclasses.replace(restored.state, params=params)
+    return dataclasses.replace(restored, state=state)
 
   def _check_manifest(self, restored: checkpointer.Restored) -> int:
     """Of what a training saved, `metrics_bytes`."""
@@ -158,6 +177,7 @@ def open_session(
       the config does not fit the devices.
   """
   path = pathlib.Path(workdir)
+  config = _with_whole_path(config)
   mesh = run_lib.make_mesh(config)
   checkpoints = run_lib.open_checkpoints(config, path)
   # The shapes alone tell whether the mesh fits, before any data is read.
@@ -178,14 +198,24 @@ def open_session(
     _make_tokenizer(path, config, starting_point)
   run = run_lib.assemble(config, path, mesh, checkpoints)
   if checkpoints.steps():
+    _check_trained(path, checkpoints)
     _check_same_state(path, config, mesh)
   _, optimizer, abstract = abstract_parts(run.config, mesh)
   state_lib.check_patterns(config, abstract.params)
   if starting_point is not None:
-    starting_point.check(abstract.params)
+    starting_point.base.check(build.abstract_params(run.model, mesh))
   return Session(
     run, optimizer, abstract, lock or lock_lib.Lock(), starting_point
   )
+
+
+def _with_whole_path(config: config_lib.Config) -> config_lib.Config:
+  """The config that names the base wherever it is read from."""
+  if config.tune.method == 'full':
+    return config
+  path = os.path.abspath(host.expand_path(config.train.init_from))
+  train = dataclasses.replace(config.train, init_from=path)
+  return dataclasses.replace(config, train=train)
 
 
 def _advice(path: pathlib.Path) -> str:
@@ -232,7 +262,7 @@ def abstract_parts(
   """Model, optimizer, and the shapes and shardings of the training state."""
   model = build.make_model(config, mesh)
   optimizer = optimizer_lib.make_optimizer(
-    config.optimizer, config.train.num_steps
+    config.optimizer, config.train.num_steps, config.tune
   )
   return (
     model,
@@ -262,6 +292,20 @@ def _make_writable(path: pathlib.Path, lock: lock_lib.Lock | None):
   processes.on_process_zero(lambda: probe.unlink(missing_ok=True))
   config_lib.check(
     shared, f'--workdir={path} must be a folder that all processes share'
+  )
+
+
+def _check_trained(path: pathlib.Path, checkpoints: checkpointer.Checkpointer):
+  """Refuses a folder of imported parameters, which no training has made."""
+  try:
+    imported = checkpoints.manifest(checkpoints.steps()[-1]).get('imported')
+  except checkpointer.DamageError:
+    # `resume` looks for an older one.
+    return
+  config_lib.check(
+    not imported,
+    f'--workdir={path} holds imported parameters and no training; give another '
+    f'--workdir and --config.train.init_from={path}',
   )
 
 

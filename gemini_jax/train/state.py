@@ -1,5 +1,6 @@
 """Everything that training changes."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -12,8 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gemini_jax import config as config_lib
 from gemini_jax.adapt import enabled
-from gemini_jax.models import build, gemini, parameter_groups
+from gemini_jax.models import gemini, parameter_groups
 from gemini_jax.train import optimizer as optimizer_lib
+from gemini_jax.weights import tuning
 
 
 @flax.struct.dataclass
@@ -50,7 +52,7 @@ def abstract_state(
   Raises:
     ConfigError: an axis of the mesh does not divide a parameter.
   """
-  params = build.abstract_params(model, mesh)
+  params = tuning.abstract_params(config, model, mesh)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
 
   def placed(init):
@@ -93,7 +95,13 @@ def fresh_state(
 ) -> TrainState:
   """The state before the first update."""
   params = nn.meta.unbox(gemini.init_params(model, key))
-  return _state_of_params(config, optimizer, params)
+  params = tuning.wrapped(config.tune, params, key)
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    opt_state=optimizer.init(params),
+    extra=enabled.extensions(config).init(params),
+  )
 
 
 def state_from_params(
@@ -102,29 +110,27 @@ def state_from_params(
   abstract: TrainState,
   params: Any,
 ) -> TrainState:
-  """A fresh state around given parameters."""
-
-  def start(params):
-    params = jax.tree.map(
-      lambda leaf, shape: leaf.astype(shape.dtype), params, abstract.params
-    )
-    return _state_of_params(config, optimizer, params)
-
-  where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-  return jax.jit(start, out_shardings=where)(params)
-
-
-def _state_of_params(
-  config: config_lib.Config,
-  optimizer: optax.GradientTransformationExtraArgs,
-  params: Any,
-) -> TrainState:
-  return TrainState(
-    step=jnp.zeros((), jnp.int32),
-    params=params,
-    opt_state=optimizer.init(params),
-    extra=enabled.extensions(config).init(params),
+  """A fresh state around given parameters, which are not copied."""
+  params = jax.tree.map(
+    lambda leaf, shape: leaf.astype(shape.dtype), params, abstract.params
   )
+
+  def rest(params):
+    extra = enabled.extensions(config).init(params)
+    return jnp.zeros((), jnp.int32), optimizer.init(params), extra
+
+  where = jax.tree.map(
+    lambda leaf: leaf.sharding,
+    (abstract.step, abstract.opt_state, abstract.extra),
+  )
+  step, opt_state, extra = jax.jit(rest, out_shardings=where)(params)
+  return TrainState(step, params, opt_state, extra)
+
+
+def saved(config: config_lib.Config, state: TrainState) -> TrainState:
+  """What a checkpoint holds: not the parameters of the base of a tuned run."""
+  params = parameter_groups.own(config.tune, state.params)
+  return dataclasses.replace(state, params=params)
 
 
 def check_patterns(config: config_lib.Config, params: Any, *, log: bool = True):

@@ -123,7 +123,7 @@ def compute_updates(
   updates, opt_state = optimizer.update(
     grads,
     state.opt_state,
-    parameter_groups.trained(config.optimizer, state.params),
+    parameter_groups.trained(config, state.params),
     value=objective,
   )
   return Changes(grads, extensions.updates(state, updates), opt_state)

@@ -346,8 +346,8 @@ def test_a_source_without_anything_usable_is_an_error(make, tmp_path):
       make('validation', validation=(f'jsonl:{tmp_path}/a.jsonl',))
     assert str(error.value) == (
       f'data.validation[0]=jsonl:{tmp_path}/a.jsonl: no record is usable, '
-      "2 unusable: 1 invalid JSON, 1 no field 'text'; record 0: invalid JSON: "
-      "'{\\n'; record 1: no field 'text': {'txt': 1}"
+      "2 unusable: 1 invalid JSON, 1 no field 'text'; record 0 (a.jsonl:1): "
+      "invalid JSON: '{\\n'; record 1 (a.jsonl:2): no field 'text': {'txt': 1}"
     )
   with pytest.raises(config.ConfigError, match=r'data\.test=\(\) names no sou'):
     make('test')
@@ -465,10 +465,12 @@ def test_too_many_unusable_records_are_an_error(make, tmp_path):
     assert str(error.value) == (
       f"data.train[0]=jsonl:{path}: of 100 examples, 13 unusable: 9 'text' is "
       "empty, 1 'text' is not text, 1 invalid JSON, 1 no field 'text', 1 not a "
-      'JSON object, more than data.max_unusable=0.03 allows; record 96: '
-      'invalid JSON: \'{"text": "a",\\n\'; record 97: \'text\' is not text: '
-      "{'text': ['b']}; record 98: not a JSON object: '7\\n'; repair or "
-      'remove them, or set data.max_unusable to the share that may be skipped'
+      'JSON object, more than data.max_unusable=0.03 allows; record 96 '
+      '(a.jsonl:97): invalid JSON: \'{"text": "a",\\n\'; record 97 '
+      "(a.jsonl:98): 'text' is not text: "
+      "{'text': ['b']}; record 98 (a.jsonl:99): not a JSON object: '7\\n'; "
+      'repair or remove them, or set data.max_unusable to the share that may '
+      'be skipped'
     )
   assert make(train=train, max_unusable=0.04).num_records == 96
   assert len(list(texts(0.04))) == 96

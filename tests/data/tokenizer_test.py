@@ -8,7 +8,11 @@ import pytest
 import sentencepiece
 
 from gemini_jax import config
-from gemini_jax.data import tokenizer, tokenizer_training
+from gemini_jax.data import (
+  sentencepiece_tokenizer,
+  tokenizer,
+  tokenizer_training,
+)
 
 CORPUS = ['the cat sat on the mat\n', 'def f(x):\n    return x + 1\n'] * 20
 NASTY = [
@@ -128,7 +132,7 @@ def test_a_damaged_model_is_a_tokenizer_or_refused(trained):
     where = generator.integers(0, len(changed), 2)
     changed[where] = generator.integers(0, 256, 2)
     try:
-      made = tokenizer.SentencePiece(changed.tobytes())
+      made = sentencepiece_tokenizer.SentencePiece(changed.tobytes())
       made.decode(made.encode('the cat ▁ é😀\n12'))
     except config.ConfigError:
       refused += 1

@@ -41,7 +41,7 @@ def test_the_kind_of_a_file_is_the_kind_asked_for(tmp_path):
   tokenizer.Characters('ab').save(path)
   for kind, message in (
     ('sentencepiece', 'file is not a SentencePiece model'),
-    ('bytes', "file' is for tokenizer.kind=sentencepiece, not bytes"),
+    ('bytes', "file' is for tokenizer.kind=sentencepiece and huggingface, not"),
   ):
     with pytest.raises(config.ConfigError, match=message):
       tokenizer_training.build(config.Tokenizer(kind=kind, path=path), list)

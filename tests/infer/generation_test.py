@@ -9,7 +9,7 @@ import sentencepiece
 import toy
 import toy_decoder
 from gemini_jax import config as config_lib
-from gemini_jax.data import tokenizer
+from gemini_jax.data import sentencepiece_tokenizer
 from gemini_jax.infer import decoding, generation, sampling
 from gemini_jax.infer import prompts as prompts_lib
 
@@ -212,7 +212,7 @@ def test_a_text_begins_or_continues(prefix, tmp_path):
     byte_fallback=True,
     minloglevel=2,
   )
-  made = tokenizer.SentencePiece(trained.getvalue())
+  made = sentencepiece_tokenizer.SentencePiece(trained.getvalue())
   assert made.adds_space
   prompt_ids = made.encode(prefix)
   prompt = prompts_lib.Prompt(prefix, prompt_ids, None, made.decode(prompt_ids))

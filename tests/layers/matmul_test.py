@@ -36,23 +36,25 @@ class Halved(matmul.Weight):
     return (2 * self.half).astype(dtype)
 
 
-def halved(array, lead):
-  del lead
+def halved(array, lead, inputs=1):
+  del lead, inputs
   return Halved(array / 2)
 
 
-def updated(array, lead):
-  down = toy.normal((*array.shape[: lead + 1], 2), 8)
-  up = toy.normal((*array.shape[:lead], 2, *array.shape[lead + 1 :]), 9)
-  return low_rank.LowRank(array, down, up)
+def updated(array, lead, inputs=1):
+  return low_rank.beside(array, lead, inputs)
 
 
-def plain(array, lead):
-  del lead
+def weighed(array, lead, inputs=1):
+  return low_rank.beside(halved(array, lead), lead, inputs, gains=True)
+
+
+def plain(array, lead, inputs=1):
+  del lead, inputs
   return array
 
 
-BY_KIND = pytest.mark.parametrize('make', [plain, halved, updated])
+BY_KIND = pytest.mark.parametrize('make', [plain, halved, updated, weighed])
 
 
 def same(actual, expected):
@@ -67,7 +69,7 @@ def as_numpy(leaf):
 @pytest.mark.parametrize('num_contracted', [1, 2])
 @BY_KIND
 def test_the_last_dims_meet_the_first(make, num_contracted, num_devices):
-  leaf = make(toy.normal((3, 4, 5)), 0)
+  leaf = make(toy.normal((3, 4, 5)), 0, num_contracted)
   x = toy.normal((4, 2, 3, 4)[: 2 + num_contracted], 1)
   if num_contracted == 1:
     x = x[..., :3]
@@ -194,6 +196,8 @@ def test_names_for_devices_are_those_of_each_array():
   assert axes == names
   same(leaf, 2 * array)
   leaf, axes = matmul.for_devices(updated(array, 1), names, F32)
-  assert axes == low_rank.LowRank(
-    names, ('expert', 'embed', None), ('expert', None, 'mlp')
+  assert axes == leaf.replace(
+    base=names, a=('expert', 'embed', None), b=('expert', None, 'mlp')
   )
+  axes = low_rank.beside(array, 1, gains=True).names(names)
+  assert axes.gains == ('expert', None)

@@ -187,7 +187,9 @@ def test_frozen_parameters_keep_the_state_that_checkpoints_have():
   config = config_lib.Optimizer(frozen='^token/', plateau_patience=1)
   rule = optimizer_lib.make_optimizer(config, 10)
   params = toy.network()
-  trained = parameter_groups.trained(config, params)
+  trained = parameter_groups.trained(
+    config_lib.Config(optimizer=config), params
+  )
   state = rule.init(params)
   assert jax.tree.structure(rule.init(trained)) == jax.tree.structure(state)
   paths = by_path(state)

@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 
+import jax
 import numpy as np
 import pytest
 
@@ -24,6 +26,12 @@ PAIRS = (
 )
 
 
+def open_session(file, workdir, *overrides):
+  argv = ['main', *tiny.arguments(file, workdir, *overrides)]
+  config = command.parse(argv, {'workdir': None, 'mode': None}).config
+  return session_lib.open_session(config, workdir)
+
+
 @pytest.fixture(scope='module')
 def tuned(tmp_path_factory):
   """(folder, experiment, workdir of a tuned run of four steps)."""
@@ -38,10 +46,8 @@ def tuned(tmp_path_factory):
     f"data.train = ('jsonl:{folder}/pairs.jsonl#[:40]',)",
     f"data.validation = ('jsonl:{folder}/pairs.jsonl#[40:]',)",
   )
-  tiny.experiment(folder, *PAIRS, *files)
-  argv = ['main', *tiny.arguments(folder / 'experiment.py', folder / 'before')]
-  config = command.parse(argv, {'workdir': None, 'mode': None}).config
-  session = session_lib.open_session(config, folder / 'before')
+  before = tiny.experiment(folder, *PAIRS, *files)
+  session = open_session(before, folder / 'before')
   session.run.checkpoints.save(7, session.init_state(), {})
   session.run.checkpoints.close()
   session.write_config()
@@ -52,7 +58,8 @@ def tuned(tmp_path_factory):
     "data.rejected_field = 'rejected'",
     f'train.init_from = {str(folder / "before")!r}',
     'train.num_steps = 4',
-    "optimizer.frozen = '@norm'",
+    "tune.method = 'lora'",
+    'tune.rank = 2',
     name='dpo.py',
   )
   assert tiny.run(file, folder / 'whole') == 0
@@ -73,19 +80,26 @@ def test_it_starts_at_log_2_and_learns(tuned):
 
 
 def test_the_reference_is_what_it_started_from(tuned):
-  folder, _, workdir = tuned
+  folder, file, workdir = tuned
   start, end = tiny.arrays(folder / 'before'), tiny.arrays(workdir)
   kept = {
     name.removeprefix('extra/reference/'): leaf
     for name, leaf in end.items()
     if name.startswith('extra/reference/')
   }
-  # What is frozen is not kept twice.
-  assert 'token/embedding' in kept
-  assert not any(name.endswith('/scale') for name in kept)
+  # The base is its own reference; of the updates, b begins with zeros.
+  assert kept and all(re.search(r'kernel/[ab]$', name) for name in kept)
+  assert sum(leaf.size for leaf in kept.values()) < 4000
   for name, leaf in kept.items():
-    np.testing.assert_array_equal(leaf, start[f'params/{name}'])
+    assert leaf.any() == name.endswith('a')
     assert not np.array_equal(leaf, end[f'params/{name}'])
+  # Without low rank it is a copy of all.
+  state = open_session(file, folder / 'full', 'tune.method=full').init_state()
+  for path, leaf in jax.tree_util.tree_flatten_with_path(
+    state.extra['reference']
+  )[0]:
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    np.testing.assert_array_equal(leaf, start[f'params/{name}'])
 
 
 def test_it_resumes_exactly(tuned, tmp_path):
@@ -104,9 +118,8 @@ def test_it_resumes_exactly(tuned, tmp_path):
 
 
 def test_the_evaluation_finds_the_reference(tuned, capsys):
-  """Also where the run that it started from is gone."""
   _, file, workdir = tuned
-  assert tiny.run(file, workdir, 'train.init_from=/gone', mode='eval') == 0
+  assert tiny.run(file, workdir, mode='eval') == 0
   results = json.loads(capsys.readouterr().out)
   lines = [x for x in tiny.metrics(workdir) if 'validation/dpo' in x]
   for name in ('loss', 'dpo', 'dpo_margin', 'dpo_accuracy'):
@@ -117,7 +130,8 @@ def test_the_evaluation_finds_the_reference(tuned, capsys):
 
 def test_preferences_need_a_start(tuned, tmp_path, capsys):
   _, file, _ = tuned
-  assert tiny.run(file, tmp_path / 'run', 'train.init_from=') == 2
+  without = ('train.init_from=', 'tune.method=full')
+  assert tiny.run(file, tmp_path / 'run', *without) == 2
   assert (
     "data.rejected_field='rejected' tunes what was trained before; set "
     'train.init_from to the folder of a run'

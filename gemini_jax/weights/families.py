@@ -1,0 +1,472 @@
+"""Families of published models: their config.json and ours.
+
+A family's models are values of `config.model`. What config.json says and our
+fields cannot express is refused, since it would change the outputs in silence.
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from gemini_jax import config as config_lib
+from gemini_jax import host
+
+CONFIG_FILE = 'config.json'
+_MAX_BYTES = 1 << 24
+_SLIDING, _FULL = 'sliding_attention', 'full_attention'
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """What all models of a family have in common.
+
+  Attributes:
+    architecture: the class in `transformers`.
+    defaults: values that config.json may leave out.
+    fields: of our model.
+    norm_offset: what is added to our scale of a norm to get theirs.
+    must: values that config.json may not change.
+  """
+
+  architecture: str
+  defaults: Mapping[str, Any]
+  fields: Mapping[str, Any]
+  norm_offset: float
+  must: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+
+
+_LLAMA_DEFAULTS = {
+  'hidden_act': 'silu',
+  'rms_norm_eps': 1e-6,
+  'tie_word_embeddings': False,
+  'rope_theta': 10_000.0,
+}
+_GEMMA_DEFAULTS = {
+  'hidden_activation': 'gelu_pytorch_tanh',
+  'rms_norm_eps': 1e-6,
+  'tie_word_embeddings': True,
+  'rope_theta': 10_000.0,
+  'head_dim': 256,
+  'query_pre_attn_scalar': 256,
+  'sliding_window': 4096,
+  'num_key_value_heads': 4,
+}
+_GEMMA_FIELDS = {'norm': 'pre_post', 'scale_embeddings': True}
+_NO_BIAS = {'attention_bias': (False, None)}
+
+# By `model_type`.
+FAMILIES = {
+  'llama': Family('LlamaForCausalLM', _LLAMA_DEFAULTS, {}, 1.0, _NO_BIAS),
+  'mistral': Family(
+    'MistralForCausalLM',
+    _LLAMA_DEFAULTS | {'sliding_window': 4096, 'num_key_value_heads': 8},
+    {},
+    1.0,
+  ),
+  'qwen2': Family(
+    'Qwen2ForCausalLM',
+    _LLAMA_DEFAULTS | {'num_key_value_heads': 32},
+    {'attention_bias': True},
+    1.0,
+  ),
+  'qwen3': Family(
+    'Qwen3ForCausalLM',
+    _LLAMA_DEFAULTS | {'head_dim': 128, 'num_key_value_heads': 32},
+    {'qk_norm': True},
+    1.0,
+    _NO_BIAS,
+  ),
+  'gemma2': Family(
+    'Gemma2ForCausalLM',
+    _GEMMA_DEFAULTS
+    | {'attn_logit_softcapping': 50.0, 'final_logit_softcapping': 30.0},
+    _GEMMA_FIELDS,
+    0.0,
+    _NO_BIAS,
+  ),
+  'gemma3_text': Family(
+    'Gemma3ForCausalLM',
+    _GEMMA_DEFAULTS
+    | {'rope_theta': 1_000_000.0, 'rope_local_base_freq': 10_000.0},
+    _GEMMA_FIELDS | {'qk_norm': True},
+    0.0,
+    _NO_BIAS | {'use_bidirectional_attention': (False, None)},
+  ),
+}
+_ACTIVATIONS = {
+  'silu': 'silu',
+  'gelu_pytorch_tanh': 'gelu',
+  'gelu': 'gelu_exact',
+  'relu': 'relu',
+}
+# Fields of config.json and of our model that mean the same.
+_SAME = {
+  'vocab_size': 'vocab_size',
+  'hidden_size': 'width',
+  'intermediate_size': 'mlp_dim',
+  'num_hidden_layers': 'num_layers',
+  'num_attention_heads': 'num_heads',
+  'num_key_value_heads': 'num_kv_heads',
+  'head_dim': 'head_dim',
+  'max_position_embeddings': 'max_length',
+  'rms_norm_eps': 'norm_eps',
+  'tie_word_embeddings': 'tie_embeddings',
+  'mlp_bias': 'mlp_bias',
+}
+_REQUIRED = (
+  *('vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers'),
+  *('num_attention_heads', 'max_position_embeddings'),
+)
+
+
+def read(folder: pathlib.Path) -> dict[str, Any]:
+  """The config.json of a folder; of its text model where it has several.
+
+  Raises:
+    ConfigError: it cannot be read or is no config of a model.
+  """
+  path = folder / CONFIG_FILE
+  try:
+    values = json.loads(host.read_file(path, _MAX_BYTES))
+  except OSError as error:
+    raise config_lib.ConfigError(f'{path}: {error.strerror}') from error
+  except host.MALFORMED as error:
+    raise config_lib.ConfigError(f'{path} is not JSON') from error
+  config_lib.check(
+    isinstance(values, dict) and isinstance(values.get('model_type'), str),
+    f'{path} must hold an object with the model_type',
+  )
+  if values['model_type'] == 'gemma3' and isinstance(
+    values.get('text_config'), dict
+  ):
+    return values['text_config'] | {'model_type': 'gemma3_text'}
+  return values
+
+
+def family_of(values: Mapping[str, Any]) -> Family:
+  """The family of a config.json.
+
+  Raises:
+    ConfigError: it is none of those supported.
+  """
+  kind = values['model_type']
+  config_lib.check(
+    kind in FAMILIES,
+    f'{CONFIG_FILE}: model_type={kind!r} is not supported; supported are '
+    f'{", ".join(FAMILIES)}',
+  )
+  return FAMILIES[kind]
+
+
+def to_model(values: Mapping[str, Any], dtype: str) -> config_lib.Model:
+  """Our model of a config.json.
+
+  Args:
+    values: of config.json.
+    dtype: of the parameters and of the computation.
+
+  Raises:
+    ConfigError: a value is missing, is wrong, or has no counterpart here.
+  """
+  family = family_of(values)
+  # A null that is written is no default: it turns something off.
+  values = {
+    name: value
+    for name, value in (dict(family.defaults) | dict(values)).items()
+    if value is not None
+  }
+  for name in _REQUIRED:
+    config_lib.check(name in values, f'{CONFIG_FILE}: {name} is missing')
+  for name, accepted in family.must.items():
+    config_lib.check(
+      values.get(name) in accepted,
+      f'{CONFIG_FILE}: {name}={values.get(name)!r} is not supported',
+    )
+  config_lib.check(
+    'quantization_config' not in values,
+    f'{CONFIG_FILE}: quantization_config: quantised safetensors are not '
+    'supported; use the folder of the original model, or a GGUF file',
+  )
+  fields: dict[str, Any] = {
+    ours: values[theirs] for theirs, ours in _SAME.items() if theirs in values
+  }
+  activation = values.get('hidden_activation', values.get('hidden_act'))
+  config_lib.check(
+    isinstance(activation, str) and activation in _ACTIVATIONS,
+    f'{CONFIG_FILE}: hidden_act={activation!r} is not supported; supported are '
+    f'{", ".join(_ACTIVATIONS)}',
+  )
+  fields['activation'] = _ACTIVATIONS[str(activation)]
+  fields |= _attention(values) | _rotary(values)
+  config_lib.check(
+    'local' not in fields['attention_pattern']
+    or values['model_type'] == 'gemma3_text'
+    or not {'rope_scale', 'rope_llama3_context'} & fields.keys(),
+    f'{CONFIG_FILE}: rope_scaling of layers with a sliding window is not '
+    'supported',
+  )
+  if 'query_pre_attn_scalar' in values:
+    fields['query_scale'] = _number(values, 'query_pre_attn_scalar')
+  for theirs, ours in (
+    ('attn_logit_softcapping', 'attention_softcap'),
+    ('final_logit_softcapping', 'logit_softcap'),
+  ):
+    fields[ours] = _number(values, theirs) if theirs in values else 0.0
+  fields |= dict(family.fields)
+  fields |= {'dtype': dtype, 'param_dtype': dtype}
+  try:
+    return config_lib.Model(**fields)
+  except config_lib.ConfigError as error:
+    raise config_lib.ConfigError(f'{CONFIG_FILE}: {error}') from error
+
+
+def from_model(model: config_lib.Model) -> dict[str, Any]:
+  """A config.json of our model, without the tokenizer's ids.
+
+  Raises:
+    ConfigError: no family has such models.
+  """
+  problems = []
+  for kind, family in FAMILIES.items():
+    values = _values(kind, family, model)
+    # A family without windows or without rescaled positions is not this one.
+    with contextlib.suppress(config_lib.ConfigError):
+      differences = _differences(to_model(values, model.dtype), model)
+      if not differences:
+        return values
+      problems.append((len(differences), kind, differences[0]))
+  _, kind, (field, value, accepted) = min(problems)
+  raise config_lib.ConfigError(
+    f'model.{field}={value!r}: no supported family has such models; the '
+    f'nearest, {kind}, has {accepted!r}. Supported are {", ".join(FAMILIES)}'
+  )
+
+
+def _values(
+  kind: str, family: Family, model: config_lib.Model
+) -> dict[str, Any]:
+  """The config.json of the member of a family that is most like our model."""
+  whole = dataclasses.asdict(_resolved(model))
+  values = {theirs: whole[ours] for theirs, ours in _SAME.items()}
+  name = 'hidden_activation' if 'gemma' in kind else 'hidden_act'
+  theirs = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
+  values |= {
+    'model_type': kind,
+    'architectures': [family.architecture],
+    'torch_dtype': model.param_dtype,
+    name: theirs.get(model.activation, 'silu'),
+  }
+  pattern = model.attention_pattern
+  kinds = [
+    _SLIDING if pattern[i % len(pattern)] == 'local' else _FULL
+    for i in range(model.num_layers)
+  ]
+  if kind not in ('llama', 'mistral'):
+    values['layer_types'] = kinds
+  slides = _SLIDING in kinds
+  if slides or 'sliding_window' in family.defaults:
+    values['sliding_window'] = model.window
+  elif kind == 'mistral':
+    values['sliding_window'] = None
+  if kind.startswith('qwen'):
+    values['use_sliding_window'] = slides
+  if 'query_pre_attn_scalar' in family.defaults:
+    scale = float(model.query_scale or model.head_width)
+    # `transformers` takes whole numbers alone.
+    whole_scale = int(scale) if scale.is_integer() else scale
+    values['query_pre_attn_scalar'] = whole_scale
+    values['attn_logit_softcapping'] = model.attention_softcap or None
+    values['final_logit_softcapping'] = model.logit_softcap or None
+  return values | _rotary_values(kind, model)
+
+
+def _rotary_values(kind: str, model: config_lib.Model) -> dict[str, Any]:
+  """Rotary positions in config.json, in the older and in the newer form."""
+  scaling: dict[str, Any] = {'rope_type': 'default'}
+  if model.rope_scale != 1:
+    scaling = {'rope_type': 'linear', 'factor': model.rope_scale}
+  if model.rope_llama3_context:
+    factor, low, high = model.rope_llama3_factors
+    scaling = {
+      'rope_type': 'llama3',
+      'factor': factor,
+      'low_freq_factor': low,
+      'high_freq_factor': high,
+      'original_max_position_embeddings': model.rope_llama3_context,
+    }
+  values: dict[str, Any] = {'rope_theta': model.rope_base}
+  values['rope_parameters'] = scaling | {'rope_theta': model.rope_base}
+  if scaling['rope_type'] != 'default':
+    values['rope_scaling'] = scaling
+  if kind == 'gemma3_text':
+    local = model.rope_base_local or model.rope_base
+    values['rope_local_base_freq'] = local
+    values['rope_parameters'] = {
+      _FULL: values['rope_parameters'],
+      _SLIDING: {'rope_type': 'default', 'rope_theta': local},
+    }
+  return values
+
+
+# Fields of a model that change how it is trained or run, not its outputs.
+_OF_USE = (
+  *('text_vocab_size', 'dropout', 'init_scale', 'dtype', 'param_dtype'),
+  *('scan_layers', 'attention_kernel', 'context_parallel', 'remat'),
+  *('remat_save', 'remat_offload'),
+)
+
+
+def _differences(
+  theirs: config_lib.Model, ours: config_lib.Model
+) -> list[tuple[str, Any, Any]]:
+  """Fields by which the outputs differ: name, our value, their value."""
+  theirs, ours = _resolved(theirs), _resolved(ours)
+  return [
+    (field.name, getattr(ours, field.name), getattr(theirs, field.name))
+    for field in dataclasses.fields(ours)
+    if field.name not in _OF_USE
+    and getattr(ours, field.name) != getattr(theirs, field.name)
+  ]
+
+
+def _resolved(model: config_lib.Model) -> config_lib.Model:
+  """The same model with every default of one field by another filled in."""
+  layers = model.num_layers
+  pattern = model.attention_pattern
+  kinds = [pattern[i % len(pattern)] for i in range(layers)]
+  period = _period(kinds)
+  return dataclasses.replace(
+    model,
+    num_kv_heads=model.kv_heads,
+    head_dim=model.head_width,
+    mlp_dim=model.mlp_width,
+    query_scale=float(model.query_scale or model.head_width),
+    attention_pattern=tuple(kinds[:period]),
+    window=model.window if 'local' in kinds else 1,
+    rope_base_local=(model.rope_base_local or model.rope_base)
+    if 'local' in kinds
+    else None,
+    rope_llama3_factors=model.rope_llama3_factors
+    if model.rope_llama3_context
+    else (8.0, 1.0, 4.0),
+    num_encoder_layers=None,
+  )
+
+
+def _period(kinds: list[str]) -> int:
+  """The length of the pattern that the kinds repeat."""
+  return next(
+    p
+    for p in range(1, len(kinds) + 1)
+    if all(kinds[i] == kinds[i % p] for i in range(len(kinds)))
+  )
+
+
+def _attention(values: Mapping[str, Any]) -> dict[str, Any]:
+  """Which layers see a window alone, and how wide it is."""
+  num_layers = values['num_hidden_layers']
+  config_lib.check(
+    isinstance(num_layers, int) and 0 < num_layers <= 10_000,
+    f'{CONFIG_FILE}: num_hidden_layers={num_layers!r} must be a number of '
+    'layers',
+  )
+  kinds = values.get('layer_types')
+  if kinds is None:
+    kinds = _layer_types(values, num_layers)
+  names = {_SLIDING: 'local', _FULL: 'global'}
+  config_lib.check(
+    isinstance(kinds, list)
+    and len(kinds) == num_layers
+    and all(isinstance(kind, str) and kind in names for kind in kinds),
+    f'{CONFIG_FILE}: layer_types must be {num_layers} of {", ".join(names)}',
+  )
+  pattern = kinds[: _period(kinds)]
+  fields: dict[str, Any] = {
+    'attention_pattern': tuple(names[kind] for kind in pattern)
+  }
+  if _SLIDING in kinds:
+    fields['window'] = values.get('sliding_window')
+  return fields
+
+
+def _layer_types(values: Mapping[str, Any], num_layers: int) -> list[str]:
+  """The kinds of layers where they are not listed."""
+  kind = values['model_type']
+  if kind == 'gemma2':
+    period = 2
+  elif kind == 'gemma3_text':
+    period = values.get(
+      'sliding_window_pattern', values.get('_sliding_window_pattern', 6)
+    )
+    config_lib.check(
+      isinstance(period, int) and period > 0,
+      f'{CONFIG_FILE}: sliding_window_pattern={period!r} must be above 0',
+    )
+  elif kind == 'mistral':
+    return [_SLIDING if values.get('sliding_window') else _FULL] * num_layers
+  else:
+    first = values.get('max_window_layers', num_layers)
+    slides = values.get('use_sliding_window') and values.get('sliding_window')
+    config_lib.check(
+      isinstance(first, int),
+      f'{CONFIG_FILE}: max_window_layers={first!r} must be a number of layers',
+    )
+    return [
+      _SLIDING if slides and i >= first else _FULL for i in range(num_layers)
+    ]
+  return [
+    _FULL if (i + 1) % period == 0 else _SLIDING for i in range(num_layers)
+  ]
+
+
+def _rotary(values: Mapping[str, Any]) -> dict[str, Any]:
+  """Rotary bases and their scaling, as older and newer files say them."""
+  by_layer = values.get('rope_parameters', {})
+  plain = values.get('rope_scaling', {})
+  for name, one in (('rope_parameters', by_layer), ('rope_scaling', plain)):
+    config_lib.check(
+      isinstance(one, dict), f'{CONFIG_FILE}: {name} must be an object'
+    )
+  scaling = by_layer.get(_FULL, by_layer) or plain
+  fields: dict[str, Any] = {
+    'rope_base': scaling.get('rope_theta', values.get('rope_theta'))
+  }
+  if values['model_type'] == 'gemma3_text':
+    local = by_layer.get(_SLIDING, {})
+    fields['rope_base_local'] = local.get(
+      'rope_theta', values.get('rope_local_base_freq')
+    )
+  kind = scaling.get('rope_type', scaling.get('type', 'default'))
+  factor = scaling.get('factor')
+  if kind == 'linear':
+    fields['rope_scale'] = factor
+  elif kind == 'llama3':
+    fields['rope_llama3_context'] = scaling.get(
+      'original_max_position_embeddings'
+    )
+    low, high = (scaling.get(f'{name}_freq_factor') for name in ('low', 'high'))
+    fields['rope_llama3_factors'] = (factor, low, high)
+  else:
+    config_lib.check(
+      kind == 'default',
+      f'{CONFIG_FILE}: rope_type={kind!r} is not supported; supported are '
+      'default, linear, llama3',
+    )
+  return {
+    name: float(value)
+    if isinstance(value, int) and name != 'rope_llama3_context'
+    else value
+    for name, value in fields.items()
+  }
+
+
+def _number(values: Mapping[str, Any], name: str) -> float:
+  value = values[name]
+  config_lib.check(
+    isinstance(value, (int, float)) and not isinstance(value, bool),
+    f'{CONFIG_FILE}: {name}={value!r} must be a number',
+  )
+  return float(value)

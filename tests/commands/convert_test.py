@@ -1,0 +1,209 @@
+"""Published models become workdirs, and runs become published models."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import byte_pair
+import tiny
+import toy
+from gemini_jax import config as config_lib
+from gemini_jax import main
+from gemini_jax.commands import convert
+from gemini_jax.data import tokenizer as tokenizer_lib
+from gemini_jax.models import gemini
+from gemini_jax.weights import (
+  families,
+  importing,
+  published,
+  safetensors_files,
+)
+
+SIZES = {
+  'max_length': 64,
+  'width': 32,
+  'mlp_dim': 48,
+  'num_layers': 2,
+  'num_heads': 4,
+  'num_kv_heads': 2,
+  'activation': 'silu',
+}
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """A Llama in a folder of Hugging Face, with random weights."""
+  path = tmp_path_factory.mktemp('published') / 'llama'
+  path.mkdir()
+  words = byte_pair.make(path)
+  model = config_lib.Model(vocab_size=words.vocab_size, **SIZES)
+  params = toy.model_params(gemini.Gemini(model))
+  values = families.from_model(model)
+  assert values['model_type'] == 'llama'
+  entries = published.export_entries(values, model, params, 'huggingface')
+  safetensors_files.write_folder(
+    path,
+    [(name, make()) for name, _, make in importing.export(entries, params)],
+    {'format': 'pt'},
+    # In several files.
+    20_000,
+  )
+  (path / 'config.json').write_text(json.dumps(values))
+  return path
+
+
+@pytest.fixture(scope='module')
+def workdir(folder):
+  path = folder.parent / 'run'
+  assert call(folder, path) == 0
+  return path
+
+
+def call(source, target, **flags):
+  flags = {'source': source, 'target': target} | flags
+  return convert.main(['convert', *(f'--{k}={v}' for k, v in flags.items())])
+
+
+def parameters(workdir):
+  """All parameters of a workdir, by path."""
+  arrays = tiny.arrays(workdir)
+  return {path: leaf for path, leaf in arrays.items() if 'params' in path}
+
+
+def run(workdir, mode, *fields):
+  flags = [f'--config.{field}' for field in fields]
+  return main.main(['main', f'--workdir={workdir}', f'--mode={mode}', *flags])
+
+
+def test_it_writes(workdir, capsys):
+  fields = ['generate.prompt=the cat', 'generate.max_tokens=4']
+  assert run(workdir, 'generate', *fields) == 0
+  assert 'the cat' in capsys.readouterr().out
+  assert len(tiny.generated(workdir)) == 1
+
+
+def test_it_answers(workdir):
+  fields = ['generate.prompt=Hi', 'generate.chat=prompt']
+  assert run(workdir, 'generate', *fields, 'generate.max_tokens=4') == 0
+
+
+@pytest.mark.parametrize(
+  ('format', 'name'), [('huggingface', 'again'), ('gguf', 'again.gguf')]
+)
+def test_there_and_back(format, name, workdir, tmp_path):
+  """To the last bit, and with the same tokens."""
+  target = tmp_path / name
+  assert call(workdir, target, format=format, type='F32') == 0
+  assert call(target, tmp_path / 'back') == 0
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    parameters(tmp_path / 'back'),
+    parameters(workdir),
+  )
+  before, after = (
+    tokenizer_lib.load(path / 'tokenizer')
+    for path in (workdir, tmp_path / 'back')
+  )
+  for text in (*byte_pair.CORPUS[:2], 'Hi 12 <|im_end|> \U0001f600\n\n'):
+    np.testing.assert_array_equal(before.encode(text), after.encode(text))
+  assert before.chat_template == after.chat_template == byte_pair.TEMPLATE
+  assert before.end_ids == after.end_ids
+
+
+@pytest.mark.parametrize('method', ['full', 'lora'])
+def test_a_training_starts_from_it(method, workdir, tmp_path):
+  """With the answers of conversations, by the experiment for that."""
+  turn = lambda i: [
+    {'role': 'user', 'content': f'the cat {i}'},
+    {'role': 'assistant', 'content': 'sat on the mat'},
+  ]
+  lines = [json.dumps({'messages': turn(i)}) + '\n' for i in range(40)]
+  (tmp_path / 'chats.jsonl').write_text(''.join(lines))
+  code = main.main(
+    [
+      'main',
+      f'--workdir={tmp_path / "tuned"}',
+      '--config=experiments/fine_tune.py:'
+      f'base={workdir},method={method},data={tmp_path / "chats.jsonl"}',
+      '--config.train.num_steps=8',
+      '--config.train.log_every=1',
+      '--config.optimizer.learning_rate=0.01',
+      '--config.optimizer.warmup_steps=0',
+      '--config.data.sequence_length=64',
+      '--config.data.batch_size=8',
+    ]
+  )
+  assert code == 0
+  lines = tiny.metrics(tmp_path / 'tuned')
+  losses = [line['train/loss'] for line in lines if 'train/loss' in line]
+  assert losses[-1] < 0.9 * losses[0]
+  fields = ['generate.chat=prompt', 'generate.prompt=Hi']
+  assert run(tmp_path / 'tuned', 'generate', *fields) == 0
+
+
+def test_what_is_imported_is_not_trained_in_place(workdir, capsys):
+  assert run(workdir, 'train') == 2
+  error = capsys.readouterr().err
+  assert f'--config.train.init_from={workdir}' in error
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'model_type': 'mamba'}, "model_type='mamba' is not supported; supported"),
+    ({'hidden_size': 'x'}, "model.width='x'"),
+    ({'hidden_size': 64}, 'model.layers.0.self_attn.k_proj.weight has the'),
+    ({'num_hidden_layers': 3}, 'tensors are missing, such as'),
+    ({'num_hidden_layers': 1}, 'tensors have no place in this model'),
+    ({'attention_bias': True}, 'attention_bias=True is not supported'),
+    ({'hidden_act': 'swish2'}, "hidden_act='swish2' is not supported"),
+    ({'rope_scaling': {'rope_type': 'yarn'}}, "rope_type='yarn'"),
+    ({'rope_scaling': 3}, 'rope_scaling must be an object'),
+    ({'quantization_config': {}}, 'quantised safetensors'),
+    ({'vocab_size': None}, 'vocab_size is missing'),
+    ({'num_hidden_layers': 10**9}, 'num_hidden_layers=1000000000'),
+  ],
+)
+def test_a_folder_that_is_refused(change, message, folder, tmp_path, capsys):
+  wrong = tmp_path / 'wrong'
+  wrong.mkdir()
+  for path in folder.iterdir():
+    (wrong / path.name).symlink_to(path)
+  values = json.loads((folder / 'config.json').read_text()) | change
+  if 'rope_scaling' in change:
+    del values['rope_parameters']
+  (wrong / 'config.json').unlink()
+  (wrong / 'config.json').write_text(json.dumps(values))
+  assert call(wrong, tmp_path / 'target') == 2
+  error = capsys.readouterr().err
+  assert message in error
+  assert error.count('\n') == 1
+  assert not list(tmp_path.glob('target*'))
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    ({'format': 'onnx'}, '--format=onnx must be one of gemini_jax'),
+    ({'dtype': 'int3'}, '--dtype=int3 must be one of float32, bfloat16'),
+    ({'type': 'Q9'}, '--type=Q9 must be one of F32, F16, BF16, Q8_0'),
+    ({'source': '/nowhere'}, '--source=/nowhere does not exist'),
+    ({'checkpoint': 'best'}, '--checkpoint=best is of a workdir'),
+    ({'target': 'source'}, 'exists; give another one'),
+  ],
+)
+def test_flags_that_are_refused(flags, message, folder, tmp_path, capsys):
+  flags = {'source': folder, 'target': tmp_path / 'target'} | flags
+  if flags['target'] == 'source':
+    flags['target'] = folder
+  assert call(**flags) == 2
+  assert message in capsys.readouterr().err
+  assert not list(tmp_path.glob('target*'))
+
+
+def test_a_model_of_no_family(tmp_path):
+  model = config_lib.Model(vocab_size=64, position='learned', width=32)
+  with pytest.raises(config_lib.ConfigError, match="position='learned'"):
+    families.from_model(model)

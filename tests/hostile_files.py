@@ -1,0 +1,89 @@
+"""Formats whose files come from outside, damaged in many ways and read.
+
+A format is a line in `FORMATS`; `hostile_files_test.py` runs a few cases of
+each and `hostile_files_study.py` thousands, with limits of the system.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable
+
+import mutations
+import weight_files
+from gemini_jax.weights import gguf_file, safetensors_files
+
+
+@dataclasses.dataclass
+class Format:
+  """What is damaged and how it is read.
+
+  Attributes:
+    file_name: of the file that is damaged, in a folder.
+    make: writes what is to be read to a folder.
+    load: reads all of it from the folder.
+    header: bytes of the file in which the structure is; None: all of them.
+  """
+
+  file_name: str
+  make: Callable
+  load: Callable
+  header: int | None = None
+
+
+def _make_gguf(folder):
+  weight_files.write_gguf(folder / 'model.gguf')
+
+
+def _load_gguf(folder):
+  for tensor in gguf_file.open_gguf(folder / 'model.gguf').tensors.values():
+    tensor.read()
+
+
+def _make_safetensors(folder):
+  arrays = weight_files.arrays()
+  safetensors_files.write_folder(folder, arrays.items(), shard_bytes=600)
+
+
+def _load_safetensors(folder):
+  for tensor in safetensors_files.open_folder(folder).values():
+    tensor.read()
+
+
+FORMATS = {
+  'gguf': Format('model.gguf', _make_gguf, _load_gguf, 2200),
+  'safetensors': Format(
+    'model-00001-of-00002.safetensors',
+    _make_safetensors,
+    _load_safetensors,
+    900,
+  ),
+  'safetensors_index': Format(
+    'model.safetensors.index.json', _make_safetensors, _load_safetensors
+  ),
+}
+
+
+def run(name, folder, count, seed=0, told=lambda index: None):
+  """Damages a file `count` times and reads it; how often what happened.
+
+  Args:
+    name: of the format.
+    folder: empty, for the files.
+    count: of damaged files.
+    seed: of the damage.
+    told: called with the number of each case before it.
+  """
+  form = FORMATS[name]
+  form.make(folder)
+  form.load(folder)
+  path = folder / form.file_name
+  content = path.read_bytes()
+  counts = collections.Counter()
+  for index, (kind, damaged) in enumerate(
+    mutations.of(content, count, seed, form.header)
+  ):
+    told(index)
+    path.write_bytes(damaged)
+    found = mutations.outcome(lambda: form.load(folder), folder)
+    counts[kind, found] += 1
+  return counts

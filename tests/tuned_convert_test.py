@@ -1,0 +1,94 @@
+"""A tuned run goes to where others read it, and an adapter comes from there."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import tiny
+import toy
+from gemini_jax import config as config_lib
+from gemini_jax import run as run_lib
+from gemini_jax.commands import convert
+from gemini_jax.models import parameter_groups
+from gemini_jax.train import session as session_lib
+from gemini_jax.weights import base as base_lib
+from gemini_jax.weights import tuning
+
+# As a Llama is.
+MODEL = {'activation': 'silu', 'norm': 'pre', 'tie_embeddings': False}
+
+
+def save(config, folder):
+  """A run of a random model, or one that tunes it."""
+  session = session_lib.open_session(config, folder)
+  state = session.init_state()
+  own = parameter_groups.own(config.tune, state.params)
+  drawn = toy.random_tree(jax.eval_shape(lambda: own), 4)
+  state = state.replace(params=drawn)
+  manifest = {base_lib.KEY: session.base} if session.base else {}
+  session.run.checkpoints.save(3, state, manifest)
+  session.run.checkpoints.close()
+  session.write_config()
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """With the runs `base` and `tuned`."""
+  folder = tmp_path_factory.mktemp('convert')
+  config = tiny.parse(folder)
+  model = dataclasses.replace(config.model, **MODEL)
+  config = dataclasses.replace(config, model=model)
+  save(config, folder / 'base')
+  train = dataclasses.replace(config.train, init_from=str(folder / 'base'))
+  tune = config_lib.Tune(method='lora', rank=2)
+  save(dataclasses.replace(config, train=train, tune=tune), folder / 'tuned')
+  return folder
+
+
+def call(**flags):
+  argv = [f'--{name}={value}' for name, value in flags.items()]
+  return convert.main(['convert', *argv])
+
+
+def read(folder):
+  config = config_lib.read(folder / 'config.json')
+  return config, run_lib.open_run(config, folder).restore_params().params
+
+
+def near(a, b):
+  np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_updates_are_merged(folder, tmp_path):
+  _, tuned = read(folder / 'tuned')
+  assert call(source=folder / 'tuned', target=tmp_path / 'out') == 0
+  config, params = read(tmp_path / 'out')
+  assert config.tune.method == 'full' and config.train.init_from == ''
+  jax.tree.map(near, params, tuning.merged(tuned))
+  format = 'huggingface'
+  hf = tmp_path / 'hf'
+  assert call(source=folder / 'tuned', target=hf, format=format) == 0
+  assert call(source=hf, target=tmp_path / 'back') == 0
+  jax.tree.map(near, read(tmp_path / 'back')[1], params)
+
+
+def test_an_adapter_goes_out_and_comes_back(folder, tmp_path, capsys):
+  _, tuned = read(folder / 'tuned')
+  peft = tmp_path / 'peft'
+  assert call(source=folder / 'tuned', target=peft, format='peft') == 0
+  values = json.loads((peft / 'adapter_config.json').read_text())
+  assert values['base_model_name_or_path'] == str(folder / 'base')
+  base = folder / 'base'
+  assert call(source=peft, base=base, target=tmp_path / 'back') == 0
+  config, params = read(tmp_path / 'back')
+  assert config.train.init_from == str(base) and config.tune.rank == 2
+  jax.tree.map(np.testing.assert_array_equal, params, tuned)
+  saved = tiny.arrays(tmp_path / 'back')
+  assert all(path.endswith(('/a', '/b')) for path in saved)
+  # Not without its base, nor with one where there is none to be.
+  assert call(source=peft, target=tmp_path / 'no') == 2
+  assert call(source=base, base=base, target=tmp_path / 'no') == 2
+  assert capsys.readouterr().err.count('--base=') == 2
