@@ -152,6 +152,7 @@ _SLOW = {
   'infer/waveform_test.py::test_a_chirp': (),
   'infer/decoding_test.py::test_the_cache_lies': (),
   'infer/latents_test.py::test_inputs_have_the_z': (),
+  'infer/speculative_test.py::test_greedy_tokens': ('[plain', '[prefix'),
   'evaluate/likelihood_test.py::test_more_draws': ('[normal]',),
   'growth_test.py': (),
   'models/contrast_test.py::test_the_loss_attracts': (),
