@@ -66,8 +66,8 @@ class Program:
     lengths_B = np.zeros(rows, np.int32)
     lengths_B[: len(prompts)] = [len(prompt) for prompt in prompts]
     config_lib.check(
-      lengths_B[: len(prompts)].min() > 0
-      and lengths_B.max() + max_tokens <= slots,
+      min(map(len, prompts)) > 0
+      and max(map(len, prompts)) + max_tokens <= slots,
       f'a prompt must have 1 to {slots - max_tokens} tokens, to leave '
       f'{max_tokens} of {slots}',
     )
