@@ -10,6 +10,8 @@ r"""Brings a published model into a workdir, and a run to where others read it.
       --format=peft
   python -m gemini_jax.commands.convert --source=PEFT_FOLDER --base=WORKDIR \
       --target=WORKDIR
+  python -m gemini_jax.commands.convert --source=WORKDIR --target=FOLDER \
+      --format=stablehlo [--rows=1] [--slots=1024]
 
 The source is a folder of Hugging Face (config.json, safetensors, a tokenizer),
 a GGUF file, or a workdir. What becomes a workdir can be given to --mode=eval
@@ -17,61 +19,35 @@ and --mode=generate, and to a training as train.init_from. A source that is no
 workdir can be written in the other formats too. Of a run that was tuned, peft
 keeps the updates of low rank alone; all other formats have them merged into the
 matrices. Updates in a folder of PEFT become a run that was tuned from --base.
+StableHLO is the model as programs, which weights/exported_program.py runs
+without the code of the model, on CPU, GPU and TPU.
 
-  --format      gemini_jax (a workdir), huggingface, gguf or peft
+  --format      gemini_jax (a workdir), huggingface, gguf, peft or stablehlo
   --dtype       of the parameters and of the computation in a workdir
   --type        of the matrices in a GGUF file: F32, F16, BF16 or Q8_0
   --checkpoint  of a workdir: latest, or best by validation loss
   --base        workdir of the model that a folder of PEFT updates
+  --rows        texts that the programs of StableHLO write at once
+  --slots       longest text of these, prompt included, in tokens
 
 The target must not exist. Exit codes: 0 done, 2 a mistake in what was asked
 for, 130 Ctrl-C.
 """
 
-import dataclasses
-import functools
-import json
 import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
-
-import flax.linen as nn
-import jax
-import tqdm
+from collections.abc import Sequence
 
 from gemini_jax import command, help_page, host
 from gemini_jax import config as config_lib
-from gemini_jax import run as run_lib
 from gemini_jax.checkpoint import checkpointer
-from gemini_jax.data import gguf_tokenizer, huggingface_tokenizer
-from gemini_jax.data import tokenizer as tokenizer_lib
-from gemini_jax.models import build, gemini, parameter_groups
-from gemini_jax.parallel import sharding
-from gemini_jax.weights import base as base_lib
-from gemini_jax.weights import (
-  families,
-  gguf_file,
-  gguf_model,
-  importing,
-  peft_files,
-  published,
-  safetensors_files,
-  translation,
-  tuning,
-)
+from gemini_jax.commands import convert_sources, convert_targets
+from gemini_jax.models import gemini
+from gemini_jax.weights import peft_files
 
-FORMATS = ('gemini_jax', 'huggingface', 'gguf', 'peft')
 DTYPES = ('float32', 'bfloat16')
-# By llama.cpp's names.
-TYPES = {
-  'F32': 'float32',
-  'F16': 'float16',
-  'BF16': 'bfloat16',
-  'Q8_0': 'q8_0',
-}
 _FLAGS: dict[str, str | None] = {
   'source': None,
   'target': None,
@@ -80,26 +56,9 @@ _FLAGS: dict[str, str | None] = {
   'type': 'F16',
   'checkpoint': 'latest',
   'base': '',
+  'rows': '1',
+  'slots': '1024',
 }
-# Bytes of a file of safetensors, as others shard them.
-_SHARD_BYTES = 5 * 10**9
-
-
-@dataclasses.dataclass(frozen=True)
-class Loaded:
-  """A model with its tokenizer, from any source.
-
-  Attributes:
-    config: of a run that has these parameters.
-    tokenizer: of the model.
-    params: of the model, in leaf types where it was tuned.
-    manifest: what a checkpoint of them has to say.
-  """
-
-  config: config_lib.Config
-  tokenizer: tokenizer_lib.Tokenizer
-  params: Any
-  manifest: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -126,6 +85,8 @@ def convert(
   type: str = 'F16',
   checkpoint: str = 'latest',
   base: str = '',
+  rows: str = '1',
+  slots: str = '1024',
 ):
   """Converts a model; see the module.
 
@@ -134,15 +95,21 @@ def convert(
       written, or the format has no such models.
   """
   for name, value, accepted in (
-    ('format', format, FORMATS),
+    ('format', format, convert_targets.WRITERS),
     ('dtype', dtype, DTYPES),
-    ('type', type, TYPES),
+    ('type', type, convert_targets.TYPES),
     ('checkpoint', checkpoint, ('latest', 'best')),
   ):
     config_lib.check(
       value in accepted,
       f'--{name}={value} must be one of {", ".join(accepted)}',
     )
+  for name, value in (('rows', rows), ('slots', slots)):
+    config_lib.check(
+      value.isdecimal() and 0 < int(value) < 2**20,
+      f'--{name}={value} must be a number above 0',
+    )
+  options = convert_targets.Options(type, int(rows), int(slots))
   from_path = command.folder('source', source)
   to_path = command.folder('target', target)
   config_lib.check(from_path.exists(), f'--source={source} does not exist')
@@ -161,18 +128,20 @@ def convert(
     f'--base={base} is the workdir that a folder of PEFT updates; '
     f'--source={source} is {"" if is_peft else "not "}such a folder',
   )
-  load = _open_run if is_run else _open_published
   if is_peft:
-    loaded = _open_peft(from_path, command.folder('base', base))
+    base_path = command.folder('base', base)
+    loaded = convert_sources.open_peft(from_path, base_path)
+  elif is_run:
+    loaded = convert_sources.open_run(from_path, checkpoint)
   else:
-    loaded = load(from_path, dtype, checkpoint)
+    loaded = convert_sources.open_published(from_path, dtype)
   if format != 'peft' and not (is_peft and format == 'gemini_jax'):
-    loaded = _merged(loaded)
+    loaded = convert_sources.merged(loaded)
   draft = to_path.with_name(f'{to_path.name}.unfinished')
   shutil.rmtree(draft, ignore_errors=True)
   try:
     draft.parent.mkdir(parents=True, exist_ok=True)
-    _WRITERS[format](loaded, draft, type)
+    convert_targets.WRITERS[format](loaded, draft, options)
     draft.rename(to_path)
   except OSError as error:
     raise config_lib.ConfigError(
@@ -184,183 +153,6 @@ def convert(
     f'{target}: {gemini.param_count(loaded.params):,} parameters, '
     f'{_size(to_path) / 2**20:,.1f} MiB'
   )
-
-
-def _open_run(path: pathlib.Path, dtype: str, checkpoint: str) -> Loaded:
-  """The model that was trained in a workdir."""
-  del dtype
-  run = run_lib.open_run(config_lib.read(path / config_lib.FILE), path)
-  with sharding.use(run.mesh):
-    restored = run.restore_params(checkpoint, 'checkpoint')
-  return Loaded(run.config, run.tokenizer, restored.params)
-
-
-def _open_peft(path: pathlib.Path, base_path: pathlib.Path) -> Loaded:
-  """The updates in a folder of PEFT, as those of a run tuned from a base."""
-  run = run_lib.open_run(
-    config_lib.read(base_path / config_lib.FILE), base_path
-  )
-  train = dataclasses.replace(
-    run.config.train, init_from=os.path.abspath(base_path)
-  )
-  config = dataclasses.replace(run.config, train=train)
-  base = base_lib.Base(config)
-  plain = build.abstract_params(run.model, run.mesh)
-  entries = _entries(config.model, plain)
-  with sharding.use(run.mesh):
-    adapter = peft_files.read(path, plain, entries)
-    config = dataclasses.replace(config, tune=adapter.tune)
-    params = base.read(plain)[0]
-    identity = base.identity(params)
-    abstract = tuning.abstract_params(config, run.model, run.mesh)
-    params = tuning.attached(adapter.tune, adapter.own, params, abstract)
-  return Loaded(config, run.tokenizer, params, {base_lib.KEY: identity})
-
-
-def _merged(loaded: Loaded) -> Loaded:
-  """The model of a run that was tuned, as one of a run that was not."""
-  config = loaded.config
-  if config.tune.method == 'full':
-    return loaded
-  dtype = config.model.param_dtype
-  merge = lambda params: jax.tree.map(
-    lambda leaf: leaf.astype(dtype), tuning.merged(params)
-  )
-  config = dataclasses.replace(
-    config,
-    tune=config_lib.Tune(),
-    train=dataclasses.replace(config.train, init_from=''),
-  )
-  return Loaded(config, loaded.tokenizer, jax.jit(merge)(loaded.params))
-
-
-def _open_published(path: pathlib.Path, dtype: str, checkpoint: str) -> Loaded:
-  """A published model on the devices that are here."""
-  del checkpoint
-  source = published.open_source(path)
-  if source.metadata:
-    tokenizer = gguf_tokenizer.from_gguf(source.metadata)
-  else:
-    tokenizer = huggingface_tokenizer.from_folder(path)
-  config = dataclasses.replace(
-    source.config(dtype), tokenizer=config_lib.Tokenizer(kind='huggingface')
-  )
-  config_lib.check(
-    tokenizer.vocab_size <= (config.model.vocab_size or 0),
-    f'{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model '
-    f'{config.model.vocab_size}',
-  )
-  config = build.with_vocab(config, tokenizer.vocab_size)
-  mesh = run_lib.make_mesh(config)
-  with (
-    tqdm.tqdm(
-      total=len(source.tensors), unit='tensor', disable=not sys.stderr.isatty()
-    ) as bar,
-    sharding.use(mesh),
-  ):
-    params = source.params(config, mesh, lambda name: bar.update())
-  return Loaded(config, tokenizer, params)
-
-
-def _write_run(loaded: Loaded, target: pathlib.Path, type: str):
-  """A workdir with the parameters as the checkpoint of step 0."""
-  del type
-  target.mkdir()
-  loaded.tokenizer.save(target / run_lib.TOKENIZER_FILE)
-  checkpoints = run_lib.open_checkpoints(loaded.config, target)
-  manifest = {
-    'imported': True,
-    'data': {'fingerprint': {'tokenizer': loaded.tokenizer.fingerprint}},
-  } | loaded.manifest
-  own = parameter_groups.own(loaded.config.tune, loaded.params)
-  try:
-    checkpoints.save(0, {'params': own}, manifest)
-    checkpoints.wait()
-  finally:
-    checkpoints.close()
-  text = config_lib.to_json(loaded.config)
-  host.replace_file(target / run_lib.CONFIG_FILE, text.encode())
-
-
-def _write_huggingface(loaded: Loaded, target: pathlib.Path, type: str):
-  """A folder that `transformers` loads."""
-  del type
-  values, made = _exported(loaded, 'huggingface')
-  target.mkdir()
-  safetensors_files.write_folder(
-    target,
-    ((name, make()) for name, _, make in made),
-    {'format': 'pt'},
-    _SHARD_BYTES,
-  )
-  values |= {
-    'pad_token_id': loaded.tokenizer.pad_id,
-    'bos_token_id': loaded.tokenizer.bos_id,
-    'eos_token_id': loaded.tokenizer.eos_id,
-  }
-  text = json.dumps(values, indent=2)
-  host.replace_file(target / families.CONFIG_FILE, text.encode())
-  files = huggingface_tokenizer.huggingface_files(loaded.tokenizer)
-  for name, content in files.items():
-    host.replace_file(target / name, content)
-
-
-def _write_gguf(loaded: Loaded, target: pathlib.Path, type: str):
-  """A file that llama.cpp runs; vectors stay in float32."""
-  values, made = _exported(loaded, 'gguf')
-  gguf_model.check(values)
-  factors_F = gguf_model.rope_factors(loaded.config.model)
-  if factors_F is not None:
-    made.append(('rope_freqs.weight', factors_F.shape, lambda: factors_F))
-  metadata = gguf_model.metadata_of(values, target.stem)
-  metadata |= gguf_tokenizer.gguf_metadata(loaded.tokenizer)
-  gguf_file.write_gguf(
-    target,
-    metadata,
-    [
-      (name, shape, TYPES[type] if len(shape) > 1 else 'float32', make)
-      for name, shape, make in made
-    ],
-  )
-
-
-def _write_peft(loaded: Loaded, target: pathlib.Path, type: str):
-  """A folder of updates that PEFT puts beside the published base."""
-  del type
-  entries = _entries(loaded.config.model, _plain(loaded))
-  peft_files.write(target, loaded.config, loaded.params, entries)
-
-
-_WRITERS: dict[str, Callable[[Loaded, pathlib.Path, str], None]] = {
-  'gemini_jax': _write_run,
-  'huggingface': _write_huggingface,
-  'gguf': _write_gguf,
-  'peft': _write_peft,
-}
-
-
-def _plain(loaded: Loaded) -> Any:
-  """Shapes of the parameters that the model has without tuning."""
-  init = functools.partial(
-    gemini.init_params, gemini.Gemini(loaded.config.model)
-  )
-  return nn.unbox(jax.eval_shape(init, jax.random.key(0)))
-
-
-def _entries(
-  model: config_lib.Model, plain: Any
-) -> dict[str, translation.Translation]:
-  """Where each parameter is in a folder of Hugging Face."""
-  values = families.from_model(model)
-  return published.export_entries(values, model, plain, 'huggingface')
-
-
-def _exported(loaded: Loaded, format: translation.Format) -> tuple[Any, Any]:
-  """The config.json of a model, and its tensors as others name them."""
-  model = loaded.config.model
-  values = families.from_model(model)
-  entries = published.export_entries(values, model, loaded.params, format)
-  return values, importing.export(entries, loaded.params)
 
 
 def _size(path: pathlib.Path) -> int:

@@ -123,8 +123,8 @@ class Model:
   dropout: schema.PartialShare = 0.0
   # Standard deviation of initial parameters; None: 1/sqrt(fan in).
   init_scale: schema.Positive | None = None
-  # Types of computation and of parameters. Norms, softmax, logits and losses
-  # are always float32.
+  # Types of computation and of parameters. Norms with their scales, softmax,
+  # logits and losses are always float32.
   dtype: Literal['float32', 'bfloat16'] = 'float32'
   param_dtype: Literal['float32', 'bfloat16'] = 'float32'
   # Scan over layers (one compiled body) or unroll them; the result is the same.

@@ -318,9 +318,7 @@ class Attention(nn.Module):
     """Queries or keys after the norm, if there is one."""
     if not self.qk_norm:
       return x_BTNH
-    return linear.RMSNorm(
-      self.norm_eps, self.dtype, self.param_dtype, name=name
-    )(x_BTNH)
+    return linear.RMSNorm(self.norm_eps, self.dtype, name=name)(x_BTNH)
 
 
 class MemoryKeys(Attention):

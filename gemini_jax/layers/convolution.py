@@ -66,7 +66,7 @@ class Block(nn.Module):
       neighbours(masked_BHWC), kernel_PC, strict=True
     ):
       mixed_BHWC += shifted_BHWC * kernel_C.reshape(1, 1, 1, C)
-    mixed_BHWC = linear.RMSNorm(name='norm', **types)(mixed_BHWC)
+    mixed_BHWC = linear.RMSNorm(name='norm', dtype=types['dtype'])(mixed_BHWC)
     return x_BHWC + feedforward.FeedForward(
       self.expansion * C,
       gated=False,

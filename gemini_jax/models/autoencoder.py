@@ -59,7 +59,7 @@ class Autoencoder(nn.Module):
     self.encoder = convolution.Pyramid(
       self.patch, config.width, config.num_blocks, **types
     )
-    self.encoder_norm = linear.RMSNorm(**types)
+    self.encoder_norm = linear.RMSNorm(dtype=types['dtype'])
     self.statistics = dense(widths[-1], 2, config.dim, dtype=jnp.float32)
     self.reread = dense(config.dim, widths[-1])
     self.up = [
@@ -72,7 +72,7 @@ class Autoencoder(nn.Module):
       [convolution.Block(**types) for _ in range(config.num_blocks)]
       for _ in widths
     ]
-    self.decoder_norm = linear.RMSNorm(**types)
+    self.decoder_norm = linear.RMSNorm(dtype=types['dtype'])
     self.write = dense(widths[0], self.channels)
 
   def __call__(

@@ -117,4 +117,6 @@ class Resampler(nn.Module):
       for i in range(self.num_layers):
         block = transformer.Block(config, decodes=True, name=f'layer_{i}')
         x_BKD, _, _ = block(x_BKD, view, context, None, deterministic)
-    return linear.RMSNorm(config.norm_eps, **types, name='norm')(x_BKD)
+    return linear.RMSNorm(config.norm_eps, dtype=types['dtype'], name='norm')(
+      x_BKD
+    )

@@ -64,7 +64,7 @@ class Gemini(nn.Module):
       self.encoder = stack.Stack(
         config, config.encoder_layers, schedule=self.schedule
       )
-      self.encoder_norm = linear.RMSNorm(config.norm_eps, **types)
+      self.encoder_norm = linear.RMSNorm(config.norm_eps, dtype=types['dtype'])
     if config.latent.dim:
       self.latent = latent_lib.Latent(
         config.latent, config.width, config.num_heads, **types
@@ -88,7 +88,7 @@ class Gemini(nn.Module):
     self.decoder = stack.Stack(
       config, config.num_layers, decodes=True, schedule=self.schedule
     )
-    self.decoder_norm = linear.RMSNorm(config.norm_eps, **types)
+    self.decoder_norm = linear.RMSNorm(config.norm_eps, dtype=types['dtype'])
     self.dropout = nn.Dropout(config.dropout)
     if not config.tie_embeddings:
       self.head = linear.Einsum(

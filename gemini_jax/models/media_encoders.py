@@ -87,7 +87,9 @@ class Encoder(nn.Module):
       x_BND = add_positions(x_BND)
     if part.num_layers:
       x_BND = self.trunk(x_BND, positions, rotary, deterministic)
-      x_BND = linear.RMSNorm(config.norm_eps, **types, name='norm')(x_BND)
+      x_BND = linear.RMSNorm(
+        config.norm_eps, dtype=types['dtype'], name='norm'
+      )(x_BND)
     real_BN, count_B = positions.real, positions.count_B
     if part.num_tokens:
       # A resampler does not see the order of its inputs.
@@ -213,7 +215,9 @@ class Video(nn.Module):
         )
       x_XND = patch_positions.pool_rectangles(x_XND, positions, num)
       # A mean is smaller than what it is of; scaled like tokens' vectors again.
-      x_XND = linear.RMSNorm(config.norm_eps, **types, name='norm')(x_XND)
+      x_XND = linear.RMSNorm(
+        config.norm_eps, dtype=types['dtype'], name='norm'
+      )(x_XND)
       x_XND = x_XND * jnp.asarray(fusion.soft_scale(config), x_XND.dtype)
       count_X = jnp.where(count_X > 0, num, 0)
     time_FD = embedding.Embedding(

@@ -80,7 +80,9 @@ class ImageStem(nn.Module):
         name='pyramid',
       )(cells.reshape(*cells.shape[:3], -1), extent.after(first).sizes_B2)
       x = patch_positions.take_rows(x.reshape(B, -1, self.width), at_BN)
-      return self.scale * linear.RMSNorm(**types, name='norm')(x), positions
+      return self.scale * linear.RMSNorm(dtype=types['dtype'], name='norm')(
+        x
+      ), positions
     patches = values_BHWC.reshape(B, grid[0], side, grid[1], side, C)
     patches = patches.swapaxes(2, 3).reshape(B, grid[0] * grid[1], -1)
     # Gathered as bytes: nothing has a gradient yet.

@@ -124,7 +124,8 @@ class Block(nn.Module):
   def norm(self, name: str, x_BTD: jax.Array) -> jax.Array:
     """The norm before or after a sublayer."""
     config = self.config
-    return linear.RMSNorm(config.norm_eps, **types_of(config), name=name)(x_BTD)
+    dtype = jnp.dtype(config.dtype)
+    return linear.RMSNorm(config.norm_eps, dtype, name=name)(x_BTD)
 
   def add(
     self,

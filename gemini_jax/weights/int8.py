@@ -1,17 +1,17 @@
-"""Matrices as int8 with a scale for each output, for faster decoding.
+"""Matrices as int8 with a scale for each output: smaller, and faster to decode.
 
 `quantize` puts an `Int8` in the place of matrices and tables in a tree of
-parameters. A product on a CPU quantises its input too, with a scale for each
-row, and multiplies integers; on other devices the matrix is brought to the type
-of the computation inside the product. There is no gradient by the matrix, and
-on a CPU none by the input: this is for inference.
+parameters. On CPUs a product quantises its input too, with a scale for each
+row, and multiplies integers; elsewhere the matrix is brought to the type of the
+computation within the product. The gradient by the input is that of the
+numbers which the integers stand for; there is none by the matrix.
 
-R rows, D dims in, F dims out, V rows of a table.
+R rows, D dims in, F dims out, all of them in one dim each.
 """
 
+import functools
 import logging
 import math
-from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -21,27 +21,65 @@ import jax.numpy as jnp
 from gemini_jax.layers import matmul
 from gemini_jax.models import parameter_groups
 
-# Rows that a product on a CPU has at least: XLA has no fast kernel for one.
+# All matrices of layers, the table of tokens, and the head if it has its own.
+PATTERN = '@(matrix|embedding)$'
+
+# XLA for CPUs has no fast product of integers for a single row.
 _MIN_ROWS = 2
 _LARGEST = 127
 
 
 @flax.struct.dataclass
 class Int8(matmul.Weight):
-  """`values * scale`.
+  """A matrix of integers and a scale for each output.
+
+  The outputs come before the inputs, which XLA for CPUs multiplies fastest.
 
   Attributes:
-    values: int8, of the shape of the matrix.
-    scale: float32, of as many dims; 1 where the dims are contracted.
+    values: int8, [*lead, F, D].
+    scale: float32, [*lead, F].
+    inputs: dims of the array that make D.
+    outputs: dims of the array that make F.
+    is_table: whether the outputs come first in the array, as in a table of
+      vectors, and not last.
   """
 
   values: jax.Array
   scale: jax.Array
+  inputs: tuple[int, ...] = flax.struct.field(pytree_node=False)
+  outputs: tuple[int, ...] = flax.struct.field(pytree_node=False)
+  is_table: bool = flax.struct.field(pytree_node=False, default=False)
+
+  @classmethod
+  def from_array(
+    cls, array: jax.Array, num_lead: int, num_in: int, is_table: bool = False
+  ) -> 'Int8':
+    """The nearest int8 matrix.
+
+    Args:
+      array: [*lead, *inputs, *outputs], or of a table [*lead, F, D].
+      num_lead: how many dims `lead` has, of layers and experts.
+      num_in: how many dims `inputs` has.
+      is_table: as of the class.
+    """
+    shape = array.shape[num_lead:]
+    inputs, outputs = shape[:num_in], shape[num_in:]
+    if is_table:
+      inputs, outputs = shape[-num_in:], shape[:-num_in]
+    lead, (F, D) = array.shape[:num_lead], map(math.prod, (outputs, inputs))
+    if is_table:
+      matrix = array.reshape(*lead, F, D)
+    else:
+      matrix = array.reshape(*lead, D, F).swapaxes(-1, -2)
+    values, step = _round(matrix.astype(jnp.float32))
+    return cls(values, step[..., 0], inputs, outputs, is_table)
 
   @property
   def shape(self) -> tuple[int, ...]:
     """Of the array that this stands for."""
-    return self.values.shape
+    parts = (self.inputs, self.outputs)
+    first, last = parts[::-1] if self.is_table else parts
+    return (*self.values.shape[:-2], *first, *last)
 
   @property
   def dtype(self) -> Any:
@@ -50,7 +88,10 @@ class Int8(matmul.Weight):
 
   def to_array(self, dtype: jax.typing.DTypeLike) -> jax.Array:
     """See `matmul.to_array`."""
-    return (self.values * self.scale).astype(dtype)
+    matrix = (self.values * self.scale[..., None]).astype(dtype)
+    if not self.is_table:
+      matrix = matrix.swapaxes(-1, -2)
+    return matrix.reshape(self.shape)
 
   def dot(
     self,
@@ -61,16 +102,9 @@ class Int8(matmul.Weight):
     out_dtype: jax.typing.DTypeLike | None = None,
   ) -> jax.Array:
     """See `matmul.dot`."""
-    if math.prod(self.scale.shape[:num_contracted]) > 1:
+    if self.is_table or num_contracted != len(self.inputs):
       return super().dot(x, num_contracted, dtype=dtype, out_dtype=out_dtype)
-
-    def product(x, dtype, out_dtype):
-      return matmul.dot(
-        x, self.values, num_contracted, dtype=dtype, out_dtype=out_dtype
-      )
-
-    scale = self.scale.reshape(self.shape[num_contracted:])
-    return _scaled(product, x, num_contracted, scale, dtype, out_dtype)
+    return self._product(x, num_contracted, dtype, out_dtype)
 
   def dot_transposed(
     self,
@@ -80,25 +114,122 @@ class Int8(matmul.Weight):
     out_dtype: jax.typing.DTypeLike | None = None,
   ) -> jax.Array:
     """See `matmul.dot_transposed`."""
-    if self.scale.shape[-1] > 1:
+    if not self.is_table:
       return super().dot_transposed(x, dtype=dtype, out_dtype=out_dtype)
-
-    def product(x, dtype, out_dtype):
-      return matmul.dot_transposed(
-        x, self.values, dtype=dtype, out_dtype=out_dtype
-      )
-
-    return _scaled(product, x, 1, self.scale[:, 0], dtype, out_dtype)
+    return self._product(x, 1, dtype, out_dtype)
 
   def rows(self, ids: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
     """See `matmul.rows`."""
+    if not self.is_table:
+      return super().rows(ids, dtype)
     values = jnp.take(self.values, ids, axis=0)
-    of_row = ids if self.scale.shape[0] > 1 else jnp.zeros_like(ids)
-    scale = jnp.take(self.scale, of_row, axis=0)
-    return (values * scale).astype(dtype)
+    return (values * jnp.take(self.scale, ids, axis=0)[..., None]).astype(dtype)
 
-  def names(self, names: tuple[str | None, ...]) -> 'Int8':
-    """See `matmul.Weight.names`."""
-    sizes = self.scale.shape[-len(names) :]
-    kept = (name if size > 1 else None for name, size in zip(names, sizes))
-    return Int8(names, tuple(kept))  # pyright: ignore
+  def _product(
+    self,
+    x: jax.Array,
+    num_in: int,
+    dtype: jax.typing.DTypeLike,
+    out_dtype: jax.typing.DTypeLike | None,
+  ) -> jax.Array:
+    lead = x.shape[: x.ndim - num_in]
+    x_RD = x.reshape(-1, self.values.shape[-1])
+    y_RF = _product(jnp.dtype(dtype), x_RD, self.values, self.scale)
+    return y_RF.reshape(*lead, *self.outputs).astype(out_dtype or dtype)
+
+
+def quantize(params: Any, pattern: str = PATTERN) -> Any:
+  """Parameters with an `Int8` in place of each array that a pattern chooses.
+
+  Args:
+    params: of a model, arrays.
+    pattern: of paths and kinds, see `models/parameter_groups.py`; of matrices
+      and tables only.
+
+  Raises:
+    ConfigError: the pattern matches nothing.
+  """
+  choice = parameter_groups.Selection('int8', pattern)
+  parameter_groups.check([choice], params)
+  quantise = jax.jit(Int8.from_array, static_argnums=(1, 2, 3))
+  before = after = 0
+
+  def one(path: Any, is_chosen: bool, leaf: jax.Array) -> Any:
+    nonlocal before, after
+    if not is_chosen:
+      return leaf
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    if parameter_groups.kind(name) in ('embedding', 'positions'):
+      weight = quantise(leaf, leaf.ndim - 2, 1, True)
+    else:
+      dims = parameter_groups.matrix_dims(name, leaf.ndim)
+      weight = quantise(leaf, len(dims.stack), len(dims.inputs), False)
+    before += leaf.nbytes
+    after += weight.values.nbytes + weight.scale.nbytes
+    return weight
+
+  quantised = jax.tree_util.tree_map_with_path(
+    one, parameter_groups.matching(pattern, params), params
+  )
+  on_cpu = jax.default_backend() == 'cpu'
+  logging.info(
+    'int8: %.1f MB in place of %.1f MB; %s',
+    after / 1e6,
+    before / 1e6,
+    f'inputs are int8 too, of {_MIN_ROWS} rows at least, for CPUs'
+    if on_cpu
+    else 'inputs keep their type',
+  )
+  return quantised
+
+
+def _round(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The nearest int8, and the step of each row, of which they are multiples."""
+  largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+  step = jnp.maximum(largest, jnp.finfo(jnp.float32).tiny) / _LARGEST
+  return jnp.round(x / step).astype(jnp.int8), step
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _product(
+  dtype: Any, x_RD: jax.Array, values_FD: jax.Array, scale_F: jax.Array
+) -> jax.Array:
+  """float32[R, F], by integers where those are faster."""
+  return jax.lax.platform_dependent(
+    x_RD,
+    values_FD,
+    scale_F,
+    cpu=_integer_product,
+    default=functools.partial(_plain_product, dtype),
+  )
+
+
+@_product.defjvp
+def _product_jvp(dtype: Any, primals: Any, tangents: Any) -> Any:
+  _, *weight = primals
+  tangent = _plain_product(dtype, tangents[0], *weight)
+  return _product(dtype, *primals), tangent
+
+
+def _plain_product(
+  dtype: Any, x_RD: jax.Array, values_FD: jax.Array, scale_F: jax.Array
+) -> jax.Array:
+  y_RF = _contract(x_RD.astype(dtype), values_FD.astype(dtype), jnp.float32)
+  return y_RF * scale_F[None]
+
+
+def _integer_product(
+  x_RD: jax.Array, values_FD: jax.Array, scale_F: jax.Array
+) -> jax.Array:
+  num_rows = x_RD.shape[0]
+  integers_RD, step_R1 = _round(x_RD.astype(jnp.float32))
+  padding = max(_MIN_ROWS - num_rows, 0)
+  padded_RD = jnp.pad(integers_RD, ((0, padding), (0, 0)))
+  sums_RF = _contract(padded_RD, values_FD, jnp.int32)[:num_rows]
+  return sums_RF.astype(jnp.float32) * step_R1 * scale_F[None]
+
+
+def _contract(x_RD: jax.Array, values_FD: jax.Array, dtype: Any) -> jax.Array:
+  return jax.lax.dot_general(
+    x_RD, values_FD, (((1,), (1,)), ((), ())), preferred_element_type=dtype
+  )

@@ -75,7 +75,7 @@ class Published:
     self,
     config: config_lib.Config,
     mesh: Mesh,
-    on_tensor: Callable[[str], None] = lambda name: None,
+    on_tensor: Callable[[str], Any] = lambda name: None,
   ) -> Any:
     """The parameters of a config with this model, on a mesh.
 
@@ -167,3 +167,15 @@ def export_entries(
     norm_offset=gguf_model.NORM_OFFSET if is_gguf else family.norm_offset,
     permutes=is_gguf and values['model_type'] in ('llama', 'mistral'),
   )
+
+
+def huggingface_entries(
+  model: config_lib.Model, params: Any
+) -> dict[str, translation.Translation]:
+  """Where each of our parameters is in a folder of Hugging Face.
+
+  Raises:
+    ConfigError: no supported family has such models.
+  """
+  values = families.from_model(model)
+  return export_entries(values, model, params, 'huggingface')

@@ -168,6 +168,7 @@ def _is_file_name(name: object) -> bool:
     isinstance(name, str)
     and name.endswith('.safetensors')
     and name.isprintable()
+    and len(name) < 200
     and not set(name) & set('/\\:')
   )
 

@@ -1,6 +1,8 @@
 """Published models become workdirs, and runs become published models."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -9,12 +11,15 @@ import pytest
 import byte_pair
 import tiny
 import toy
+from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax import main
+from gemini_jax import run as run_lib
 from gemini_jax.commands import convert
 from gemini_jax.data import tokenizer as tokenizer_lib
 from gemini_jax.models import gemini
 from gemini_jax.weights import (
+  exported_program,
   families,
   importing,
   published,
@@ -141,6 +146,80 @@ def test_a_training_starts_from_it(method, workdir, tmp_path):
   assert losses[-1] < 0.9 * losses[0]
   fields = ['generate.chat=prompt', 'generate.prompt=Hi']
   assert run(tmp_path / 'tuned', 'generate', *fields) == 0
+
+
+ALONE = """
+import json, sys
+from gemini_jax.weights import exported_program
+model = exported_program.load(sys.argv[1])
+print(json.dumps(model.generate(json.loads(sys.argv[2]), 6)))
+assert not [m for m in sys.modules if m.startswith('gemini_jax.models')]
+"""
+
+
+def test_programs_run_without_the_model(workdir, tmp_path):
+  """In a process of their own, with the words that the run writes."""
+  target = tmp_path / 'programs'
+  assert call(workdir, target, format='stablehlo', rows=2, slots=48) == 0
+  rng = np.random.default_rng(0)
+  # The second is longer than what is read at once.
+  prompts = [rng.integers(3, 100, length).tolist() for length in (5, 41)]
+  done = subprocess.run(
+    [sys.executable, '-c', ALONE, str(target), json.dumps(prompts)],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  run = run_lib.open_run(config_lib.read(workdir / 'config.json'), workdir)
+  params = run.restore_params().params
+  for prompt, written in zip(prompts, json.loads(done.stdout), strict=True):
+    tokens_1T = np.array([prompt + written])
+    sequence = batch_lib.plain_sequence(tokens_1T, np.array([tokens_1T.size]))
+    batch = batch_lib.Batch(sequence, tokens_1T, np.ones(tokens_1T.shape))
+    logits_BTV, _ = gemini.apply(run.model, params, batch)
+    likeliest = np.argmax(logits_BTV[0, len(prompt) - 1 : -1], axis=-1)
+    assert likeliest.tolist() == written
+
+
+@pytest.mark.parametrize(
+  ('name', 'change', 'message'),
+  [
+    ('decode.stablehlo', lambda old: old[:-9], 'is damaged: its checksum'),
+    ('manifest.json', lambda old: b'{}', 'is not that of a model in'),
+    ('manifest.json', lambda old: old[:-9], 'is damaged, or was written'),
+    ('prefill.stablehlo', None, 'No such file'),
+    (
+      'manifest.json',
+      lambda old: old.replace(b'"cpu"', b'"abacus"'),
+      'runs on abacus, cuda, tpu, not cpu',
+    ),
+  ],
+)
+def test_programs_that_are_refused(name, change, message, workdir, tmp_path):
+  target = tmp_path / 'programs'
+  assert call(workdir, target, format='stablehlo', slots=8) == 0
+  if change is None:
+    (target / name).unlink()
+  else:
+    (target / name).write_bytes(change((target / name).read_bytes()))
+  with pytest.raises(config_lib.ConfigError, match=message):
+    exported_program.load(target)
+
+
+def test_norms_keep_their_precision(folder):
+  """A scale of 0.05 is stored as -0.95, of which bfloat16 knows two digits."""
+  source = published.open_source(folder)
+  rounded, exact = (
+    source.params(source.config(dtype), toy.make_mesh())
+    for dtype in ('bfloat16', 'float32')
+  )
+  assert rounded['token']['embedding'].dtype == 'bfloat16'
+  for name in ('attention_norm', 'feedforward_norm'):
+    np.testing.assert_array_equal(
+      rounded['decoder']['layers'][name]['scale'],
+      exact['decoder']['layers'][name]['scale'],
+    )
 
 
 def test_what_is_imported_is_not_trained_in_place(workdir, capsys):

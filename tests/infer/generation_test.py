@@ -1,8 +1,10 @@
 """Texts from prompts: what they must not depend on, and how they stream."""
 
+import collections
 import dataclasses
 import io
 
+import jax.numpy as jnp
 import pytest
 import sentencepiece
 
@@ -94,6 +96,34 @@ def test_streamed_pieces_make_the_text(name):
     assert ''.join(pieces.get(i, [])) == sample.text
     assert len(sample.logprobs) == len(sample.tokens)
   assert max(map(len, pieces.values())) > 1
+
+
+def test_a_decoder_knows_what_ends_a_text():
+  """All of it may be generated, the id of padding too."""
+  config, model, _, words = full_config()
+  words.end_ids = (toy_decoder.EOS, 7, toy_decoder.PAD)
+  decoder = generation.build_decoder(config, model, words, 3)
+  assert decoder.forbidden == (toy_decoder.BOS,)
+  tokens_B = jnp.array([7, 8, toy_decoder.EOS, toy_decoder.PAD])
+  assert decoder.ends(tokens_B).tolist() == [True, False, True, True]
+
+
+@pytest.mark.parametrize('beam_size', [1, 2])
+def test_any_of_the_ids_that_end_a_text_ends_it(beam_size):
+  options = {'max_tokens': 8, 'temperature': 1.0, 'seed': 3}
+  setup = full_config('plain', beam_size=beam_size, count=2, **options)
+  toy_tokenizer = setup[-1]
+  prompts = ['AB', 'HELLO', 'QWERTY', 'E', 'ZZ', 'TOY']
+  without = generation.generate(*setup, prompts)
+  counts = collections.Counter(i for s in without for i in s.tokens[:-1])
+  letters = [i for i, _ in counts.most_common(2)]
+  toy_tokenizer.end_ids = (toy_decoder.EOS, *letters)
+  ended = generation.generate(*setup, prompts)
+  ends = set(toy_tokenizer.end_ids)
+  assert set(letters) & {sample.tokens[-1] for sample in ended}
+  for sample in ended:
+    assert not ends & set(sample.tokens[:-1])
+    assert sample.tokens[-1] in ends or len(sample.tokens) == 8
 
 
 def test_half_a_character_is_not_streamed():

@@ -234,6 +234,32 @@ def test_a_latent_is_of_the_row_that_its_encoder_learned_from(
   assert np.std(found, axis=0).max() > 1e-3
 
 
+class WithoutBos(Blanks):
+  adds_bos = False
+
+  def serialized(self):
+    return b'without bos'
+
+
+def test_a_text_may_begin_without_bos(records):
+  """As the pretraining of some models; nothing is predicted from nothing."""
+  config = setting(records, 'causal', 'text')
+  model, _ = build('causal')
+  batch = loader.Loader(
+    config.data, WithoutBos(), 'validation', batch_size=16, model=config.model
+  )[0]
+  assert TOKENIZER.bos_id not in batch.decoder.tokens
+  read = lambda text: prompts_lib.read_prompt(
+    config, model, WithoutBos(), text
+  ).tokens.tolist()
+  for row, length in enumerate(LENGTHS):
+    prompt = f'{row}.wav'[:length]
+    tokens = batch.decoder.tokens[row, :length].tolist()
+    assert read(prompt) == (tokens if length else [TOKENIZER.bos_id])
+    assert batch.weights[row].sum() == len(f'{row}.wav')
+    assert batch.targets[row, len(f'{row}.wav') - 1] == TOKENIZER.eos_id
+
+
 def test_a_text_fills_in_the_task_that_reads_text(records):
   """As `evaluate.samples.prompts` are read."""
   config = setting(records, 'causal', 'tasks')

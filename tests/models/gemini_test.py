@@ -13,7 +13,7 @@ import pytest
 
 import toy
 from gemini_jax import batch as batch_lib
-from gemini_jax.models import gemini
+from gemini_jax.models import gemini, parameter_groups
 from gemini_jax.objectives import losses
 from gemini_jax.parallel import sharding
 
@@ -251,7 +251,10 @@ def test_embeddings_are_scaled_before_positions_are_added():
 
 def test_logits_are_float32_whatever_the_types():
   model, params = built(dtype='bfloat16', param_dtype='bfloat16')
-  assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(params))
+  for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    is_norm = parameter_groups.kind(name) == 'norm'
+    assert leaf.dtype == (jnp.float32 if is_norm else jnp.bfloat16), name
   logits_BTV = logits_of(model, params, toy.batch())
   assert logits_BTV.dtype == jnp.float32
   exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)

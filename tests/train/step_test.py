@@ -196,7 +196,7 @@ AROUND = {'ema_decay': 0.9, 'plateau_patience': 1, 'accumulation_steps': 2}
 @pytest.mark.parametrize('name', list(config_lib.LEARNING_RATES))
 @pytest.mark.parametrize('around', [{}, AROUND])
 def test_all_but_bfloat16_parameters_is_float32(name, around):
-  """And a step gives back the types that it takes, so that it compiles once."""
+  """Norms too. A step gives back the types that it takes: it compiles once."""
   if name == 'schedule_free':
     around = {k: v for k, v in around.items() if k == 'accumulation_steps'}
   _, step, state = bfloat16_parts(name, **around)
@@ -205,7 +205,11 @@ def test_all_but_bfloat16_parameters_is_float32(name, around):
     for leaf in jax.tree.leaves(tree)
     if jnp.issubdtype(leaf.dtype, jnp.floating)
   }
-  assert types(state.params) == {jnp.dtype('bfloat16')}
+  matrices = parameter_groups.matching('@(matrix|embedding)$', state.params)
+  for is_matrix, leaf in zip(
+    *map(jax.tree.leaves, (matrices, state.params)), strict=True
+  ):
+    assert leaf.dtype == (jnp.bfloat16 if is_matrix else jnp.float32)
   assert types((state.opt_state, state.extra)) == {jnp.dtype('float32')}
   new, metrics = jax.eval_shape(step, state, toy.batch(rows=4), 0)
   assert types(metrics) == {jnp.dtype('float32')}
@@ -242,8 +246,10 @@ def test_an_update_of_bfloat16_parameters_is_rounded_once(parts):
     for a, b in zip(
       jax.tree.leaves(new.params), jax.tree.leaves(expected.params), strict=True
     ):
-      assert a.dtype == jnp.bfloat16
-      same = np.asarray(a) == np.asarray(b.astype(jnp.bfloat16))
+      # Norms are float32, and follow the gradient of rounded matrices.
+      same = np.isclose(
+        a, b.astype(a.dtype), rtol=1e-6 * (a.dtype != 'bfloat16')
+      )
       assert same.mean() > 0.98
     state = new
     wide = new.replace(

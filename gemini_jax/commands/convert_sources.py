@@ -1,0 +1,110 @@
+"""Models to convert: runs, published models, updates of PEFT."""
+
+import dataclasses
+import os
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import tqdm
+
+from gemini_jax import config as config_lib
+from gemini_jax import run as run_lib
+from gemini_jax.data import gguf_tokenizer, huggingface_tokenizer
+from gemini_jax.data import tokenizer as tokenizer_lib
+from gemini_jax.models import build
+from gemini_jax.parallel import sharding
+from gemini_jax.weights import base as base_lib
+from gemini_jax.weights import peft_files, published, tuning
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+  """A model with its tokenizer, from any source.
+
+  Attributes:
+    config: of a run that has these parameters.
+    tokenizer: of the model.
+    params: of the model, in leaf types where it was tuned.
+    manifest: what a checkpoint of them has to say.
+  """
+
+  config: config_lib.Config
+  tokenizer: tokenizer_lib.Tokenizer
+  params: Any
+  manifest: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def open_run(path: pathlib.Path, checkpoint: str) -> Loaded:
+  """The model that was trained in a workdir."""
+  run = run_lib.open_run(config_lib.read(path / config_lib.FILE), path)
+  with sharding.use(run.mesh):
+    restored = run.restore_params(checkpoint, 'checkpoint')
+  return Loaded(run.config, run.tokenizer, restored.params)
+
+
+def open_peft(path: pathlib.Path, base_path: pathlib.Path) -> Loaded:
+  """The updates in a folder of PEFT, as those of a run tuned from a base."""
+  run = run_lib.open_run(
+    config_lib.read(base_path / config_lib.FILE), base_path
+  )
+  train = dataclasses.replace(
+    run.config.train, init_from=os.path.abspath(base_path)
+  )
+  config = dataclasses.replace(run.config, train=train)
+  base = base_lib.Base(config)
+  plain = build.abstract_params(run.model, run.mesh)
+  entries = published.huggingface_entries(config.model, plain)
+  with sharding.use(run.mesh):
+    adapter = peft_files.read(path, plain, entries)
+    config = dataclasses.replace(config, tune=adapter.tune)
+    params = base.read(plain)[0]
+    identity = base.identity(params)
+    abstract = tuning.abstract_params(config, run.model, run.mesh)
+    params = tuning.attached(adapter.tune, adapter.own, params, abstract)
+  return Loaded(config, run.tokenizer, params, {base_lib.KEY: identity})
+
+
+def merged(loaded: Loaded) -> Loaded:
+  """The model of a run that was tuned, as one of a run that was not."""
+  config = loaded.config
+  if config.tune.method == 'full':
+    return loaded
+  dtype = config.model.param_dtype
+  merge = lambda params: jax.tree.map(
+    lambda leaf: leaf.astype(dtype), tuning.merged(params)
+  )
+  config = dataclasses.replace(
+    config,
+    tune=config_lib.Tune(),
+    train=dataclasses.replace(config.train, init_from=''),
+  )
+  return Loaded(config, loaded.tokenizer, jax.jit(merge)(loaded.params))
+
+
+def open_published(path: pathlib.Path, dtype: str) -> Loaded:
+  """A published model on the devices that are here."""
+  source = published.open_source(path)
+  if source.metadata:
+    tokenizer = gguf_tokenizer.from_gguf(source.metadata)
+  else:
+    tokenizer = huggingface_tokenizer.from_folder(path)
+  config = dataclasses.replace(
+    source.config(dtype), tokenizer=config_lib.Tokenizer(kind='huggingface')
+  )
+  config_lib.check(
+    tokenizer.vocab_size <= (config.model.vocab_size or 0),
+    f'{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model '
+    f'{config.model.vocab_size}',
+  )
+  config = build.with_vocab(config, tokenizer.vocab_size)
+  mesh = run_lib.make_mesh(config)
+  with (
+    tqdm.tqdm(
+      total=len(source.tensors), unit='tensor', disable=not sys.stderr.isatty()
+    ) as bar,
+    sharding.use(mesh),
+  ):
+    params = source.params(config, mesh, lambda name: bar.update())
+  return Loaded(config, tokenizer, params)
