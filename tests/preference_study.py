@@ -3,14 +3,14 @@ r"""A planted preference, and what tuning by it costs: DPO and its controls.
   python tests/preference_study.py --out=runs/preferences
 
 A small model learns to go on from a sentence by another of the same topic. The
-answer is positive or negative, with equal probability; after a prompt that
-begins with a mark it has no tone. Then the model is tuned by pairs of answers
-of which the positive one is preferred; as a control, the preferred one is drawn
-by lot. For prompts that no training has seen the table gives, in percent, how
-many sampled answers are positive, how many are coherent by the grammar's rule,
-and for how many answers the model finds the positive one likelier than the same
-words with negative adjectives; and perplexities: of answers after a mark, which
-the pairs say nothing of, and of answers with both tones.
+answer is positive or negative, with equal probability; after a prompt that ends
+with a mark it has no tone. Then the model is tuned by pairs of answers of which
+the positive one is preferred; as a control, the preferred one is drawn by lot.
+For prompts that no training has seen the table gives, in percent, how many
+sampled answers with a tone are positive, how many answers are coherent by the
+grammar's rule, and for how many the model finds the positive one likelier than
+the same words with negative adjectives; and perplexities: of answers after a
+mark, which the pairs say nothing of, and of answers with both tones.
 """
 
 import argparse
@@ -100,7 +100,7 @@ def write_data(out):
         tone = tones[generator.integers(len(tones))]
         record['chosen'] = write_one(tone)
         if tone is None:
-          record['prompt'] = f'{MARK} {record["prompt"]}'
+          record['prompt'] += f' {MARK}'
       else:
         record |= {
           'chosen': write_one(POSITIVE),
@@ -181,13 +181,14 @@ def measure(out, name, num_samples):
     prompts = [json.loads(line)['prompt'] for line in lines[:num_samples]]
     texts = sample(run, params, prompts)
   tones = [tone_of(text) for text in texts]
+  has_tone = [tone is not None for tone in tones]
   coherent = [grammar.judge(text).coherent for text in texts]
   metrics = [
     json.loads(line)
     for line in (workdir / 'metrics.jsonl').read_text().splitlines()
   ]
   return {
-    'positive': 100 * tones.count(POSITIVE) / len(tones),
+    'positive': 100 * tones.count(POSITIVE) / np.sum(has_tone),
     'coherent': 100 * np.mean(coherent),
     'likelier': 100 * np.mean(likelier),
     **perplexities,
