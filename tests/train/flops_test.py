@@ -1,5 +1,6 @@
 """FLOPs against hand counts, traced programs and the compiler."""
 
+import dataclasses
 import types
 
 import flax.linen as nn
