@@ -125,7 +125,7 @@ def write_gguf(
 
 
 def _gguf_type(type: str, shape: tuple[int, ...]) -> str:
-  """What a tensor is stored as: a matrix as asked for where blocks divide it."""
+  """What a tensor is stored as: as asked for where blocks divide its rows."""
   if len(shape) < 2:
     return 'float32'
   return 'float16' if type == 'Q8_0' and shape[-1] % _BLOCK else TYPES[type]
