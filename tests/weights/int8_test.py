@@ -54,9 +54,9 @@ def test_products_are_near(lead, inputs, outputs, num_rows):
   found = jax.jit(dot, static_argnums=2)(x, weight, len(inputs))
   exact = dot(x, matmul.to_array(weight, F32), len(inputs))
   assert found.shape == exact.shape and found.dtype == F32
-  # Weights and inputs are rounded to 127 steps each.
-  assert 0 < relative(found, exact) < 0.01
-  assert relative(found, dot(x, array, len(inputs))) < 0.015
+  # Inputs are rounded to 15 bits, weights to 8.
+  assert 0 < relative(found, exact) < 1e-4
+  assert relative(found, dot(x, array, len(inputs))) < 0.01
   # A row does not depend on the others.
   alone = dot(x[-1:], weight, len(inputs))
   np.testing.assert_allclose(found[-1:], alone, rtol=1e-6)
@@ -75,7 +75,7 @@ def test_a_table():
   scores = matmul.dot_transposed(x, weight, dtype=F32, out_dtype=F32)
   expected = matmul.dot_transposed(x, table, dtype=F32, out_dtype=F32)
   assert scores.shape == (2, 1, 50)
-  assert relative(scores, expected) < 0.015
+  assert relative(scores, expected) < 0.01
 
 
 def test_uses_that_are_not_fast_are_right():
@@ -147,7 +147,7 @@ def test_a_model_of_integers_is_near(name, caplog):
   params = toy.model_params(model, scale=0.1)
   with caplog.at_level(logging.INFO):
     quantised = int8.quantize(params)
-  assert 'int8 too' in caplog.text and 'tensors' in caplog.text
+  assert 'two of int8' in caplog.text and 'tensors' in caplog.text
   sizes = [
     sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
     for tree in (params, quantised)
@@ -158,14 +158,14 @@ def test_a_model_of_integers_is_near(name, caplog):
     lambda params: jax.nn.log_softmax(gemini.apply(model, params, batch)[0])
   )
   drift = np.abs(run(quantised) - run(params))
-  assert 0 < drift.mean() < 0.03
+  assert 0 < drift.mean() < 0.02
   # Decoding with a cache is that of the whole sequence.
   cache = gemini.init_cache(model.config, toy.B, toy.T)
   found = gemini.apply(
     model, quantised, batch.decoder, cache=cache, method='decode'
   )[0]
   whole = gemini.apply(model, quantised, batch)[0]
-  np.testing.assert_allclose(found, whole, atol=0.05)
+  np.testing.assert_allclose(found, whole, atol=1e-3)
 
 
 def test_a_pattern_chooses():
