@@ -338,11 +338,11 @@ class Speculative(decoding.Decoder):
   ) -> State:
     """The state with the first `num_B` + 1 of these tokens in its rows.
 
-    They end at the first eos and at the row's limit.
+    They end at the first one that ends a text, and at the row's limit.
     """
     index_1M = jnp.arange(self.tokens_per_step)[None]
     places_BM = state.lengths[:, None] + index_1M
-    is_end_BM = tokens_BM == self.eos_id
+    is_end_BM = self.ends(tokens_BM.reshape(-1)).reshape(tokens_BM.shape)
     ends_before_BM = jnp.cumsum(is_end_BM, axis=1) - is_end_BM > 0
     is_new_BM = (
       (index_1M <= num_B[:, None])

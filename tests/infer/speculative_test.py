@@ -17,6 +17,8 @@ from gemini_jax.infer import decoding, sampling, speculative
 from gemini_jax.models import gemini
 
 NUM = 3
+# Ends a text, as eos does.
+END = 30
 # Differences from the large model that make a good and a bad draft of it.
 NOISE = {'same': 0.0, 'near': 0.05, 'far': 3.0}
 
@@ -24,6 +26,7 @@ NOISE = {'same': 0.0, 'near': 0.05, 'far': 3.0}
 def drafted(name, noise, num=NUM):
   """(plain decoder, its parameters, speculative decoder, its parameters)."""
   decoder, params = toy_decoder.build(name)
+  decoder = dataclasses.replace(decoder, end_ids=(END,))
   draft = jax.tree.map(
     lambda leaf: leaf + noise * toy.normal(leaf.shape, leaf.size), params
   )
@@ -84,17 +87,18 @@ def test_rows_accept_different_numbers():
     assert rows(alone)[0] == rows(together)[row]
 
 
-def test_an_end_within_a_draft_ends_the_row():
+@pytest.mark.parametrize('end', [toy_decoder.EOS, END])
+def test_an_end_within_a_draft_ends_the_row(end):
   plain, params, fast, _ = drafted('plain', 0.0)
   prompts = toy_decoder.random_rows((4, 6), seed=5)
   greedy = sampling.Sampler(0.0)
   free = rows(write(plain, params, greedy, prompts=prompts))
   # What was the third new token of a row now ends it.
   table_VD = params['token']['embedding']
-  table_VD = table_VD.at[toy_decoder.EOS].set(1.1 * table_VD[free[0][6]])
+  table_VD = table_VD.at[end].set(1.1 * table_VD[free[0][6]])
   params = params | {'token': {'embedding': table_VD}}
   expected = rows(write(plain, params, greedy, prompts=prompts))
-  assert len(expected[0]) == 7 and expected[0][-1] == toy_decoder.EOS
+  assert len(expected[0]) == 7 and expected[0][-1] == end
   state = write(
     fast, speculative.Params(params, params), greedy, prompts=prompts
   )
