@@ -178,6 +178,21 @@ def test_spans_are_the_characters_of_tokens(kind, made):
   assert encoded.spans[-1, 1] == len(text)
 
 
+@pytest.mark.parametrize(('pre', 'ids'), [('llama-bpe', 1), ('gpt-2', 4)])
+def test_a_token_that_no_merge_makes(pre, ids, made):
+  """Some pre-tokenizers look for whole pieces among the tokens first."""
+  metadata = gguf_tokenizer.gguf_metadata(made, made.vocab_size + 1)
+  metadata['tokenizer.ggml.tokens'][-1] = 'zqzq'
+  metadata['tokenizer.ggml.token_type'][-1] = 1
+  metadata['tokenizer.ggml.pre'] = pre
+  again = gguf_tokenizer.from_gguf(metadata)
+  assert again.encode('zqzq').size == ids
+  assert again.adds_bos == made.adds_bos
+  del metadata['tokenizer.ggml.add_bos_token']
+  again = gguf_tokenizer.from_gguf(metadata)
+  assert again.adds_bos == (pre == 'llama-bpe')
+
+
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
