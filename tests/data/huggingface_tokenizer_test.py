@@ -146,6 +146,37 @@ def with_added(path):
   return made
 
 
+@pytest.mark.parametrize(
+  'kind', ['library', 'ours', 'bpe', 'unigram', 'bytes', 'characters']
+)
+def test_transformers_reads_what_is_written(kind, made, tmp_path):
+  transformers = pytest.importorskip(
+    'transformers', reason='needs gemini_jax[parity]'
+  )
+  words = {
+    'library': lambda: made,
+    'ours': lambda: tokenizer_training.train(byte_pair.CORPUS, 300),
+    'bpe': lambda: byte_pair.sentencepiece_model('bpe'),
+    'unigram': lambda: byte_pair.sentencepiece_model('unigram'),
+    'bytes': tokenizer.Bytes,
+    'characters': lambda: tokenizer.Characters(''.join(TEXTS)),
+  }[kind]()
+  files = huggingface_tokenizer.huggingface_files(words)
+  byte_pair.write(tmp_path, files)
+  theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+  for role in ('bos', 'eos', 'pad'):
+    name = f'{role}_token_id'
+    assert getattr(theirs, name) == getattr(words, f'{role}_id')
+  for text in TEXTS:
+    if '<|' not in text:
+      ids = theirs(text, add_special_tokens=False).input_ids
+      assert ids == words.encode(text).tolist(), text
+      assert theirs.decode(ids) == text
+  ids = theirs('the cat').input_ids
+  assert ids[0] == words.bos_id or not words.adds_bos
+  assert len(ids) == words.adds_bos + words.encode('the cat').size
+
+
 def test_a_conversation_has_special_ids_and_a_message_has_none(made):
   text = '<|im_start|>the <|im_end|><|im_end|>'
   encoded = made.encode_chat(text, quoted=[(16, 26)])
