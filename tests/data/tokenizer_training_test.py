@@ -106,7 +106,7 @@ def test_a_pretrained_tokenizer_of_a_folder_or_a_run(tmp_path):
     assert built.fingerprint == made.fingerprint
     values = config.Config(tokenizer=wanted)
     resolved = plan.with_vocab(values, tmp_path / 'none', [])
-    assert resolved.model.vocab_size == made.vocab_size
+    assert resolved.model.text_vocab_size == made.vocab_size
   for path, message in (
     (None, r'needs tokenizer\.path, a folder with .* or set train\.init_from'),
     (str(tmp_path / 'no'), r'tokenizer\.path: .*no: No such file'),
