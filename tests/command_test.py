@@ -178,7 +178,7 @@ def test_a_run_of_another_version(run):
 
 
 TOOLS = {
-  'bench': (bench, ('config', 'what', 'nanogpt')),
+  'bench': (bench, ('config', 'what', 'nanogpt', 'gguf', 'huggingface')),
   'diversity': (diversity, diversity.FLAGS),
   'steered': (steered, steered_options.FLAGS),
 }

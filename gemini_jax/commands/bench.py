@@ -1,8 +1,14 @@
 r"""Benchmarks: a training step, alone or in turn with nanoGPT's, and its parts.
 
   python -m gemini_jax.commands.bench --what=step --config=FILE [--nanogpt=DIR]
+  python -m gemini_jax.commands.bench --what=decode --config=FILE \
+      [--gguf=FILE] [--huggingface=DIR]
   python -m gemini_jax.commands.bench --config=FILE \
-      --what=attention|cross_entropy|decode|checkpoint|data
+      --what=attention|cross_entropy|checkpoint|data
+
+Decoding is timed in float32, bfloat16 and int8 for 1 and 8 rows; with a GGUF
+file llama.cpp (pip install xllamacpp), with a folder of Hugging Face's
+transformers take turns with it.
 
 Times are reported with the ceilings of the device in the same run: the rates of
 a matrix product and of a copy. Prints a summary, and a JSON object as its last
@@ -15,13 +21,19 @@ from collections.abc import Sequence
 
 from gemini_jax import command, help_page, host
 from gemini_jax import config as config_lib
-from gemini_jax.commands import bench_kernels, bench_step, bench_system
+from gemini_jax.commands import (
+  bench_decode,
+  bench_kernels,
+  bench_step,
+  bench_system,
+  peer,
+)
 
 WHAT = {
   'step': bench_step.bench_step,
   'attention': bench_kernels.bench_attention,
   'cross_entropy': bench_kernels.bench_cross_entropy,
-  'decode': bench_system.bench_decode,
+  'decode': bench_decode.bench_decode,
   'checkpoint': bench_system.bench_checkpoint,
   'data': bench_system.bench_data,
 }
@@ -29,7 +41,7 @@ WHAT = {
 
 def main(argv: Sequence[str]) -> int:
   """Runs the benchmark that --what names; returns the exit code."""
-  flags = {'what': 'step', 'nanogpt': ''}
+  flags = {'what': 'step', 'nanogpt': '', 'gguf': '', 'huggingface': ''}
   code = help_page.exit_code(argv, __doc__ or '', {'config': None, **flags})
   if code is not None:
     return code
@@ -39,9 +51,11 @@ def main(argv: Sequence[str]) -> int:
     config_lib.check(
       what in WHAT, f'--what={what} must be one of {", ".join(WHAT)}'
     )
-    nanogpt = parsed.values['nanogpt']
-    nanogpt = str(command.folder('nanogpt', nanogpt)) if nanogpt else ''
-    result = WHAT[what](parsed.config, nanogpt)
+    paths = {name: parsed.values[name] for name in flags if name != 'what'}
+    for name in ('nanogpt', 'huggingface'):
+      if paths[name]:
+        paths[name] = str(command.folder(name, paths[name]))
+    result = WHAT[what](parsed.config, peer.Paths(**paths))
   except config_lib.ConfigError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2

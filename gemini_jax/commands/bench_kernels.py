@@ -7,14 +7,16 @@ import jax.numpy as jnp
 import optax
 
 from gemini_jax import config as config_lib
-from gemini_jax.commands import bench_step, timing
+from gemini_jax.commands import bench_step, peer, timing
 from gemini_jax.kernels import cross_entropy, dot_product_attention, masking
 from gemini_jax.models import build
 
 
-def bench_attention(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
+def bench_attention(
+  config: config_lib.Config, paths: peer.Paths
+) -> dict[str, Any]:
   """Forward and backward pass of one layer's attention and of dense softmax."""
-  del nanogpt
+  del paths
   model = config.model
   shape = (config.data.batch_size, config.data.sequence_length)
   dtype = jnp.dtype(model.dtype)
@@ -52,10 +54,10 @@ def bench_attention(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
 
 
 def bench_cross_entropy(
-  config: config_lib.Config, nanogpt: str
+  config: config_lib.Config, paths: peer.Paths
 ) -> dict[str, Any]:
   """Loss and gradients, chunked and from all logits at once."""
-  del nanogpt
+  del paths
   config = build.with_vocab(config, 1)
   batch = bench_step.random_batch(config)
   assert config.model.vocab_size

@@ -1,9 +1,8 @@
 """A training step, alone or in turn with nanoGPT's."""
 
+import dataclasses
 import json
 import statistics
-import subprocess
-import sys
 import time
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
-from gemini_jax.commands import timing
+from gemini_jax.commands import peer, timing
 from gemini_jax.models import build, gemini
 from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.parallel import pipeline, sharding
@@ -35,7 +34,7 @@ def random_batch(config: config_lib.Config, seed: int = 0) -> batch_lib.Batch:
     return batch_lib.plain_sequence(tokens, np.full(shape[0], length))
 
   decoder = sequence(config.data.sequence_length)
-  return batch_lib.Batch(
+  batch = batch_lib.Batch(
     decoder=decoder,
     targets=np.roll(decoder.tokens, -1, axis=1),
     weights=np.ones(decoder.tokens.shape, np.float32),
@@ -43,6 +42,8 @@ def random_batch(config: config_lib.Config, seed: int = 0) -> batch_lib.Batch:
     if config.model.encoder_layers
     else None,
   )
+  rejected = batch if config.data.rejected_field else None
+  return dataclasses.replace(batch, rejected=rejected)
 
 
 class Step:
@@ -88,59 +89,25 @@ class Step:
     return seconds
 
 
-class NanoGPT:
-  """nanoGPT's step in a process of its own."""
-
-  def __init__(self, directory: str, config: config_lib.Config, how: str):
-    model = config.model
-    sizes = {
-      'n_layer': model.num_layers,
-      'n_head': model.num_heads,
-      'n_embd': model.width,
-      'block_size': config.data.sequence_length,
-      'vocab_size': model.vocab_size,
-      'batch_size': config.data.batch_size,
-      'dtype': model.dtype,
-      'threads': 2,
-    }
-    self._process = subprocess.Popen(
-      [
-        sys.executable,
-        '-m',
-        'gemini_jax.commands.nanogpt_worker',
-        directory,
-        json.dumps(sizes),
-        how,
-      ],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      text=True,
-    )
-
-  def times(self, count: int) -> list[float]:
-    """Seconds of each of `count` steps.
-
-    Raises:
-      ConfigError: nanoGPT or torch cannot be imported.
-    """
-    assert self._process.stdin and self._process.stdout
-    try:
-      self._process.stdin.write(f'{count}\n')
-      self._process.stdin.flush()
-    except BrokenPipeError:
-      pass
-    for line in self._process.stdout:
-      if line.startswith('TIMES '):
-        return json.loads(line.removeprefix('TIMES '))
-    raise config_lib.ConfigError(
-      '--nanogpt: its step did not run; is the folder a nanoGPT checkout, and '
-      'is torch installed?'
-    )
-
-  def close(self):
-    """Ends the process."""
-    self._process.kill()
-    self._process.wait()
+def nanogpt(directory: str, config: config_lib.Config, how: str) -> peer.Peer:
+  """A step of nanoGPT in a process of its own."""
+  model = config.model
+  sizes = {
+    'n_layer': model.num_layers,
+    'n_head': model.num_heads,
+    'n_embd': model.width,
+    'block_size': config.data.sequence_length,
+    'vocab_size': model.vocab_size,
+    'batch_size': config.data.batch_size,
+    'dtype': model.dtype,
+    'threads': 2,
+  }
+  return peer.Peer(
+    'nanogpt_worker',
+    [directory, json.dumps(sizes), how],
+    '--nanogpt: its step did not run; is the folder a nanoGPT checkout, and is '
+    'torch installed?',
+  )
 
 
 def matmul_seconds(config: config_lib.Config) -> float:
@@ -156,21 +123,23 @@ def matmul_seconds(config: config_lib.Config) -> float:
   return flops_lib.step_flops(config) / (flops / best)
 
 
-def bench_step(config: config_lib.Config, nanogpt: str) -> dict[str, Any]:
+def bench_step(config: config_lib.Config, paths: peer.Paths) -> dict[str, Any]:
   """Times our step, in turn with nanoGPT's if a checkout of it is given."""
   ours = Step(config)
   config = ours.config
   timers = {'ours': ours.times}
   # Both of its settings are timed; the faster one is compared.
   peers = {}
-  if nanogpt:
-    peers = {how: NanoGPT(nanogpt, config, how) for how in ('eager', 'compile')}
-    timers |= {how: peer.times for how, peer in peers.items()}
+  if paths.nanogpt:
+    peers = {
+      how: nanogpt(paths.nanogpt, config, how) for how in ('eager', 'compile')
+    }
+    timers |= {how: other.times for how, other in peers.items()}
   try:
     medians = timing.turns(timers)
   finally:
-    for peer in peers.values():
-      peer.close()
+    for other in peers.values():
+      other.close()
   overall = {name: statistics.median(v) for name, v in medians.items()}
   tokens = config.data.batch_size * config.data.sequence_length
   result: dict[str, Any] = {

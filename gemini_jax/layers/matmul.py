@@ -160,13 +160,12 @@ def dot(
       x, kernel, num_contracted, preferred_element_type=out_dtype
     )
   fan_in = math.prod(kernel.shape[:num_contracted])
-  y = jnp.dot(
-    x.reshape(-1, fan_in),
-    kernel.reshape(fan_in, -1),
-    preferred_element_type=out_dtype,
+  x_RD, num_rows = _enough_rows(x.reshape(-1, fan_in))
+  y_RF = jnp.dot(
+    x_RD, kernel.reshape(fan_in, -1), preferred_element_type=out_dtype
   )
   lead = x.shape[: x.ndim - num_contracted]
-  return y.reshape(*lead, *kernel.shape[num_contracted:])
+  return y_RF[:num_rows].reshape(*lead, *kernel.shape[num_contracted:])
 
 
 def dot_transposed(
@@ -191,15 +190,16 @@ def dot_transposed(
     return leaf.dot_transposed(x, dtype=dtype, out_dtype=out_dtype)
   x, kernel_FD = x.astype(dtype), leaf.astype(dtype)
   lead = x.shape[:-1]
+  num_rows = None
   if _on_one_device():
-    x = x.reshape(-1, x.shape[-1])
+    x, num_rows = _enough_rows(x.reshape(-1, x.shape[-1]))
   y = jax.lax.dot_general(
     x,
     kernel_FD,
     (((x.ndim - 1,), (1,)), ((), ())),
     preferred_element_type=out_dtype,
   )
-  return y.reshape(*lead, -1)
+  return y[:num_rows].reshape(*lead, -1)
 
 
 def rows(leaf: Any, ids: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
@@ -254,3 +254,16 @@ def _on_one_device() -> bool:
   """
   mesh = jax.sharding.get_abstract_mesh()
   return mesh.empty or mesh.size == 1
+
+
+def _enough_rows(x_RD: jax.Array) -> tuple[jax.Array, int]:
+  """The rows that are multiplied, and how many of them were asked for.
+
+  XLA for CPUs brings a bfloat16 matrix to float32 for a single row, and reads
+  it as it is for two, so a row of zeros is added.
+  """
+  num_rows = x_RD.shape[0]
+  is_slow = num_rows == 1 and x_RD.dtype == jnp.bfloat16
+  if is_slow and jax.default_backend() == 'cpu':
+    return jnp.pad(x_RD, ((0, 1), (0, 0))), num_rows
+  return x_RD, num_rows

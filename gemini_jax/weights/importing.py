@@ -20,7 +20,7 @@ def load(
   entries: Mapping[str, translation.Translation],
   tensors: Mapping[str, tensors_lib.Tensor],
   abstract: Any,
-  on_tensor: Callable[[str], None] = lambda name: None,
+  on_tensor: Callable[[str], Any] = lambda name: None,
 ) -> Any:
   """The parameters.
 

@@ -302,3 +302,44 @@ def test_what_is_too_long_is_left_out(make):
   data = make(talks(2) + long)
   assert '1 too long' in data.describe()[0]
   assert data.num_records == 2
+
+
+@pytest.mark.parametrize('pack', [True, False])
+def test_a_conversation_may_be_preferred_to_another(
+  pack, make, words, tmp_path
+):
+  """Both have the same place; what a template refuses takes its pair along."""
+  made = words[byte_pair.TEMPLATE]
+  records = [
+    {'chosen': talk, 'rejected': [*talk[:3], {**talk[3], 'content': 'hat'}]}
+    for talk in talks(6)
+  ]
+  records[4]['rejected'] = records[4]['rejected'][:1]
+  path = tmp_path / 'pairs.jsonl'
+  path.write_text(''.join(json.dumps(record) + '\n' for record in records))
+  data = make(
+    [],
+    train=(f'jsonl:{path}',),
+    chat_field='chosen',
+    rejected_field='rejected',
+    pack=pack,
+    max_unusable=0.5,
+  )
+  assert data.num_records == 5
+  found = set()
+  for i in range(-(-data.num_rows // 2)):
+    batch = data[i]
+    for row in range(2):
+      for segment in range(1, batch.decoder.segments[row].max() + 1):
+        answers = [
+          made.decode(
+            side.targets[row][
+              (side.decoder.segments[row] == segment) & (side.weights[row] > 0)
+            ]
+          )
+          for side in (batch, batch.rejected)
+        ]
+        assert answers[0].endswith('on')
+        assert answers[1] == answers[0].removesuffix('on') + 'hat'
+        found.add(answers[0])
+  assert found == {f'mat {i}on' for i in (0, 1, 2, 3, 5)}

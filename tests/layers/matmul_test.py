@@ -201,3 +201,26 @@ def test_names_for_devices_are_those_of_each_array():
   )
   axes = low_rank.beside(array, 1, gains=True).names(names)
   assert axes.gains == ('expert', None)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_a_single_row_is_that_of_a_batch(dtype):
+  """A row without content is added for bfloat16 on CPUs, and taken off."""
+  array, table = toy.normal((6, 4, 5), 1), toy.normal((7, 6), 2)
+  x = toy.normal((3, 6), 3).astype(dtype)
+  for product in (
+    lambda x: matmul.dot(x, array, 1, dtype=dtype),
+    lambda x: matmul.dot_transposed(x, table, dtype=dtype, out_dtype=F32),
+  ):
+    many, one = product(x), product(x[1:2])
+    assert one.shape == (1, *many.shape[1:]) and one.dtype == many.dtype
+    np.testing.assert_allclose(
+      *(np.asarray(y, np.float32) for y in (one[0], many[1])), rtol=1e-2
+    )
+
+
+def test_a_single_row_of_bfloat16_is_multiplied_as_it_is():
+  """Of two rows XLA for CPUs makes no float32 matrix."""
+  x, array = (jnp.ones(shape, jnp.bfloat16) for shape in ((1, 64), (64, 32)))
+  text = jax.jit(lambda x: matmul.dot(x, array, 1, dtype=jnp.bfloat16))
+  assert 'bf16[2,64]' in text.lower(x).compile().as_text()
