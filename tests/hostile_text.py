@@ -124,7 +124,9 @@ def use(made, folder):
 
 def load_template(folder):
   made = huggingface_tokenizer.from_folder(folder)
-  limit, chat._SECONDS = chat._SECONDS, 0.5
+  # Less than a user's, so that thousands take minutes.
+  limits = chat._SECONDS, chat._MAX_CHARACTERS
+  chat._SECONDS, chat._MAX_CHARACTERS = 0.5, 1 << 17
   try:
     document = chat.document(made, TALK)
     assert document.is_target.shape == document.tokens.shape
@@ -134,7 +136,7 @@ def load_template(folder):
   except config_lib.ConfigError as error:
     raise config_lib.ConfigError(f'{folder}: {error}') from error
   finally:
-    chat._SECONDS = limit
+    chat._SECONDS, chat._MAX_CHARACTERS = limits
 
 
 def of_json(content, count, seed=0, header=None):

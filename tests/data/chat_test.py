@@ -1,6 +1,7 @@
 """Conversations as tokens: transformers' ids, and no others from messages."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -117,7 +118,7 @@ def byte_pair_with(words, template):
     ('{{ 9 ** (9 ** 9) }}', 'was not done after 1 s'),
     (
       '{% for i in range(9999) %}{{ "a" * 1000 }}{% endfor %}',
-      'more than 4,194,304 characters',
+      'more than 1,048,576 characters',
     ),
     ('{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}', 'recursion'),
     ('{{ "".__class__.__mro__ }}', 'unsafe'),
@@ -244,6 +245,19 @@ def tree(batch):
     *(batch.decoder.tokens, batch.decoder.segments, batch.decoder.positions),
     *(batch.targets, batch.weights),
   ]
+
+
+def test_damaged_targets_are_made_again(make, tmp_path, caplog):
+  data = make(talks(3))
+  before = data[0].weights.copy()
+  (path,) = (tmp_path / 'cache').glob('*/is_target.bin')
+  content = bytearray(path.read_bytes())
+  content[5] ^= 1
+  path.write_bytes(content)
+  with caplog.at_level(logging.WARNING):
+    again = loader.Loader(data.config, data.tokenizer, 'train', 0)
+  assert np.array_equal(again[0].weights, before)
+  assert 'is damaged and will be built again' in caplog.text
 
 
 def test_other_answers_or_another_template_are_other_data(make, words):
