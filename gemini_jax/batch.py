@@ -60,6 +60,8 @@ class Batch:
     prefix: bool[B, T], positions that the whole segment may attend to
       (prefix-LM), or None.
     encoder: inputs of the encoder, or None.
+    rejected: of preferences, the same rows with targets that are worse: segment
+      k of a row here is preferred to segment k of that row there; or None.
   """
 
   decoder: Sequence
@@ -67,6 +69,7 @@ class Batch:
   weights: Array
   prefix: Array | None = None
   encoder: Sequence | None = None
+  rejected: 'Batch | None' = None
 
 
 def blank_media(kind: str, config: config_lib.Model, *lead: int) -> Media:

@@ -242,11 +242,14 @@ def read_file(path: str | os.PathLike, limit: int = 1 << 26) -> bytes:
     OSError: the file does not exist, is not a regular file, or is larger.
   """
   check_regular(path)
+  content = bytearray()
   with pathlib.Path(path).open('rb') as file:
-    content = file.read(limit + 1)
-  if len(content) > limit:
-    raise OSError(errno.EFBIG, f'larger than {limit:,} bytes', str(path))
-  return content
+    # A read of `limit` bytes would allocate them, however small the file is.
+    while chunk := file.read(1 << 20):
+      content += chunk
+      if len(content) > limit:
+        raise OSError(errno.EFBIG, f'larger than {limit:,} bytes', str(path))
+  return bytes(content)
 
 
 def is_at(descriptor: int, path: pathlib.Path) -> bool:

@@ -128,6 +128,33 @@ class Run:
         return RestoredParams(restored.step, params)
     raise config_lib.ConfigError(f'--workdir={self.workdir} was emptied')
 
+  def restore_reference(self, restored: RestoredParams) -> Any:
+    """The parameters that preferences are relative to; None without any.
+
+    What training leaves as it is they share with the restored ones.
+
+    Args:
+      restored: of `restore_params`.
+
+    Raises:
+      ConfigError: the checkpoint cannot be read again.
+    """
+    if not self.config.data.rejected_field:
+      return None
+    abstract = parameter_groups.trained(
+      self.config, tuning.abstract_params(self.config, self.model, self.mesh)
+    )
+    select = lambda saved: parameters.select_reference(saved, abstract)
+    try:
+      found = self.checkpoints.restore_arrays(
+        lambda saved: select(saved).arrays, restored.step
+      )
+    except checkpointer.DamageError as error:
+      raise config_lib.ConfigError(str(error)) from error
+    assert found is not None
+    kept = select(found.manifest['arrays']).params(found.state)
+    return parameter_groups.merged(kept, restored.params)
+
   def _step_to_read(self, which: str, field: str) -> tuple[int | None, str]:
     """The step of the best checkpoint, or None; and what helps if it is lost.
 

@@ -10,6 +10,7 @@ import nbclient
 import nbformat
 import pytest
 
+import tiny_published
 from gemini_jax.data import wordnet
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -123,6 +124,27 @@ def test_steer_text_notebook(tmp_path, monkeypatch):
   assert 'is done: 4 steps' in text['train']
   assert 'test/nll' in text['results'] and 'None' not in text['results']
   assert 'class=noun.animal' in text['steer']
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_fine_tune_notebook(tmp_path, monkeypatch):
+  options = (
+    f'{SHORT} --config.data.sequence_length=128 --config.data.batch_size=8'
+  )
+  text = run(
+    'fine_tune',
+    monkeypatch,
+    {
+      'SOURCE': str(tiny_published.write(tmp_path / 'source')),
+      'FOLDER': str(tmp_path / 'run'),
+      'OVERRIDES': options,
+    },
+  )
+  assert 'parameters' in text['load']
+  assert 'is done: 4 steps' in text['tune']
+  assert 'written to' in text['answer']
+  for name in ('huggingface', 'tuned.gguf', 'programs', 'peft'):
+    assert (tmp_path / 'run' / name).exists(), text['export']
 
 
 @pytest.mark.filterwarnings('ignore')

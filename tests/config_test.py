@@ -43,7 +43,7 @@ def test_unknown_fields_are_told_with_the_nearest_name():
   )
   assert refused('loss_weights.qqq', 3) == (
     'loss_weights.qqq is not a field of loss_weights; accepted: '
-    'contrastive, detail, kl, media_kl, media_nll, min_kl, '
+    'chosen_nll, contrastive, detail, dpo, kl, media_kl, media_nll, min_kl, '
     'reconstruction, router_balance, router_z, z_loss'
   )
 
@@ -895,6 +895,38 @@ CONFLICTS = [
     'data.batch_size=16 rows with model.video.num_frames=1024 of '
     'model.image.height=512 x width=512 pixels are 48 GiB; the videos of a '
     'batch hold at most 32 GiB',
+  ),
+  *(
+    (
+      {'generate.draft': 'runs/a', f'generate.{name}': value},
+      f"generate.{name}={value!r} does not go with generate.draft='runs/a': "
+      'tokens are drafted for sampled text alone',
+    )
+    for name, value in (('steer', 'a=b'), ('beam_size', 2), ('output', 'image'))
+  ),
+  (
+    {'data.rejected_field': 'rejected'},
+    "data.rejected_field='rejected' needs data.inputs_field, of the prompts, "
+    'and data.targets_field, of what is preferred, or data.chat_field, of '
+    'preferred conversations',
+  ),
+  *(
+    (
+      {
+        'data.inputs_field': 'prompt',
+        'data.targets_field': 'chosen',
+        'data.rejected_field': 'rejected',
+        'data.pack': False,
+        field: value,
+      },
+      f"{name}={number} does not go with data.rejected_field='rejected'; set "
+      'it to 0',
+    )
+    for field, value, name, number in (
+      ('model.latent', {'dim': 3}, 'model.latent.dim', 3),
+      ('train.label_smoothing', 0.1, 'train.label_smoothing', 0.1),
+      ('loss_weights.z_loss', 0.001, 'loss_weights.z_loss', 0.001),
+    )
   ),
   (
     {'data.sequence_length': 300},

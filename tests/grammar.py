@@ -89,16 +89,30 @@ def records(count: int, seed: int = 0) -> list[dict]:
   tones = generator.random(count) < POSITIVE
   made = []
   for topic, tone in zip(topics, tones, strict=True):
-    words = []
-    for slot in _ORDER:
-      if generator.random() >= _OPTIONAL.get(slot, 1.0):
-        continue
-      of = {'A': TONES[int(tone)], 'N': TOPICS[topic], 'V': TOPICS[topic]}
-      choices = _WORDS[slot, of.get(slot, '')]
-      words.append(choices[generator.integers(len(choices))])
     label = {'topic': TOPICS[topic], 'tone': TONES[int(tone)]}
-    made.append({'text': ' '.join(words), 'label': label})
+    made.append({'text': sentence(generator, **label), 'label': label})
   return made
+
+
+def sentence(
+  generator: np.random.Generator, topic: str, tone: str | None
+) -> str:
+  """One of a topic and a tone; without a tone it has no adjective."""
+  words = []
+  for slot in _ORDER:
+    if slot == 'A' and tone is None:
+      continue
+    if generator.random() >= _OPTIONAL.get(slot, 1.0):
+      continue
+    of = {'A': tone, 'N': topic, 'V': topic}
+    choices = _WORDS[slot, of.get(slot) or '']
+    words.append(choices[generator.integers(len(choices))])
+  return ' '.join(words)
+
+
+def adjectives(tone: str) -> list[str]:
+  """All words that only sentences of a tone have."""
+  return list(_WORDS['A', tone])
 
 
 def write(path: pathlib.Path, count: int, seed: int = 0):

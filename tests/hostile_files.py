@@ -8,6 +8,7 @@ import collections
 import dataclasses
 from collections.abc import Callable
 
+import hostile_text
 import mutations
 import weight_files
 from gemini_jax.weights import gguf_file, safetensors_files
@@ -22,12 +23,16 @@ class Format:
     make: writes what is to be read to a folder.
     load: reads all of it from the folder.
     header: bytes of the file in which the structure is; None: all of them.
+    damage: makes damaged copies, as `mutations.of`.
+    seconds: that a file may take.
   """
 
   file_name: str
   make: Callable
   load: Callable
   header: int | None = None
+  damage: Callable = mutations.of
+  seconds: float = 2.0
 
 
 def _make_gguf(folder):
@@ -60,6 +65,53 @@ FORMATS = {
   'safetensors_index': Format(
     'model.safetensors.index.json', _make_safetensors, _load_safetensors
   ),
+  'tokenizer.json': Format(
+    'tokenizer.json',
+    hostile_text.make_library,
+    hostile_text.load,
+    damage=hostile_text.of_json,
+  ),
+  'tokenizer.json bpe': Format(
+    'tokenizer.json',
+    hostile_text.make_sentencepiece,
+    hostile_text.load,
+    damage=hostile_text.of_json,
+  ),
+  'tokenizer.json uni': Format(
+    'tokenizer.json',
+    hostile_text.make_unigram,
+    hostile_text.load,
+    damage=hostile_text.of_json,
+  ),
+  'tokenizer_config': Format(
+    'tokenizer_config.json',
+    hostile_text.make_library,
+    hostile_text.load,
+    damage=hostile_text.of_json,
+  ),
+  'tokenizer.model': Format(
+    'tokenizer.model', hostile_text.make_model, hostile_text.load
+  ),
+  'tokenizer of a run': Format(
+    'tokenizer',
+    hostile_text.make_saved,
+    hostile_text.load_saved,
+    damage=hostile_text.of_json,
+  ),
+  'tokenizer of gguf': Format(
+    'metadata.json',
+    hostile_text.make_metadata,
+    hostile_text.load_metadata,
+    damage=hostile_text.of_json,
+  ),
+  'chat template': Format(
+    'chat_template.jinja',
+    hostile_text.make_template,
+    hostile_text.load_template,
+    damage=hostile_text.of_template,
+    # Of processor time it has less, but others may have the processor.
+    seconds=20.0,
+  ),
 }
 
 
@@ -80,10 +132,10 @@ def run(name, folder, count, seed=0, told=lambda index: None):
   content = path.read_bytes()
   counts = collections.Counter()
   for index, (kind, damaged) in enumerate(
-    mutations.of(content, count, seed, form.header)
+    form.damage(content, count, seed, form.header)
   ):
     told(index)
     path.write_bytes(damaged)
-    found = mutations.outcome(lambda: form.load(folder), folder)
+    found = mutations.outcome(lambda: form.load(folder), folder, form.seconds)
     counts[kind, found] += 1
   return counts

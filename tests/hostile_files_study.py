@@ -66,7 +66,7 @@ def main():
   seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
   print(f'{"format":<20}{"damage":<14}{"read":>8}{"refused":>10}')
   failed = False
-  for name in hostile_files.FORMATS:
+  for name in sys.argv[3:] or hostile_files.FORMATS:
     counts = study(name, count, seed)
     if counts is None:
       failed = True

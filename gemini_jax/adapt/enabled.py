@@ -1,7 +1,14 @@
 """The extensions that a config turns on."""
 
 from gemini_jax import config as config_lib
-from gemini_jax.adapt import adalora, decoder_reset, ema, extension, plateau
+from gemini_jax.adapt import (
+  adalora,
+  decoder_reset,
+  ema,
+  extension,
+  plateau,
+  reference,
+)
 
 
 def extensions(config: config_lib.Config) -> extension.Extensions:
@@ -11,6 +18,7 @@ def extensions(config: config_lib.Config) -> extension.Extensions:
     adalora.from_config(config),
     plateau.from_config(config),
     ema.from_config(config),
+    reference.from_config(config),
   )
   return extension.Extensions(tuple(item for item in items if item is not None))
 

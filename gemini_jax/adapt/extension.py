@@ -5,6 +5,7 @@ turns on (see `enabled.py`), in this order:
 
     before_step       the state, where something is due at a step
     forward_params    the parameters that the forward pass reads
+    reference_params  those that preferences are relative to
     gradients         of those, turned into gradients of the stored parameters
     updates           of the optimizer, before they are added
     after_update      the state with the new parameters and its own new state
@@ -84,6 +85,11 @@ class Extension:
     del state
     return params
 
+  def reference_params(self, state: Any) -> Any:
+    """Fixed parameters that a loss compares with; None: it has none."""
+    del state
+    return None
+
   def gradients(self, state: Any, grads: Any) -> Any:
     """Gradients of `params`, from those of what `forward_params` returned.
 
@@ -160,6 +166,11 @@ class Extensions:
     for item in self.items:
       params = item.forward_params(state, params)
     return params
+
+  def reference_params(self, state: Any) -> Any:
+    """Those that a loss compares with; None where no extension has any."""
+    found = (item.reference_params(state) for item in self.items)
+    return next((params for params in found if params is not None), None)
 
   def gradients(self, state: Any, grads: Any) -> Any:
     """Gradients of the parameters; by the chain rule the last comes first."""

@@ -4,7 +4,8 @@ Arrays are named by their paths in the saved tree, such as
 `params/decoder/norm/scale`, as a manifest lists them. Every version keeps the
 parameters in `params`, and beside them, where training made one, their moving
 average (`ema`, later in `extra/ema`) or the iterates of schedule-free training
-(`z` in a state of the optimizer).
+(`z` in a state of the optimizer). Training by preferences keeps those that it
+started from, where they have changed since, in `extra/reference`.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from gemini_jax.checkpoint import storage
 
 _PARAMS = 'params/'
 _AVERAGES = ('ema/', 'extra/ema/')
+_REFERENCE = 'extra/reference/'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +84,23 @@ def select(saved: Mapping[str, str], abstract: Any) -> Selection:
       everywhere = NamedSharding(leaf.sharding.mesh, PartitionSpec())
       arrays[b1] = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
   return Selection(arrays, values, others, b1, abstract)
+
+
+def select_reference(saved: Mapping[str, str], abstract: Any) -> Selection:
+  """As `select`, of the parameters that preferences are relative to.
+
+  Args:
+    saved: as in `select`.
+    abstract: those that are trained.
+  """
+  arrays, values = {}, {}
+  for path, leaf in jax.tree_util.tree_flatten_with_path(abstract)[0]:
+    name = _name(path)
+    # Until the first step by preferences they are as they are.
+    kept = _REFERENCE + name in saved
+    values[name] = (_REFERENCE if kept else _PARAMS) + name
+    arrays[values[name]] = leaf
+  return Selection(arrays, values, {}, '', abstract)
 
 
 def first_misfit(saved: Mapping[str, str], selection: Selection) -> str:

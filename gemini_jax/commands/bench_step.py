@@ -1,5 +1,6 @@
 """A training step, alone or in turn with nanoGPT's."""
 
+import dataclasses
 import json
 import statistics
 import time
@@ -33,7 +34,7 @@ def random_batch(config: config_lib.Config, seed: int = 0) -> batch_lib.Batch:
     return batch_lib.plain_sequence(tokens, np.full(shape[0], length))
 
   decoder = sequence(config.data.sequence_length)
-  return batch_lib.Batch(
+  batch = batch_lib.Batch(
     decoder=decoder,
     targets=np.roll(decoder.tokens, -1, axis=1),
     weights=np.ones(decoder.tokens.shape, np.float32),
@@ -41,6 +42,8 @@ def random_batch(config: config_lib.Config, seed: int = 0) -> batch_lib.Batch:
     if config.model.encoder_layers
     else None,
   )
+  rejected = batch if config.data.rejected_field else None
+  return dataclasses.replace(batch, rejected=rejected)
 
 
 class Step:

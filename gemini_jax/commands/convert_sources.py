@@ -71,9 +71,10 @@ def merged(loaded: Loaded) -> Loaded:
   config = loaded.config
   if config.tune.method == 'full':
     return loaded
-  dtype = config.model.param_dtype
   merge = lambda params: jax.tree.map(
-    lambda leaf: leaf.astype(dtype), tuning.merged(params)
+    lambda leaf, of_base: leaf.astype(of_base.dtype),
+    tuning.merged(params),
+    tuning.without(params),
   )
   config = dataclasses.replace(
     config,

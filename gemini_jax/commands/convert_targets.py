@@ -35,6 +35,8 @@ TYPES = {
   'BF16': 'bfloat16',
   'Q8_0': 'q8_0',
 }
+# Numbers of a row that Q8_0 stores together.
+_BLOCK = 32
 # Bytes of a file of safetensors, as others shard them.
 _SHARD_BYTES = 5 * 10**9
 
@@ -116,10 +118,17 @@ def write_gguf(
     target,
     metadata,
     [
-      (name, shape, TYPES[options.type] if len(shape) > 1 else 'float32', make)
+      (name, shape, _gguf_type(options.type, shape), make)
       for name, shape, make in made
     ],
   )
+
+
+def _gguf_type(type: str, shape: tuple[int, ...]) -> str:
+  """What a tensor is stored as: as asked for where blocks divide its rows."""
+  if len(shape) < 2:
+    return 'float32'
+  return 'float16' if type == 'Q8_0' and shape[-1] % _BLOCK else TYPES[type]
 
 
 def write_peft(

@@ -4,19 +4,20 @@ Reads a number from each line of its input and answers with the seconds that so
 many times TOKENS tokens of each row take, after a prompt of a few tokens.
 """
 
+import importlib
 import json
 import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 TOKENS = 16
 
 
 def llama_cpp(path: str, num_rows: int, threads: int) -> Callable[[], float]:
   """llama.cpp by xllamacpp: greedy, each row a request of its own."""
-  import xllamacpp
-
+  xllamacpp: Any = importlib.import_module('xllamacpp')
   params = xllamacpp.CommonParams()
   params.model.path = path
   params.n_ctx, params.n_parallel = 512 * num_rows, num_rows

@@ -39,9 +39,10 @@ def evaluate(config: config_lib.Config, workdir: str | os.PathLike):
   # Standard output holds the JSON alone.
   with sharding.use(run.mesh), contextlib.redirect_stdout(sys.stderr):
     restored = run.restore_params(which, 'evaluate.checkpoint')
+    reference = run.restore_reference(restored)
     step = held_out.compile_step(
-      run, restored.params, next(iter(loaders.values()))
+      run, restored.params, next(iter(loaders.values())), reference
     )
-    results = held_out.evaluate(run, restored.params, step, loaders)
+    results = held_out.evaluate(run, restored.params, step, loaders, reference)
     results |= evaluators.evaluate(run, restored.params, loaders, restored.step)
   print(json.dumps({'step': restored.step} | results))

@@ -12,6 +12,7 @@ from typing import Any
 
 from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
+from gemini_jax.commands import draft_model
 from gemini_jax.evaluate import gallery
 from gemini_jax.infer import (
   generation,
@@ -62,6 +63,7 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
       _write_media(run, restored.step, params, asked)
       return
     controller = controller_lib.fit(*parts, examples) if examples else None
+    draft = draft_model.open_draft(run)
     shown = -1
 
     def show(index: int, text: str):
@@ -82,6 +84,7 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
       [asked],
       on_text=show if alone else None,
       controller=controller,
+      draft=draft,
     )
     if not alone:
       for index, sample in enumerate(samples):

@@ -30,12 +30,13 @@ from gemini_jax.config.optimizer import LEARNING_RATES, Optimizer
 from gemini_jax.config.parallel import AXES, Parallel
 from gemini_jax.config.plan import Plan
 from gemini_jax.config.schema import ConfigError, check, nearest, optional
-from gemini_jax.config.train import KLAnnealing, LossWeights, Train
+from gemini_jax.config.train import DPO, KLAnnealing, LossWeights, Train
 from gemini_jax.config.tune import AdaLoRA, Tune
 
 __all__ = [
   'AXES',
   'BATCH_FIELDS',
+  'DPO',
   'FILE',
   'KINDS',
   'LEARNING_RATES',

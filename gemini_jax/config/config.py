@@ -96,6 +96,7 @@ class Config:
       f'optimizer.accumulation_steps={self.optimizer.accumulation_steps} must '
       f'divide data.batch_size={self.data.batch_size}',
     )
+    self._check_preferences()
     self._check_tune()
     canvas = min(self.model.image.height, self.model.image.width)
     padding = self.data.augment.crop_padding
@@ -110,6 +111,19 @@ class Config:
       ('plan.decode_batch_size', self.plan.decode_batch_size),
     ):
       self._check_batch(field, rows or 0)
+
+  def _check_preferences(self):
+    given = f'data.rejected_field={self.data.rejected_field!r}'
+    for field, value in (
+      ('model.latent.dim', self.model.latent.dim),
+      ('model.contrast_dim', self.model.contrast_dim),
+      ('train.label_smoothing', self.train.label_smoothing),
+      ('loss_weights.z_loss', self.loss_weights.z_loss),
+    ):
+      schema.check(
+        not (self.data.rejected_field and value),
+        f'{field}={value} does not go with {given}; set it to 0',
+      )
 
   def _check_tune(self):
     """Sees that what is tuned has a base, and goes with the training."""

@@ -91,6 +91,10 @@ class Data:
   # whose answers (role assistant) are learned, by the chat template of the
   # tokenizer; '': none.
   chat_field: str = ''
+  # The field that holds worse targets for the same inputs, or a worse
+  # conversation; those of the fields above are then preferred to them
+  # (train.dpo); '': none.
+  rejected_field: str = ''
   # Tasks, written '{image:photo} in {language} -> {caption}'; each record gives
   # one example of each task; see data/task.py.
   tasks: tuple[str, ...] = ()
@@ -149,6 +153,12 @@ class Data:
       bool(self.inputs_field) == bool(self.targets_field),
       f'data.inputs_field={self.inputs_field!r} and data.targets_field='
       f'{self.targets_field!r} must be set together',
+    )
+    schema.check(
+      not self.rejected_field or bool(self.inputs_field or self.chat_field),
+      f'data.rejected_field={self.rejected_field!r} needs data.inputs_field, '
+      'of the prompts, and data.targets_field, of what is preferred, or '
+      'data.chat_field, of preferred conversations',
     )
     schema.check(
       not (self.tasks and self.inputs_field),

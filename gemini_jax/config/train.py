@@ -48,6 +48,23 @@ class KLAnnealing:
     )
 
 
+@schema.section('train.dpo')
+class DPO:
+  """Direct preference optimisation (Rafailov et al. 2023).
+
+  Of targets in data.targets_field over those in data.rejected_field. Rewards
+  are log-probabilities relative to the parameters that the run starts from.
+  """
+
+  # Factor of rewards; a larger one holds the model nearer to where it started.
+  beta: Annotated[float, schema.Range(0, above=True, cap=1000)] = 0.1
+  # Share of the preferences that is assumed to be wrong (cDPO, Mitchell 2023).
+  label_smoothing: Annotated[float, schema.Range(0, 0.5, below=True)] = 0.0
+  # Rewards are means over the tokens of a target, not sums (Tulu 3, Lambert et
+  # al. 2024); beta is then larger, such as 5.
+  length_normalized: bool = False
+
+
 @schema.section('train')
 class Train:
   """The training loop."""
@@ -75,6 +92,8 @@ class Train:
   keep_best: bool = True
   # Label smoothing of the cross-entropy.
   label_smoothing: schema.PartialShare = 0.0
+  # Training by preferences.
+  dpo: DPO = dataclasses.field(default_factory=DPO)
   # Training of a latent.
   kl_annealing: KLAnnealing = dataclasses.field(default_factory=KLAnnealing)
   # Compiled programs kept here; None: ~/.cache/gemini_jax/xla; '': off.
@@ -117,3 +136,8 @@ class LossWeights:
   detail: Weight = 0.0
   # Nats of finding the other side of an example among those of the batch.
   contrastive: Weight = 1.0
+  # Preferences (data.rejected_field), which take the place of the
+  # cross-entropy: nats of telling what is preferred, for each pair; and the
+  # cross-entropy of what is preferred, for each of its tokens.
+  dpo: Weight = 1.0
+  chosen_nll: Weight = 0.0

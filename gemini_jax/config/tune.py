@@ -47,8 +47,9 @@ class Tune:
   """
 
   # full: all parameters are trained. head: the output head and the norm before
-  # it. adapter: a bottleneck behind outputs (Houlsby et al. 2019; those of
-  # attention and feed-forward). lora: an update of low rank beside matrices
+  # it. adapter: a bottleneck behind the outputs of attention and feed-forward
+  # (Houlsby et al. 2019), or with pattern 'feedforward/.*down' behind the
+  # latter (Pfeiffer et al. 2021). lora: an update of low rank beside matrices
   # (Hu et al. 2021). adalora: that, with ranks where they are of use.
   method: Literal['full', 'head', 'adapter', 'lora', 'adalora'] = 'full'
   # Matrices that it is about, by a regular expression that is searched for in

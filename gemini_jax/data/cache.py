@@ -24,8 +24,8 @@ import numpy as np
 
 from gemini_jax import config as config_lib
 from gemini_jax import host
+from gemini_jax.data import chat, transforms, unusable
 from gemini_jax.data import tokenizer as tokenizer_lib
-from gemini_jax.data import transforms, unusable
 
 # Part of every key; to be raised when the format of the files changes.
 _VERSION = 3
@@ -39,6 +39,8 @@ Read = Callable[[unusable.Tally], tuple[Iterable[transforms.Example], str]]
 @dataclasses.dataclass(frozen=True)
 class Corpus:
   """A tokenized source of R documents.
+
+  Of preferences two for each example: the preferred one, then the rejected one.
 
   Attributes:
     tokens: uint16 or uint32 [N], the documents one after the other.
@@ -155,23 +157,22 @@ def _write(work, read, tokenizer, placeholders):
 
   flush()
   for example in examples:
-    if example.document is not None:
-      tokens, is_target, _ = example.document
-      first = int(np.argmax(is_target))
-      masks.append(is_target)
-      names = [*_FILES, _IS_TARGET]
-    else:
-      tokens, first = transforms.document(
-        example.parts, tokenizer, placeholders
-      )
-    unknown += int(np.count_nonzero(tokens == tokenizer.unk_id))
-    offsets.append(offsets[-1] + len(tokens))
-    firsts.append(first)
-    sizes.append(example.num_bytes)
-    origins.append(example.origin)
+    for document in example.documents:
+      if isinstance(document, chat.Document):
+        tokens, is_target, _ = document
+        first = int(np.argmax(is_target))
+        masks.append(is_target)
+        names = [*_FILES, _IS_TARGET]
+      else:
+        tokens, first = transforms.document(document, tokenizer, placeholders)
+      unknown += int(np.count_nonzero(tokens == tokenizer.unk_id))
+      offsets.append(offsets[-1] + len(tokens))
+      firsts.append(first)
+      sizes.append(transforms.num_bytes(document))
+      origins.append(example.origin)
+      buffer.append(tokens.astype(dtype))
+      buffered += len(tokens)
     media.update(example.media)
-    buffer.append(tokens.astype(dtype))
-    buffered += len(tokens)
     if buffered > _BUFFER_TOKENS:
       flush()
       buffered = 0

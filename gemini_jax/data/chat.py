@@ -36,7 +36,7 @@ _GENERATION = re.compile(r'\{%[-+]?\s*generation\b')
 # What a template gets for one request: CPU time, time, memory, and output.
 _SECONDS, _WALL_SECONDS = 2.0, 60.0
 _MEMORY_BYTES = 1 << 30
-_MAX_CHARACTERS = 1 << 22
+_MAX_CHARACTERS = 1 << 20
 _WORKER = pathlib.Path(__file__).with_name('chat_worker.py')
 _ASSISTANT = 'assistant'
 

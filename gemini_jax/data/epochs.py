@@ -1,5 +1,6 @@
 """One source as endless rows: epoch after epoch, each in a new order."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -13,7 +14,11 @@ from gemini_jax.data import tokenizer as tokenizer_lib
 
 
 class Epochs:
-  """The documents of one source of a split, and the rows of any epoch."""
+  """The documents of one source of a split, and the rows of any epoch.
+
+  Of preferences these are the preferred documents. The rejected ones lie in
+  rows of their own, at the same places.
+  """
 
   def __init__(
     self,
@@ -34,24 +39,31 @@ class Epochs:
     self._shuffle = training and config.shuffle
     lengths = np.diff(corpus.offsets) - 1
     fits = usable(corpus, config)
-    self.num_too_long = int(np.count_nonzero(~fits))
+    # Documents of an example.
+    size = 2 if config.rejected_field else 1
+    self.num_too_long = int(np.count_nonzero(~fits)) // size
     config_lib.check(
       bool(fits.any()),
       f'{name}: every record is too long for data.sequence_length='
       f'{config.sequence_length} and data.inputs_length='
       f'{config.inputs_length}; the shortest has {lengths.min()} tokens',
     )
-    fits = usable(corpus, config, only)
-    self.starts, self.lengths = corpus.offsets[:-1][fits], lengths[fits]
-    self.firsts = corpus.firsts[fits]
-    self.num_bytes = int(corpus.sizes[fits].sum())
+    chosen = np.flatnonzero(usable(corpus, config, only))[::size]
+    self._documents = [
+      (corpus.offsets[numbers], lengths[numbers], corpus.firsts[numbers])
+      for numbers in (chosen + i for i in range(size))
+    ]
+    self.starts, self.lengths, self.firsts = self._documents[0]
+    self.num_bytes = int(corpus.sizes[chosen].sum())
     self.num_tokens = int(self.lengths.sum())
     self.num_targets = int((self.lengths + 1 - self.firsts).sum())
     if corpus.is_target is not None:
       counts = np.add.reduceat(corpus.is_target, corpus.offsets[:-1], dtype=int)
-      self.num_targets = int(counts[fits].sum())
+      self.num_targets = int(counts[chosen].sum())
     self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
-    self._rows = self._make_rows()
+    plans = self._make_rows()
+    self._rows = plans[0] if plans else None
+    self._rejected_rows = plans[1:]
     self.num_rows = self._epoch(0)[0].num_rows
 
   def batch(self, rows: np.ndarray) -> batch_lib.Batch:
@@ -76,14 +88,15 @@ class Epochs:
 
   def _epoch_batch(self, epoch: int, rows: np.ndarray) -> batch_lib.Batch:
     plan, order = self._epoch(epoch)
-    pieces = plan.pieces(rows if order is None else order[rows])
+    numbers = rows if order is None else order[rows]
+    pieces = plan.pieces(numbers)
     if self._config.objective != 'causal' and not self._config.pairs:
       pieces = transforms.random_firsts(pieces, [*self._seed, epoch])
     if self._reader is not None:
       return self._reader.batch(
         self.corpus, pieces, rows, [*self._seed, epoch], self._tokenizer
       )
-    return transforms.assemble(
+    assemble = lambda pieces: transforms.assemble(
       self.corpus.tokens,
       pieces,
       len(rows),
@@ -91,6 +104,12 @@ class Epochs:
       self._tokenizer,
       self.corpus.is_target,
     )
+    batch = assemble(pieces)
+    for rejected in self._rejected_rows:
+      batch = dataclasses.replace(
+        batch, rejected=assemble(rejected.pieces(numbers))
+      )
+    return batch
 
   def _make_epoch(self, epoch: int):
     """The packing plan of an epoch and the order of its rows (None: as is)."""
@@ -107,33 +126,51 @@ class Epochs:
       )
     return plan, random.permutation(plan.num_rows) if self._shuffle else None
 
-  def _make_rows(self) -> packing.RowPlan | None:
-    """The packing plan if it is the same in every epoch; None: packed text."""
+  def _make_rows(self) -> list[packing.RowPlan]:
+    """The packing plans if they are the same in every epoch; []: packed text.
+
+    Of preferences two, whose pieces correspond.
+    """
     config = self._config
     if not config.keeps_documents:
       width = transforms.text_width(config)
       if config.pack:
-        return None
-      return packing.cut(self.starts, self.lengths, width)
+        return []
+      return [packing.cut(self.starts, self.lengths, width)]
     order = np.arange(len(self.starts))
     if self._shuffle:
       # Which documents share a row is drawn once, to keep the number of rows
       # constant; the order of rows is drawn anew for every epoch.
       order = np.random.default_rng(self._seed).permutation(order)
-    documents = self.starts[order], self.lengths[order], self.firsts[order]
+    documents = [
+      (starts[order], lengths[order], firsts[order])
+      for starts, lengths, firsts in self._documents
+    ]
     bounds = np.arange(len(order) + 1)
     if config.pack:
-      sizes = transforms.pair_sizes(*documents[1:], config)
+      sizes = [
+        size
+        for _, lengths, firsts in documents
+        for size in transforms.pair_sizes(lengths, firsts, config)
+      ]
       bounds = packing.next_fit(*zip(*sizes, strict=True))
-    return packing.RowPlan(bounds, *documents)
+    return [
+      packing.RowPlan(bounds, starts, lengths, firsts)
+      for starts, lengths, firsts in documents
+    ]
 
 
 def usable(
   corpus: cache.Corpus, config: config_lib.Data, only: int | None = None
 ) -> np.ndarray:
-  """bool[N], documents that fit into a row; `only`: those of one task."""
+  """bool[N], documents that fit into a row; `only`: those of one task.
+
+  Of preferences both documents of an example, or none.
+  """
   lengths = np.diff(corpus.offsets) - 1
   fits = transforms.fits(lengths, corpus.firsts, config)
+  if config.rejected_field:
+    fits = np.repeat(fits.reshape(-1, 2).all(axis=1), 2)
   if only is not None:
     fits &= corpus.origins % len(config.tasks) == only
   return fits

@@ -98,9 +98,11 @@ def _conversations(
     f'{source.name}: conversations need a chat template, and the tokenizer has '
     'none',
   )
-  read = lambda record, task: fields.chat_of(record, task.targets[0], tokenizer)
-  for origin, document in _usable(source, tasks, tally, read):
-    yield transforms.Example(origin, (), document=document)
+  read = lambda record, task: tuple(
+    fields.chat_of(record, piece, tokenizer) for piece in task.pieces
+  )
+  for origin, conversations in _usable(source, tasks, tally, read):
+    yield transforms.Example(origin, (), conversations=conversations)
 
 
 def labelled(

@@ -207,14 +207,19 @@ def _numbers(
   if values is None:
     return None
   try:
-    numbers = np.asarray(values).astype(dtype)
-  except (ValueError, TypeError, OverflowError) as error:
+    numbers = np.asarray(values)
+  except (ValueError, OverflowError) as error:
     raise config_lib.ConfigError(f'{_PREFIX}{name} is not numbers') from error
+  config_lib.check(
+    numbers.dtype.kind in ('iu' if dtype is np.int32 else 'iuf'),
+    f'{_PREFIX}{name} is not numbers of type {dtype.__name__}',
+  )
   config_lib.check(
     numbers.shape == (size,),
     f'{_PREFIX}{name} has shape {numbers.shape} for {size:,} tokens',
   )
-  return numbers
+  with np.errstate(over='ignore'):
+    return numbers.astype(dtype)
 
 
 def _flag(metadata: Mapping[str, Any], name: str, default: bool) -> bool:

@@ -31,6 +31,11 @@ class SentencePiece(tokenizer.Tokenizer):
       model = sentencepiece.SentencePieceProcessor(model_proto=proto)
       size = model.vocab_size()
       pieces = [_piece_bytes(model, i) for i in range(size)]
+      special_ids = {
+        model.id_to_piece(i): i
+        for i in range(size)
+        if model.is_control(i) or model.is_unknown(i)
+      }
     except (RuntimeError, ValueError) as error:
       # In a damaged model, pieces may be no UTF-8 or not a byte.
       raise config_lib.ConfigError('not a SentencePiece model') from error
@@ -46,11 +51,7 @@ class SentencePiece(tokenizer.Tokenizer):
     super().__init__(pieces, own.pad_id, own.bos_id, own.eos_id, model.unk_id())
     self.end_ids, self.adds_bos = own.end_ids, own.adds_bos
     self.chat_template = own.chat_template
-    self.special_ids = {
-      model.id_to_piece(i): i
-      for i in range(size)
-      if model.is_control(i) or model.is_unknown(i)
-    }
+    self.special_ids = special_ids
     self.proto, self._model, self._roles = proto, model, roles
     # Most published models prepend a space to the text.
     self.adds_space = self.pieces_of('a')[:1] == b' '

@@ -266,7 +266,10 @@ def _bound(text: str | None, size: int) -> int | None:
 
 def _asker(field: str, config: config_lib.Data) -> str:
   """The config field that asks for a field of the records, for messages."""
-  names = ('inputs_field', 'targets_field', 'chat_field', 'text_field')
+  names = (
+    *('inputs_field', 'targets_field', 'rejected_field', 'chat_field'),
+    'text_field',
+  )
   for name in names:
     if not config.tasks and getattr(config, name) == field:
       return f'data.{name}={field!r}'

@@ -47,6 +47,8 @@ def pairs(
 ) -> list[tuple[str, ...]]:
   """The first `limit` usable (inputs, targets) of a split.
 
+  Of preferences what is preferred.
+
   Raises:
     ConfigError: a source cannot be read.
   """
@@ -55,7 +57,8 @@ def pairs(
     records = examples.texts(
       sources.records(spec, config), config, unusable.Tally()
     )
-    result += itertools.islice(records, limit - len(result))
+    first = itertools.islice(records, limit - len(result))
+    result += (record[:2] for record in first)
   return result
 
 

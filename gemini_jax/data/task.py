@@ -78,6 +78,22 @@ class Task:
     return tuple(p.kind for p in pieces if p.kind in config_lib.KINDS)
 
 
+@dataclasses.dataclass(frozen=True)
+class Preference(Task):
+  """A task whose targets are preferred to others for the same inputs.
+
+  Attributes:
+    rejected: pieces of the others.
+  """
+
+  rejected: tuple[Piece, ...] = ()
+
+  @property
+  def parts(self) -> tuple[tuple[Piece, ...], ...]:
+    """Inputs, targets and rejected ones."""
+    return (*super().parts, self.rejected)
+
+
 def parse(text: str) -> Task:
   """The task that a text describes.
 
@@ -126,9 +142,15 @@ def from_config(config: config_lib.Data) -> tuple[Task, ...]:
   text = lambda field: (Piece(TEXT, field),)
   if config.inputs_field:
     inputs, targets = text(config.inputs_field), text(config.targets_field)
+    if config.rejected_field:
+      return (Preference('', targets, inputs, text(config.rejected_field)),)
     return (Task('', targets, inputs),)
   if config.chat_field:
-    return (Task('', (Piece(CHAT, config.chat_field),)),)
+    chosen = (Piece(CHAT, config.chat_field),)
+    if config.rejected_field:
+      rejected = (Piece(CHAT, config.rejected_field),)
+      return (Preference('', chosen, rejected=rejected),)
+    return (Task('', chosen),)
   return (Task('', text(config.text_field)),)
 
 

@@ -29,28 +29,44 @@ class Slots(NamedTuple):
   count: int
 
 
+# Of a conversation, or the parts `(text,)` or `(inputs, targets)`.
+Document = chat.Document | tuple[tuple[str | Slots, ...], ...]
+
+
 class Example(NamedTuple):
   """An example of a task, not tokenized.
 
   Attributes:
     origin: number of the record and task, to find the media again.
-    parts: `(text,)` or `(inputs, targets)`, each a sequence of texts and media.
+    parts: `(text,)`, `(inputs, targets)` or `(inputs, targets, rejected)`,
+      each a sequence of texts and media.
     media: digests of the media, in order.
-    document: its tokens, where they are a conversation, instead of `parts`.
+    conversations: instead of `parts`, one, or of a preference two.
   """
 
   origin: int
   parts: tuple[tuple[str | Slots, ...], ...]
   media: bytes = b''
-  document: chat.Document | None = None
+  conversations: tuple[chat.Document, ...] = ()
 
   @property
-  def num_bytes(self) -> int:
-    """UTF-8 bytes of the text in the targets."""
-    if self.document is not None:
-      return self.document.num_bytes
-    texts = [piece for piece in self.parts[-1] if isinstance(piece, str)]
-    return sum(len(text.encode('utf-8')) for text in texts)
+  def documents(self) -> tuple[Document, ...]:
+    """What its documents are made of.
+
+    Of a preference there are two: the preferred one, then the rejected one.
+    """
+    if self.conversations:
+      return self.conversations
+    inputs, *targets = self.parts
+    return tuple((inputs, part) for part in targets) or (self.parts,)
+
+
+def num_bytes(document: Document) -> int:
+  """UTF-8 bytes of the text in the targets of a document."""
+  if isinstance(document, chat.Document):
+    return document.num_bytes
+  texts = [piece for piece in document[-1] if isinstance(piece, str)]
+  return sum(len(text.encode('utf-8')) for text in texts)
 
 
 def document(

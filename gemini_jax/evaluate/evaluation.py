@@ -20,17 +20,28 @@ _WHOLE = 'accuracy'
 
 
 def eval_step(
-  params: Any, batch: batch_lib.Batch, *, model: gemini.Gemini, whole: bool
+  params: Any,
+  batch: batch_lib.Batch,
+  reference: Any = None,
+  *,
+  model: gemini.Gemini,
+  whole: bool,
+  dpo: config_lib.DPO | None = None,
 ) -> cross_entropy.Sums:
   """The sums of one batch.
 
   Args:
     params: of the model.
     batch: a row for each example, if `whole`.
+    reference: parameters that preferences are relative to.
     model: what is evaluated.
+    dpo: how preferences are turned into sums.
     whole: also count the examples whose targets are all the likeliest tokens:
       those that greedy decoding would write.
   """
+  if batch.rejected is not None:
+    options = dpo or config_lib.DPO()
+    return losses.preference_sums(model, params, batch, reference, options)
   sums, scores = losses.model_scores(model, params, batch)
   if not whole:
     return sums
@@ -72,9 +83,10 @@ def summarize(
 def objective(
   results: dict[str, float], loss_weights: config_lib.LossWeights
 ) -> float | None:
-  """What a better model has less of: `validation/loss`, and terms of media.
+  """What a better model has less of: `validation/loss`, and other terms.
 
-  Those by their weights in training. None where nothing was validated.
+  Those by their weights in training, as all of preferences. None where nothing
+  was validated.
   """
   if 'validation/loss' not in results:
     return None
@@ -85,21 +97,29 @@ def objective(
     # The KL term is part of validation/loss.
     if name != 'kl' and f'validation/{name}' in results
   }
-  return results['validation/loss'] + losses.weighted(terms, weights)
+  loss = results['validation/loss']
+  if 'dpo' in terms:
+    loss *= loss_weights.chosen_nll
+  return loss + losses.weighted(terms, weights)
 
 
 def evaluate(
-  step: Any, params: Any, batches: Any, bytes_per_token: float | None
+  step: Any,
+  params: Any,
+  batches: Any,
+  bytes_per_token: float | None,
+  reference: Any = None,
 ) -> dict[str, float]:
   """Loss (nats a token), perplexity, accuracies and bits per byte of a split.
 
   Args:
-    step: compiled `eval_step` of (params, batch).
+    step: compiled `eval_step` of (params, batch, reference).
     params: the parameters.
     batches: device batches; padding carries weight 0.
     bytes_per_token: see `summarize`.
+    reference: parameters that preferences are relative to.
   """
-  sums = [step(params, batch) for batch in batches]
+  sums = [step(params, batch, reference) for batch in batches]
   host = jax.device_get(sums)
   # float64: the sums of a split outgrow float32's integers.
   total = functools.reduce(

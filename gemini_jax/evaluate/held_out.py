@@ -24,7 +24,10 @@ def loaders(run: run_lib.Run) -> dict[loader_lib.Split, loader_lib.Loader]:
 
 
 def compile_step(
-  run: run_lib.Run, params: Any, loader: loader_lib.Loader
+  run: run_lib.Run,
+  params: Any,
+  loader: loader_lib.Loader,
+  reference: Any = None,
 ) -> Any:
   """`evaluation.eval_step`, compiled once for the batches of all splits.
 
@@ -32,6 +35,7 @@ def compile_step(
     run: the run.
     params: to evaluate, or their shapes and shardings.
     loader: of any held-out split.
+    reference: parameters that preferences are relative to.
   """
   batch = next(run_lib.device_batches(run, loader, [loader[0]]))
   step = jax.jit(
@@ -39,9 +43,10 @@ def compile_step(
       evaluation.eval_step,
       model=run.model,
       whole=bool(run.config.data.tasks) and not run.config.data.pack,
+      dpo=run.config.train.dpo,
     )
   )
-  return compilation.timed('eval_step', step, params, batch)
+  return compilation.timed('eval_step', step, params, batch, reference)
 
 
 def evaluate(
@@ -49,6 +54,7 @@ def evaluate(
   params: Any,
   step: Any,
   loaders: Mapping[loader_lib.Split, loader_lib.Loader],
+  reference: Any = None,
 ) -> dict[str, float]:
   """`split/name` metrics of each split and `split/TASK_name` of each task.
 
@@ -57,10 +63,13 @@ def evaluate(
     params: to evaluate.
     step: of `compile_step`.
     loaders: of the splits.
+    reference: parameters that preferences are relative to.
   """
   results = {}
   for split, loader in loaders.items():
-    metrics = _evaluate(run, params, step, loader, loader.bytes_per_target)
+    metrics = _evaluate(
+      run, params, step, loader, loader.bytes_per_target, reference
+    )
     results |= {f'{split}/{name}': value for name, value in metrics.items()}
     for name, number in loader.task_names.items():
       of_task = loader.of_task(number)
@@ -79,9 +88,14 @@ def _evaluate(
   step: Any,
   loader: loader_lib.Loader,
   bytes_per_target: float | None,
+  reference: Any = None,
 ) -> dict[str, float]:
   limit = run.config.evaluate.max_batches
   batches = itertools.islice(loader_lib.iterate(loader), limit)
   return evaluation.evaluate(
-    step, params, run_lib.device_batches(run, loader, batches), bytes_per_target
+    step,
+    params,
+    run_lib.device_batches(run, loader, batches),
+    bytes_per_target,
+    reference,
   )

@@ -68,6 +68,11 @@ class Decoder:
     return self.num_slots or self.model.config.max_length
 
   @property
+  def tokens_per_step(self) -> int:
+    """The most tokens by which a step makes a row longer."""
+    return 1
+
+  @property
   def encodes(self) -> bool:
     """Whether the decoder attends to the output of an encoder."""
     return self.model.config.cross

@@ -13,7 +13,14 @@ import numpy as np
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.data import tokenizer as tokenizer_lib
-from gemini_jax.infer import beam, capacity, decoding, decoding_state, sampling
+from gemini_jax.infer import (
+  beam,
+  capacity,
+  decoding,
+  decoding_state,
+  sampling,
+  speculative,
+)
 from gemini_jax.infer import latents as latents_lib
 from gemini_jax.infer import prompts as prompts_lib
 from gemini_jax.infer import request as request_lib
@@ -58,6 +65,7 @@ def generate(
   on_text: OnText | None = None,
   latents: np.ndarray | None = None,
   controller: Controller | None = None,
+  draft: speculative.Draft | None = None,
 ) -> list[samples_lib.Sample]:
   """`generate.count` samples of each prompt, those of a prompt together.
 
@@ -77,16 +85,23 @@ def generate(
     latents: z of each sample, float32[N, Z]; None: as `generate.source` says,
       steered by the controller.
     controller: what `generate.steer` asks for; None where that is ''.
+    draft: the model of `generate.draft`; None where that is ''.
 
   Raises:
     ConfigError: a prompt is too long, more samples than beams are asked for,
-      `generate.steer` has no controller, or see `latents.draw_latents`.
+      `generate.steer` has no controller, `generate.draft` does not go with the
+      rest, or see `latents.draw_latents`.
   """
   options = config.generate
   config_lib.check(
     not options.steer or controller is not None,
     f'generate.steer={options.steer!r} needs a controller, which only '
     '--mode=generate trains; set it to ""',
+  )
+  config_lib.check(
+    not options.draft or draft is not None,
+    f'generate.draft={options.draft!r} is read by --mode=generate alone; set '
+    'it to ""',
   )
   beams = options.beam_size
   config_lib.check(
@@ -108,6 +123,9 @@ def generate(
   decoder = _decoder(config, model, tokenizer, read, len(rows))
   if controller is not None:
     decoder, params = controller.decoder(decoder, params)
+  if draft is not None:
+    decoder = speculative.Speculative.of(decoder, draft)
+    params = speculative.Params(params, draft.params)
   write = _sample if beams == 1 else _search
   size = decoder.batch_size // beams
   samples = []
@@ -265,6 +283,7 @@ def _sample(
   )
   texts = [TextStream(tokenizer, prompt) for prompt in prompts]
   num_tokens = decoder.length if on_text is None else _STREAM_TOKENS
+  num_tokens = max(num_tokens, decoder.tokens_per_step)
   starts_B = lengths_B = processes.fetch(state.lengths)
   done = False
   while not done:
@@ -286,6 +305,8 @@ def _sample(
       if piece and on_text is not None:
         on_text(i, piece)
     lengths_B, done = new_lengths_B, done_B.all()
+  if isinstance(decoder, speculative.Speculative):
+    logging.info('%s', speculative.report(decoder, state))  # pyright: ignore
   tokens_BT, logprobs_BT = processes.fetch((state.tokens, state.logprobs))
   return [
     samples_lib.Sample(

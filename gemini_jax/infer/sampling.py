@@ -75,6 +75,24 @@ def sample(
   return jax.lax.cond(jnp.any(sampler.temperature > 0), draw, lambda: greedy_B)
 
 
+def distribution(
+  logits_BV: jax.Array,
+  sampler: Sampler,
+  forbidden_V: jax.Array | np.ndarray | None = None,
+) -> jax.Array:
+  """float32[B, V], the probabilities by which `sample` draws.
+
+  At temperature 0 that is 1 for the likeliest token.
+  """
+  logits_BV = forbid(logits_BV.astype(jnp.float32), forbidden_V)
+  sampler = sampler.rows(logits_BV.shape[0])
+  drawn_BV = jax.nn.softmax(filter_logits(logits_BV, sampler))
+  greedy_BV = jax.nn.one_hot(
+    jnp.argmax(logits_BV, axis=-1), logits_BV.shape[1], dtype=jnp.float32
+  )
+  return jnp.where(sampler.temperature[:, None] > 0, drawn_BV, greedy_BV)
+
+
 def forbid(
   logits_BV: jax.Array, forbidden_V: jax.Array | np.ndarray | None
 ) -> jax.Array:

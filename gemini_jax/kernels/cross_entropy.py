@@ -92,6 +92,7 @@ def token_sums(
   return token_scores(options, x_BTD, table_VD, targets_BT, weights_BT)[0]
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def token_scores(
   options: Options,
   x_BTD: jax.Array,
@@ -99,9 +100,10 @@ def token_scores(
   targets_BT: jax.Array,
   weights_BT: jax.Array,
 ) -> tuple[Sums, TokenScores]:
-  """The sums of `token_sums`, and the scores of each token. No gradient.
+  """The sums of `token_sums`, and the scores of each token.
 
-  The arguments are those of `token_sums`.
+  Only `log_prob_BT` has a gradient, for which the scores are computed again,
+  chunk by chunk. The arguments are those of `token_sums`.
   """
   sums, scores = _run(options, False, x_BTD, table_VD, targets_BT, weights_BT)
   return sums, jax.tree.map(
@@ -135,6 +137,25 @@ def _backward(options, grads, sums):
 
 
 token_sums.defvjp(_forward, _backward)
+
+
+def _forward_scores(options, *args):
+  return token_scores(options, *args), args
+
+
+def _backward_scores(options, args, outputs):
+  """The gradients of log-probabilities that are weighted and summed."""
+  x_BTD, table_VD, targets_BT, _ = args
+  weights_BT = -outputs[1].log_prob_BT
+  if options.vocab_axis:
+    # As in `_backward`.
+    weights_BT = jax.lax.psum(weights_BT, options.vocab_axis)
+  plain = dataclasses.replace(options, label_smoothing=0.0, z_loss=0.0)
+  _, grads = _forward(plain, x_BTD, table_VD, targets_BT, weights_BT)
+  return (*grads, None, None)
+
+
+token_scores.defvjp(_forward_scores, _backward_scores)
 
 
 def _run(options, differentiate, x_BTD, table_VD, targets_BT, weights_BT):

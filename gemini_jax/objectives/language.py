@@ -67,7 +67,10 @@ def token_scores(
   table_VD: jax.Array,
   batch: batch_lib.Batch,
 ) -> tuple[cross_entropy.Sums, cross_entropy.TokenScores]:
-  """The sums of `token_sums`, and how likely each target is; no gradient."""
+  """The sums of `token_sums`, and how likely each target is.
+
+  Only the log-probabilities have a gradient.
+  """
   options = cross_entropy.Options(
     config.logit_softcap, num_classes=config.text_rows
   )

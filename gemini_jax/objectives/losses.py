@@ -20,8 +20,10 @@ from gemini_jax.objectives import (
   kl,
   language,
   media_losses,
+  preference,
   router,
 )
+from gemini_jax.objectives import terms as terms_lib
 
 # What is added to the cross-entropy, in the order of the sum.
 _OBJECTIVES = (
@@ -63,6 +65,7 @@ def model_sums(
   key: jax.Array | None = None,
   config: config_lib.Train | None = None,
   loss_weights: Mapping[str, Any] | None = None,
+  reference: Any = None,
 ) -> cross_entropy.Sums:
   """The sums of one batch, whose `objective` has a gradient.
 
@@ -73,7 +76,17 @@ def model_sums(
     key: of the randomness; None: a function of the batch.
     config: of the training; None: neither dropout nor smoothing.
     loss_weights: of `weights_at`; None: the objective is the cross-entropy.
+    reference: for a batch of preferences, the parameters that these are
+      relative to.
   """
+  if batch.rejected is not None:
+    train = config or config_lib.Train()
+    return preference_sums(
+      *(model, params, batch, reference, train.dpo),
+      key=key,
+      config=config,
+      loss_weights=loss_weights,
+    )
   weights = loss_weights or {}
   output, table_VD = _forward(model, params, batch, key, config)
   sums = language.token_sums(
@@ -96,6 +109,50 @@ def model_scores(
     model.config, output.x_BTD, table_VD, batch
   )
   return _add_terms(model.config, output, batch, sums, None, None), scores
+
+
+def preference_sums(
+  model: gemini.Gemini,
+  params: Any,
+  batch: batch_lib.Batch,
+  reference: Any,
+  options: config_lib.DPO,
+  *,
+  key: jax.Array | None = None,
+  config: config_lib.Train | None = None,
+  loss_weights: Mapping[str, Any] | None = None,
+) -> cross_entropy.Sums:
+  """The sums of a batch of preferences; `objective` is that of `preference`.
+
+  The others are those of the preferred targets. Arguments as in `model_sums`.
+
+  Args:
+    model: the network.
+    params: of the model.
+    batch: of preferences.
+    reference: parameters that these are relative to.
+    options: of the objective.
+    key: of the randomness.
+    config: of the training.
+    loss_weights: of `weights_at`.
+  """
+  assert reference is not None, 'preferences are relative to a reference'
+  rows = preference.all_rows(batch)
+
+  def scores(output, table_VD):
+    return language.token_scores(model.config, output.x_BTD, table_VD, rows)
+
+  output, table_VD = _forward(model, params, rows, key, config)
+  sums, policy = scores(output, table_VD)
+  _, fixed = scores(
+    *_forward(model, jax.lax.stop_gradient(reference), rows, None, None)
+  )
+  part = preference.terms(options, batch, policy.log_prob_BT, fixed.log_prob_BT)
+  # The cross-entropy counts by its weight alone.
+  sums = dataclasses.replace(sums, objective=jnp.zeros_like(sums.objective))
+  return _add_terms(
+    model.config, output, rows, sums, config, loss_weights, part
+  )
 
 
 def _forward(
@@ -133,10 +190,12 @@ def _add_terms(
   sums: cross_entropy.Sums,
   train: config_lib.Train | None,
   loss_weights: Mapping[str, Any] | None,
+  first: terms_lib.Terms | None = None,
 ) -> cross_entropy.Sums:
   """The sums with all objectives in them, each weighted once."""
   num_tokens = jnp.maximum(sums.weight, 1e-9)
-  losses, terms = {}, {}
+  first = first or terms_lib.Terms()
+  losses, terms = dict(first.losses), dict(first.sums)
   for objective in _OBJECTIVES:
     part = objective(config, output, batch, num_tokens, train)
     losses |= part.losses

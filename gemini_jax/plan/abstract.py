@@ -3,6 +3,7 @@
 B rows, T decoder length, S encoder length.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,7 +59,7 @@ def batch(config: config_lib.Config, mesh: Mesh) -> batch_lib.Batch:
     )
 
   length = data.sequence_length
-  return batch_lib.Batch(
+  made = batch_lib.Batch(
     decoder=sequence(length),
     targets=array(length),
     weights=array(length, jnp.float32),
@@ -67,6 +68,8 @@ def batch(config: config_lib.Config, mesh: Mesh) -> batch_lib.Batch:
     if config.model.encoder_layers
     else None,
   )
+  rejected = made if data.rejected_field else None
+  return dataclasses.replace(made, rejected=rejected)
 
 
 def decoding_rows(

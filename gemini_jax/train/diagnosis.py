@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
+from gemini_jax.adapt import enabled
 from gemini_jax.data import loader as loader_lib
 from gemini_jax.objectives import losses
 from gemini_jax.train import gradient as gradient_lib
@@ -53,16 +54,18 @@ def first_not_finite(
   )(state)
   if name := _first_output(config, model, state, params, batch, key):
     return step + 1, f'output of {name}'
+  reference = enabled.extensions(config).reference_params(state)
   grads, sums = jax.jit(
-    lambda params, batch, key: gradient_lib.accumulated_gradient(
+    lambda params, batch, key, reference: gradient_lib.accumulated_gradient(
       config,
       model,
       params,
       batch,
       key,
       losses.weights_at(config, state.step),
+      reference,
     )
-  )(params, batch, key)
+  )(params, batch, key, reference)
   if not jnp.isfinite(sums.objective):
     terms = [n for n, total in sums.terms.items() if not _is_finite(total)]
     return step + 1, f'the loss, in {terms[0]}' if terms else 'the loss'
@@ -151,6 +154,7 @@ def _first_output(
         key=part_key,
         config=config.train,
         loss_weights=losses.weights_at(config, state.step),
+        reference=enabled.extensions(config).reference_params(state),
       )
       if names:
         return names[0]

@@ -180,7 +180,13 @@ def product_flops(jaxpr: Any) -> float:
 
 
 def step_flops(config: config_lib.Config) -> float:
-  """FLOPs of one training step: three forward passes, no recomputation."""
+  """FLOPs of one training step, without recomputation.
+
+  Three forward passes: the gradient by the inputs of a product costs as much as
+  the product, and so does that by its matrix, which a base that is tuned lacks.
+  What is added to it is left out. Below a head that is tuned there is none.
+  With preferences a row has two sequences, and the reference reads both, too.
+  """
   data, memory = config.data, 0
   if config.model.encodes:
     reads_inputs = data.objective == 'seq2seq'
@@ -192,7 +198,10 @@ def step_flops(config: config_lib.Config) -> float:
     for parts in media_reader.sequence_parts(data).values():
       media.update(task_lib.max_media(tasks, parts))
   sequence = forward_flops(config.model, data.sequence_length, memory, media)
-  return 3 * data.batch_size * sequence
+  passes = {'full': 3, 'head': 1}.get(config.tune.method, 2)
+  if data.rejected_field:
+    passes = 2 * (passes + 1)
+  return passes * data.batch_size * sequence
 
 
 def mfu(config: config_lib.Config, seconds: float) -> float | None:

@@ -20,6 +20,7 @@ def accumulated_gradient(
   batch: batch_lib.Batch,
   key: jax.Array,
   loss_weights: dict[str, Any],
+  reference: Any = None,
 ) -> tuple[Any, cross_entropy.Sums]:
   """Gradient of the summed objective, and the sums, part after part.
 
@@ -39,6 +40,7 @@ def accumulated_gradient(
         key=key,
         config=config.train,
         loss_weights=loss_weights,
+        reference=reference,
       )
       return sums.objective, sums
 

@@ -126,6 +126,7 @@ def _train(session: session_lib.Session):
       run,
       state_lib.evaluation_params(config, state),
       next(iter(loaders.values())),
+      enabled.extensions(config).reference_params(state),
     )
   if config.model.kinds and not step and processes.is_process_zero():
     batch_page.write(run, data[0])
@@ -331,7 +332,10 @@ def _evaluate(
       for split, loader in training.loaders.items()
       if last or split == 'validation'
     }
-    results = held_out.evaluate(run, params, training.eval_step, loaders)
+    reference = enabled.extensions(run.config).reference_params(state)
+    results = held_out.evaluate(
+      run, params, training.eval_step, loaders, reference
+    )
   if milestones.is_last(step):
     results |= evaluators.evaluate(run, params, training.loaders, step)
   if results:

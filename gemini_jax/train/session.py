@@ -184,6 +184,12 @@ def open_session(
   _, _, abstract = abstract_parts(build.with_any_vocab(config), mesh)
   state_lib.check_patterns(config, abstract.params, log=False)
   starting_point = None
+  if not checkpoints.steps():
+    config_lib.check(
+      bool(config.train.init_from) or not config.data.rejected_field,
+      f'data.rejected_field={config.data.rejected_field!r} tunes what was '
+      'trained before; set train.init_from to the folder of a run',
+    )
   if config.train.init_from and not checkpoints.steps():
     starting_point = starting_point_lib.StartingPoint(config)
   _make_writable(path, lock)

@@ -38,7 +38,13 @@ def train_step(
   state, params = begin(state, config=config, model=model, optimizer=optimizer)
   loss_weights = losses.weights_at(config, state.step)
   grads, sums = gradient_lib.accumulated_gradient(
-    config, model, params, batch, key, loss_weights
+    config,
+    model,
+    params,
+    batch,
+    key,
+    loss_weights,
+    extensions.reference_params(state),
   )
   weight = jnp.maximum(sums.weight, 1e-9)
   grads = jax.tree.map(lambda grad: grad / weight.astype(grad.dtype), grads)

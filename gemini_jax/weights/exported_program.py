@@ -66,8 +66,8 @@ class Program:
     lengths_B = np.zeros(rows, np.int32)
     lengths_B[: len(prompts)] = [len(prompt) for prompt in prompts]
     config_lib.check(
-      lengths_B[: len(prompts)].min() > 0
-      and lengths_B.max() + max_tokens <= slots,
+      min(map(len, prompts)) > 0
+      and max(map(len, prompts)) + max_tokens <= slots,
       f'a prompt must have 1 to {slots - max_tokens} tokens, to leave '
       f'{max_tokens} of {slots}',
     )
@@ -122,6 +122,7 @@ def load(folder: str | pathlib.Path) -> Program:
     ConfigError: a file is missing or damaged, or was written for other
       platforms or by a version of jax that this one cannot read.
   """
+  config_lib.optional('flatbuffers', 'StableHLO needs flatbuffers', 'weights')
   folder = pathlib.Path(folder)
   try:
     manifest = json.loads(host.read_file(folder / MANIFEST))

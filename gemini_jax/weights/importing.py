@@ -20,7 +20,7 @@ def load(
   entries: Mapping[str, translation.Translation],
   tensors: Mapping[str, tensors_lib.Tensor],
   abstract: Any,
-  on_tensor: Callable[[str], None] = lambda name: None,
+  on_tensor: Callable[[str], Any] = lambda name: None,
 ) -> Any:
   """The parameters.
 
@@ -36,12 +36,14 @@ def load(
     if entry.num_layers is None:
       value = entry.to_ours(tensors[entry.name].read())
       on_tensor(entry.name)
-      return jax.device_put(value.astype(leaf.dtype), leaf.sharding)
+      value = value.astype(leaf.dtype, copy=False)
+      return jax.device_put(value, leaf.sharding)
     make, write = _stacking(leaf.shape, leaf.dtype, leaf.sharding)
     stacked = make()
     layer_sharding = _of_layer(leaf.sharding)
     for i, name in enumerate(entry.names()):
-      value = entry.to_ours(tensors[name].read()).astype(leaf.dtype)
+      value = entry.to_ours(tensors[name].read())
+      value = value.astype(leaf.dtype, copy=False)
       stacked = write(stacked, jax.device_put(value, layer_sharding), i)
       on_tensor(name)
     return stacked

@@ -75,7 +75,7 @@ class Published:
     self,
     config: config_lib.Config,
     mesh: Mesh,
-    on_tensor: Callable[[str], None] = lambda name: None,
+    on_tensor: Callable[[str], Any] = lambda name: None,
   ) -> Any:
     """The parameters of a config with this model, on a mesh.
 

@@ -60,6 +60,7 @@ def write(
     f'a cache of {num_slots} slots must be at most model.max_length='
     f'{model.max_length}',
   )
+  config_lib.optional('flatbuffers', 'StableHLO needs flatbuffers', 'weights')
   piece = min(piece, num_slots)
   network = gemini.Gemini(
     dataclasses.replace(model, attention_kernel='chunked', remat=False)

@@ -11,7 +11,7 @@ import os
 import pathlib
 import weakref
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import ml_dtypes
 import numpy as np
@@ -214,7 +214,7 @@ def is_natural(value: object) -> bool:
   return type(value) is int and value >= 0
 
 
-def check_shape(file: File, name: str, shape: Sequence[object], form: Format):
+def check_shape(file: File, name: str, shape: Sequence[Any], form: Format):
   """Checks that a shape from a file is one, and holds whole blocks.
 
   Raises:

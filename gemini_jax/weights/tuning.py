@@ -248,6 +248,18 @@ def merged(params: Any) -> Any:
   )
 
 
+def without(params: Any) -> Any:
+  """Parameters without what leaf types add: the inverse of merging them.
+
+  They are the base's, and no copies, but for a head that was trained.
+  """
+  return jax.tree.map(
+    lambda leaf: leaf.base if is_weight(leaf) else leaf,
+    params,
+    is_leaf=is_weight,
+  )
+
+
 def is_weight(leaf: Any) -> bool:
   """Whether a leaf of parameters is no plain array."""
   return isinstance(leaf, matmul.Weight)

@@ -10,6 +10,7 @@ import pytest
 
 import byte_pair
 import tiny
+import tiny_published
 import toy
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
@@ -21,42 +22,13 @@ from gemini_jax.models import gemini
 from gemini_jax.weights import (
   exported_program,
   families,
-  importing,
   published,
-  safetensors_files,
 )
-
-SIZES = {
-  'max_length': 64,
-  'width': 32,
-  'mlp_dim': 48,
-  'num_layers': 2,
-  'num_heads': 4,
-  'num_kv_heads': 2,
-  'activation': 'silu',
-}
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """A Llama in a folder of Hugging Face, with random weights."""
-  path = tmp_path_factory.mktemp('published') / 'llama'
-  path.mkdir()
-  words = byte_pair.make(path)
-  model = config_lib.Model(vocab_size=words.vocab_size, **SIZES)
-  params = toy.model_params(gemini.Gemini(model))
-  values = families.from_model(model)
-  assert values['model_type'] == 'llama'
-  entries = published.export_entries(values, model, params, 'huggingface')
-  safetensors_files.write_folder(
-    path,
-    [(name, make()) for name, _, make in importing.export(entries, params)],
-    {'format': 'pt'},
-    # In several files.
-    20_000,
-  )
-  (path / 'config.json').write_text(json.dumps(values))
-  return path
+  return tiny_published.write(tmp_path_factory.mktemp('published') / 'llama')
 
 
 @pytest.fixture(scope='module')
@@ -153,7 +125,7 @@ import json, sys
 from gemini_jax.weights import exported_program
 model = exported_program.load(sys.argv[1])
 print(json.dumps(model.generate(json.loads(sys.argv[2]), 6)))
-assert not [name for name in sys.modules if name.startswith('gemini_jax.models')]
+assert not [m for m in sys.modules if m.startswith('gemini_jax.models')]
 """
 
 

@@ -1,6 +1,7 @@
 """Conversations as tokens: transformers' ids, and no others from messages."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -117,7 +118,7 @@ def byte_pair_with(words, template):
     ('{{ 9 ** (9 ** 9) }}', 'was not done after 1 s'),
     (
       '{% for i in range(9999) %}{{ "a" * 1000 }}{% endfor %}',
-      'more than 4,194,304 characters',
+      'more than 1,048,576 characters',
     ),
     ('{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}', 'recursion'),
     ('{{ "".__class__.__mro__ }}', 'unsafe'),
@@ -246,6 +247,19 @@ def tree(batch):
   ]
 
 
+def test_damaged_targets_are_made_again(make, tmp_path, caplog):
+  data = make(talks(3))
+  before = data[0].weights.copy()
+  (path,) = (tmp_path / 'cache').glob('*/is_target.bin')
+  content = bytearray(path.read_bytes())
+  content[5] ^= 1
+  path.write_bytes(content)
+  with caplog.at_level(logging.WARNING):
+    again = loader.Loader(data.config, data.tokenizer, 'train', 0)
+  assert np.array_equal(again[0].weights, before)
+  assert 'is damaged and will be built again' in caplog.text
+
+
 def test_other_answers_or_another_template_are_other_data(make, words):
   """The tokens may be equal where the answers are not."""
   before = make(talks(3))
@@ -288,3 +302,44 @@ def test_what_is_too_long_is_left_out(make):
   data = make(talks(2) + long)
   assert '1 too long' in data.describe()[0]
   assert data.num_records == 2
+
+
+@pytest.mark.parametrize('pack', [True, False])
+def test_a_conversation_may_be_preferred_to_another(
+  pack, make, words, tmp_path
+):
+  """Both have the same place; what a template refuses takes its pair along."""
+  made = words[byte_pair.TEMPLATE]
+  records = [
+    {'chosen': talk, 'rejected': [*talk[:3], {**talk[3], 'content': 'hat'}]}
+    for talk in talks(6)
+  ]
+  records[4]['rejected'] = records[4]['rejected'][:1]
+  path = tmp_path / 'pairs.jsonl'
+  path.write_text(''.join(json.dumps(record) + '\n' for record in records))
+  data = make(
+    [],
+    train=(f'jsonl:{path}',),
+    chat_field='chosen',
+    rejected_field='rejected',
+    pack=pack,
+    max_unusable=0.5,
+  )
+  assert data.num_records == 5
+  found = set()
+  for i in range(-(-data.num_rows // 2)):
+    batch = data[i]
+    for row in range(2):
+      for segment in range(1, batch.decoder.segments[row].max() + 1):
+        answers = [
+          made.decode(
+            side.targets[row][
+              (side.decoder.segments[row] == segment) & (side.weights[row] > 0)
+            ]
+          )
+          for side in (batch, batch.rejected)
+        ]
+        assert answers[0].endswith('on')
+        assert answers[1] == answers[0].removesuffix('on') + 'hat'
+        found.add(answers[0])
+  assert found == {f'mat {i}on' for i in (0, 1, 2, 3, 5)}

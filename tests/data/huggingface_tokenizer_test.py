@@ -146,6 +146,37 @@ def with_added(path):
   return made
 
 
+@pytest.mark.parametrize(
+  'kind', ['library', 'ours', 'bpe', 'unigram', 'bytes', 'characters']
+)
+def test_transformers_reads_what_is_written(kind, made, tmp_path):
+  transformers = pytest.importorskip(
+    'transformers', reason='needs gemini_jax[parity]'
+  )
+  words = {
+    'library': lambda: made,
+    'ours': lambda: tokenizer_training.train(byte_pair.CORPUS, 300),
+    'bpe': lambda: byte_pair.sentencepiece_model('bpe'),
+    'unigram': lambda: byte_pair.sentencepiece_model('unigram'),
+    'bytes': tokenizer.Bytes,
+    'characters': lambda: tokenizer.Characters(''.join(TEXTS)),
+  }[kind]()
+  files = huggingface_tokenizer.huggingface_files(words)
+  byte_pair.write(tmp_path, files)
+  theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+  for role in ('bos', 'eos', 'pad'):
+    name = f'{role}_token_id'
+    assert getattr(theirs, name) == getattr(words, f'{role}_id')
+  for text in TEXTS:
+    if '<|' not in text:
+      ids = theirs(text, add_special_tokens=False).input_ids
+      assert ids == words.encode(text).tolist(), text
+      assert theirs.decode(ids) == text
+  ids = theirs('the cat').input_ids
+  assert ids[0] == words.bos_id or not words.adds_bos
+  assert len(ids) == words.adds_bos + words.encode('the cat').size
+
+
 def test_a_conversation_has_special_ids_and_a_message_has_none(made):
   text = '<|im_start|>the <|im_end|><|im_end|>'
   encoded = made.encode_chat(text, quoted=[(16, 26)])
@@ -176,6 +207,21 @@ def test_spans_are_the_characters_of_tokens(kind, made):
     piece = words.piece(token).decode('utf-8', 'ignore').strip()
     assert piece in text[start:stop]
   assert encoded.spans[-1, 1] == len(text)
+
+
+@pytest.mark.parametrize(('pre', 'ids'), [('llama-bpe', 1), ('gpt-2', 4)])
+def test_a_token_that_no_merge_makes(pre, ids, made):
+  """Some pre-tokenizers look for whole pieces among the tokens first."""
+  metadata = gguf_tokenizer.gguf_metadata(made, made.vocab_size + 1)
+  metadata['tokenizer.ggml.tokens'][-1] = 'zqzq'
+  metadata['tokenizer.ggml.token_type'][-1] = 1
+  metadata['tokenizer.ggml.pre'] = pre
+  again = gguf_tokenizer.from_gguf(metadata)
+  assert again.encode('zqzq').size == ids
+  assert again.adds_bos == made.adds_bos
+  del metadata['tokenizer.ggml.add_bos_token']
+  again = gguf_tokenizer.from_gguf(metadata)
+  assert again.adds_bos == (pre == 'llama-bpe')
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ WORDS = {
   'train': ('reverse:200#[:90%]',),
   'validation': ('reverse:200#[90%:]',),
 }
+# The word itself is worse than the word reversed.
+PREFERENCES = {**WORDS, 'rejected_field': 'inputs'}
 LAYOUTS = {
   'packed': {},
   'unpacked': {'pack': False},
@@ -38,6 +40,9 @@ LAYOUTS = {
   'pairs': WORDS,
   'prefix pairs': {**WORDS, 'objective': 'prefix', 'pack': False},
   'seq2seq pairs': {**WORDS, 'objective': 'seq2seq'},
+  'preferences': PREFERENCES,
+  'unpacked preferences': {**PREFERENCES, 'pack': False},
+  'seq2seq preferences': {**PREFERENCES, 'objective': 'seq2seq'},
 }
 
 
@@ -220,7 +225,52 @@ def test_pairs_that_are_too_long_are_counted(make):
     make(**WORDS, sequence_length=5)
 
 
-@pytest.mark.parametrize('layout', ['packed', 'seq2seq pairs', 'mixture'])
+@pytest.mark.parametrize('layout', [x for x in LAYOUTS if 'preferences' in x])
+def test_what_is_preferred_and_what_is_not_have_the_same_place(make, layout):
+  made = make(**LAYOUTS[layout])
+  whole = rows_of_epoch(made, 1)
+  answers = []
+  for batch in (whole, whole.rejected):
+    weights = batch.weights * (batch.targets != BYTES.eos_id)
+    texts = {
+      (row, number): BYTES.decode(batch.targets[row][at & (weights[row] > 0)])
+      for row in range(len(batch.targets))
+      for number in range(1, batch.decoder.segments[row].max() + 1)
+      for at in [batch.decoder.segments[row] == number]
+    }
+    answers.append(texts)
+  assert answers[0].keys() == answers[1].keys()
+  assert all(answers[1][at][::-1] == text for at, text in answers[0].items())
+  assert len(set(answers[0].values())) == len(answers[0]) == 180
+  assert made.num_records == 180
+  packed = 'unpacked' not in layout
+  assert made.num_rows == 180 or (packed and made.num_rows < 150)
+  # Of the preferred targets alone.
+  assert made.num_targets == whole.weights.sum()
+
+
+def test_a_preference_fits_as_a_whole(make, tmp_path):
+  long = {'prompt': 'a', 'chosen': 'b' * 20, 'rejected': 'c' * 99}
+  records = [long, {**long, 'rejected': 'd'}, {'prompt': 'a', 'chosen': 'b'}]
+  lines = ''.join(json.dumps(record) + '\n' for record in records)
+  (tmp_path / 'pairs.jsonl').write_text(lines)
+  made = make(
+    train=(f'jsonl:{tmp_path}/pairs.jsonl',),
+    inputs_field='prompt',
+    targets_field='chosen',
+    rejected_field='rejected',
+    max_unusable=0.5,
+  )
+  assert made.num_records == 1 and made.num_bytes == 20
+  assert "2 unusable: 1 no field 'rejected', 1 too long" in made.describe()[0]
+  batch = made[0]
+  assert BYTES.encode('d')[0] in batch.rejected.targets
+  assert BYTES.encode('c')[0] not in batch.rejected.targets
+
+
+@pytest.mark.parametrize(
+  'layout', ['packed', 'seq2seq pairs', 'mixture', 'preferences']
+)
 def test_processes_share_the_global_batch(make, layout, tmp_path):
   both = tuple(f'text:{tmp_path}/{name}/*.txt' for name in 'ab')
   fields = LAYOUTS.get(layout, {'train': both, 'mixture_weights': (0.3, 0.7)})

@@ -55,6 +55,13 @@ def test_tasks_of_a_config():
     config_lib.Data(inputs_field='a', targets_field='b')
   )
   assert pair.fields == ('a', 'b') and len(pair.parts) == 2
+  (preference,) = task.from_config(
+    config_lib.Data(inputs_field='a', targets_field='b', rejected_field='c')
+  )
+  assert preference.fields == ('a', 'b', 'c')
+  assert preference.parts[:2] == pair.parts
+  # The key of a token cache holds it: of other tasks as before.
+  assert 'rejected' in repr(preference) and 'rejected' not in repr(pair)
   two = task.from_config(
     config_lib.Data(tasks=('x = {a} -> {b}', '{b} -> {audio:c}'))
   )

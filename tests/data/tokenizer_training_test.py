@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+import byte_pair
 from gemini_jax import config
 from gemini_jax.data import tokenizer, tokenizer_training
+from gemini_jax.plan import plan
 
 CORPUS = ['the cat sat on the mat\n', 'def f(x):\n    return x + 1\n'] * 20
 
@@ -93,3 +95,23 @@ def test_only_a_path_of_the_config_is_expanded(tmp_path, monkeypatch, trained):
   options = config.Tokenizer('sentencepiece', path='~/tokenizer')
   built = tokenizer_training.build(options, list)
   assert built.fingerprint == trained.fingerprint
+
+
+def test_a_pretrained_tokenizer_of_a_folder_or_a_run(tmp_path):
+  made = byte_pair.make(tmp_path)
+  made.save(tmp_path / 'saved')
+  for path in (tmp_path, tmp_path / 'saved'):
+    wanted = config.Tokenizer(kind='huggingface', path=str(path))
+    built = tokenizer_training.build(wanted, list)
+    assert built.fingerprint == made.fingerprint
+    values = config.Config(tokenizer=wanted)
+    resolved = plan.with_vocab(values, tmp_path / 'none', [])
+    assert resolved.model.text_vocab_size == made.vocab_size
+  for path, message in (
+    (None, r'needs tokenizer\.path, a folder with .* or set train\.init_from'),
+    (str(tmp_path / 'no'), r'tokenizer\.path: .*no: No such file'),
+    (str(tmp_path.parent), r'tokenizer\.path: .* holds no tokenizer'),
+  ):
+    wanted = config.Tokenizer(kind='huggingface', path=path)
+    with pytest.raises(config.ConfigError, match=message):
+      tokenizer_training.build(wanted, list)

@@ -68,6 +68,12 @@ def test_what_a_better_model_has_less_of():
     'test/media_nll': 7.0,
   }
   assert evaluation.objective(media, weights) == 4.0
+  # Of preferences what they weigh alone.
+  pairs = text | {'validation/dpo': 0.5, 'validation/dpo_margin': 7.0}
+  weights = config_lib.LossWeights(dpo=2.0)
+  assert evaluation.objective(pairs, weights) == 1.0
+  weights = config_lib.LossWeights(dpo=2.0, chosen_nll=0.25)
+  assert evaluation.objective(pairs, weights) == 1.75
 
 
 def test_numbers_of_a_split():
@@ -100,7 +106,7 @@ def test_sums_of_many_batches_lose_no_token():
   sums = cross_entropy.Sums(*map(np.float32, (2.0, 2.0, 1.0, 2.0**24)))
   one = cross_entropy.Sums(*map(np.float32, (2.0, 2.0, 1.0, 1.0)))
   values = evaluation.evaluate(
-    lambda params, batch: batch, None, [sums, one, one, one], None
+    lambda params, batch, reference: batch, None, [sums, one, one, one], None
   )
   assert values['loss'] * (2**24 + 3) == pytest.approx(8, rel=1e-12)
 

@@ -143,6 +143,43 @@ def test_a_large_constant_cancels(shift):
   assert np.isfinite(gradient_BTV).all()
 
 
+def test_a_split_vocabulary_has_the_same_log_probabilities():
+  """And the same gradients of what is made of them."""
+  _, targets_BT, weights_BT = arguments()
+  keys = jax.random.split(jax.random.key(0))
+  x_BTD = jax.random.normal(keys[0], (*SHAPE[:2], 4))
+  table_VD = jax.random.normal(keys[1], (12, 4))
+
+  def log_probs(x_BTD, table_VD, axis=None):
+    _, scores = cross_entropy.token_scores(
+      cross_entropy.Options(vocab_axis=axis),
+      x_BTD,
+      table_VD,
+      targets_BT,
+      weights_BT,
+    )
+    return scores.log_prob_BT
+
+  whole, rows = PartitionSpec(), PartitionSpec('tensor')
+  split = jax.shard_map(
+    functools.partial(log_probs, axis='tensor'),
+    mesh=Mesh(np.array(jax.devices()[:3]), ('tensor',)),
+    in_specs=(whole, rows),
+    out_specs=whole,
+    check_vma=False,
+  )
+  total = lambda function: lambda *args: jnp.sum(jnp.sin(function(*args)))
+  value, grads = jax.value_and_grad(jax.jit(total(split)), (0, 1))(
+    x_BTD, table_VD
+  )
+  expected, wanted = jax.value_and_grad(total(log_probs), (0, 1))(
+    x_BTD, table_VD
+  )
+  np.testing.assert_allclose(value, expected, rtol=1e-5)
+  for grad, want in zip(grads, wanted, strict=True):
+    np.testing.assert_allclose(grad, want, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize('num_classes', [3, 7, 12])
 def test_a_split_vocabulary_has_the_same_sums_and_gradients(num_classes):
   """On a device with classes alone, with some and with none."""
@@ -241,6 +278,45 @@ def test_scores_of_all_tokens_are_never_there(monkeypatch):
   scores = 4 * 512
   assert sizes[256] >= 256 * scores
   assert sizes[2048] < 2 * 256 * scores + sizes[256]
+
+
+@pytest.mark.parametrize('softcap', [0.0, 3.0])
+@pytest.mark.parametrize('tokens', [4, 15])
+def test_log_probabilities_have_a_gradient(monkeypatch, tokens, softcap):
+  """Against autodiff through all scores, whatever function follows."""
+  monkeypatch.setattr(cross_entropy, '_SCORES', 0)
+  monkeypatch.setattr(cross_entropy, '_CHUNK', tokens)
+  _, targets_BT, weights_BT = arguments()
+  keys = jax.random.split(jax.random.key(0))
+  args = (
+    jax.random.normal(keys[0], (*SHAPE[:2], 4)),
+    jax.random.normal(keys[1], (SHAPE[-1], 4)),
+  )
+  # Neither smoothing nor the weights of tokens matter.
+  options = cross_entropy.Options(softcap, 0.2, 0.05)
+  function = lambda log_prob_BT: jnp.sum(jnp.sin(log_prob_BT) ** 2)
+
+  def chunked(x_BTD, table_VD):
+    _, scores = cross_entropy.token_scores(
+      options, x_BTD, table_VD, targets_BT, weights_BT
+    )
+    return function(scores.log_prob_BT)
+
+  def whole(x_BTD, table_VD):
+    scores_BTV = jnp.einsum('BTD,VD->BTV', x_BTD, table_VD)
+    if softcap:
+      scores_BTV = softcap * jnp.tanh(scores_BTV / softcap)
+    log_prob_BTV = jax.nn.log_softmax(scores_BTV)
+    return function(
+      jnp.take_along_axis(log_prob_BTV, targets_BT[..., None], -1)
+    )
+
+  value, grads = jax.value_and_grad(jax.jit(chunked), (0, 1))(*args)
+  expected, wanted = jax.value_and_grad(jax.jit(whole), (0, 1))(*args)
+  np.testing.assert_allclose(value, expected, rtol=1e-5)
+  for grad, want in zip(grads, wanted, strict=True):
+    assert jnp.abs(want).max() > 0.1
+    np.testing.assert_allclose(grad, want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('tokens', [4, 15])

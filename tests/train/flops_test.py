@@ -1,5 +1,6 @@
 """FLOPs against hand counts, traced programs and the compiler."""
 
+import dataclasses
 import types
 
 import flax.linen as nn
@@ -230,7 +231,15 @@ def test_products_are_counted_where_they_are_repeated():
 
 def test_flops_of_a_step():
   config = tiny.config(data={'batch_size': 6})
-  assert flops.step_flops(config) == 18 * flops.forward_flops(config.model, 12)
+  forward = flops.forward_flops(config.model, 12)
+  assert flops.step_flops(config) == 18 * forward
+  for method, passes in (('lora', 2), ('head', 1)):
+    tuned = dataclasses.replace(
+      config,
+      tune=config_lib.Tune(method=method),
+      train=config_lib.Train(init_from='/base'),
+    )
+    assert flops.step_flops(tuned) == 6 * passes * forward
   config = tiny.config(
     model={'architecture': 'encoder_decoder'},
     data={'objective': 'seq2seq', 'inputs_length': 7},

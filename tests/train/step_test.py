@@ -196,7 +196,7 @@ AROUND = {'ema_decay': 0.9, 'plateau_patience': 1, 'accumulation_steps': 2}
 @pytest.mark.parametrize('name', list(config_lib.LEARNING_RATES))
 @pytest.mark.parametrize('around', [{}, AROUND])
 def test_all_but_bfloat16_parameters_is_float32(name, around):
-  """Norms too. And a step gives back the types that it takes, so that it compiles once."""
+  """Norms too. A step gives back the types that it takes: it compiles once."""
   if name == 'schedule_free':
     around = {k: v for k, v in around.items() if k == 'accumulation_steps'}
   _, step, state = bfloat16_parts(name, **around)

@@ -1,6 +1,10 @@
 """A tuned run keeps what it trained, and knows the run that it needs."""
 
+import contextlib
 import dataclasses
+import io
+import json
+import re
 import shutil
 
 import jax
@@ -13,8 +17,10 @@ import toy
 from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
 from gemini_jax.checkpoint import checkpointer
-from gemini_jax.models import build, gemini
+from gemini_jax.checkpoint import manifest as manifest_lib
+from gemini_jax.models import build, gemini, parameter_groups
 from gemini_jax.train import session as session_lib
+from gemini_jax.train import state as state_lib
 from gemini_jax.weights import base as base_lib
 from gemini_jax.weights import tuning
 
@@ -28,26 +34,32 @@ OPTIONS = (
 )
 
 
-def save(config, folder, step, shift=0.0):
-  """A run of random parameters, saved at a step."""
-  session = session_lib.open_session(config, folder)
-  state = session.init_state()
-  state = state.replace(
-    params=jax.tree.map(lambda leaf: leaf + shift, state.params)
-  )
-  session.run.checkpoints.save(step, state, {})
-  session.run.checkpoints.close()
-  session.write_config()
-  return state.params
-
-
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-  """(folder, experiment): with the run `base`, and `tuned` from it."""
+  """(folder, experiment): with the run `base`, and `tuned` from it.
+
+  `other` has other parameters of the same shapes, at the same step.
+  """
   folder = tmp_path_factory.mktemp('base')
-  save(tiny.parse(folder), folder / 'base', 7)
+  session = session_lib.open_session(tiny.parse(folder), folder / 'base')
+  state = session.init_state()
+  session.run.checkpoints.save(7, state, {})
+  session.run.checkpoints.close()
+  session.write_config()
+  shutil.copytree(folder / 'base', folder / 'other')
+  shutil.rmtree(folder / 'other' / 'checkpoints')
+  other = checkpointer.Checkpointer(folder / 'other' / 'checkpoints')
+  moved = jax.tree.map(lambda leaf: leaf + 1e-3, state.params)
+  other.save(7, state.replace(params=moved), {})
+  other.close()
   file = tiny.experiment(folder, *OPTIONS, f"train.init_from = '{folder}/base'")
-  assert tiny.run(file, folder / 'tuned') == 0
+  output = io.StringIO()
+  with contextlib.redirect_stdout(output):
+    assert tiny.run(file, folder / 'tuned') == 0
+  assert re.search(
+    r'parameters, of which \d,\d{3} \(\d\.\d\d%\) are trained, on',
+    output.getvalue(),
+  )
   return folder, file
 
 
@@ -55,7 +67,7 @@ def runs(tmp_path_factory):
 def copy(runs, tmp_path):
   """The two runs, to be damaged."""
   folder, _ = runs
-  for name in ('base', 'tuned'):
+  for name in ('base', 'other', 'tuned'):
     shutil.copytree(folder / name, tmp_path / name)
   config = config_lib.read(tmp_path / 'tuned' / 'config.json')
   train = dataclasses.replace(
@@ -103,6 +115,43 @@ def test_a_checkpoint_holds_what_is_trained_alone(runs):
   manifest = checkpointer.Checkpointer(folder / 'tuned/checkpoints').manifest(4)
   assert manifest['base']['step'] == 7
   assert len(manifest['base']['fingerprint']) == 16
+
+
+@pytest.mark.parametrize(
+  'options',
+  [
+    {'method': 'head'},
+    {'method': 'adapter', 'width': 4},
+    {'method': 'adalora', 'rank': 2},
+    {'method': 'lora', 'rank': 2, 'base': 'nf4'},
+  ],
+  ids=lambda options: '_'.join(map(str, options.values())),
+)
+def test_what_was_saved_is_restored(options, copy, tmp_path):
+  """By each method, on several devices; the base comes from its own run."""
+  _, config = copy
+  config = dataclasses.replace(
+    config,
+    tune=config_lib.Tune(**options),
+    parallel=config_lib.Parallel(data=2, fsdp=2, tensor=2),
+  )
+  session = session_lib.open_session(config, tmp_path / 'run')
+  state = session.init_state()
+  moved = jax.tree.map(
+    lambda leaf: leaf + 0.1, parameter_groups.own(config.tune, state.params)
+  )
+  state = state.replace(params=parameter_groups.merged(moved, state.params))
+  leaves = map(jax.tree.leaves, (state, session.abstract))
+  for leaf, shape in zip(*leaves, strict=True):
+    assert leaf.sharding == shape.sharding and leaf.dtype == shape.dtype
+  session.run.checkpoints.save(
+    1, state_lib.saved(config, state), {base_lib.KEY: session.base}
+  )
+  session.run.checkpoints.close()
+  session.write_config()
+  params = restored(config, tmp_path / 'run')
+  assert jax.tree.structure(params) == jax.tree.structure(state.params)
+  jax.tree.map(np.testing.assert_array_equal, params, state.params)
 
 
 def test_it_is_evaluated_and_generates(runs, capfd):
@@ -154,16 +203,15 @@ def test_a_base_that_is_gone_is_named(copy):
 def test_another_base_is_refused(copy):
   """Of the same shapes, at the same step; and a base that trained on."""
   folder, config = copy
-  plain = config_lib.read(folder / 'base' / 'config.json')
-  save(plain, folder / 'other', 7, shift=1e-3)
   other = tiny.replace(config, 'train.init_from', str(folder / 'other'))
   assert_refused(other, folder, r'has other parameters at step 7 \(fingerprint')
   # It still has the checkpoint that was tuned.
   checkpoints = checkpointer.Checkpointer(folder / 'base' / 'checkpoints')
-  abstract = session_lib.open_session(plain, folder / 'base').abstract
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract)
-  checkpoints.save(9, zeros, {})
-  checkpoints.wait()
+  shutil.copytree(folder / 'other' / 'checkpoints', folder / 'later')
+  manifest = json.loads((folder / 'later/00000007/manifest.json').read_text())
+  del manifest['checksum']
+  manifest_lib.write(folder / 'later' / '00000007', manifest | {'step': 9})
+  (folder / 'later' / '00000007').rename(checkpoints.path(9))
   assert restored(config, folder / 'tuned')
   shutil.rmtree(checkpoints.path(7))
   assert_refused(config, folder, 'has other parameters at step 9')

@@ -8,6 +8,7 @@ import pytest
 import low_rank
 import toy
 from gemini_jax import config as config_lib
+from gemini_jax.infer import decoding, sampling
 from gemini_jax.models import gemini
 from gemini_jax.weights import bottleneck, by_row
 
@@ -38,6 +39,27 @@ def test_rows_compute_as_their_own_run_does():
     for row, index in enumerate(ids):
       toy.assert_near(found[row], alone[index][row], 1e-4)
   assert together._cache_size() == 1
+
+
+def test_texts_of_one_batch_are_those_of_each_alone():
+  """Also of a token at a time, by greedy decoding."""
+  base = toy.model_params(MODEL)
+  tuned = [low_rank.put(base, 2)[0], base]
+  prompts = [np.asarray([1, 5, 2]), np.asarray([1, 7])]
+
+  def decode(params, prompts):
+    decoder = decoding.Decoder(MODEL, len(prompts), pad_id=0, eos_id=22)
+    state = decoder.start(params, prompts, max_tokens=6)
+    greedy = sampling.Sampler(temperature=0.0)
+    state = decoder.decode(params, state, greedy, 6)
+    return np.asarray(state.tokens), np.asarray(state.logprobs)
+
+  together = decode(by_row.select(tuned, [0, -1]), prompts)
+  for row, params in enumerate(tuned):
+    alone = decode(params, prompts)
+    np.testing.assert_array_equal(together[0][row], alone[0][row])
+    np.testing.assert_allclose(together[1][row], alone[1][row], atol=1e-4)
+  assert not np.array_equal(decode(tuned[0], prompts)[0], alone[0])
 
 
 def test_a_batch_of_other_rows_is_refused():
