@@ -35,7 +35,7 @@ class Folders:
   def _all(self) -> list[pathlib.Path]:
     try:
       return sorted(path for path in self.directory.iterdir() if path.is_dir())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
       return []
 
   def path(self, step: int) -> pathlib.Path:

@@ -14,6 +14,7 @@ class Words:
   """One id for each letter."""
 
   pad_id, bos_id, eos_id = 0, 1, 2
+  adds_bos = True
 
   def encode(self, text):
     return [ord(c) - ord('a') + 3 for c in text]

@@ -108,6 +108,7 @@ class Letters:
   """A token for each letter."""
 
   pad_id, bos_id, eos_id = 0, 1, 2
+  adds_bos = True
 
   def encode(self, text):
     return np.array([3 + ord(letter) - ord('a') for letter in text], np.int32)
