@@ -43,7 +43,7 @@ def test_what_is_no_lines_of_json_is_named(content, message, tmp_path):
 @pytest.mark.parametrize(
   ('content', 'message'),
   [
-    (gzip.compress(b'abc'), 'is gzip, not text; gunzip it'),
+    (gzip.compress(b'abc'), 'is gzip, not text; gunzip it', mtime=0),
     ('abc'.encode('utf-16'), 'is UTF-16'),
   ],
 )
