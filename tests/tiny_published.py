@@ -8,7 +8,7 @@ import toy
 from gemini_jax import config as config_lib
 from gemini_jax.models import gemini
 from gemini_jax.weights import (
-  families,
+  config_json,
   importing,
   published,
   safetensors_files,
@@ -31,7 +31,7 @@ def write(path: pathlib.Path) -> pathlib.Path:
   words = byte_pair.make(path)
   model = config_lib.Model(vocab_size=words.vocab_size, **SIZES)
   params = toy.model_params(gemini.Gemini(model))
-  values = families.from_model(model)
+  values = config_json.from_model(model)
   assert values['model_type'] == 'llama'
   entries = published.huggingface_entries(model, params)
   safetensors_files.write_folder(

@@ -17,6 +17,7 @@ from gemini_jax.commands import convert_sources
 from gemini_jax.data import gguf_tokenizer, huggingface_tokenizer
 from gemini_jax.models import gemini, parameter_groups
 from gemini_jax.weights import (
+  config_json,
   families,
   gguf_file,
   gguf_model,
@@ -168,7 +169,7 @@ def _exported(
 ) -> tuple[Any, Any]:
   """The config.json of a model, and its tensors as others name them."""
   model = loaded.config.model
-  values = families.from_model(model)
+  values = config_json.from_model(model)
   entries = published.export_entries(values, model, loaded.params, format)
   return values, importing.export(entries, loaded.params)
 

@@ -4,7 +4,6 @@ A family's models are values of `config.model`. What config.json says and our
 fields cannot express is refused, since it would change the outputs in silence.
 """
 
-import contextlib
 import dataclasses
 import json
 import pathlib
@@ -16,7 +15,7 @@ from gemini_jax import host
 
 CONFIG_FILE = 'config.json'
 _MAX_BYTES = 1 << 24
-_SLIDING, _FULL = 'sliding_attention', 'full_attention'
+SLIDING, FULL = 'sliding_attention', 'full_attention'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,14 +95,14 @@ FAMILIES = {
     _NO_BIAS | {'use_bidirectional_attention': (False, None)},
   ),
 }
-_ACTIVATIONS = {
+ACTIVATIONS = {
   'silu': 'silu',
   'gelu_pytorch_tanh': 'gelu',
   'gelu': 'gelu_exact',
   'relu': 'relu',
 }
 # Fields of config.json and of our model that mean the same.
-_SAME = {
+SAME_FIELDS = {
   'vocab_size': 'vocab_size',
   'hidden_size': 'width',
   'intermediate_size': 'mlp_dim',
@@ -191,15 +190,17 @@ def to_model(values: Mapping[str, Any], dtype: str) -> config_lib.Model:
     'supported; use the folder of the original model, or a GGUF file',
   )
   fields: dict[str, Any] = {
-    ours: values[theirs] for theirs, ours in _SAME.items() if theirs in values
+    ours: values[theirs]
+    for theirs, ours in SAME_FIELDS.items()
+    if theirs in values
   }
   activation = values.get('hidden_activation', values.get('hidden_act'))
   config_lib.check(
-    isinstance(activation, str) and activation in _ACTIVATIONS,
+    isinstance(activation, str) and activation in ACTIVATIONS,
     f'{CONFIG_FILE}: hidden_act={activation!r} is not supported; supported are '
-    f'{", ".join(_ACTIVATIONS)}',
+    f'{", ".join(ACTIVATIONS)}',
   )
-  fields['activation'] = _ACTIVATIONS[str(activation)]
+  fields['activation'] = ACTIVATIONS[str(activation)]
   fields |= _attention(values) | _rotary(values)
   config_lib.check(
     'local' not in fields['attention_pattern']
@@ -223,140 +224,7 @@ def to_model(values: Mapping[str, Any], dtype: str) -> config_lib.Model:
     raise config_lib.ConfigError(f'{CONFIG_FILE}: {error}') from error
 
 
-def from_model(model: config_lib.Model) -> dict[str, Any]:
-  """A config.json of our model, without the tokenizer's ids.
-
-  Raises:
-    ConfigError: no family has such models.
-  """
-  problems = []
-  for kind, family in FAMILIES.items():
-    values = _values(kind, family, model)
-    # A family without windows or without rescaled positions is not this one.
-    with contextlib.suppress(config_lib.ConfigError):
-      differences = _differences(to_model(values, model.dtype), model)
-      if not differences:
-        return values
-      problems.append((len(differences), kind, differences[0]))
-  _, kind, (field, value, accepted) = min(problems)
-  raise config_lib.ConfigError(
-    f'model.{field}={value!r}: no supported family has such models; the '
-    f'nearest, {kind}, has {accepted!r}. Supported are {", ".join(FAMILIES)}'
-  )
-
-
-def _values(
-  kind: str, family: Family, model: config_lib.Model
-) -> dict[str, Any]:
-  """The config.json of the member of a family that is most like our model."""
-  whole = dataclasses.asdict(_resolved(model))
-  values = {theirs: whole[ours] for theirs, ours in _SAME.items()}
-  name = 'hidden_activation' if 'gemma' in kind else 'hidden_act'
-  theirs = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
-  values |= {
-    'model_type': kind,
-    'architectures': [family.architecture],
-    'torch_dtype': model.param_dtype,
-    name: theirs.get(model.activation, 'silu'),
-  }
-  pattern = model.attention_pattern
-  kinds = [
-    _SLIDING if pattern[i % len(pattern)] == 'local' else _FULL
-    for i in range(model.num_layers)
-  ]
-  if kind not in ('llama', 'mistral'):
-    values['layer_types'] = kinds
-  slides = _SLIDING in kinds
-  if slides or 'sliding_window' in family.defaults:
-    values['sliding_window'] = model.window
-  elif kind == 'mistral':
-    values['sliding_window'] = None
-  if kind.startswith('qwen'):
-    values['use_sliding_window'] = slides
-  if 'query_pre_attn_scalar' in family.defaults:
-    scale = float(model.query_scale or model.head_width)
-    # `transformers` takes whole numbers alone.
-    whole_scale = int(scale) if scale.is_integer() else scale
-    values['query_pre_attn_scalar'] = whole_scale
-    values['attn_logit_softcapping'] = model.attention_softcap or None
-    values['final_logit_softcapping'] = model.logit_softcap or None
-  return values | _rotary_values(kind, model)
-
-
-def _rotary_values(kind: str, model: config_lib.Model) -> dict[str, Any]:
-  """Rotary positions in config.json, in the older and in the newer form."""
-  scaling: dict[str, Any] = {'rope_type': 'default'}
-  if model.rope_scale != 1:
-    scaling = {'rope_type': 'linear', 'factor': model.rope_scale}
-  if model.rope_llama3_context:
-    factor, low, high = model.rope_llama3_factors
-    scaling = {
-      'rope_type': 'llama3',
-      'factor': factor,
-      'low_freq_factor': low,
-      'high_freq_factor': high,
-      'original_max_position_embeddings': model.rope_llama3_context,
-    }
-  values: dict[str, Any] = {'rope_theta': model.rope_base}
-  values['rope_parameters'] = scaling | {'rope_theta': model.rope_base}
-  if scaling['rope_type'] != 'default':
-    values['rope_scaling'] = scaling
-  if kind == 'gemma3_text':
-    local = model.rope_base_local or model.rope_base
-    values['rope_local_base_freq'] = local
-    values['rope_parameters'] = {
-      _FULL: values['rope_parameters'],
-      _SLIDING: {'rope_type': 'default', 'rope_theta': local},
-    }
-  return values
-
-
-# Fields of a model that change how it is trained or run, not its outputs.
-_OF_USE = (
-  *('text_vocab_size', 'dropout', 'init_scale', 'dtype', 'param_dtype'),
-  *('scan_layers', 'attention_kernel', 'context_parallel', 'remat'),
-  *('remat_save', 'remat_offload'),
-)
-
-
-def _differences(
-  theirs: config_lib.Model, ours: config_lib.Model
-) -> list[tuple[str, Any, Any]]:
-  """Fields by which the outputs differ: name, our value, their value."""
-  theirs, ours = _resolved(theirs), _resolved(ours)
-  return [
-    (field.name, getattr(ours, field.name), getattr(theirs, field.name))
-    for field in dataclasses.fields(ours)
-    if field.name not in _OF_USE
-    and getattr(ours, field.name) != getattr(theirs, field.name)
-  ]
-
-
-def _resolved(model: config_lib.Model) -> config_lib.Model:
-  """The same model with every default of one field by another filled in."""
-  layers = model.num_layers
-  pattern = model.attention_pattern
-  kinds = [pattern[i % len(pattern)] for i in range(layers)]
-  period = _period(kinds)
-  return dataclasses.replace(
-    model,
-    num_kv_heads=model.kv_heads,
-    head_dim=model.head_width,
-    mlp_dim=model.mlp_width,
-    query_scale=float(model.query_scale or model.head_width),
-    attention_pattern=tuple(kinds[:period]),
-    window=model.window if 'local' in kinds else 1,
-    rope_base_local=(model.rope_base_local or model.rope_base)
-    if 'local' in kinds
-    else None,
-    rope_llama3_factors=model.rope_llama3_factors
-    if model.rope_llama3_context
-    else (8.0, 1.0, 4.0),
-    num_encoder_layers=None,
-  )
-
-
-def _period(kinds: list[str]) -> int:
+def period_of(kinds: list[str]) -> int:
   """The length of the pattern that the kinds repeat."""
   return next(
     p
@@ -376,18 +244,18 @@ def _attention(values: Mapping[str, Any]) -> dict[str, Any]:
   kinds = values.get('layer_types')
   if kinds is None:
     kinds = _layer_types(values, num_layers)
-  names = {_SLIDING: 'local', _FULL: 'global'}
+  names = {SLIDING: 'local', FULL: 'global'}
   config_lib.check(
     isinstance(kinds, list)
     and len(kinds) == num_layers
     and all(isinstance(kind, str) and kind in names for kind in kinds),
     f'{CONFIG_FILE}: layer_types must be {num_layers} of {", ".join(names)}',
   )
-  pattern = kinds[: _period(kinds)]
+  pattern = kinds[: period_of(kinds)]
   fields: dict[str, Any] = {
     'attention_pattern': tuple(names[kind] for kind in pattern)
   }
-  if _SLIDING in kinds:
+  if SLIDING in kinds:
     fields['window'] = values.get('sliding_window')
   return fields
 
@@ -406,7 +274,7 @@ def _layer_types(values: Mapping[str, Any], num_layers: int) -> list[str]:
       f'{CONFIG_FILE}: sliding_window_pattern={period!r} must be above 0',
     )
   elif kind == 'mistral':
-    return [_SLIDING if values.get('sliding_window') else _FULL] * num_layers
+    return [SLIDING if values.get('sliding_window') else FULL] * num_layers
   else:
     first = values.get('max_window_layers', num_layers)
     slides = values.get('use_sliding_window') and values.get('sliding_window')
@@ -415,11 +283,9 @@ def _layer_types(values: Mapping[str, Any], num_layers: int) -> list[str]:
       f'{CONFIG_FILE}: max_window_layers={first!r} must be a number of layers',
     )
     return [
-      _SLIDING if slides and i >= first else _FULL for i in range(num_layers)
+      SLIDING if slides and i >= first else FULL for i in range(num_layers)
     ]
-  return [
-    _FULL if (i + 1) % period == 0 else _SLIDING for i in range(num_layers)
-  ]
+  return [FULL if (i + 1) % period == 0 else SLIDING for i in range(num_layers)]
 
 
 def _rotary(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -430,12 +296,12 @@ def _rotary(values: Mapping[str, Any]) -> dict[str, Any]:
     config_lib.check(
       isinstance(one, dict), f'{CONFIG_FILE}: {name} must be an object'
     )
-  scaling = by_layer.get(_FULL, by_layer) or plain
+  scaling = by_layer.get(FULL, by_layer) or plain
   fields: dict[str, Any] = {
     'rope_base': scaling.get('rope_theta', values.get('rope_theta'))
   }
   if values['model_type'] == 'gemma3_text':
-    local = by_layer.get(_SLIDING, {})
+    local = by_layer.get(SLIDING, {})
     fields['rope_base_local'] = local.get(
       'rope_theta', values.get('rope_local_base_freq')
     )

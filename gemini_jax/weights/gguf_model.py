@@ -158,7 +158,7 @@ def metadata_of(values: Mapping[str, Any], name: str) -> dict[str, Any]:
   """The metadata of a model for a GGUF file; the inverse of `config_values`.
 
   Args:
-    values: of config.json, as `families.from_model` gives them.
+    values: of config.json, as `config_json.from_model` gives them.
     name: of the model, for a person.
 
   Raises:

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from gemini_jax import config as config_lib
 from gemini_jax.models import build
 from gemini_jax.weights import (
+  config_json,
   families,
   gguf_file,
   gguf_model,
@@ -153,7 +154,7 @@ def export_entries(
   """Where each of our parameters goes in a published model.
 
   Args:
-    values: of `families.from_model`.
+    values: of `config_json.from_model`.
     model: ours.
     params: its parameters.
     format: of the published model.
@@ -177,5 +178,5 @@ def huggingface_entries(
   Raises:
     ConfigError: no supported family has such models.
   """
-  values = families.from_model(model)
+  values = config_json.from_model(model)
   return export_entries(values, model, params, 'huggingface')

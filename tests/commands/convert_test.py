@@ -20,8 +20,8 @@ from gemini_jax.commands import convert
 from gemini_jax.data import tokenizer as tokenizer_lib
 from gemini_jax.models import gemini
 from gemini_jax.weights import (
+  config_json,
   exported_program,
-  families,
   published,
 )
 
@@ -257,4 +257,4 @@ def test_flags_that_are_refused(flags, message, folder, tmp_path, capsys):
 def test_a_model_of_no_family(tmp_path):
   model = config_lib.Model(vocab_size=64, position='learned', width=32)
   with pytest.raises(config_lib.ConfigError, match="position='learned'"):
-    families.from_model(model)
+    config_json.from_model(model)

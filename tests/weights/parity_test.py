@@ -20,7 +20,7 @@ from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.models import gemini
 from gemini_jax.weights import (
-  families,
+  config_json,
   gguf_file,
   gguf_model,
   importing,
@@ -246,7 +246,7 @@ def test_each_subtle_field_matters(name, changes):
 def test_a_folder_that_is_written_again_is_the_same(name, tmp_path):
   """For us to the last bit, and for `transformers` in its logits."""
   case = reference(name)
-  values = families.from_model(case.model)
+  values = config_json.from_model(case.model)
   entries = published.export_entries(
     values, case.model, case.params, 'huggingface'
   )
@@ -274,7 +274,7 @@ def test_a_gguf_file_holds_the_same_model(name, tmp_path):
   case = reference(name)
   # llama.cpp has no field for what queries are divided by.
   original = dataclasses.replace(case.model, query_scale=None)
-  values = families.from_model(original)
+  values = config_json.from_model(original)
   entries = published.export_entries(values, original, case.params, 'gguf')
   made = importing.export(entries, case.params)
   path = tmp_path / 'model.gguf'
