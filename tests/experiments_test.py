@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import text_vae, wordnet_vae
+from experiments import fine_tune, text_vae, wordnet_vae
 from gemini_jax import command
 from gemini_jax import config as config_lib
 from gemini_jax.data import sources
@@ -29,6 +29,8 @@ SIZES = {
 }
 # What some are told, beside nothing.
 ARGUMENTS = {
+  # {base} becomes a folder with the config of a run.
+  'fine_tune': [f'base={{base}},method={name}' for name in fine_tune.METHODS],
   'digit_fusion': ['inputs=both,dropout=0.8'],
   'text_vae': [f'jsonl=absent,latent={name}' for name in text_vae.LATENTS],
   'wordnet_vae': [
@@ -48,7 +50,12 @@ CASES = [
 def experiment(request, tmp_path):
   """The name of an experiment and its config, with a vocabulary."""
   path, argument = request.param
-  argv = ['main', f'--config={path}:{argument}']
+  base = tmp_path / 'base'
+  base.mkdir()
+  model = config_lib.Model(vocab_size=64, width=32)
+  text = config_lib.to_json(config_lib.Config(model=model))
+  (base / config_lib.FILE).write_text(text)
+  argv = ['main', f'--config={path}:{argument.format(base=base)}']
   config = command.parse(argv, {}).config
   return path.stem, plan.with_vocab(config, tmp_path, [])
 
