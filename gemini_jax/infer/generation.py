@@ -93,22 +93,8 @@ def generate(
       rest, or see `latents.draw_latents`.
   """
   options = config.generate
-  config_lib.check(
-    not options.steer or controller is not None,
-    f'generate.steer={options.steer!r} needs a controller, which only '
-    '--mode=generate trains; set it to ""',
-  )
-  config_lib.check(
-    not options.draft or draft is not None,
-    f'generate.draft={options.draft!r} is read by --mode=generate alone; set '
-    'it to ""',
-  )
+  _check(options, controller, draft)
   beams = options.beam_size
-  config_lib.check(
-    beams == 1 or options.count <= beams,
-    f'generate.count={options.count} must be at most '
-    f'generate.beam_size={beams}',
-  )
   read = [
     prompts_lib.read_prompt(config, model, tokenizer, prompt)
     for prompt in prompts
@@ -140,6 +126,28 @@ def generate(
       None if on_text is None else _from_index(on_text, len(samples)),
     )
   return samples
+
+
+def _check(
+  options: config_lib.Generate, controller: Controller | None, draft: Any
+):
+  """ConfigError for what is asked for and was not given."""
+  config_lib.check(
+    not options.steer or controller is not None,
+    f'generate.steer={options.steer!r} needs a controller, which only '
+    '--mode=generate trains; set it to ""',
+  )
+  config_lib.check(
+    not options.draft or draft is not None,
+    f'generate.draft={options.draft!r} is read by --mode=generate alone; set '
+    'it to ""',
+  )
+  beams = options.beam_size
+  config_lib.check(
+    beams == 1 or options.count <= beams,
+    f'generate.count={options.count} must be at most '
+    f'generate.beam_size={beams}',
+  )
 
 
 def _from_index(on_text: OnText, first: int) -> OnText:
