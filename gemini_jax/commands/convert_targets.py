@@ -109,7 +109,6 @@ def write_gguf(
 ):
   """A file that llama.cpp runs; vectors stay in float32."""
   values, made = _exported(loaded, 'gguf')
-  gguf_model.check(values)
   factors_F = gguf_model.rope_factors(loaded.config.model)
   if factors_F is not None:
     made.append(('rope_freqs.weight', factors_F.shape, lambda: factors_F))

@@ -19,10 +19,10 @@ def from_model(model: config_lib.Model) -> dict[str, Any]:
     values = _values(kind, family, model)
     # A family without windows or without rescaled positions is not this one.
     with contextlib.suppress(config_lib.ConfigError):
-      differences = _differences(families.to_model(values, model.dtype), model)
-      if not differences:
+      others = differences(families.to_model(values, model.dtype), model)
+      if not others:
         return values
-      problems.append((len(differences), kind, differences[0]))
+      problems.append((len(others), kind, others[0]))
   _, kind, (field, value, accepted) = min(problems)
   raise config_lib.ConfigError(
     f'model.{field}={value!r}: no supported family has such models; the '
@@ -107,7 +107,7 @@ _OF_USE = (
 )
 
 
-def _differences(
+def differences(
   theirs: config_lib.Model, ours: config_lib.Model
 ) -> list[tuple[str, Any, Any]]:
   """Fields by which the outputs differ: name, our value, their value."""

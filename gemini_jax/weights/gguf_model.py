@@ -7,7 +7,7 @@ import numpy as np
 
 from gemini_jax import config as config_lib
 from gemini_jax.layers import embedding
-from gemini_jax.weights import families, tensors
+from gemini_jax.weights import config_json, families, tensors
 
 # By `general.architecture`: the model_type in config.json, and whether the
 # rows of queries and keys are permuted. Mistral's files say llama.
@@ -39,6 +39,11 @@ _ROPE_FACTORS = 'rope_freqs.weight'
 # What llama.cpp knows by itself of Gemma: the layers of the 27B models, whose
 # queries are scaled by width / heads and not by the width of a head.
 _GEMMA_27B = {'gemma2': 46, 'gemma3_text': 62}
+# Fields of config.json that have no place in a file.
+_UNSAID = (
+  *('layer_types', 'query_pre_attn_scalar', 'rope_local_base_freq'),
+  'rope_parameters',
+)
 # Llama 3's rescaling of rotary frequencies, of which a file holds the result.
 _LLAMA3: dict[str, Any] = {
   'rope_type': 'llama3',
@@ -95,12 +100,7 @@ def config_values(
   values['tie_word_embeddings'] = 'output.weight' not in files
   values |= _rope(str(name), metadata, files, values)
   if kind in _GEMMA_27B:
-    big = values.get('num_hidden_layers') == _GEMMA_27B[kind]
-    width, heads = values.get('hidden_size'), values.get('num_attention_heads')
-    if big and isinstance(width, int) and isinstance(heads, int) and heads:
-      values['query_pre_attn_scalar'] = width // heads
-    else:
-      values['query_pre_attn_scalar'] = values.get('head_dim', 256)
+    values['query_pre_attn_scalar'] = _query_scale(values)
     for field in ('attn_logit_softcapping', 'final_logit_softcapping'):
       if kind == 'gemma3_text':
         values.setdefault(field, None)
@@ -168,10 +168,6 @@ def metadata_of(values: Mapping[str, Any], name: str) -> dict[str, Any]:
   # llama.cpp has no architecture of this name: its files are those of a Llama.
   kind = 'llama' if kind == 'mistral' else kind
   by_type = {theirs: ours for ours, (theirs, _) in _ARCHITECTURES.items()}
-  config_lib.check(
-    not (kind == 'llama' and values.get('sliding_window')),
-    'llama.cpp runs Llama and Mistral without a sliding window only',
-  )
   prefix = by_type[kind]
   metadata: dict[str, Any] = {
     'general.architecture': prefix,
@@ -187,20 +183,29 @@ def metadata_of(values: Mapping[str, Any], name: str) -> dict[str, Any]:
   if scaling['rope_type'] == 'linear':
     metadata[f'{prefix}.rope.scaling.type'] = 'linear'
     metadata[f'{prefix}.rope.scaling.factor'] = scaling['factor']
-  known = config_values_of_use(values)
-  config_lib.check(
-    known == values.get('query_pre_attn_scalar', known),
-    'llama.cpp scales the queries of such a model by '
-    f'{known}, not {values.get("query_pre_attn_scalar")}',
+  # What no file says, and llama.cpp knows by itself.
+  assumed = {name: v for name, v in values.items() if name not in _UNSAID}
+  assumed['model_type'] = kind
+  if kind in _GEMMA_27B:
+    assumed['query_pre_attn_scalar'] = _query_scale(values)
+  lost = config_json.differences(
+    *(families.to_model(one, 'float32') for one in (assumed, values))
   )
+  for field, ours, theirs in lost:
+    raise config_lib.ConfigError(
+      f'model.{field}={ours!r} is {theirs!r} in llama.cpp for such models, '
+      'whatever a GGUF file says'
+    )
   return metadata
 
 
-def config_values_of_use(values: Mapping[str, Any]) -> float:
+def _query_scale(values: Mapping[str, Any]) -> int:
   """What llama.cpp divides the square of a Gemma's scores by."""
-  if values['num_hidden_layers'] == _GEMMA_27B.get(values['model_type']):
-    return values['hidden_size'] // values['num_attention_heads']
-  return values['head_dim']
+  width, heads = values.get('hidden_size'), values.get('num_attention_heads')
+  big = values.get('num_hidden_layers') == _GEMMA_27B[values['model_type']]
+  if big and isinstance(width, int) and isinstance(heads, int) and heads:
+    return width // heads
+  return values.get('head_dim', 256)
 
 
 def rope_factors(model: config_lib.Model) -> np.ndarray | None:
@@ -215,16 +220,3 @@ def rope_factors(model: config_lib.Model) -> np.ndarray | None:
     llama3_factors=model.rope_llama3_factors,
   )
   return plain_F / scaled_F
-
-
-def check(values: Mapping[str, Any]):
-  """ConfigError where llama.cpp knows no such family."""
-  kinds = [*dict(_ARCHITECTURES.values()), 'mistral']
-  config_lib.check(
-    values['model_type'] in kinds,
-    f'llama.cpp has no architecture for {values["model_type"]}; it has '
-    f'{", ".join(kinds)}',
-  )
-
-
-assert set(dict(_ARCHITECTURES.values())) <= set(families.FAMILIES)

@@ -293,3 +293,17 @@ def test_a_gguf_file_holds_the_same_model(name, tmp_path):
     logits(original, case.params, case.tokens_BT),
     atol=100 * atol,
   )
+
+
+@pytest.mark.parametrize(
+  ('name', 'field'),
+  [
+    ('mistral', 'attention_pattern'),
+    ('gemma3', 'query_scale'),
+    ('gemma3_short', 'attention_pattern'),
+  ],
+)
+def test_what_llama_cpp_would_compute_otherwise_is_refused(name, field):
+  values = config_json.from_model(reference(name).model)
+  with pytest.raises(config_lib.ConfigError, match=f'model.{field}='):
+    gguf_model.metadata_of(values, name)
