@@ -20,6 +20,7 @@ from gemini_jax.infer import (
   decoding_state,
   sampling,
   speculative,
+  text_stream,
 )
 from gemini_jax.infer import latents as latents_lib
 from gemini_jax.infer import prompts as prompts_lib
@@ -289,7 +290,7 @@ def _sample(
     latents=latents,
     media=_media(decoder, prompts),
   )
-  texts = [TextStream(tokenizer, prompt) for prompt in prompts]
+  texts = [text_stream.TextStream(tokenizer, prompt) for prompt in prompts]
   num_tokens = decoder.length if on_text is None else _STREAM_TOKENS
   num_tokens = max(num_tokens, decoder.tokens_per_step)
   starts_B = lengths_B = processes.fetch(state.lengths)
@@ -357,7 +358,7 @@ def _search(
   samples = []
   for i, prompt in enumerate(prompts):
     for hypothesis in hypotheses[i][: options.count]:
-      text = TextStream(tokenizer, prompt)
+      text = text_stream.TextStream(tokenizer, prompt)
       text.push(hypothesis.tokens)
       text.finish()
       if text.text and on_text is not None:
@@ -373,33 +374,3 @@ def _search(
         )
       )
   return samples
-
-
-class TextStream:
-  """The text of one sample, of which each token is decoded once."""
-
-  def __init__(
-    self, tokenizer: tokenizer_lib.Tokenizer, prompt: prompts_lib.Prompt
-  ):
-    self._pieces: list[str] = []
-    # Ids after a prompt continue its text; an answer begins one.
-    self._decoder = tokenizer_lib.StreamDecoder(
-      tokenizer, continues=bool(prompt.prefix)
-    )
-
-  @property
-  def text(self) -> str:
-    """The text so far."""
-    return ''.join(self._pieces)
-
-  def push(self, tokens: Sequence[int] | np.ndarray) -> str:
-    """The characters that more tokens complete."""
-    piece = ''.join(self._decoder.push(int(token)) for token in tokens)
-    self._pieces.append(piece)
-    return piece
-
-  def finish(self) -> str:
-    """What is left at the end of a sample; further calls give nothing."""
-    piece = self._decoder.flush()
-    self._pieces.append(piece)
-    return piece

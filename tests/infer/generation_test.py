@@ -12,7 +12,7 @@ import toy
 import toy_decoder
 from gemini_jax import config as config_lib
 from gemini_jax.data import sentencepiece_tokenizer
-from gemini_jax.infer import decoding, generation, sampling
+from gemini_jax.infer import decoding, generation, sampling, text_stream
 from gemini_jax.infer import prompts as prompts_lib
 
 
@@ -248,7 +248,7 @@ def test_a_text_begins_or_continues(prefix, tmp_path):
   prompt = prompts_lib.Prompt(prefix, prompt_ids, None, made.decode(prompt_ids))
   for text in ('cat', 'cat é', 'é漢'):
     ids = made.encode(text)
-    stream = generation.TextStream(made, prompt)
+    stream = text_stream.TextStream(made, prompt)
     pieces = [stream.push([token]) for token in ids] + [stream.finish()]
     whole = made.decode([*prompt_ids, *ids])
     assert ''.join(pieces) == stream.text == whole[len(prompt.prefix) :]
