@@ -71,7 +71,7 @@ class Pruning(extension.Extension):
     if self._method in ('gradual', 'movement', 'gated'):
       return _map(lambda item, leaf: jnp.ones(leaf.shape, bool), chosen, params)
     first = self.config.sparsity.first
-    if first is None:
+    if first == 'auto':
       trained = bool(self.config.train.init_from) or self._method == 'ste'
       first = 'magnitude' if trained else 'random'
     if first == 'nonzero':
@@ -244,18 +244,24 @@ class _Parts:
   progress: jax.Array
 
   def exchanged(self, drop_fraction: float, growth: jax.Array) -> jax.Array:
-    """The smallest go, as many with the highest `growth` come."""
+    """The smallest of a matrix go; where they were, others come.
+
+    As many of each choice, by the highest `growth`; what has just gone may
+    return.
+    """
     item, mask = self.item, self.item.contract(self.mask)
+    count = lambda bools, dims: jnp.sum(
+      bools, axis=dims, keepdims=True, dtype=jnp.uint32
+    )
     # Fewer and fewer, along a cosine.
     share = drop_fraction / 2 * (1 + jnp.cos(jnp.pi * self.progress))
-    count = jnp.sum(mask, axis=item.dims, keepdims=True, dtype=jnp.uint32)
-    drop = jnp.round(share * count).astype(jnp.uint32)
-    # There may be no more room.
-    drop = jnp.minimum(drop, jnp.uint32(item.competing) - count)
+    total = count(mask, item.matrix_unit_dims)
+    drop = jnp.round(share * total).astype(jnp.uint32)
     magnitude = jnp.where(mask, item.magnitude(self.param), -1.0)
-    kept = selection.highest(magnitude, count - drop, item.dims)
+    kept = selection.highest(magnitude, total - drop, item.matrix_unit_dims)
     growth = jnp.where(kept, -1.0, growth)
-    return kept | selection.highest(growth, drop, item.dims)
+    missing = count(mask & ~kept, item.dims)
+    return kept | selection.highest(growth, missing, item.dims)
 
   def best(self, scores: jax.Array, progress: jax.typing.ArrayLike = 1.0):
     """The highest, fewer and fewer along a cubic course."""

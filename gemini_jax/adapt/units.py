@@ -81,6 +81,11 @@ class Units:
     return tuple(sorted(dims.inputs + dims.outputs))
 
   @property
+  def matrix_unit_dims(self) -> tuple[int, ...]:
+    """Those of `shape` over which the units of one matrix lie."""
+    return tuple(range(len(self.matrix_dims.stack), len(self.shape)))
+
+  @property
   def competing(self) -> int:
     """How many units compete in one choice."""
     return math.prod(self.shape[dim] for dim in self.dims)

@@ -38,8 +38,8 @@ class Sparsity:
   block: schema.SizeOrZero = 0
   # The first mask. random: any weights. magnitude: the largest. nonzero: what
   # is not zero in the parameters that the run starts from, in place of a share.
-  # None: magnitude with train.init_from, else random.
-  first: Literal['random', 'magnitude', 'nonzero'] | None = None
+  # auto: magnitude with train.init_from, else random.
+  first: Literal['auto', 'random', 'magnitude', 'nonzero'] = 'auto'
   # Steps from one change of masks to the next.
   update_every: schema.Steps = 100
   # Shares of all steps at which masks begin to change and no longer do.
@@ -81,7 +81,7 @@ class Sparsity:
     )
     keeps = self.method in ('static', 'set', 'rigl')
     schema.check(
-      self.first is None or keeps,
+      self.first == 'auto' or keeps,
       f'sparsity.first={self.first} is for methods static, set and rigl; '
       f'{self.method} begins in its own way',
     )
