@@ -61,13 +61,21 @@ def read(workdir):
 
 
 @pytest.mark.parametrize(
-  ('method', 'rule', 'line'),
+  ('method', 'rule', 'line', 'name', 'flags'),
   [
-    ('rigl', 'adamw', 'optimizer.ema_decay = 0.9'),
-    ('set', 'schedule_free', 'optimizer.b2 = 0.95'),
+    (
+      *('rigl', 'adamw', 'optimizer.ema_decay = 0.9'),
+      *('hf', {'format': 'huggingface'}),
+    ),
+    (
+      *('set', 'schedule_free', 'optimizer.b2 = 0.95'),
+      *('q8.gguf', {'format': 'gguf', 'type': 'Q8_0'}),
+    ),
   ],
 )
-def test_zeros_everywhere_and_a_bitwise_resume(method, rule, line, tmp_path):
+def test_zeros_everywhere_and_a_bitwise_resume(
+  method, rule, line, name, flags, tmp_path
+):
   file, workdir = trained(tmp_path, method, rule, line)
   for step in (5, 10, 15, 20):
     arrays = tiny.arrays(workdir, step)
@@ -75,12 +83,12 @@ def test_zeros_everywhere_and_a_bitwise_resume(method, rule, line, tmp_path):
     assert len(masks) >= 8
     mirrored = 0
     for path, mask in masks.items():
-      for name, leaf in arrays.items():
-        own = name.startswith('extra/masks/')
-        if name.endswith(f'/{path}') and not own:
+      for array, leaf in arrays.items():
+        own = array.startswith('extra/masks/')
+        if array.endswith(f'/{path}') and not own:
           mirrored += leaf.shape == mask.shape
-          assert not leaf[~mask].any(), name
-          assert leaf[mask].any(), name
+          assert not leaf[~mask].any(), array
+          assert leaf[mask].any(), array
     assert mirrored >= 2 * len(masks)
     share = 1 - sum(map(np.sum, masks.values())) / sum(
       mask.size for mask in masks.values()
@@ -88,24 +96,18 @@ def test_zeros_everywhere_and_a_bitwise_resume(method, rule, line, tmp_path):
     assert share == pytest.approx(0.8, abs=0.01)
   # Exports hold what is evaluated.
   mine = read(workdir)
-  for name, flags in (
-    ('hf', {'format': 'huggingface'}),
-    ('q8.gguf', {'format': 'gguf', 'type': 'Q8_0'}),
-  ):
-    argv = {'source': workdir, 'target': tmp_path / name} | flags
-    argv = [f'--{key}={value}' for key, value in argv.items()]
-    assert convert.main(['convert', *argv]) == 0
-    back = tmp_path / f'{name}_back'
-    argv = [f'--source={tmp_path / name}', f'--target={back}']
-    assert convert.main(['convert', *argv]) == 0
-    theirs = read(back)
-    for path, mask in masks.items():
-      for leaf in (mine[path], theirs[path]):
-        # The vocabulary may have grown to a multiple there.
-        leaf = np.asarray(leaf)
-        assert leaf.shape == mask.shape
-        assert not leaf[~mask].any(), (name, path)
-        assert (leaf[mask] != 0).mean() > 0.5
+  argv = {'source': workdir, 'target': tmp_path / name} | flags
+  argv = [f'--{key}={value}' for key, value in argv.items()]
+  assert convert.main(['convert', *argv]) == 0
+  argv = [f'--source={tmp_path / name}', f'--target={tmp_path / "back"}']
+  assert convert.main(['convert', *argv]) == 0
+  theirs = read(tmp_path / 'back')
+  for path, mask in masks.items():
+    for leaf in (mine[path], theirs[path]):
+      leaf = np.asarray(leaf)
+      assert leaf.shape == mask.shape
+      assert not leaf[~mask].any(), path
+      assert (leaf[mask] != 0).mean() > 0.5
   # From the middle again.
   again = tmp_path / 'again'
   shutil.copytree(workdir, again)
