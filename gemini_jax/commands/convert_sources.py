@@ -138,10 +138,11 @@ def _beside(network: gemini.Gemini, abstract: Any, base: Any) -> Any:
   def one(path, wanted):
     leaf = there.get(name(path))
     if name(path) in lacking:
-      new = drawn.pop(name(path))
+      new: Any = drawn.pop(name(path))
       if leaf is not None:
         new = new.at[tuple(map(slice, leaf.shape))].set(leaf)
       leaf = new
+    assert leaf is not None
     return jax.device_put(leaf.astype(wanted.dtype), wanted.sharding)
 
   return jax.tree_util.tree_map_with_path(one, abstract)

@@ -61,7 +61,7 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
     params = restored.params
     parts = run.config, run.model, params, run.tokenizer
     if config.generate.output != 'text':
-      _write_media(run, restored.step, params, asked[0].prompt)
+      _write_media(run, restored.step, params)
       return
     controller = controller_lib.fit(*parts, examples) if examples else None
     draft = draft_model.open_draft(run)
@@ -154,10 +154,9 @@ def _check_writable(folder: pathlib.Path):
     ) from error
 
 
-def _write_media(
-  run: run_lib.Run, step: int, params: Any, asked: request.Request
-):
+def _write_media(run: run_lib.Run, step: int, params: Any):
   """Writes media to files, with a line for each."""
+  asked = request.from_options(run.config, run.tokenizer)
   options = run.config.generate
   begin = time.monotonic()
   samples = media_generation.generate(

@@ -227,7 +227,7 @@ class Model:
         )
     schema.check(
       not self.image.num_layers
-      or self.image.tower.width
+      or self.image.tower.width > 0
       or self.image.position != 'rotary'
       or self.head_width % 4 == 0,
       f'model.head_dim={self.head_width} must be a multiple of 4 for '

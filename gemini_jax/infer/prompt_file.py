@@ -77,7 +77,7 @@ def _line(text: str, where: str, adapters: Sequence[str]) -> Line:
     f'{where}: adapter={str(adapter)[:80]!r} is none of generate.adapters='
     f'{tuple(adapters)}',
   )
-  prompt = values.get('prompt')
+  prompt: Any = values.get('prompt')
   if 'messages' in values:
     try:
       prompt = chat.check_messages(values['messages'])

@@ -124,7 +124,7 @@ class LayerNorm(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """`x` normalised over its last dim."""
-    scale, bias = (
+    params: Any = [
       self.param(
         name,
         nn.with_logical_partitioning(nn.initializers.zeros, (None,)),
@@ -132,7 +132,8 @@ class LayerNorm(nn.Module):
         jnp.float32,
       )
       for name in ('scale', 'bias')
-    )
+    ]
+    scale, bias = params
     x = x.astype(jnp.float32)
     x = x - jnp.mean(x, axis=-1, keepdims=True)
     lead = (1,) * (x.ndim - 1)

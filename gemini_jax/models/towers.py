@@ -49,25 +49,26 @@ class Tower(nn.Module):
       sizes_BR: int32, (height, width) or (samples,); 0: there is no medium.
       deterministic: no dropout.
     """
-    part = self.config.image if self.kind == 'image' else self.config.audio
+    image, audio = self.config.image, self.config.audio
+    part = image if self.kind == 'image' else audio
     config, first = (
       layers_config(self.config, self.kind),
       part.tower.class_token,
     )
     types: dict[str, Any] = transformer.types_of(config)
     if self.kind == 'image':
-      stem = stems.ImageStem(part.patch, config.width, **types, name='stem')
-      num_positions = part.grid[0] * part.grid[1]
+      stem = stems.ImageStem(image.patch, config.width, **types, name='stem')
+      num_positions = image.grid[0] * image.grid[1]
     else:
       stem = stems.WhisperStem(
-        part.hop_samples, config.width, **types, name='stem'
+        audio.hop_samples, config.width, **types, name='stem'
       )
-      num_positions = part.num_frames // part.patch
+      num_positions = audio.num_frames // audio.patch
     x_BND, positions = stem(values, sizes_BR)
     real_BN = positions.real
     if self.kind == 'image':
       row_BN, column_BN = jnp.unstack(positions.coordinates_BNA, axis=-1)
-      place_BN = row_BN * part.grid[1] + column_BN
+      place_BN = row_BN * image.grid[1] + column_BN
     else:
       # Silence after a sound is heard too.
       place_BN = jnp.broadcast_to(jnp.arange(x_BND.shape[1]), real_BN.shape)

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gemini_jax import config as config_lib
 from gemini_jax.weights import lora, tuning
@@ -29,9 +30,9 @@ class Adapters:
   def for_rows(self, names: Sequence[str], num_rows: int) -> Any:
     """Parameters for a batch whose first rows are answered by these."""
     order = list(self.params)
-    ids_B = [order.index(name) if name else -1 for name in names]
-    ids_B += [-1] * (num_rows - len(ids_B))
-    return select(list(self.params.values()), ids_B)
+    ids = [order.index(name) if name else -1 for name in names]
+    ids += [-1] * (num_rows - len(ids))
+    return select(list(self.params.values()), np.array(ids))
 
 
 def select(tuned: Sequence[Any], ids_B: jax.typing.ArrayLike) -> Any:

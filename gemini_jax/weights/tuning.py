@@ -247,7 +247,8 @@ def with_dropout(params: Any, key: jax.Array) -> Any:
     name = jax.tree_util.keystr(path, simple=True, separator='/')
     own_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
     stack = leaf.shape[: leaf.num_stacked]
-    return leaf.replace(seed=jax.random.bits(own_key, stack, jnp.uint32))
+    seed = jax.random.bits(own_key, stack, jnp.uint32)
+    return dataclasses.replace(leaf, seed=seed)
 
   return jax.tree_util.tree_map_with_path(one, params, is_leaf=is_weight)
 
