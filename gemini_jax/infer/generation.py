@@ -6,7 +6,7 @@ N samples, Z numbers in z, B rows, n new tokens.
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from gemini_jax.data import tokenizer as tokenizer_lib
 from gemini_jax.infer import (
   beam,
   capacity,
+  control,
   decoding,
   decoding_state,
   sampling,
@@ -28,7 +29,7 @@ from gemini_jax.infer import request as request_lib
 from gemini_jax.infer import samples as samples_lib
 from gemini_jax.models import gemini
 from gemini_jax.parallel import processes
-from gemini_jax.weights import by_row
+from gemini_jax.weights import by_row, int8
 
 # Tokens that are decoded between two calls of `on_text`.
 _STREAM_TOKENS = 8
@@ -51,25 +52,6 @@ class Row(NamedTuple):
   adapter: str = ''
 
 
-class Controller(Protocol):
-  """Steers samples towards what `generate.steer` asks for."""
-
-  @property
-  def num_candidates(self) -> int:
-    """Draws of z that one sample is chosen from."""
-    ...
-
-  def steer(self, z_NZ: np.ndarray) -> np.ndarray:
-    """Z of each sample from `num_candidates` consecutive draws for each."""
-    ...
-
-  def decoder(
-    self, decoder: decoding.Decoder, params: Any
-  ) -> tuple[decoding.Decoder, Any]:
-    """The decoder that writes steered texts, and its parameters."""
-    ...
-
-
 def generate(
   config: config_lib.Config,
   model: gemini.Gemini,
@@ -78,7 +60,7 @@ def generate(
   prompts: Sequence[prompts_lib.Asked],
   on_text: OnText | None = None,
   latents: np.ndarray | None = None,
-  controller: Controller | None = None,
+  controller: control.Controller | None = None,
   draft: speculative.Draft | None = None,
   adapters: by_row.Adapters | None = None,
 ) -> list[samples_lib.Sample]:
@@ -110,6 +92,7 @@ def generate(
   """
   options = config.generate
   _check(options, controller, draft, adapters)
+  params = int8.with_kernel(params, options.int8_kernel)
   beams = options.beam_size
   read = [
     prompts_lib.read_prompt(config, model, tokenizer, prompt)
@@ -157,7 +140,7 @@ def generate(
 
 def _check(
   options: config_lib.Generate,
-  controller: Controller | None,
+  controller: control.Controller | None,
   draft: Any,
   adapters: Any,
 ):
@@ -195,7 +178,7 @@ def _latents(
   params: Any,
   tokenizer: tokenizer_lib.Tokenizer,
   rows: Sequence[Row],
-  controller: Controller | None,
+  controller: control.Controller | None,
 ) -> np.ndarray | None:
   """Z of each row, float32[N, Z]; None without a latent."""
   requests = [

@@ -16,7 +16,7 @@ from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
 from gemini_jax.commands import convert
 from gemini_jax.layers import whisper_features
-from gemini_jax.models import build, gemini, towers
+from gemini_jax.models import build, gemini, media_encoders, towers
 from gemini_jax.train import session as session_lib
 from gemini_jax.weights import published_towers
 
@@ -190,6 +190,27 @@ def test_features_are_whispers():
   np.testing.assert_allclose(features(tower.section), expected, atol=1e-4)
   other = features(dataclasses.replace(tower.section, f_min=20.0))
   assert np.abs(other - expected).max() > 1e-2
+
+
+@pytest.mark.parametrize('num_tokens', [0, 5])
+def test_soft_tokens_are_of_the_hidden_states(num_tokens):
+  """Projected, or resampled and projected, to the model's width."""
+  tower = published_towers.open_tower(reference('siglip')[1])
+  section = dataclasses.replace(tower.section, num_tokens=num_tokens)
+  config = dataclasses.replace(with_section(tower), image=section)
+  encoder = media_encoders.Encoder(config, 'image')
+  values, sizes = media('image'), np.array([[16, 16], [0, 0]])
+  params = toy.random_params(encoder, values, sizes)
+  run = jax.jit(lambda params: encoder.apply({'params': params}, values, sizes))
+  soft, count_B = run(params)
+  assert soft.shape == (2, num_tokens or 16, config.width)
+  assert count_B.tolist() == [num_tokens or 16, 0]
+  assert np.abs(soft[0]).min(axis=1).max() > 0 and not np.any(soft[1])
+  if not num_tokens:
+    alone = towers.Tower(config, 'image')
+    states = alone.apply({'params': params['tower']}, values, sizes)[0]
+    expected = states[0] @ params['projector']['kernel']
+    toy.assert_near(soft[0], expected, 1e-4)
 
 
 def test_an_encoder_is_added_to_a_language_model(tmp_path, capsys):
