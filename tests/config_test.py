@@ -965,6 +965,44 @@ CONFLICTS = [
     )
     for name, value in (('steer', 'a=b'), ('beam_size', 2), ('output', 'image'))
   ),
+  *(
+    (
+      {f'generate.{other}': value, f'generate.{name}': asked},
+      f'generate.{name}={asked!r} does not go with generate.{other}={value!r}, '
+      'which are for sampled text alone',
+    )
+    for name, asked in (('steer', 'a=b'), ('output', 'image'))
+    for other, value in (('adapters', ('runs/a',)), ('prompts', 'a.jsonl'))
+  ),
+  (
+    {'generate.adapters': ('runs/a', 'runs/a')},
+    "generate.adapters=('runs/a', 'runs/a') must be different folders",
+  ),
+  (
+    {'tune.method': 'head', 'tune.dropout': 0.1},
+    'tune.dropout=0.1 needs tune.method lora or adalora, not head',
+  ),
+  (
+    {'model.image': {'tower': {'width': 8, 'num_heads': 3}}},
+    'model.KIND.tower.num_heads=3 must divide model.KIND.tower.width=8',
+  ),
+  (
+    {'model.image': {'tower': {'width': 12}}},
+    'model.image.tower.width=12 needs model.image.num_layers above 0',
+  ),
+  (
+    {'model.image': {'num_layers': 1, 'num_blocks': 1, 'tower': {'width': 12}}},
+    'model.image.tower.width=12 needs model.image.num_blocks=0, not 1: a tower '
+    'projects each patch by itself',
+  ),
+  (
+    {'model.audio': {'tower': {'class_token': True}}},
+    'model.audio.tower.class_token=True is of pictures',
+  ),
+  (
+    {'model.audio': {'num_layers': 1, 'tower': {'width': 12}}},
+    'model.audio.tower.width=12 needs model.audio.patch=2, not 4',
+  ),
   (
     {'data.rejected_field': 'rejected'},
     "data.rejected_field='rejected' needs data.inputs_field, of the prompts, "

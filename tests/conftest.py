@@ -94,6 +94,7 @@ _SLOW = {
   'weights/tuning_test.py::test_merged_is': ('[lora]',),
   'weights/base_test.py::test_what_was_saved': (),
   'weights/by_row_test.py::test_texts': (),
+  'weights/published_towers_test.py::test_an_encoder_is_added': (),
   'weights/base_test.py': (),
   'adapt/adalora_test.py::test_it_finds': (),
   'weights/gguf_file_test.py::test_a_real_file': (),

@@ -24,7 +24,14 @@ from gemini_jax.config.data import (
 )
 from gemini_jax.config.evaluate import Evaluate
 from gemini_jax.config.generate import SEPARATOR, Generate
-from gemini_jax.config.media import KINDS, Audio, Autoencoder, Image, Video
+from gemini_jax.config.media import (
+  KINDS,
+  Audio,
+  Autoencoder,
+  Image,
+  Tower,
+  Video,
+)
 from gemini_jax.config.model import Latent, Model
 from gemini_jax.config.optimizer import LEARNING_RATES, Optimizer
 from gemini_jax.config.parallel import AXES, Parallel
@@ -62,6 +69,7 @@ __all__ = [
   'Plan',
   'Sparsity',
   'Tokenizer',
+  'Tower',
   'Train',
   'Tune',
   'Video',
