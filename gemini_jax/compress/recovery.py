@@ -44,7 +44,8 @@ def recover(
   recovery = options.recovery
   found = compressed.targets(options, params)
   trained = jax.tree.map(
-    lambda leaf: matmul.to_array(leaf, jnp.float32),
+    # Copied, since they are donated.
+    lambda leaf: jnp.array(matmul.to_array(leaf, jnp.float32)),
     params,
     is_leaf=compressed.is_weight,
   )
