@@ -152,7 +152,7 @@ def test_recovery_learns_and_leaves_zeros():
     alpha=0.6,
     weights='int4',
     group=8,
-    recovery={'steps': 40, 'learning_rate': 3e-2},
+    recovery={'steps': 40, 'learning_rate': 3e-3, 'distillation': 1.0},
   )
   start = layers.compress(options, model, params, ())
   repeated = (batches[i % 3] for i in range(40))
