@@ -14,6 +14,7 @@ import sys
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from gemini_jax import host  # noqa: E402
 from gemini_jax import main as main_lib  # noqa: E402
 from gemini_jax.train import compression_table  # noqa: E402
 
@@ -46,6 +47,7 @@ VARIANTS = {
 
 
 def main():
+  host.start_output()
   workdir, *wanted = sys.argv[1:]
   for name, fields in VARIANTS.items():
     if wanted and not any(part in name for part in wanted):

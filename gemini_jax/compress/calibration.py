@@ -6,6 +6,7 @@ it was called with, and each linear map of a layer what it multiplies.
 B rows, T length, D inputs of a product.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping
@@ -104,7 +105,7 @@ def advance(
     inputs: what it reads.
   """
   x_BTD = _run(block, kind, params, index, inputs)
-  return inputs.replace(x_BTD=x_BTD)
+  return dataclasses.replace(inputs, x_BTD=x_BTD)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=6)

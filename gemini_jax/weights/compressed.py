@@ -48,10 +48,12 @@ class Target:
       self.rows_first,
     )
 
-  def sizes(self, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+  def sizes(
+    self, shape: tuple[int, ...]
+  ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The dims of inputs and of outputs of an array of this shape."""
-    parts = (self.dims.inputs, self.dims.outputs)
-    return [tuple(shape[dim] for dim in part) for part in parts]
+    of = lambda dims: tuple(shape[dim] for dim in dims)
+    return of(self.dims.inputs), of(self.dims.outputs)
 
 
 def is_weight(leaf: Any) -> bool:
@@ -169,7 +171,9 @@ def stored(compress: config_lib.Compress, params: Any) -> Any:
   """Compressed parameters as a checkpoint holds them."""
 
   def one(target, leaf):
-    bits = compress_config.BITS.get(target.weights, 8 * leaf.dtype.itemsize)
+    bits = 8 * leaf.dtype.itemsize
+    if target.weights != 'float':
+      bits = compress_config.BITS[target.weights]
     # A bit for each number tells where the zeros are.
     if target.is_table or target.weights == 'nf4' or compress.share * bits <= 1:
       return leaf

@@ -7,6 +7,7 @@ product is faster by zeros in any place.
 N numbers of a matrix, K of them that can be kept.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -102,20 +103,22 @@ def unpack(packed: Packed) -> Any:
 def _taken_apart(leaf: Any) -> tuple[jax.Array, Any]:
   """The numbers of a leaf, one an element, and what else it has."""
   if isinstance(leaf, int8.Int8):
-    return leaf.values, leaf.replace(values=None)
+    return leaf.values, dataclasses.replace(leaf, values=None)
   if isinstance(leaf, int4.Int4):
     size = math.prod(leaf.inputs)
-    return int4.unpacked(leaf.codes, size), leaf.replace(codes=None)
+    return int4.unpacked(leaf.codes, size), dataclasses.replace(
+      leaf, codes=None
+    )
   if isinstance(leaf, float8.Float8):
-    return leaf.codes, leaf.replace(codes=None)
+    return leaf.codes, dataclasses.replace(leaf, codes=None)
   return leaf, None
 
 
 def _put_together(rest: Any, numbers: jax.Array) -> Any:
   if isinstance(rest, int8.Int8):
-    return rest.replace(values=numbers)
+    return dataclasses.replace(rest, values=numbers)
   if isinstance(rest, int4.Int4):
-    return rest.replace(codes=int4.packed(numbers))
+    return dataclasses.replace(rest, codes=int4.packed(numbers))
   if isinstance(rest, float8.Float8):
-    return rest.replace(codes=numbers)
+    return dataclasses.replace(rest, codes=numbers)
   return numbers

@@ -11,6 +11,7 @@ import pytest
 import toy
 from gemini_jax import config as config_lib
 from gemini_jax.compress import calibration, layers, recovery
+from gemini_jax.config import compress as compress_config
 from gemini_jax.layers import hooks, matmul
 from gemini_jax.weights import compressed
 
@@ -152,7 +153,9 @@ def test_recovery_learns_and_leaves_zeros():
     alpha=0.6,
     weights='int4',
     group=8,
-    recovery={'steps': 40, 'learning_rate': 3e-3, 'distillation': 1.0},
+    recovery=compress_config.Recovery(
+      steps=40, learning_rate=3e-3, distillation=1.0
+    ),
   )
   start = layers.compress(options, model, params, ())
   repeated = (batches[i % 3] for i in range(40))
