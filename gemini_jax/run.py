@@ -24,7 +24,7 @@ from gemini_jax.models import build, gemini, parameter_groups
 from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.parallel import pipeline, processes, sharding
 from gemini_jax.weights import base as base_lib
-from gemini_jax.weights import tuning
+from gemini_jax.weights import compressed, tuning
 
 CONFIG_FILE = config_lib.FILE
 TOKENIZER_FILE = 'tokenizer'
@@ -107,6 +107,9 @@ class Run:
     """
     whole = tuning.abstract_params(self.config, self.model, self.mesh)
     abstract = parameter_groups.own(self.config.tune, whole)
+    is_compressed = self.config.compress.is_stored
+    if is_compressed:
+      abstract = compressed.abstract_stored(self.config, self.model, self.mesh)
     select = lambda saved: parameters.select(saved, abstract).arrays
     for _ in range(_MAX_READS):
       step, remedy = self._step_to_read(which, field)
@@ -128,6 +131,8 @@ class Run:
           restored.manifest,
           base_params,
         )
+        if is_compressed:
+          params = compressed.opened(params, whole)
         return RestoredParams(restored.step, params)
     raise config_lib.ConfigError(f'--workdir={self.workdir} was emptied')
 
@@ -275,7 +280,7 @@ def _check_same_model(path: pathlib.Path, config: config_lib.Config):
   differences = list(changes(saved, config))
   for field, before, value in differences:
     config_lib.check(
-      not field.startswith(('model.', 'tokenizer.', 'tune.'))
+      not field.startswith(('model.', 'tokenizer.', 'tune.', 'compress.'))
       or field in NUMERICS_FIELDS,
       f'--workdir={path} holds another model: {field} is {before} there and '
       f'{value} here; use another --workdir or the same config',

@@ -212,6 +212,15 @@ RANGES = {
     "optimizer.frozen='*' is not a regular expression: nothing to repeat at "
     'position 0',
   ),
+  'compress.n_m': (
+    '2of4',
+    "compress.n_m='2of4' must be N:M, such as 2:4, or empty",
+  ),
+  'compress.pattern': (
+    '(',
+    "compress.pattern='(' is not a regular expression: missing ), unterminated "
+    'subpattern at position 0',
+  ),
   'tune.pattern': (
     '(',
     "tune.pattern='(' is not a regular expression: missing ), unterminated "
@@ -594,6 +603,25 @@ def test_none_and_zero_are_told_apart():
 
 # Values that are wrong together, as one dict of section.field.
 CONFLICTS = [
+  (
+    {'compress.n_m': '2:4', 'compress.alpha': 0.25},
+    "compress.n_m='2:4' must keep fewer than all, and prunes 0.5 of the "
+    'weights; set compress.alpha=0.25 to 0',
+  ),
+  (
+    {'compress.int8_inputs': True},
+    'compress.int8_inputs=True needs compress.weights=int8, not float',
+  ),
+  (
+    {'compress.method': 'gptq'},
+    "compress.method='gptq' rounds to codes, and compress.weights='float' has "
+    'none; set it to int8, int4 or float8',
+  ),
+  (
+    {'compress.method': 'gptq', 'compress.weights': 'nf4'},
+    "compress.method='gptq' does not round to compress.weights='nf4'; use "
+    'method round, or weights int4',
+  ),
   (
     {'tune.method': 'lora'},
     "tune.method='lora' needs train.init_from, the folder of the run whose "

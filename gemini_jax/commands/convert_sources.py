@@ -18,6 +18,7 @@ from gemini_jax.models import build, gemini
 from gemini_jax.parallel import sharding
 from gemini_jax.weights import base as base_lib
 from gemini_jax.weights import (
+  compressed,
   peft_files,
   published,
   published_towers,
@@ -149,8 +150,16 @@ def _beside(network: gemini.Gemini, abstract: Any, base: Any) -> Any:
 
 
 def merged(loaded: Loaded) -> Loaded:
-  """The model of a run that was tuned, as one of a run that was not."""
+  """The model of a run that was tuned or compressed, as one that was not."""
   config = loaded.config
+  if config.compress.is_stored:
+    mesh = jax.tree.leaves(loaded.params)[0].sharding.mesh
+    plain = build.abstract_params(build.make_model(config, mesh), mesh)
+    params = jax.jit(lambda params: compressed.to_plain(params, plain))(
+      loaded.params
+    )
+    config = dataclasses.replace(config, compress=config_lib.Compress())
+    return Loaded(config, loaded.tokenizer, params)
   if config.tune.method == 'full':
     return loaded
   merge = lambda params: jax.tree.map(

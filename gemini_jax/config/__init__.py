@@ -6,6 +6,7 @@ strictly. Nothing else in the package sees a ConfigDict, and no field has a
 second default anywhere.
 """
 
+from gemini_jax.config.compress import Compress
 from gemini_jax.config.config import (
   FILE,
   Config,
@@ -54,6 +55,7 @@ __all__ = [
   'Audio',
   'Augment',
   'Autoencoder',
+  'Compress',
   'Config',
   'ConfigError',
   'Data',

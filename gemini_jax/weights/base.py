@@ -17,7 +17,7 @@ from gemini_jax import config as config_lib
 from gemini_jax import host
 from gemini_jax.checkpoint import checkpointer, parameters
 from gemini_jax.models import build, gemini, parameter_groups
-from gemini_jax.weights import tuning
+from gemini_jax.weights import compressed, tuning
 
 # What a manifest calls the base.
 KEY = 'base'
@@ -76,8 +76,8 @@ class Base:
     Raises:
       ConfigError: one is missing there, or has another shape.
     """
-    if self.config.tune.method != 'full':
-      # It has a base of its own; `read` looks.
+    if self.config.tune.method != 'full' or self.config.compress.is_stored:
+      # It has other arrays; `read` looks.
       return
     try:
       step = max(self._checkpoints.steps())
@@ -108,6 +108,9 @@ class Base:
       model = build.make_model(self.config, mesh)
       whole = tuning.abstract_params(self.config, model, mesh)
       own = parameter_groups.own(tune, whole)
+    if self.config.compress.is_stored:
+      model = build.make_model(self.config, mesh)
+      own = compressed.abstract_stored(self.config, model, mesh)
     select = lambda saved: self._select(saved, own).arrays
     if step is not None and not self._checkpoints.holds(step):
       step = None
@@ -124,6 +127,9 @@ class Base:
     if model is None:
       cast = lambda leaf, wanted: leaf.astype(wanted.dtype)
       return jax.tree.map(cast, params, abstract), unused
+    if self.config.compress.is_stored:
+      plain = build.abstract_params(model, mesh)
+      params = compressed.opened(params, plain)
     params = with_base(self.config, model, mesh, params, restored.manifest)
     return self._merged(params, abstract), []
 

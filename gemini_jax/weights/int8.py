@@ -82,7 +82,7 @@ class Int8(matmul.Weight):
       matrix = array.reshape(*lead, F, D)
     else:
       matrix = array.reshape(*lead, D, F).swapaxes(-1, -2)
-    values, step = _round(matrix.astype(jnp.float32))
+    values, step = rounded(matrix.astype(jnp.float32))
     return cls(values, step[..., 0], inputs, outputs, is_table)
 
   @property
@@ -253,7 +253,7 @@ def with_kernel(params: Any, name: str) -> Any:
   )
 
 
-def _round(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def rounded(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """The nearest int8, and the step of each row, of which they are multiples."""
   largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
   step = jnp.maximum(largest, jnp.finfo(jnp.float32).tiny) / _LARGEST
@@ -305,7 +305,7 @@ def _integer_product(
   x_RD: jax.Array, values_FD: jax.Array, scale_F: jax.Array
 ) -> jax.Array:
   x_RD = x_RD.astype(jnp.float32)
-  coarse_RD, step_R1 = _round(x_RD)
+  coarse_RD, step_R1 = rounded(x_RD)
   left_RD = x_RD / step_R1 - coarse_RD
   fine_RD = jnp.round(left_RD * _FINER).astype(jnp.int8)
   both = jnp.concatenate([coarse_RD, fine_RD])
