@@ -157,9 +157,8 @@ def _finished(
     matrix = by_output.to_matrix(
       array, len(target.dims.stack), len(target.dims.inputs), target.rows_first
     )
-    return into.leaf(
-      matrix, scale, *target.sizes(array.shape), target.rows_first
-    )
+    inputs, outputs = target.sizes(array.shape)
+    return into.leaf(matrix, scale, inputs, outputs, target.rows_first)
 
   return jax.tree_util.tree_map_with_path(
     one, params, trained, kept, is_leaf=compressed.is_weight
