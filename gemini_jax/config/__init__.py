@@ -24,6 +24,7 @@ from gemini_jax.config.data import (
 )
 from gemini_jax.config.evaluate import Evaluate
 from gemini_jax.config.generate import SEPARATOR, Generate
+from gemini_jax.config.growth import Growth
 from gemini_jax.config.media import KINDS, Audio, Autoencoder, Image, Video
 from gemini_jax.config.model import Latent, Model
 from gemini_jax.config.optimizer import LEARNING_RATES, Optimizer
@@ -51,6 +52,7 @@ __all__ = [
   'Data',
   'Evaluate',
   'Generate',
+  'Growth',
   'Image',
   'KLAnnealing',
   'Latent',

@@ -11,6 +11,7 @@ from gemini_jax import host
 from gemini_jax.config import data as data_lib
 from gemini_jax.config import evaluate as evaluate_lib
 from gemini_jax.config import generate as generate_lib
+from gemini_jax.config import growth as growth_lib
 from gemini_jax.config import legacy, schema
 from gemini_jax.config import model as model_lib
 from gemini_jax.config import optimizer as optimizer_lib
@@ -45,6 +46,9 @@ class Config:
   )
   train: train_lib.Train = dataclasses.field(default_factory=train_lib.Train)
   tune: tune_lib.Tune = dataclasses.field(default_factory=tune_lib.Tune)
+  growth: growth_lib.Growth = dataclasses.field(
+    default_factory=growth_lib.Growth
+  )
   evaluate: evaluate_lib.Evaluate = dataclasses.field(
     default_factory=evaluate_lib.Evaluate
   )
@@ -98,6 +102,9 @@ class Config:
     )
     self._check_preferences()
     self._check_tune()
+    growth_lib.check(
+      self.growth, self.model, self.train.num_steps, self.optimizer.name
+    )
     canvas = min(self.model.image.height, self.model.image.width)
     padding = self.data.augment.crop_padding
     schema.check(
@@ -135,6 +142,11 @@ class Config:
       bool(self.train.init_from),
       f'{name} needs train.init_from, the folder of the run whose parameters '
       'it tunes',
+    )
+    schema.check(
+      self.growth.method == 'none',
+      f'{name} keeps the parameters of its base, and growth.method='
+      f'{self.growth.method!r} changes them; set it to none',
     )
     schema.check(
       method == 'head' or self.optimizer.name != 'muon',
