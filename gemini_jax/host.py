@@ -36,6 +36,9 @@ MALFORMED = (
 
 # glibc's mallopt parameters, from malloc.h.
 _ARENA_MAX, _MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD = -8, -4, -1, -2
+_MMAP_THRESHOLD = -3
+# Bytes of a step's temporaries from which memory is worth more than time.
+_LARGE_STEP = 1 << 30
 
 # Releases whose CPU back end fuses some reductions into kernels that give
 # wrong sums or crash (jax issues 39103 and 39257), and the flag that disables
@@ -68,15 +71,33 @@ def keep_freed_memory():
   faults (see LOG.md). The process keeps its peak memory. Call before jax
   starts; without glibc it does nothing.
   """
+  _mallopt(
+    (_ARENA_MAX, 1),
+    (_MMAP_MAX, 0),
+    (_TRIM_THRESHOLD, 2**31 - 1),
+    (_TOP_PAD, 256 << 20),
+  )
+
+
+def return_freed_blocks(num_bytes: int):
+  """Makes malloc return large blocks to the system again, if steps are large.
+
+  Freed memory is cut up by other allocations, so that the next step's
+  temporaries don't fit where the last ones were: a process grew to five times
+  the `num_bytes` of its temporaries (see LOG.md). Page faults are a small part
+  of large steps.
+  """
+  if num_bytes > _LARGE_STEP:
+    _mallopt((_MMAP_THRESHOLD, 32 << 20), (_MMAP_MAX, 65536))
+
+
+def _mallopt(*options: tuple[int, int]):
   if not sys.platform.startswith('linux'):
     return
   mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
-  if mallopt is None:
-    return
-  mallopt(_ARENA_MAX, 1)
-  mallopt(_MMAP_MAX, 0)
-  mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-  mallopt(_TOP_PAD, 256 << 20)
+  if mallopt is not None:
+    for option, value in options:
+      mallopt(option, value)
 
 
 class _Lossy(io.FileIO):

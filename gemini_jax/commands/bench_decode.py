@@ -51,12 +51,9 @@ def bench_decode(
       [library, path, f'{num_rows}', f'{os.cpu_count()}'],
       f'{library} did not decode with {path}; is it installed?',
     )
-    for library, path in (
-      ('llama.cpp', paths.gguf),
-      ('transformers', paths.huggingface),
-    )
+    for library in decode_worker.LIBRARIES
+    if (path := paths.gguf if library == 'llama.cpp' else paths.huggingface)
     for num_rows in BATCH_SIZES
-    if path
   }
   try:
     medians = timing.turns(
@@ -119,7 +116,7 @@ def variants(
     model = gemini.Gemini(fields)
     params = jax.jit(init, static_argnums=0)(model)
     if kind == 'int8':
-      params = int8.quantize(params)
+      params = int8.with_kernel(int8.quantize(params), 'auto')
     found[kind] = (model, params)
   return found
 

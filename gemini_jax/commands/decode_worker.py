@@ -4,6 +4,7 @@ Reads a number from each line of its input and answers with the seconds that so
 many times TOKENS tokens of each row take, after a prompt of a few tokens.
 """
 
+import functools
 import importlib
 import json
 import sys
@@ -47,14 +48,16 @@ def llama_cpp(path: str, num_rows: int, threads: int) -> Callable[[], float]:
   return run
 
 
-def transformers(path: str, num_rows: int, threads: int) -> Callable[[], float]:
-  """Transformers with torch in float32: greedy, one batch with a cache."""
+def transformers(
+  path: str, num_rows: int, threads: int, dtype: str
+) -> Callable[[], float]:
+  """Transformers with torch: greedy, one batch with a cache."""
   import torch
   import transformers as library
 
   torch.set_num_threads(threads)
   model = library.AutoModelForCausalLM.from_pretrained(
-    path, dtype=torch.float32
+    path, dtype=getattr(torch, dtype)
   )
 
   @torch.inference_mode()
@@ -70,7 +73,11 @@ def transformers(path: str, num_rows: int, threads: int) -> Callable[[], float]:
   return run
 
 
-LIBRARIES = {'llama.cpp': llama_cpp, 'transformers': transformers}
+LIBRARIES = {
+  'llama.cpp': llama_cpp,
+  'transformers float32': functools.partial(transformers, dtype='float32'),
+  'transformers bfloat16': functools.partial(transformers, dtype='bfloat16'),
+}
 
 
 def main():

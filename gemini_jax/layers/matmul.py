@@ -86,6 +86,19 @@ class Weight:
     """
     del names
 
+  @property
+  def stays_in_stack(self) -> bool:
+    """Whether a layer is read by `of_layer`, and not from a slice.
+
+    A weight without gradient may say so; without it its arrays are sliced,
+    which is a copy on CPUs.
+    """
+    return False
+
+  def of_layer(self, index: jax.Array) -> Self:
+    """The weight of one layer, whose arrays are those of the stack."""
+    raise NotImplementedError
+
 
 Leaf = jax.Array | Weight
 
@@ -155,7 +168,7 @@ def dot(
   if isinstance(leaf, Weight):
     return leaf.dot(x, num_contracted, dtype=dtype, out_dtype=out_dtype)
   x, kernel = x.astype(dtype), leaf.astype(dtype)
-  if not _on_one_device():
+  if not on_one_device():
     return jnp.tensordot(
       x, kernel, num_contracted, preferred_element_type=out_dtype
     )
@@ -191,7 +204,7 @@ def dot_transposed(
   x, kernel_FD = x.astype(dtype), leaf.astype(dtype)
   lead = x.shape[:-1]
   num_rows = None
-  if _on_one_device():
+  if on_one_device():
     x, num_rows = _enough_rows(x.reshape(-1, x.shape[-1]))
   y = jax.lax.dot_general(
     x,
@@ -230,6 +243,42 @@ def grouped_dot(x_RD: jax.Array, leaf: Any, sizes_E: jax.Array) -> jax.Array:
   return jnp.where(grouped_R1, y_RF, 0)
 
 
+def on_one_device() -> bool:
+  """Whether one device runs the program that is traced.
+
+  There, dims may be merged: XLA for CPU is faster at a product of two plain
+  matrices. On several, a merge of a dim that is split over devices with
+  another dim would make all devices compute all of it.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh.empty or mesh.size == 1
+
+
+def split_stack(params: Any) -> tuple[Any, Any]:
+  """The parameters of a stack that stay in it, and those that are sliced.
+
+  Both are trees like `params` with None in the place of the other's leaves.
+  """
+  is_weight = lambda leaf: isinstance(leaf, Weight)
+  stays = lambda leaf: is_weight(leaf) and leaf.stays_in_stack
+  choose = lambda wanted: jax.tree.map(
+    lambda leaf: leaf if stays(leaf) is wanted else None,
+    params,
+    is_leaf=is_weight,
+  )
+  return choose(True), choose(False)
+
+
+def join_layer(stack: Any, sliced: Any, index: jax.Array) -> Any:
+  """The parameters of a layer from the two parts of `split_stack`."""
+  return jax.tree.map(
+    lambda whole, part: part if whole is None else whole.of_layer(index),
+    stack,
+    sliced,
+    is_leaf=lambda leaf: leaf is None or isinstance(leaf, Weight),
+  )
+
+
 def for_devices(
   leaf: Any, names: tuple[str | None, ...], dtype: jax.typing.DTypeLike
 ) -> tuple[Any, Any]:
@@ -243,17 +292,6 @@ def for_devices(
     if arrays is not None:
       return leaf, arrays
   return to_array(leaf, dtype), names
-
-
-def _on_one_device() -> bool:
-  """Whether one device runs the program that is traced.
-
-  There, dims may be merged: XLA for CPU is faster at a product of two plain
-  matrices. On several, a merge of a dim that is split over devices with
-  another dim would make all devices compute all of it.
-  """
-  mesh = jax.sharding.get_abstract_mesh()
-  return mesh.empty or mesh.size == 1
 
 
 def _enough_rows(x_RD: jax.Array) -> tuple[jax.Array, int]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from gemini_jax import config as config_lib
-from gemini_jax.layers import attention, hooks
+from gemini_jax.layers import attention, hooks, matmul
 from gemini_jax.models import transformer
 from gemini_jax.parallel import pipeline, stages
 
@@ -118,10 +118,14 @@ class Stack(nn.Module):
     pattern, scans = self.config.attention_pattern, self.config.scan_layers
     period = len(pattern)
     apply = self.remat(apply, static_argnums=(5,), prevent_cse=not scans)
+    whole, sliced = matmul.split_stack(layers.params)
+    layers = layers.replace(params=sliced)
 
     def run(carry, layers, kinds):
       outputs = []
       for layer, kind in zip(unstack(layers, len(kinds)), kinds, strict=True):
+        params = matmul.join_layer(whole, layer.params, layer.index)
+        layer = layer.replace(params=params)
         *carry, output = apply(*carry, layer, context, key, kind)
         outputs.append(output)
       return tuple(carry), jax.tree.map(lambda *x: jnp.stack(x), *outputs)

@@ -12,6 +12,7 @@ import optax
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
+from gemini_jax import host
 from gemini_jax import run as run_lib
 from gemini_jax.adapt import enabled
 from gemini_jax.config import legacy
@@ -380,4 +381,7 @@ def compile_step(
 ) -> Any:
   """`train_step`, compiled once for these shapes and shardings."""
   step = step_lib.jitted(config, model, optimizer, abstract)
-  return compilation.timed('train_step', step, abstract, batch, np.int32(0))
+  compiled = compilation.timed('train_step', step, abstract, batch, np.int32(0))
+  memory = compiled.memory_analysis()
+  host.return_freed_blocks(memory.temp_size_in_bytes if memory else 0)
+  return compiled

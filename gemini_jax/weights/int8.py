@@ -4,12 +4,13 @@
 parameters. On CPUs a product multiplies integers: each row of the input becomes
 two rows of int8, the nearest multiples of a step and what is left in steps 254
 times smaller, as exact as 15 bits. XLA for CPUs has no fast product of one row
-of integers, and two rows take little longer than one would. Elsewhere the
-matrix is brought to the type of the computation within the product. The
-gradient by the input is that of the numbers which the integers stand for;
-there is none by the matrix.
+of integers, and two rows take little longer than one would; few rows may also
+be multiplied by a kernel of ours (`with_kernel`), which reads the matrix of a
+layer where it is in the stack. Elsewhere the matrix is brought to the type of
+the computation within the product. The gradient by the input is that of the
+numbers which the integers stand for; there is none by the matrix.
 
-R rows, D dims in, F dims out, all of them in one dim each.
+R rows, D dims in, F dims out, all of them in one dim each, L layers.
 """
 
 import functools
@@ -21,6 +22,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from gemini_jax.kernels import native
 from gemini_jax.layers import matmul
 from gemini_jax.models import parameter_groups
 
@@ -45,6 +47,9 @@ class Int8(matmul.Weight):
     outputs: dims of the array that make F.
     is_table: whether the outputs come first in the array, as in a table of
       vectors, and not last.
+    kernel: of products on CPUs, 'xla' or 'native'.
+    layer: int32, whose matrix in a stack this is, see `of_layer`; None: the
+      arrays are of this weight alone.
   """
 
   values: jax.Array
@@ -52,6 +57,8 @@ class Int8(matmul.Weight):
   inputs: tuple[int, ...] = flax.struct.field(pytree_node=False)
   outputs: tuple[int, ...] = flax.struct.field(pytree_node=False)
   is_table: bool = flax.struct.field(pytree_node=False, default=False)
+  kernel: str = flax.struct.field(pytree_node=False, default='xla')
+  layer: jax.Array | None = None
 
   @classmethod
   def from_array(
@@ -82,7 +89,8 @@ class Int8(matmul.Weight):
     """Of the array that this stands for."""
     parts = (self.inputs, self.outputs)
     first, last = parts[::-1] if self.is_table else parts
-    return (*self.values.shape[:-2], *first, *last)
+    lead = self.values.shape[:-2]
+    return (*(lead if self.layer is None else lead[1:]), *first, *last)
 
   @property
   def dtype(self) -> Any:
@@ -91,7 +99,8 @@ class Int8(matmul.Weight):
 
   def to_array(self, dtype: jax.typing.DTypeLike) -> jax.Array:
     """See `matmul.to_array`."""
-    matrix = (self.values * self.scale[..., None]).astype(dtype)
+    values, scale = self._arrays()
+    matrix = (values * scale[..., None]).astype(dtype)
     if not self.is_table:
       matrix = matrix.swapaxes(-1, -2)
     return matrix.reshape(self.shape)
@@ -125,8 +134,23 @@ class Int8(matmul.Weight):
     """See `matmul.rows`."""
     if not self.is_table:
       return super().rows(ids, dtype)
-    values = jnp.take(self.values, ids, axis=0)
-    return (values * jnp.take(self.scale, ids, axis=0)[..., None]).astype(dtype)
+    values, scale = (jnp.take(a, ids, axis=0) for a in self._arrays())
+    return (values * scale[..., None]).astype(dtype)
+
+  @property
+  def stays_in_stack(self) -> bool:
+    """See `matmul.Weight`."""
+    return self.kernel == 'native' and self.values.ndim == 3
+
+  def of_layer(self, index: jax.Array) -> 'Int8':
+    """See `matmul.Weight`."""
+    return self.replace(layer=index)
+
+  def _arrays(self) -> tuple[jax.Array, jax.Array]:
+    """Values and scale of this weight alone."""
+    if self.layer is None:
+      return self.values, self.scale
+    return self.values[self.layer], self.scale[self.layer]
 
   def _product(
     self,
@@ -137,8 +161,25 @@ class Int8(matmul.Weight):
   ) -> jax.Array:
     lead = x.shape[: x.ndim - num_in]
     x_RD = x.reshape(-1, self.values.shape[-1])
-    y_RF = _product(jnp.dtype(dtype), x_RD, self.values, self.scale)
+    if self._is_native(*x_RD.shape):
+      y_RF = _product(jnp.dtype(dtype), x_RD, *self._stack())
+    else:
+      y_RF = _product(jnp.dtype(dtype), x_RD, *self._arrays())
     return y_RF.reshape(*lead, *self.outputs).astype(out_dtype or dtype)
+
+  def _is_native(self, num_rows: int, num_in: int) -> bool:
+    return (
+      self.kernel == 'native'
+      and num_rows <= native.MOST_ROWS
+      and num_in <= native.LARGEST_INPUT
+      and matmul.on_one_device()
+    )
+
+  def _stack(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Values and scales of a stack, and the layer that this weight is."""
+    if self.layer is None:
+      return self.values[None], self.scale[None], jnp.int32(0)
+    return self.values, self.scale, self.layer
 
 
 def quantize(params: Any, pattern: str = PATTERN) -> Any:
@@ -185,6 +226,30 @@ def quantize(params: Any, pattern: str = PATTERN) -> Any:
   return quantised
 
 
+def with_kernel(params: Any, name: str) -> Any:
+  """Parameters whose `Int8` use a kernel on CPUs; as they are without `Int8`.
+
+  Args:
+    params: of a model.
+    name: as `generate.int8_kernel`.
+
+  Raises:
+    ConfigError: see `kernels/native.choose`.
+  """
+  is_weight = lambda leaf: isinstance(leaf, matmul.Weight)
+  leaves = jax.tree.leaves(params, is_leaf=is_weight)
+  if not any(isinstance(leaf, Int8) for leaf in leaves):
+    return params
+  kernel = native.choose(name)
+  return jax.tree.map(
+    lambda leaf: (
+      leaf.replace(kernel=kernel) if isinstance(leaf, Int8) else leaf
+    ),
+    params,
+    is_leaf=is_weight,
+  )
+
+
 def _round(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """The nearest int8, and the step of each row, of which they are multiples."""
   largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
@@ -193,16 +258,23 @@ def _round(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _product(
-  dtype: Any, x_RD: jax.Array, values_FD: jax.Array, scale_F: jax.Array
-) -> jax.Array:
-  """float32[R, F], by integers where those are faster."""
+def _product(dtype: Any, x_RD: jax.Array, *weight: jax.Array) -> jax.Array:
+  """float32[R, F], by integers where those are faster.
+
+  Args:
+    dtype: of the computation.
+    x_RD: rows.
+    *weight: values and scale; or of a stack, for the kernel of ours, with the
+      layer.
+  """
+  if len(weight) == 2:
+    cpu = _integer_product
+  else:
+    cpu = lambda x_RD, *stack: native.int8_product(
+      x_RD.astype(jnp.float32), *stack
+    )
   return jax.lax.platform_dependent(
-    x_RD,
-    values_FD,
-    scale_F,
-    cpu=_integer_product,
-    default=functools.partial(_plain_product, dtype),
+    x_RD, *weight, cpu=cpu, default=functools.partial(_plain_product, dtype)
   )
 
 
@@ -214,8 +286,14 @@ def _product_jvp(dtype: Any, primals: Any, tangents: Any) -> Any:
 
 
 def _plain_product(
-  dtype: Any, x_RD: jax.Array, values_FD: jax.Array, scale_F: jax.Array
+  dtype: Any,
+  x_RD: jax.Array,
+  values_FD: jax.Array,
+  scale_F: jax.Array,
+  layer: jax.Array | None = None,
 ) -> jax.Array:
+  if layer is not None:
+    values_FD, scale_F = values_FD[layer], scale_F[layer]
   y_RF = _contract(x_RD.astype(dtype), values_FD.astype(dtype), jnp.float32)
   return y_RF * scale_F[None]
 

@@ -1,0 +1,151 @@
+"""Kernels in C++ for CPUs, compiled for this machine by its own compiler.
+
+XLA copies a layer out of a stack before it multiplies with it; a kernel reads
+it where it is. Nothing is compiled until a kernel is asked for. The library is
+kept in the cache folder, under a name that holds all that it depends on.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import tempfile
+import time
+
+import jax
+import jaxlib
+import numpy as np
+
+from gemini_jax import config as config_lib
+from gemini_jax import host
+
+_SOURCE = pathlib.Path(__file__).parent / 'int8_product.cc'
+_SYMBOL = 'GeminiInt8Product'
+_TARGET = 'gemini_jax_int8_product'
+_OPTIONS = ('-std=c++17', '-O3', '-march=native', '-shared', '-fPIC', '-w')
+_SECONDS = 120
+# Beyond these, sums of products of bytes leave int32, and XLA's product of
+# several rows is as fast.
+LARGEST_INPUT = 2**15
+MOST_ROWS = 4
+
+
+class NoKernelError(Exception):
+  """The kernels can't be compiled or loaded here; says why."""
+
+
+def choose(name: str) -> str:
+  """The kernel of int8 products on this machine, 'xla' or 'native'.
+
+  Args:
+    name: as `generate.int8_kernel`.
+
+  Raises:
+    ConfigError: native is asked for by name and can't be had.
+  """
+  if name == 'xla':
+    return name
+  try:
+    load()
+  except NoKernelError as error:
+    config_lib.check(
+      name == 'auto',
+      f'generate.int8_kernel={name!r}: {error}; use auto or xla',
+    )
+    logging.info('int8: products by XLA; no kernel of our own: %s', error)
+    return 'xla'
+  logging.info('int8: products of up to %d rows by our kernel', MOST_ROWS)
+  return 'native'
+
+
+def int8_product(
+  x_RD: jax.Array, stack_LFD: jax.Array, scale_LF: jax.Array, layer: jax.Array
+) -> jax.Array:
+  """float32[R, F], rows times the matrix of a layer; after `load`.
+
+  Args:
+    x_RD: float32.
+    stack_LFD: int8, matrices.
+    scale_LF: float32, of each output.
+    layer: int32, which matrix.
+  """
+  shape = x_RD.shape[0], stack_LFD.shape[1]
+  return jax.ffi.ffi_call(
+    _TARGET,
+    jax.ShapeDtypeStruct(shape, np.float32),
+    vmap_method='sequential',
+  )(x_RD, stack_LFD, scale_LF, layer)
+
+
+def load():
+  """Makes `int8_product` callable; compiles it if that was not done before.
+
+  Raises:
+    NoKernelError: there is no compiler, or it fails.
+  """
+  if reason := _load():
+    raise NoKernelError(reason)
+
+
+@functools.cache
+def _load() -> str:
+  """Compiles and registers once in a process; says why it can't."""
+  if jax.default_backend() != 'cpu':
+    return f'the device is a {jax.default_backend()}'
+  compiler = os.environ.get('CXX') or shutil.which('c++')
+  if compiler is None:
+    return 'no C++ compiler (c++, or the one that CXX names)'
+  try:
+    library = ctypes.CDLL(str(_compiled(compiler)))
+  except (OSError, subprocess.SubprocessError) as error:
+    return f'{compiler}: {_reason(error)}'
+  jax.ffi.register_ffi_target(
+    _TARGET, jax.ffi.pycapsule(getattr(library, _SYMBOL)), platform='cpu'
+  )
+  return ''
+
+
+def _compiled(compiler: str) -> pathlib.Path:
+  """The library's path; raises what starting the compiler raises."""
+  parts = (compiler, *_OPTIONS, _processor(), jaxlib.__version__)
+  digest = hashlib.sha256(_SOURCE.read_bytes())
+  digest.update('\n'.join(parts).encode())
+  path = host.cache_folder('native') / f'{digest.hexdigest()[:32]}.so'
+  if path.exists():
+    return path
+  begin = time.monotonic()
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    unfinished = pathlib.Path(folder) / path.name
+    include = f'-I{jax.ffi.include_dir()}'
+    subprocess.run(
+      [compiler, *_OPTIONS, include, str(_SOURCE), '-o', str(unfinished)],
+      check=True,
+      capture_output=True,
+      text=True,
+      timeout=_SECONDS,
+    )
+    unfinished.replace(path)
+  logging.info('compiled %s in %.1f s', _SOURCE.name, time.monotonic() - begin)
+  return path
+
+
+def _processor() -> str:
+  """What -march=native depends on: the flags of the processor."""
+  try:
+    lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+  except OSError:
+    return platform.processor()
+  return next(
+    (line for line in lines if line.startswith(('flags', 'Features'))), ''
+  )
+
+
+def _reason(error: Exception) -> str:
+  output = getattr(error, 'stderr', None) or str(error)
+  return (output.strip().splitlines() or ['it failed'])[-1]
