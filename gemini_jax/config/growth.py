@@ -71,12 +71,25 @@ class Growth:
     return {name: value for name, value in values.items() if value}
 
   def before(self, model: Any) -> Any:
-    """The model that a run with this one has until `at_step`.
+    """The model that a run of `model` trains until `at_step`.
 
     Raises:
       ConfigError: a model cannot have those sizes.
     """
     return with_sizes(model, self._given())
+
+
+def sizes(model: Any) -> dict[str, int | None]:
+  """The sizes of a model, those that it leaves to others as well."""
+  return {
+    'width': model.width,
+    'num_layers': model.num_layers,
+    'num_encoder_layers': model.encoder_layers or None,
+    'num_heads': model.num_heads,
+    'num_kv_heads': model.kv_heads,
+    'head_dim': model.head_width,
+    'mlp_dim': model.mlp_width,
+  }
 
 
 def with_sizes(model: Any, sizes: dict[str, int | None]) -> Any:

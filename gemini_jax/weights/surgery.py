@@ -70,55 +70,28 @@ def stack_layers(model: config_lib.Model) -> dict[str, int]:
   return {stack: count for stack, count in layers.items() if count}
 
 
-def grow(
-  params: Any,
-  before: config_lib.Model,
-  after: config_lib.Model,
-  growth: config_lib.Growth,
-  *,
-  seed: int = 0,
-) -> Any:
-  """Parameters of the larger model, which computes the same (`preserve`).
+class Expansion:
+  """Parameters of a smaller model as those of a larger one.
 
-  Args:
-    params: plain arrays of the smaller model.
-    before: the smaller model.
-    after: the larger one; see `config/growth.py` for what it may be.
-    growth: how.
-    seed: of the shares by which weights are divided among copies.
+  Every unit of the larger one is a copy of one of the smaller. By `preserve`
+  the larger model computes the same.
   """
-  plan = _Plan(before, after, growth, seed)
-  return jax.tree_util.tree_map_with_path(
-    lambda path, leaf: plan.values(name_of(path), leaf), params
-  )
-
-
-def grow_moments(
-  params: Any,
-  before: config_lib.Model,
-  after: config_lib.Model,
-  growth: config_lib.Growth,
-) -> Any:
-  """Moments of the larger model's parameters, copied and not divided.
-
-  A tree as that of the parameters.
-  """
-  plan = _Plan(before, after, growth, 0)
-  return jax.tree_util.tree_map_with_path(
-    lambda path, leaf: plan.copied(name_of(path), leaf), params
-  )
-
-
-class _Plan:
-  """Which unit of the smaller model each unit of the larger one is a copy of."""
 
   def __init__(
     self,
     before: config_lib.Model,
     after: config_lib.Model,
     growth: config_lib.Growth,
-    seed: int,
+    seed: int = 0,
   ):
+    """Sees what each unit is a copy of.
+
+    Args:
+      before: the smaller model.
+      after: the larger one; `config/growth.py` checks that it can be.
+      growth: how.
+      seed: of the shares by which weights are divided among copies.
+    """
     self._dims = dims(before)
     self._after = after
     self._growth = growth
@@ -146,6 +119,16 @@ class _Plan:
       for dim, source in found.items()
       if not np.array_equal(source, np.arange(source.max() + 1))
     }
+
+  def tree(self, params: Any) -> Any:
+    """All parameters, plain arrays of the smaller model."""
+    return jax.tree_util.tree_map_with_path(
+      lambda path, leaf: self.values(name_of(path), leaf), params
+    )
+
+  def zeros(self, path: str, leaf: jax.Array) -> jax.Array:
+    """Zeros in the place of a parameter."""
+    return jnp.zeros_like(self.copied(path, leaf))
 
   def copied(self, path: str, leaf: jax.Array) -> jax.Array:
     """Every unit as the one that it is a copy of."""
@@ -214,9 +197,7 @@ class _Plan:
     # Scales are stored less 1. A kernel of zeros before a norm would have no
     # useful gradient.
     value = -1.0 if post else 0.0
-    return jnp.where(
-      is_new.reshape(-1, *(1,) * (grown.ndim - 1)), value, grown
-    )
+    return jnp.where(is_new.reshape(-1, *(1,) * (grown.ndim - 1)), value, grown)
 
 
 def unit_sources(
