@@ -5,7 +5,6 @@ from that checkpoint with the larger one, whether it was interrupted there or
 not. The two parts have a program each; nothing else compiles again.
 """
 
-import dataclasses
 import logging
 import os
 import pathlib
