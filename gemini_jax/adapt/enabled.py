@@ -6,6 +6,7 @@ from gemini_jax.adapt import (
   decoder_reset,
   ema,
   extension,
+  gates,
   plateau,
   reference,
 )
@@ -18,6 +19,7 @@ def extensions(config: config_lib.Config) -> extension.Extensions:
     adalora.from_config(config),
     plateau.from_config(config),
     ema.from_config(config),
+    gates.from_config(config),
     reference.from_config(config),
   )
   return extension.Extensions(tuple(item for item in items if item is not None))

@@ -131,6 +131,7 @@ def shrink(flags: Mapping[str, str]):
   config = dataclasses.replace(
     loaded.config,
     model=after,
+    gates=config_lib.Gates(),
     growth=config_lib.Growth(),
     train=dataclasses.replace(loaded.config.train, init_from=''),
   )

@@ -10,6 +10,7 @@ import ml_collections
 from gemini_jax import host
 from gemini_jax.config import data as data_lib
 from gemini_jax.config import evaluate as evaluate_lib
+from gemini_jax.config import gates as gates_lib
 from gemini_jax.config import generate as generate_lib
 from gemini_jax.config import growth as growth_lib
 from gemini_jax.config import legacy, schema
@@ -46,6 +47,7 @@ class Config:
   )
   train: train_lib.Train = dataclasses.field(default_factory=train_lib.Train)
   tune: tune_lib.Tune = dataclasses.field(default_factory=tune_lib.Tune)
+  gates: gates_lib.Gates = dataclasses.field(default_factory=gates_lib.Gates)
   growth: growth_lib.Growth = dataclasses.field(
     default_factory=growth_lib.Growth
   )
@@ -102,6 +104,7 @@ class Config:
     )
     self._check_preferences()
     self._check_tune()
+    gates_lib.check(self.gates, self.model, self.tune.method)
     growth_lib.check(
       self.growth, self.model, self.train.num_steps, self.optimizer.name
     )
