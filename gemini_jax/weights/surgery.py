@@ -164,7 +164,7 @@ class Expansion:
     weights = 1 + noise * draw.uniform(-1, 1, source.size)
     totals = np.bincount(source, weights)
     shares = (weights / totals[source]).astype(np.float32)
-    return shares.reshape(-1, *(1,) * (ndim - 1 - dim)) if ndim > 1 else shares
+    return np.expand_dims(shares, [i for i in range(ndim) if i != dim])
 
   def _at_the_ends(
     self, path: str, grown: jax.Array, sources: Mapping[int, np.ndarray]

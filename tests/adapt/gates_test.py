@@ -10,7 +10,6 @@ import toy
 from gemini_jax import config as config_lib
 from gemini_jax.adapt import gates as gates_lib
 from gemini_jax.commands import shrink
-from gemini_jax.models import gemini
 from gemini_jax.train import state as state_lib
 
 GATES = {'heads': 0.5, 'channels': 0.25}
@@ -96,8 +95,8 @@ def test_a_run_that_removed_units_is_cut_to_a_plain_one(tmp_path):
   assert (small.model.num_heads, small.model.mlp_width) == (1, 34)
   assert small.gates == config_lib.Gates()
   more = (
-    f"train.init_from='{tmp_path / 'small'}'",
-    "gates.method='none'",
+    f'train.init_from={tmp_path / "small"}',
+    'gates.method=none',
     'gates.heads=0.0',
     'gates.channels=0.0',
     'model.num_heads=1',

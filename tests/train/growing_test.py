@@ -30,7 +30,7 @@ def done(tmp_path_factory):
 
 
 def test_it_grows_at_its_step(done):
-  _, workdir = done
+  workdir = done[1]
   small, large = (tiny.arrays(workdir, step) for step in (10, 12))
   name = 'params/decoder/layers/feedforward/up/kernel'
   assert small[name].shape == (1, 16, 32)
@@ -59,9 +59,9 @@ def test_interrupted_it_gives_the_same_numbers(done, step, tmp_path):
 
 def test_a_larger_run_starts_where_a_smaller_one_is(done, tmp_path, capsys):
   """The validation loss of the first, before an update that counts."""
-  file, workdir = done
+  file, _ = done
   plain = (
-    "growth.method='none'",
+    'growth.method=none',
     'growth.at_step=0',
     *(f'growth.{name}=None' for name in ('num_layers', 'width', 'num_heads')),
     'growth.mlp_dim=None',
@@ -72,7 +72,7 @@ def test_a_larger_run_starts_where_a_smaller_one_is(done, tmp_path, capsys):
     (
       'large',
       *plain[1:],
-      f"train.init_from='{tmp_path / 'small'}'",
+      f'train.init_from={tmp_path / "small"}',
       'model.num_layers=4',
       'model.mlp_dim=64',
       'optimizer.learning_rate=1e-9',
@@ -94,9 +94,9 @@ def test_a_larger_run_starts_where_a_smaller_one_is(done, tmp_path, capsys):
     ('growth.at_step=14', 'growth.at_step=14 must be below train.num_steps=14'),
     ('growth.width=24', 'growth.width=24 must divide model.width=32'),
     ('growth.num_layers=3', 'num_layers is 3 there and 2 in model'),
-    ("growth.method='none'", 'growth.at_step=10 needs growth.method'),
+    ('growth.method=none', 'growth.at_step=10 needs growth.method'),
     ('growth.at_step=0', 'is a size before growth.at_step, which is 0'),
-    ("optimizer.name='adafactor'", 'needs optimizer.name adamw'),
+    ('optimizer.name=adafactor', 'needs optimizer.name adamw'),
   ],
 )
 def test_what_cannot_grow_is_told(override, message, tmp_path, capsys):
