@@ -164,7 +164,8 @@ class Expansion:
     weights = 1 + noise * draw.uniform(-1, 1, source.size)
     totals = np.bincount(source, weights)
     shares = (weights / totals[source]).astype(np.float32)
-    return np.expand_dims(shares, [i for i in range(ndim) if i != dim])
+    others = tuple(i for i in range(ndim) if i != dim)
+    return np.expand_dims(shares, others)
 
   def _at_the_ends(
     self, path: str, grown: jax.Array, sources: Mapping[int, np.ndarray]
