@@ -32,7 +32,7 @@ TOKENIZER_FILE = 'tokenizer'
 NUMERICS_FIELDS = (
   *('model.scan_layers', 'model.remat', 'model.remat_save'),
   *('model.remat_offload', 'model.attention_kernel', 'model.context_parallel'),
-  *('model.dtype', 'model.dropout'),
+  *('model.dtype', 'model.dropout', 'tune.dropout'),
 )
 _TOKENIZER_FIELDS = ('model.vocab_size', 'model.text_vocab_size')
 # Batches on the device ahead of the step that reads them.
@@ -88,6 +88,7 @@ class Run:
     self,
     which: Literal['latest', 'best'] | str = 'latest',
     field: str = 'generate.checkpoint',
+    base_params: Any = None,
   ) -> RestoredParams:
     """The parameters to evaluate and to generate with, without the rest.
 
@@ -98,6 +99,7 @@ class Run:
     Args:
       which: 'latest', or 'best' by validation loss.
       field: of the config that says so, for messages.
+      base_params: of the base that it tunes, where they have been read.
 
     Raises:
       ConfigError: there is no checkpoint that is whole, or not the base that
@@ -124,6 +126,7 @@ class Run:
           self.mesh,
           selection.params(restored.state),
           restored.manifest,
+          base_params,
         )
         return RestoredParams(restored.step, params)
     raise config_lib.ConfigError(f'--workdir={self.workdir} was emptied')

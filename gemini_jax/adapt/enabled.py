@@ -8,6 +8,7 @@ from gemini_jax.adapt import (
   extension,
   gates,
   plateau,
+  pruning,
   reference,
 )
 
@@ -21,6 +22,8 @@ def extensions(config: config_lib.Config) -> extension.Extensions:
     ema.from_config(config),
     gates.from_config(config),
     reference.from_config(config),
+    # Last: it sets to zero what the others have made of pruned weights.
+    pruning.from_config(config),
   )
   return extension.Extensions(tuple(item for item in items if item is not None))
 

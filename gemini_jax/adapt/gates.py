@@ -260,9 +260,8 @@ class Gates(extension.Extension):
   ) -> Mapping[str, jax.Array]:
     """With the share of the gates that are closed."""
     gates = self.settled(state.extra[self.name])
-    closed = sum(jnp.sum(gate <= 0) for gate in gates.values())
-    count = sum(gate.size for gate in gates.values())
-    return {**metrics, 'gates_closed': closed / count}
+    all_gates = jnp.concatenate([gate.reshape(-1) for gate in gates.values()])
+    return {**metrics, 'gates_closed': jnp.mean(all_gates <= 0)}
 
   def evaluation_params(self, state: Any, params: Any) -> Any:
     """With the gates folded in, as a checkpoint is read."""
@@ -271,7 +270,7 @@ class Gates(extension.Extension):
 
 def fold(params: Any, factors: Any) -> Any:
   """Parameters times their factors; those that are masked stay."""
-  flat = traverse_util.flatten_dict(factors)
+  flat: dict[Any, Any] = traverse_util.flatten_dict(factors)
 
   def one(path, leaf):
     factor = flat.get(tuple(key.key for key in path))
@@ -286,7 +285,7 @@ def fold(params: Any, factors: Any) -> Any:
 
 def _touched(params: Any, factors: Any) -> dict[tuple[str, ...], jax.Array]:
   """The parameters that have a factor, times it, in float32."""
-  flat = traverse_util.flatten_dict(params)
+  flat: dict[Any, Any] = traverse_util.flatten_dict(params)
   return {
     path: flat[path].astype(jnp.float32) * factor
     for path, factor in traverse_util.flatten_dict(factors).items()
@@ -295,7 +294,7 @@ def _touched(params: Any, factors: Any) -> dict[tuple[str, ...], jax.Array]:
 
 def _like(touched: Any, grads: Any) -> Any:
   """The gradients of these parameters; zeros where one is frozen."""
-  flat = traverse_util.flatten_dict(grads)
+  flat: dict[Any, Any] = traverse_util.flatten_dict(grads)
   return {
     path: jnp.zeros_like(leaf)
     if parameter_groups.is_masked(flat[path])

@@ -26,12 +26,20 @@ from gemini_jax.config.evaluate import Evaluate
 from gemini_jax.config.gates import Gates
 from gemini_jax.config.generate import SEPARATOR, Generate
 from gemini_jax.config.growth import Growth
-from gemini_jax.config.media import KINDS, Audio, Autoencoder, Image, Video
+from gemini_jax.config.media import (
+  KINDS,
+  Audio,
+  Autoencoder,
+  Image,
+  Tower,
+  Video,
+)
 from gemini_jax.config.model import Latent, Model
 from gemini_jax.config.optimizer import LEARNING_RATES, Optimizer
 from gemini_jax.config.parallel import AXES, Parallel
 from gemini_jax.config.plan import Plan
 from gemini_jax.config.schema import ConfigError, check, nearest, optional
+from gemini_jax.config.sparsity import Sparsity
 from gemini_jax.config.train import DPO, KLAnnealing, LossWeights, Train
 from gemini_jax.config.tune import AdaLoRA, Tune
 
@@ -63,7 +71,9 @@ __all__ = [
   'Optimizer',
   'Parallel',
   'Plan',
+  'Sparsity',
   'Tokenizer',
+  'Tower',
   'Train',
   'Tune',
   'Video',

@@ -1,6 +1,7 @@
 """A model that becomes larger, between two runs or at a step of one."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from gemini_jax.config import schema
@@ -92,7 +93,7 @@ def sizes(model: Any) -> dict[str, int | None]:
   }
 
 
-def with_sizes(model: Any, sizes: dict[str, int | None]) -> Any:
+def with_sizes(model: Any, sizes: Mapping[str, int | None]) -> Any:
   """A model of other sizes; what is not given stays as wide as it is."""
   fixed = {
     'num_kv_heads': model.kv_heads,
@@ -104,7 +105,7 @@ def with_sizes(model: Any, sizes: dict[str, int | None]) -> Any:
   if model.num_kv_heads is None:
     # As many as there are heads.
     del fixed['num_kv_heads']
-  return dataclasses.replace(model, **(fixed | sizes))
+  return dataclasses.replace(model, **{**fixed, **sizes})
 
 
 def check(growth: Growth, model: Any, num_steps: int, optimizer: str):

@@ -172,6 +172,7 @@ def with_base(
   mesh: Mesh,
   own: Any,
   manifest: Mapping[str, Any],
+  base_params: Any = None,
 ) -> Any:
   """All parameters of a run, of those in its checkpoint.
 
@@ -181,13 +182,13 @@ def with_base(
     mesh: of the devices.
     own: what the checkpoint has.
     manifest: of the checkpoint.
+    base_params: of the base, where they have been read; None: they are read.
 
   Raises:
     ConfigError: the base cannot be read, or has changed.
   """
   if config.tune.method == 'full':
     return own
-  base = Base(config, is_tuned=True)
   known = manifest.get(KEY)
   config_lib.check(
     isinstance(known, dict)
@@ -197,13 +198,18 @@ def with_base(
     'parameters it tunes',
   )
   assert known is not None
-  params, _ = base.read(build.abstract_params(model, mesh), known['step'])
+  where, params = 'the base', base_params
+  if params is None:
+    base = Base(config, is_tuned=True)
+    plain = build.abstract_params(model, mesh)
+    params, _ = base.read(plain, known['step'])
+    where = f'{base.field} at step {base.step}'
   found = fingerprint(params)
   config_lib.check(
     found == known['fingerprint'],
-    f'{base.field} has other parameters at step {base.step} (fingerprint '
-    f'{found}) than those that were tuned, of step {known["step"]} '
-    f'({known["fingerprint"]}); give the folder of those',
+    f'{where} has other parameters (fingerprint {found}) than those that were '
+    f'tuned, of step {known["step"]} ({known["fingerprint"]}); give the folder '
+    'of those',
   )
   whole = tuning.abstract_params(config, model, mesh)
   return tuning.attached(config.tune, own, params, whole)

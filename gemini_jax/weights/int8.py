@@ -13,6 +13,7 @@ numbers which the integers stand for; there is none by the matrix.
 R rows, D dims in, F dims out, all of them in one dim each, L layers.
 """
 
+import dataclasses
 import functools
 import logging
 import math
@@ -144,7 +145,7 @@ class Int8(matmul.Weight):
 
   def of_layer(self, index: jax.Array) -> 'Int8':
     """See `matmul.Weight`."""
-    return self.replace(layer=index)
+    return dataclasses.replace(self, layer=index)
 
   def _arrays(self) -> tuple[jax.Array, jax.Array]:
     """Values and scale of this weight alone."""
@@ -243,7 +244,9 @@ def with_kernel(params: Any, name: str) -> Any:
   kernel = native.choose(name)
   return jax.tree.map(
     lambda leaf: (
-      leaf.replace(kernel=kernel) if isinstance(leaf, Int8) else leaf
+      dataclasses.replace(leaf, kernel=kernel)
+      if isinstance(leaf, Int8)
+      else leaf
     ),
     params,
     is_leaf=is_weight,
