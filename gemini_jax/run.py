@@ -204,7 +204,9 @@ def open_run(config: config_lib.Config, workdir: str | os.PathLike) -> Run:
     processes.all_processes(os.path.isdir(path)),
     f'--workdir={path} does not exist',
   )
-  return assemble(config, path, mesh, checkpoints)
+  newest = checkpoints.agreed_newest() or 0
+  is_grown = not config.growth.at_step or newest > config.growth.at_step
+  return assemble(config, path, mesh, checkpoints, is_grown=is_grown)
 
 
 def assemble(
@@ -212,8 +214,17 @@ def assemble(
   path: pathlib.Path,
   mesh: Mesh,
   checkpoints: checkpointer.Checkpointer,
+  *,
+  is_grown: bool = True,
 ) -> Run:
   """A run of a folder that holds its tokenizer.
+
+  Args:
+    config: what was asked for.
+    path: the folder.
+    mesh: of all devices.
+    checkpoints: in the folder.
+    is_grown: False: with the model that it has before `growth.at_step`.
 
   Raises:
     ConfigError: the folder holds another model, or no tokenizer.
@@ -222,6 +233,9 @@ def assemble(
     _check_same_model(path, config)
   words = _load_tokenizer(path, config)
   _check_same_tokenizer(path, words, checkpoints)
+  if not is_grown:
+    model = config.growth.before(config.model)
+    config = dataclasses.replace(config, model=model)
   config = build.with_vocab(config, words.vocab_size)
   config_lib.check(
     processes.same_on_all_processes(config_lib.to_json(config)),

@@ -201,6 +201,11 @@ _SLOW = {
   'commands/draft_model_test.py::test_a_draft': (),
   'evaluate/likelihood_test.py::test_more_draws': (),
   'growth_test.py': (),
+  'train/growing_test.py::test_it': (),
+  'train/growing_test.py::test_interrupted': (),
+  'train/growing_test.py::test_a_larger': (),
+  'adapt/gates_test.py::test_a_run': (),
+  'weights/surgery_test.py::test_a_larger_model': ('[tied]',),
   'models/contrast_test.py::test_the_loss_attracts': (),
   'experiments_test.py::test_an_experiment_builds': (
     '[quickstart',

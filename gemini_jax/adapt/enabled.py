@@ -6,6 +6,7 @@ from gemini_jax.adapt import (
   decoder_reset,
   ema,
   extension,
+  gates,
   plateau,
   pruning,
   reference,
@@ -19,6 +20,7 @@ def extensions(config: config_lib.Config) -> extension.Extensions:
     adalora.from_config(config),
     plateau.from_config(config),
     ema.from_config(config),
+    gates.from_config(config),
     reference.from_config(config),
     # Last: it sets to zero what the others have made of pruned weights.
     pruning.from_config(config),

@@ -102,6 +102,21 @@ class Checkpointer:
     """
     return manifest_lib.read(self.path(step), step)
 
+  def newest_whole(self) -> int | None:
+    """The step of the newest checkpoint that is not damaged, on all processes.
+
+    Reads all files of those that it looks at.
+    """
+    for step in reversed(self.steps()):
+      damage = None
+      try:
+        manifest_lib.verify(self.path(step), self.manifest(step))
+      except DamageError as error:
+        damage = error
+      if not _anywhere(damage is not None):
+        return step
+    return None
+
   def best(self) -> int | None:
     """The step of the lowest metric, if any checkpoint has one."""
     scored = []

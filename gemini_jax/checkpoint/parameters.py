@@ -5,10 +5,12 @@ Arrays are named by their paths in the saved tree, such as
 parameters in `params`, and beside them, where training made one, their moving
 average (`ema`, later in `extra/ema`) or the iterates of schedule-free training
 (`z` in a state of the optimizer). Training by preferences keeps those that it
-started from, where they have changed since, in `extra/reference`.
+started from, where they have changed since, in `extra/reference`. What gates
+multiply parameters by is in `extra/gates/factors`.
 """
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +22,7 @@ from gemini_jax.checkpoint import storage
 
 _PARAMS = 'params/'
 _AVERAGES = ('ema/', 'extra/ema/')
+_FACTORS = 'extra/gates/factors/'
 _REFERENCE = 'extra/reference/'
 
 
@@ -30,6 +33,7 @@ class Selection:
   Attributes:
     arrays: what to read, by name.
     values: the name of each parameter's value, by path.
+    factors: the name of what it is multiplied by, by path; of gates.
     iterates: the name of its iterate, by path; only of schedule-free training.
     b1: the name of the interpolation of schedule-free training, or ''.
     abstract: the tree of the parameters.
@@ -37,6 +41,7 @@ class Selection:
 
   arrays: dict[str, jax.ShapeDtypeStruct]
   values: dict[str, str]
+  factors: dict[str, str]
   iterates: dict[str, str]
   b1: str
   abstract: Any
@@ -45,12 +50,15 @@ class Selection:
     """The parameters, of the arrays that were read; takes them out of these."""
 
     def one(path, _):
-      value = arrays.pop(self.values[_name(path)])
-      if _name(path) not in self.iterates:
-        return value
-      z = arrays.pop(self.iterates[_name(path)])
-      # As in optax.contrib.schedule_free_eval_params.
-      return (value - (1.0 - arrays[self.b1]) * z) / arrays[self.b1]
+      name = _name(path)
+      value = arrays.pop(self.values[name])
+      if name in self.iterates:
+        z = arrays.pop(self.iterates[name])
+        # As in optax.contrib.schedule_free_eval_params.
+        value = (value - (1.0 - arrays[self.b1]) * z) / arrays[self.b1]
+      if name in self.factors:
+        value = value * arrays.pop(self.factors[name]).astype(value.dtype)
+      return value
 
     return jax.tree_util.tree_map_with_path(one, self.abstract)
 
@@ -68,8 +76,15 @@ def select(saved: Mapping[str, str], abstract: Any) -> Selection:
   }
   average = _prefix(saved, leaves, lambda prefix: prefix.startswith(_AVERAGES))
   iterates = _prefix(saved, leaves, lambda prefix: _has_iterates(saved, prefix))
-  arrays, values, others, b1 = {}, {}, {}, ''
+  arrays, values, factors, others, b1 = {}, {}, {}, {}, ''
   for path, leaf in leaves.items():
+    everywhere = NamedSharding(leaf.sharding.mesh, PartitionSpec())
+    if (factor := _FACTORS + path) in saved:
+      factors[path] = factor
+      dtype, _, sizes = saved[factor].partition('[')
+      arrays[factor] = jax.ShapeDtypeStruct(
+        json.loads(f'[{sizes}'), dtype, sharding=everywhere
+      )
     # Frozen parameters have neither average nor iterate.
     if average and average + path in saved:
       values[path] = average + path
@@ -81,9 +96,8 @@ def select(saved: Mapping[str, str], abstract: Any) -> Selection:
       others[path] = iterates + path
       arrays[iterates + path] = leaf.update(dtype=jnp.float32)
       b1 = f'{iterates.removesuffix("z/")}b1'
-      everywhere = NamedSharding(leaf.sharding.mesh, PartitionSpec())
       arrays[b1] = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
-  return Selection(arrays, values, others, b1, abstract)
+  return Selection(arrays, values, factors, others, b1, abstract)
 
 
 def select_reference(saved: Mapping[str, str], abstract: Any) -> Selection:
@@ -100,7 +114,7 @@ def select_reference(saved: Mapping[str, str], abstract: Any) -> Selection:
     kept = _REFERENCE + name in saved
     values[name] = (_REFERENCE if kept else _PARAMS) + name
     arrays[values[name]] = leaf
-  return Selection(arrays, values, {}, '', abstract)
+  return Selection(arrays, values, {}, {}, '', abstract)
 
 
 def first_misfit(saved: Mapping[str, str], selection: Selection) -> str:

@@ -53,6 +53,7 @@ from gemini_jax.models import gemini
 from gemini_jax.weights import peft_files, published_towers
 
 DTYPES = ('float32', 'bfloat16')
+_OPTIONS = convert_targets.Options()
 _FLAGS: dict[str, str | None] = {
   'source': None,
   'target': None,
@@ -147,12 +148,26 @@ def convert(
     loaded = convert_sources.open_published(from_path, dtype)
   if format != 'peft' and not (is_peft and format == 'gemini_jax'):
     loaded = convert_sources.merged(loaded)
-  draft = to_path.with_name(f'{to_path.name}.unfinished')
+  write(loaded, to_path, format, options)
+
+
+def write(
+  loaded: convert_sources.Loaded,
+  target: pathlib.Path,
+  format: str = 'gemini_jax',
+  options: convert_targets.Options = _OPTIONS,
+):
+  """Writes a model in a format, whole or not at all, and says so.
+
+  Raises:
+    ConfigError: the target cannot be written, or the format has no such models.
+  """
+  draft = target.with_name(f'{target.name}.unfinished')
   shutil.rmtree(draft, ignore_errors=True)
   try:
     draft.parent.mkdir(parents=True, exist_ok=True)
     convert_targets.WRITERS[format](loaded, draft, options)
-    draft.rename(to_path)
+    draft.rename(target)
   except OSError as error:
     raise config_lib.ConfigError(
       f'--target={target} cannot be written: {error.strerror}'
@@ -161,7 +176,7 @@ def convert(
     shutil.rmtree(draft, ignore_errors=True)
   print(
     f'{target}: {gemini.param_count(loaded.params):,} parameters, '
-    f'{_size(to_path) / 2**20:,.1f} MiB'
+    f'{_size(target) / 2**20:,.1f} MiB'
   )
 
 

@@ -24,7 +24,9 @@ from gemini_jax.config.data import (
   Tokenizer,
 )
 from gemini_jax.config.evaluate import Evaluate
+from gemini_jax.config.gates import Gates
 from gemini_jax.config.generate import SEPARATOR, Generate
+from gemini_jax.config.growth import Growth
 from gemini_jax.config.media import (
   KINDS,
   Audio,
@@ -60,7 +62,9 @@ __all__ = [
   'ConfigError',
   'Data',
   'Evaluate',
+  'Gates',
   'Generate',
+  'Growth',
   'Image',
   'KLAnnealing',
   'Latent',

@@ -11,7 +11,9 @@ from gemini_jax import host
 from gemini_jax.config import compress as compress_lib
 from gemini_jax.config import data as data_lib
 from gemini_jax.config import evaluate as evaluate_lib
+from gemini_jax.config import gates as gates_lib
 from gemini_jax.config import generate as generate_lib
+from gemini_jax.config import growth as growth_lib
 from gemini_jax.config import legacy, schema
 from gemini_jax.config import model as model_lib
 from gemini_jax.config import optimizer as optimizer_lib
@@ -47,6 +49,10 @@ class Config:
   )
   train: train_lib.Train = dataclasses.field(default_factory=train_lib.Train)
   tune: tune_lib.Tune = dataclasses.field(default_factory=tune_lib.Tune)
+  gates: gates_lib.Gates = dataclasses.field(default_factory=gates_lib.Gates)
+  growth: growth_lib.Growth = dataclasses.field(
+    default_factory=growth_lib.Growth
+  )
   sparsity: sparsity_lib.Sparsity = dataclasses.field(
     default_factory=sparsity_lib.Sparsity
   )
@@ -106,6 +112,15 @@ class Config:
     )
     self._check_preferences()
     self._check_tune()
+    gates_lib.check(self.gates, self.model, self.tune.method)
+    schema.check(
+      not self.growth.at_step or self.sparsity.method == 'none',
+      f'growth.at_step={self.growth.at_step} does not go with sparsity.method='
+      f'{self.sparsity.method!r}: grown weights have no masks',
+    )
+    growth_lib.check(
+      self.growth, self.model, self.train.num_steps, self.optimizer.name
+    )
     self._check_sparsity()
     canvas = min(self.model.image.height, self.model.image.width)
     padding = self.data.augment.crop_padding
@@ -144,6 +159,11 @@ class Config:
       bool(self.train.init_from),
       f'{name} needs train.init_from, the folder of the run whose parameters '
       'it tunes',
+    )
+    schema.check(
+      self.growth.method == 'none',
+      f'{name} keeps the parameters of its base, and growth.method='
+      f'{self.growth.method!r} changes them; set it to none',
     )
     schema.check(
       method == 'head' or self.optimizer.name != 'muon',

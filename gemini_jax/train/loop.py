@@ -23,6 +23,7 @@ from gemini_jax.parallel import compilation, placement, processes, sharding
 from gemini_jax.train import (
   batch_page,
   diagnosis,
+  growing,
   metric_writer,
   preemption,
   run_report,
@@ -49,15 +50,20 @@ def train(config: config_lib.Config, workdir: str | os.PathLike):
   """
   evaluators.check(config)
   wandb_writer.check(config)
-  with lock_lib.Lock() as lock:
-    session = session_lib.open_session(config, workdir, lock)
-    with sharding.use(session.run.mesh):
-      try:
-        _train(session)
-      except Exception:
-        # In a folder that was removed many things fail: say the reason.
-        lock.check()
-        raise
+  for is_grown in growing.parts(config, workdir):
+    with lock_lib.Lock() as lock:
+      session = session_lib.open_session(
+        config, workdir, lock, is_grown=is_grown
+      )
+      with sharding.use(session.run.mesh):
+        try:
+          is_done = _train(session)
+        except Exception:
+          # In a folder that was removed many things fail: say the reason.
+          lock.check()
+          raise
+    if not is_done:
+      return
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +95,10 @@ class _Training:
   results: dict[str, float]
 
 
-def _train(session: session_lib.Session):
+def _train(session: session_lib.Session) -> bool:
+  """Makes the updates of a session; False where a signal ended them."""
   run, config = session.run, session.run.config
-  num_steps = config.train.num_steps
+  num_steps = growing.last_step(config, session.is_grown)
   compilation.enable_cache(config)
   data = run.loader('train')
   loaders = held_out.loaders(run)
@@ -108,7 +115,7 @@ def _train(session: session_lib.Session):
       f'{run.workdir} is done: step {step:,} of {num_steps:,}'
       f'{progress_lib.spell_results(results)}'
     )
-    return
+    return True
   _announce(run, state, step, manifest)
   milestones.warn()
 
@@ -143,7 +150,7 @@ def _train(session: session_lib.Session):
     train_step,
     eval_step,
     writer,
-    progress_lib.Progress(step, num_steps),
+    progress_lib.Progress(step, config.train.num_steps),
     preemption.PreemptionGuard(run.mesh),
     results,
   )
@@ -161,7 +168,9 @@ def _train(session: session_lib.Session):
       training.guard.close()
   if is_done:
     numbers = progress_lib.spell_results(results)
-    print(f'{run.workdir} is done: {num_steps:,} steps{numbers}')
+    end = 'is done' if session.is_grown else 'grows now'
+    print(f'{run.workdir} {end}: {num_steps:,} steps{numbers}')
+  return is_done
 
 
 def _run_steps(
@@ -176,7 +185,8 @@ def _run_steps(
     due: whether the evaluation of `start` is still to be done.
   """
   session, milestones = training.session, training.milestones
-  run, num_steps = session.run, milestones.train.num_steps
+  run = session.run
+  num_steps = growing.last_step(run.config, session.is_grown)
   log = step_log.StepLog(
     run.config,
     milestones,
@@ -204,6 +214,7 @@ def _run_steps(
     log.process(refuse)
     log.add(step, metrics | {'stops': training.guard.anywhere()})
     evaluates, saves = milestones.evaluates(step), milestones.saves(step)
+    saves = saves or step == num_steps
     if not (evaluates or saves or log.stops):
       continue
     log.process(refuse)

@@ -20,8 +20,8 @@ from gemini_jax.checkpoint import checkpointer
 from gemini_jax.data import splits, tokenizer_training
 from gemini_jax.models import build
 from gemini_jax.parallel import processes
+from gemini_jax.train import growing, metrics_file, restoring
 from gemini_jax.train import lock as lock_lib
-from gemini_jax.train import metrics_file, restoring
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import starting_point as starting_point_lib
 from gemini_jax.train import state as state_lib
@@ -37,8 +37,11 @@ class Session:
     run: what every mode works with.
     optimizer: the update rule.
     abstract: shapes and shardings of the training state.
+    final_model: the one that the run has at its end.
     lock: held while the run trains.
     starting_point: the run whose parameters this one begins with, if any.
+    is_grown: whether the model has the sizes that it has at the end.
+    smaller: the state of the newest checkpoint, if the run grows now.
     base: step and fingerprint of the parameters that are tuned, once they have
       been read; {}: none are tuned. Updated in place.
   """
@@ -46,8 +49,11 @@ class Session:
   run: run_lib.Run
   optimizer: optax.GradientTransformationExtraArgs
   abstract: state_lib.TrainState
+  final_model: config_lib.Model
   lock: lock_lib.Lock
   starting_point: starting_point_lib.StartingPoint | None = None
+  is_grown: bool = True
+  smaller: growing.Smaller | None = None
   base: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def init_state(self) -> state_lib.TrainState:
@@ -61,8 +67,7 @@ class Session:
       return state_lib.init_state(
         config, self.run.model, self.optimizer, self.abstract
       )
-    plain = build.abstract_params(self.run.model, self.run.mesh)
-    params = self.starting_point.restore(plain)
+    params = self.starting_point.restore(config, self.run.mesh)
     if config.tune.method != 'full':
       self.base.update(self.starting_point.base.identity(params))
       abstract = self.abstract.params
@@ -79,10 +84,17 @@ class Session:
       ConfigError: it cannot be written.
     """
     path = self.run.workdir / run_lib.CONFIG_FILE
+    config = self.run.config
+    model = dataclasses.replace(
+      self.final_model,
+      vocab_size=config.model.vocab_size,
+      text_vocab_size=config.model.text_vocab_size,
+    )
+    text = config_lib.to_json(dataclasses.replace(config, model=model))
 
     def write():
       try:
-        host.replace_file(path, config_lib.to_json(self.run.config).encode())
+        host.replace_file(path, text.encode())
       except OSError as error:
         raise config_lib.ConfigError(
           f'{path} cannot be written: {error.strerror}'
@@ -113,9 +125,12 @@ class Session:
         would overwrite the rest of it; or it tunes what is not there any more.
     """
     run = self.run
+    saved = self.smaller or growing.Smaller(
+      run.config, state_lib.saved(run.config, self.abstract)
+    )
     try:
       restored = restoring.restore(
-        run.checkpoints, run.config, state_lib.saved(run.config, self.abstract)
+        run.checkpoints, saved.config, saved.abstract
       )
     except checkpointer.DamageError as error:
       raise config_lib.ConfigError(
@@ -123,6 +138,11 @@ class Session:
       ) from error
     size = self._check_manifest(restored) if restored else 0
     metrics_file.check(run.workdir, size)
+    if restored is not None and self.smaller is not None:
+      state = growing.grown_state(
+        restored.state, self.smaller.config, run.config, self.abstract
+      )
+      return dataclasses.replace(restored, state=state)
     if restored is None or run.config.tune.method == 'full':
       return restored
     params = base_lib.with_base(
@@ -161,6 +181,8 @@ def open_session(
   config: config_lib.Config,
   workdir: str | os.PathLike,
   lock: lock_lib.Lock | None = None,
+  *,
+  is_grown: bool = True,
 ) -> Session:
   """Puts together what training needs, before any work on a device.
 
@@ -171,6 +193,7 @@ def open_session(
     config: what was asked for.
     workdir: the folder of the run.
     lock: acquired before anything in the folder is changed.
+    is_grown: False: to train up to `growth.at_step`.
 
   Raises:
     ConfigError: the folder cannot be used, holds another model or state, or
@@ -201,16 +224,29 @@ def open_session(
   if not checkpoints.steps():
     _check_not_lost(path, config, checkpoints)
     _make_tokenizer(path, config, starting_point)
-  run = run_lib.assemble(config, path, mesh, checkpoints)
+  run = run_lib.assemble(config, path, mesh, checkpoints, is_grown=is_grown)
   if checkpoints.steps():
     _check_trained(path, checkpoints)
     _check_same_state(path, config, mesh)
   _, optimizer, abstract = abstract_parts(run.config, mesh)
   state_lib.check_patterns(config, abstract.params)
   if starting_point is not None:
-    starting_point.base.check(build.abstract_params(run.model, mesh))
+    starting_point.check(run.config, mesh)
+  smaller = None
+  at_step = config.growth.at_step
+  if is_grown and at_step and checkpoints.newest_whole() == at_step:
+    model = config.growth.before(run.config.model)
+    before = dataclasses.replace(run.config, model=model)
+    smaller = growing.Smaller(before, abstract_parts(before, mesh)[2])
   return Session(
-    run, optimizer, abstract, lock or lock_lib.Lock(), starting_point
+    run,
+    optimizer,
+    abstract,
+    config.model,
+    lock or lock_lib.Lock(),
+    starting_point,
+    is_grown,
+    smaller,
   )
 
 

@@ -1,11 +1,17 @@
 """Another run, from whose parameters a run starts: `train.init_from`."""
 
+import dataclasses
 import logging
 from typing import Any
 
+from jax.sharding import Mesh
+
 from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
+from gemini_jax.config import growth as growth_lib
 from gemini_jax.data import tokenizer as tokenizer_lib
+from gemini_jax.models import build
+from gemini_jax.train import growing
 from gemini_jax.weights import base as base_lib
 
 
@@ -44,13 +50,48 @@ class StartingPoint:
     config_lib.check(path.exists(), f'{field} has no {path.name}')
     return tokenizer_lib.load(path)
 
-  def restore(self, abstract: Any) -> Any:
+  def model(self, config: config_lib.Config) -> config_lib.Model:
+    """The run's own model, or one of the other run's sizes, if it grows.
+
+    Raises:
+      ConfigError: the other run's sizes cannot become those of this one.
+    """
+    if config.growth.method == 'none':
+      return config.model
+    there = self.base.config.model
+    before = growth_lib.with_sizes(config.model, growth_lib.sizes(there))
+    growth_lib.check_sizes(config.growth, before, config.model, self.base.field)
+    return before
+
+  def check(self, config: config_lib.Config, mesh: Mesh):
+    """Sees that its newest checkpoint has what this run starts from.
+
+    Raises:
+      ConfigError: a parameter is missing there, or has another shape.
+    """
+    self.base.check(self._abstract(config, mesh))
+
+  def _abstract(self, config: config_lib.Config, mesh: Mesh) -> Any:
+    config = dataclasses.replace(config, model=self.model(config))
+    return build.abstract_params(build.make_model(config, mesh), mesh)
+
+  def restore(self, config: config_lib.Config, mesh: Mesh) -> Any:
     """Its parameters, as they would be evaluated, as plain arrays.
+
+    They are larger where `growth.method` makes them so.
+
+    Args:
+      config: of this run, its vocabulary known.
+      mesh: of the devices.
 
     Raises:
       ConfigError: no checkpoint is whole, or a parameter does not fit.
     """
-    params, unused = self.base.read(abstract)
+    params, unused = self.base.read(self._abstract(config, mesh))
+    before = self.model(config)
+    if before != config.model:
+      whole = build.abstract_params(build.make_model(config, mesh), mesh)
+      params = growing.grown_params(params, before, config, whole)
     path = self.base.path
     logging.info(
       'starting with the parameters of step %d of %s', self.base.step, path
