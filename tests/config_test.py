@@ -217,6 +217,33 @@ RANGES = {
     "tune.pattern='(' is not a regular expression: missing ), unterminated "
     'subpattern at position 0',
   ),
+  'sparsity.sparsity': (
+    1.0,
+    'sparsity.sparsity=1.0 must be at least 0 and below 1',
+  ),
+  'sparsity.drop_fraction': (
+    -0.1,
+    'sparsity.drop_fraction=-0.1 must be at least 0 and below 1',
+  ),
+  'sparsity.pattern': (
+    '[',
+    "sparsity.pattern='[' is not a regular expression: unterminated character "
+    'set at position 0',
+  ),
+  'sparsity.n_of_m': (
+    '4:2',
+    "sparsity.n_of_m='4:2' must be two numbers N:M with 0 < N < M, such as "
+    "'2:4'",
+  ),
+  'sparsity.first': (
+    'random',
+    'sparsity.first=random is for methods static, set and rigl; none begins in '
+    'its own way',
+  ),
+  'sparsity.begin': (
+    0.75,
+    'sparsity.begin=0.75 must be below sparsity.end=0.75',
+  ),
   'parallel.tensor': (
     0,
     'parallel.tensor=0 must be at least 1, or -1 for the rest',
@@ -607,6 +634,40 @@ CONFLICTS = [
     },
     'tune.adalora.warmup_steps=8 and final_steps=3 must together be less than '
     'train.num_steps=10',
+  ),
+  (
+    {'sparsity.method': 'rigl', 'sparsity.pattern': ''},
+    "sparsity.pattern='' chooses nothing for sparsity.method=rigl; name some "
+    'matrices, such as @matrix$',
+  ),
+  (
+    {'sparsity.n_of_m': '2:4', 'sparsity.block': 8},
+    "sparsity.n_of_m='2:4' does not go with sparsity.block=8; set one of them",
+  ),
+  (
+    {'sparsity.method': 'gated', 'sparsity.block': 8},
+    'sparsity.method=gated prunes single weights; leave sparsity.n_of_m and '
+    'sparsity.block off',
+  ),
+  (
+    {
+      'sparsity.method': 'static',
+      'tune.method': 'lora',
+      'train.init_from': '/base',
+    },
+    "sparsity.method=static does not go with tune.method='lora', whose update "
+    'would fill what is pruned; use full',
+  ),
+  (
+    {'sparsity.method': 'ste', 'optimizer.name': 'schedule_free'},
+    'sparsity.method=ste trains what is pruned, and the average of '
+    'optimizer.name=schedule_free would not be zero there; use another '
+    'optimizer',
+  ),
+  (
+    {'sparsity.method': 'static', 'sparsity.first': 'nonzero'},
+    'sparsity.first=nonzero needs train.init_from, the folder of the run whose '
+    'zeros are kept',
   ),
   (
     {'train.accept_changes': ('data.batchsize',)},

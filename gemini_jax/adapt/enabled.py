@@ -7,6 +7,7 @@ from gemini_jax.adapt import (
   ema,
   extension,
   plateau,
+  pruning,
   reference,
 )
 
@@ -19,6 +20,8 @@ def extensions(config: config_lib.Config) -> extension.Extensions:
     plateau.from_config(config),
     ema.from_config(config),
     reference.from_config(config),
+    # Last: it sets to zero what the others have made of pruned weights.
+    pruning.from_config(config),
   )
   return extension.Extensions(tuple(item for item in items if item is not None))
 

@@ -16,15 +16,9 @@ Outside the step, `after_validation` is given the validation loss, and
 
 How to write what comes next:
 
-- A pruning mask is the extension's own state, of bools that mirror the
-  parameters. `forward_params` and `evaluation_params` set what is pruned to
-  zero, `gradients` does so with the gradient, and the optimizer's moments of it
-  stay zero. A schedule of sparsity is `before_step`, by `state.step`.
-- RigL changes the mask every N steps from the gradients of all weights, those
-  that are zero as well: these are what `after_update` is given. It returns the
-  state with another mask, with zeros where weights are grown, and with their
-  moments forgotten (`parameter_groups.mirrored` finds them). Under jit, so by
-  `lax.cond` on `state.step`.
+- Masks are there: see `masks.py` and `pruning.py`. What chooses other ones
+  returns `pruning.with_masks(state, masks)`, which sets what they prune to
+  zero.
 - Gates that are learned are the extension's own state too. `forward_params`
   multiplies by them; `after_update` takes their gradient with `jax.vjp` of
   `forward_params` from the gradients that it is given, and makes their update.
@@ -66,6 +60,17 @@ class Extension:
   def selections(self) -> Sequence[parameter_groups.Selection]:
     """The parameters that it is about, to be checked and logged."""
     return ()
+
+  def check(self, params: Any):
+    """Refuses parameters that it cannot work on.
+
+    Args:
+      params: their shapes.
+
+    Raises:
+      ConfigError: says which and why.
+    """
+    del params
 
   def before_step(self, state: Any, fresh: Callable[[jax.Array], Any]) -> Any:
     """The state from which the step starts.
@@ -153,6 +158,11 @@ class Extensions:
   def selections(self) -> list[parameter_groups.Selection]:
     """The parameters that they are about."""
     return [one for item in self.items for one in item.selections()]
+
+  def check(self, params: Any):
+    """Refuses parameters that one of them cannot work on."""
+    for item in self.items:
+      item.check(params)
 
   def before_step(self, state: Any, fresh: Callable[[jax.Array], Any]) -> Any:
     """The state from which the step starts."""

@@ -30,6 +30,7 @@ from gemini_jax.config.optimizer import LEARNING_RATES, Optimizer
 from gemini_jax.config.parallel import AXES, Parallel
 from gemini_jax.config.plan import Plan
 from gemini_jax.config.schema import ConfigError, check, nearest, optional
+from gemini_jax.config.sparsity import Sparsity
 from gemini_jax.config.train import DPO, KLAnnealing, LossWeights, Train
 from gemini_jax.config.tune import AdaLoRA, Tune
 
@@ -59,6 +60,7 @@ __all__ = [
   'Optimizer',
   'Parallel',
   'Plan',
+  'Sparsity',
   'Tokenizer',
   'Train',
   'Tune',

@@ -16,6 +16,7 @@ from gemini_jax.config import model as model_lib
 from gemini_jax.config import optimizer as optimizer_lib
 from gemini_jax.config import parallel as parallel_lib
 from gemini_jax.config import plan as plan_lib
+from gemini_jax.config import sparsity as sparsity_lib
 from gemini_jax.config import train as train_lib
 from gemini_jax.config import tune as tune_lib
 
@@ -45,6 +46,9 @@ class Config:
   )
   train: train_lib.Train = dataclasses.field(default_factory=train_lib.Train)
   tune: tune_lib.Tune = dataclasses.field(default_factory=tune_lib.Tune)
+  sparsity: sparsity_lib.Sparsity = dataclasses.field(
+    default_factory=sparsity_lib.Sparsity
+  )
   evaluate: evaluate_lib.Evaluate = dataclasses.field(
     default_factory=evaluate_lib.Evaluate
   )
@@ -98,6 +102,7 @@ class Config:
     )
     self._check_preferences()
     self._check_tune()
+    self._check_sparsity()
     canvas = min(self.model.image.height, self.model.image.width)
     padding = self.data.augment.crop_padding
     schema.check(
@@ -152,6 +157,29 @@ class Config:
       f'tune.adalora.warmup_steps={first} and final_steps='
       f'{self.train.num_steps - last} must together be less than '
       f'train.num_steps={self.train.num_steps}',
+    )
+
+  def _check_sparsity(self):
+    """Sees that what is pruned goes with the training."""
+    method, tune = self.sparsity.method, self.tune.method
+    if method == 'none':
+      return
+    name = f'sparsity.method={method}'
+    schema.check(
+      tune == 'full',
+      f'{name} does not go with tune.method={tune!r}, whose update would fill '
+      'what is pruned; use full',
+    )
+    schema.check(
+      method not in ('movement', 'ste')
+      or self.optimizer.name != 'schedule_free',
+      f'{name} trains what is pruned, and the average of optimizer.name='
+      'schedule_free would not be zero there; use another optimizer',
+    )
+    schema.check(
+      self.sparsity.first != 'nonzero' or bool(self.train.init_from),
+      'sparsity.first=nonzero needs train.init_from, the folder of the run '
+      'whose zeros are kept',
     )
 
   def _check_batch(self, field: str, num_rows: int):

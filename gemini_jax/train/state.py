@@ -137,13 +137,16 @@ def check_patterns(config: config_lib.Config, params: Any, *, log: bool = True):
   """Sees that what the config chooses parameters by matches some; logs them.
 
   Raises:
-    ConfigError: a pattern matches no parameter, or all would be frozen.
+    ConfigError: a pattern matches no parameter, or all would be frozen; or an
+      extension cannot work on what it matches.
   """
+  extensions = enabled.extensions(config)
   parameter_groups.check(
     [
       *optimizer_lib.selections(config.optimizer),
-      *enabled.extensions(config).selections(),
+      *extensions.selections(),
     ],
     params,
     log=log,
   )
+  extensions.check(params)
