@@ -103,6 +103,7 @@ _SLOW = {
   'main_test.py::test_a_run_that_is_not_finite': (),
   'adapt/decoder_reset_test.py::test_the_decoder_starts_anew': (),
   'adapt/extension_test.py::test_the_search_for': (),
+  'sparse_run_test.py::test_zeros': (),
   'adapt/pruning_test.py::test_masks_do_not_depend': ('[rigl]',),
   'adapt/pruning_test.py::test_groups_and_blocks': ('[rigl-fields3]',),
   'adapt/pruning_test.py::test_averages_of_schedule_free': (),

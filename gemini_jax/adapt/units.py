@@ -143,10 +143,16 @@ def chosen(config: config_lib.Config, params: Any) -> Any:
     name = jax.tree_util.keystr(path, simple=True, separator='/')
     return Units(name, tuple(leaf.shape), m, sparsity.block, n)
 
-  tree = jax.tree_util.tree_map_with_path(
-    one, parameter_groups.matching(sparsity.pattern, params), frozen, params
-  )
+  matching = parameter_groups.matching(sparsity.pattern, params)
+  tree = jax.tree_util.tree_map_with_path(one, matching, frozen, params)
   items = jax.tree.leaves(tree)
+  # One that matches nothing is told with the nearest names, by the caller of
+  # `selections`.
+  config_lib.check(
+    bool(items) or not any(jax.tree.leaves(matching)),
+    f'sparsity.pattern={sparsity.pattern!r} matches only what optimizer.frozen='
+    f'{config.optimizer.frozen!r} keeps as it is; choose others',
+  )
   _check(config, items)
   if n:
     return tree
@@ -163,11 +169,6 @@ def _check(config: config_lib.Config, items: list[Units]):
   """Refuses what cannot be pruned so."""
   sparsity = config.sparsity
   pattern = f'sparsity.pattern={sparsity.pattern!r}'
-  config_lib.check(
-    bool(items),
-    f'{pattern} matches only what optimizer.frozen={config.optimizer.frozen!r} '
-    'keeps as it is; choose others',
-  )
   _, m = sparsity.kept_of_group
   for item in items:
     config_lib.check(
