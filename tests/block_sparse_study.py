@@ -16,7 +16,7 @@ import numpy as np
 
 from gemini_jax.commands import timing
 from gemini_jax.layers import matmul
-from gemini_jax.weights import block_sparse
+from gemini_jax.weights import block_ell
 
 _SIZE, _BLOCK, _KEPT, _ROUNDS = 2048, 64, 3, 25
 
@@ -30,7 +30,7 @@ def main() -> int:
   grown = kept.repeat(_BLOCK, 0).repeat(_BLOCK, 1)
   full = draw(_SIZE, _SIZE) * _SIZE**-0.5
   masked = full * grown
-  sparse = block_sparse.BlockSparse.from_mask(masked, kept, 0, 1)
+  sparse = block_ell.BlockSparse.from_mask(masked, kept, 0, 1)
   leaves = {'dense': full, 'masked': masked, 'blocks': sparse}
   dot = lambda x, leaf: matmul.dot(x, leaf, 1, dtype=jnp.float32)
   both = lambda x, leaf, dy: jax.vjp(dot, x, leaf)[1](dy)
@@ -53,19 +53,19 @@ def main() -> int:
           seconds[name].append(min(timing.seconds(call) for _ in range(3)))
       times = {name: statistics.median(s) for name, s in seconds.items()}
       ratio = times['dense'] / times['blocks']
-      error = difference(outputs, kept, what)
+      error = difference(outputs, kept, what, sparse)
       failed |= error > 1e-3 or ratio < 2.5
       shown = ', '.join(f'{n} {1e6 * t:.0f} us' for n, t in times.items())
       print(f'M={num_rows} {what}: {shown}; {ratio:.2f} x; error {error:.1e}')
   return int(failed)
 
 
-def difference(outputs, kept, what) -> float:
+def difference(outputs, kept, what, sparse) -> float:
   """The largest, of kept blocks."""
   found, expected = outputs['blocks'], outputs['masked']
   if what == 'forward':
     return float(jnp.max(jnp.abs(found - expected)))
-  array = found[1].to_array(jnp.float32)
+  array = sparse.replace(blocks=found[1].blocks).to_array(jnp.float32)
   grown = kept.repeat(_BLOCK, 0).repeat(_BLOCK, 1)
   return max(
     float(jnp.max(jnp.abs(found[0] - expected[0]))),

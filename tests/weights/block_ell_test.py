@@ -11,7 +11,7 @@ import toy
 from gemini_jax import config as config_lib
 from gemini_jax.layers import matmul
 from gemini_jax.models import gemini
-from gemini_jax.weights import block_sparse
+from gemini_jax.weights import block_ell
 
 F32 = jnp.float32
 BLOCK = 8
@@ -19,7 +19,7 @@ BLOCK = 8
 
 def pruned(name, leaf, share=0.75):
   """With blocks of zeros; each block of outputs keeps at least one."""
-  kept = block_sparse.nonzero_blocks(name, leaf, BLOCK)
+  kept = block_ell.nonzero_blocks(name, leaf, BLOCK)
   rng = np.random.default_rng(len(name))
   order = np.argsort(rng.random(kept.shape), axis=-2)
   kept = order < max(1, round((1 - share) * kept.shape[-2]))
@@ -44,10 +44,10 @@ def test_it_stands_for_the_array(name):
     node = node.setdefault(part, {})
   node[last] = array
   (weight,) = jax.tree.leaves(
-    block_sparse.convert(tree, BLOCK),
+    block_ell.convert(tree, BLOCK),
     is_leaf=lambda leaf: isinstance(leaf, matmul.Weight),
   )
-  assert isinstance(weight, block_sparse.BlockSparse)
+  assert isinstance(weight, block_ell.BlockSparse)
   assert weight.shape == array.shape and weight.dtype == F32
   assert weight.blocks.nbytes <= array.nbytes / 2
   np.testing.assert_array_equal(matmul.to_array(weight, F32), array)
@@ -72,7 +72,7 @@ def test_a_model_computes_the_same(scan):
     return pruned(name, leaf) if matches(name) else leaf
 
   params = jax.tree_util.tree_map_with_path(one, params)
-  sparse = block_sparse.convert(params, BLOCK)
+  sparse = block_ell.convert(params, BLOCK)
   size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
   assert size(sparse) < 0.6 * size(params)
   batch = toy.batch()
@@ -88,8 +88,8 @@ def test_a_model_computes_the_same(scan):
 def test_what_does_not_fit_is_refused_or_left():
   path = {'decoder': {'layers': {'up': {'kernel': toy.normal((2, 32, 24))}}}}
   with pytest.raises(config_lib.ConfigError, match='does not divide the 32'):
-    block_sparse.convert(path, 7)
+    block_ell.convert(path, 7)
   # Zeros of single weights are no blocks: nothing is gained, or claimed.
   dense = jax.tree.map(lambda leaf: jnp.where(leaf > 0, leaf, 0), path)
-  found = block_sparse.convert(dense, BLOCK)
+  found = block_ell.convert(dense, BLOCK)
   assert jax.tree.leaves(found)[0] is jax.tree.leaves(dense)[0]

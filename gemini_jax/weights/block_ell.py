@@ -157,7 +157,8 @@ def convert(
       return leaf
     weight = BlockSparse.from_mask(
       leaf, kept, len(dims.stack), len(dims.inputs)
-    ).replace(kernel=implementation)
+    )
+    weight = dataclasses.replace(weight, kernel=implementation)
     before, count = before + leaf.nbytes, count + 1
     after += weight.blocks.nbytes + weight.index.nbytes
     return weight
