@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
-from gemini_jax.compress import calibration, pruning
+from gemini_jax.compress import calibration, matrix_pruning
 from gemini_jax.config import compress as compress_config
 from gemini_jax.models import gemini, parameter_groups, stack
 from gemini_jax.weights import by_output, compressed
@@ -55,9 +55,9 @@ def compress(
   return compressed.map_targets(round_one, tables, params)
 
 
-def _settings(options: config_lib.Compress) -> pruning.Settings:
+def _settings(options: config_lib.Compress) -> matrix_pruning.Settings:
   prunes = options.method in compress_config.PRUNING
-  return pruning.Settings(
+  return matrix_pruning.Settings(
     options.method,
     options.share if prunes and not options.n_m else 0.0,
     options.kept_of if prunes else (0, 0),
@@ -68,7 +68,7 @@ def _settings(options: config_lib.Compress) -> pruning.Settings:
 
 def _each(
   options: config_lib.Compress,
-  settings: pruning.Settings,
+  settings: matrix_pruning.Settings,
   target: compressed.Target,
   array: jax.Array,
 ) -> Any:
@@ -76,7 +76,7 @@ def _each(
   matrix = target.matrix(array)
   flat = matrix.reshape(-1, *matrix.shape[-2:])
   done, scale = jax.lax.map(
-    lambda w_FD: pruning.compress(w_FD, None, settings), flat
+    lambda w_FD: matrix_pruning.compress(w_FD, None, settings), flat
   )
   shape = lambda leaf: leaf.reshape(*matrix.shape[:-2], *leaf.shape[1:])
   return leaf_of(
@@ -170,7 +170,7 @@ def _stack(
     for name, target in own.items():
       array = _at(layer, name)
       w_FD = target.matrix(array[None])[0]
-      new_FD, scale = pruning.compress(w_FD, sums[name], settings)
+      new_FD, scale = matrix_pruning.compress(w_FD, sums[name], settings)
       errors.append(_lost(w_FD, new_FD, sums[name]))
       done.setdefault(name, []).append((new_FD, scale))
       layer = _replaced(layer, name, _plain(target, array, new_FD))
@@ -198,7 +198,7 @@ def hessians(
   index: int,
   inputs: list[calibration.StackInputs],
   own: Mapping[str, compressed.Target],
-  settings: pruning.Settings,
+  settings: matrix_pruning.Settings,
 ) -> dict[str, jax.Array]:
   """Of the products of one layer, over all inputs; see `pruning`."""
   sizes = {

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import toy
-from gemini_jax.compress import pruning
+from gemini_jax.compress import matrix_pruning
 from gemini_jax.weights import grids
 
 F, D = 24, 144
@@ -37,8 +37,8 @@ def run(method, hessian=None, **fields):
   hessian = known if hessian is None else hessian
   if method == 'wanda':
     hessian = jnp.diag(hessian) if hessian.ndim == 2 else hessian
-  settings = pruning.Settings(method, **fields)
-  return pruning.compress(w_FD, hessian, settings)
+  settings = matrix_pruning.Settings(method, **fields)
+  return matrix_pruning.compress(w_FD, hessian, settings)
 
 
 @pytest.mark.parametrize(
@@ -94,17 +94,17 @@ def test_pruning_and_rounding_in_one_pass():
 
 
 def test_what_is_pruned_stays_so():
-  settings = pruning.Settings('gptq', grid=grids.Grid('int4', 128))
+  settings = matrix_pruning.Settings('gptq', grid=grids.Grid('int4', 128))
   pruned, _ = run('magnitude', alpha=0.5)
-  found, _ = pruning.compress(pruned, matrix()[1], settings)
+  found, _ = matrix_pruning.compress(pruned, matrix()[1], settings)
   assert (np.asarray(found)[np.asarray(pruned) == 0] == 0).all()
 
 
 def test_the_pass_is_that_of_the_papers():
   """Input after input, with the inverse of the Hessian of those after it."""
   w_FD, hessian = (np.asarray(part, np.float64) for part in matrix())
-  settings = pruning.Settings('sparsegpt', alpha=0.5)
-  found, _ = pruning.compress(*matrix(), settings)
+  settings = matrix_pruning.Settings('sparsegpt', alpha=0.5)
+  found, _ = matrix_pruning.compress(*matrix(), settings)
   kept_FD = np.asarray(found) != 0
   hessian = hessian + 0.01 * np.diag(hessian).mean() * np.eye(D)
   for j in range(D):
