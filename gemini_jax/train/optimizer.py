@@ -197,17 +197,20 @@ def decay_beside(
 def keep_estimate(
   rule: optax.GradientTransformationExtraArgs,
 ) -> optax.GradientTransformationExtraArgs:
-  """`rule` whose estimate of the rate outlives gradients that are all zero.
+  """`rule` that does nothing until a gradient is not zero.
 
   Prodigy and D-Adaptation divide by the norm of the gradients so far.
   """
 
   def update(updates, state, params=None, **extra):
     new_updates, new_state = rule.update(updates, state, params, **extra)
-    estimate = jnp.where(
-      jnp.isnan(new_state.estim_lr), state.estim_lr, new_state.estim_lr
+    waits = jnp.isnan(new_state.estim_lr) & (optax.tree.norm(updates) == 0)
+    kept = lambda old, new: jnp.where(waits, old, new)
+    zeros = jax.tree.map(jnp.zeros_like, new_updates)
+    return (
+      jax.tree.map(kept, zeros, new_updates),
+      jax.tree.map(kept, state, new_state),
     )
-    return new_updates, new_state._replace(estim_lr=estimate)
 
   return optax.GradientTransformationExtraArgs(rule.init, update)
 
