@@ -23,6 +23,13 @@ from gemini_jax.config import legacy
 # Sections that say what is done with a trained run, and on which devices; the
 # others say what it is.
 _OF_USE = ('parallel', 'evaluate', 'generate', 'plan')
+# The modes that take only these of a config, beside what a run holds; an
+# imported model has no data to be calibrated with.
+_SECTIONS = {
+  'eval': _OF_USE,
+  'generate': _OF_USE,
+  'compress': (*_OF_USE, 'data', 'compress'),
+}
 # The name under which an experiment is imported.
 _EXPERIMENT = 'experiment_config'
 
@@ -145,8 +152,8 @@ def run_config(
   """The config to run `mode` with in a folder.
 
   Without `--config` it is the one that the folder holds. Of a trained run,
-  `eval` and `generate` take only the sections `_OF_USE` from `--config`: what
-  the run is does not have to be said again. Overrides apply to either.
+  `eval`, `generate` and `compress` take only some sections from `--config`:
+  what the run is does not have to be said again. Overrides apply to either.
 
   Raises:
     ConfigError: there is none, or a field or a value is wrong.
@@ -161,12 +168,14 @@ def run_config(
     run = config_lib.read(saved)
     return override(config_lib.to_config_dict(run), arguments)
   asked = load(arguments.file)
-  if mode not in ('eval', 'generate') or not os.path.lexists(saved):
+  if mode not in _SECTIONS or not os.path.lexists(saved):
     return override(asked, arguments)
   base = config_lib.to_config_dict(config_lib.read(saved))
   flags_of = (flag.partition('=')[0] for flag in arguments.rest)
   overridden = {flag.partition('.')[2] for flag in flags_of}
-  unused = [p for p in _differences(asked, base) if p not in overridden]
+  sections = _SECTIONS[mode]
+  different = _differences(asked, base, sections)
+  unused = [p for p in different if p not in overridden]
   if unused:
     more = ', ...' if len(unused) > 5 else ''
     logging.warning(
@@ -176,16 +185,18 @@ def run_config(
       ', '.join(unused[:5]),
       more,
     )
-  for name in _OF_USE:
+  for name in sections:
     if name in asked:
       base[name] = asked[name]
   return override(base, arguments)
 
 
-def _differences(asked: Any, saved: Any) -> Iterator[str]:
-  """Fields, outside of `_OF_USE`, that two ConfigDicts do not agree about."""
+def _differences(
+  asked: Any, saved: Any, sections: Sequence[str]
+) -> Iterator[str]:
+  """Fields, outside of `sections`, that two ConfigDicts do not agree about."""
   for section in asked:
-    if section in _OF_USE or section not in saved:
+    if section in sections or section not in saved:
       continue
     values, others = asked[section], saved[section]
     for name in values:

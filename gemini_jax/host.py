@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import errno
 import functools
+import glob
 import io
 import logging
 import os
@@ -140,6 +141,27 @@ def start_output():
   )
   absl.logging.set_verbosity(absl.logging.WARNING)
   logging.getLogger('jax').setLevel(logging.WARNING)
+  logging.getLogger('jax._src.xla_bridge').addFilter(_in_one_line)
+
+
+def _has_nvidia_gpu() -> bool:
+  """Whether there is a device file of one; on Windows' Linux /dev/dxg."""
+  return bool(glob.glob('/dev/nvidia*') or glob.glob('/dev/dxg'))
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+  """Shortens what JAX logs of a plug-in that it cannot start.
+
+  A CUDA plug-in without a GPU is no mistake, and nothing is logged of it.
+  """
+  if record.exc_info and record.exc_info[1] is not None:
+    if 'cuda' in record.getMessage() and not _has_nvidia_gpu():
+      return False
+    reason = str(record.exc_info[1]).partition('\n')[0]
+    record.msg, record.args = f'{record.getMessage()}: {reason}', ()
+    record.exc_info = record.exc_text = None
+    record.levelno, record.levelname = logging.WARNING, 'WARNING'
+  return True
 
 
 def _lossy(stream: TextIO | None, descriptor: int) -> TextIO:

@@ -24,7 +24,7 @@ from gemini_jax.models import build, gemini, parameter_groups
 from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.parallel import pipeline, processes, sharding
 from gemini_jax.weights import base as base_lib
-from gemini_jax.weights import tuning
+from gemini_jax.weights import compressed, tuning
 
 CONFIG_FILE = config_lib.FILE
 TOKENIZER_FILE = 'tokenizer'
@@ -32,7 +32,7 @@ TOKENIZER_FILE = 'tokenizer'
 NUMERICS_FIELDS = (
   *('model.scan_layers', 'model.remat', 'model.remat_save'),
   *('model.remat_offload', 'model.attention_kernel', 'model.context_parallel'),
-  *('model.dtype', 'model.dropout'),
+  *('model.dtype', 'model.dropout', 'tune.dropout'),
 )
 _TOKENIZER_FIELDS = ('model.vocab_size', 'model.text_vocab_size')
 # Batches on the device ahead of the step that reads them.
@@ -88,6 +88,7 @@ class Run:
     self,
     which: Literal['latest', 'best'] | str = 'latest',
     field: str = 'generate.checkpoint',
+    base_params: Any = None,
   ) -> RestoredParams:
     """The parameters to evaluate and to generate with, without the rest.
 
@@ -98,6 +99,7 @@ class Run:
     Args:
       which: 'latest', or 'best' by validation loss.
       field: of the config that says so, for messages.
+      base_params: of the base that it tunes, where they have been read.
 
     Raises:
       ConfigError: there is no checkpoint that is whole, or not the base that
@@ -105,6 +107,9 @@ class Run:
     """
     whole = tuning.abstract_params(self.config, self.model, self.mesh)
     abstract = parameter_groups.own(self.config.tune, whole)
+    is_compressed = self.config.compress.is_stored
+    if is_compressed:
+      abstract = compressed.abstract_stored(self.config, self.model, self.mesh)
     select = lambda saved: parameters.select(saved, abstract).arrays
     for _ in range(_MAX_READS):
       step, remedy = self._step_to_read(which, field)
@@ -124,7 +129,10 @@ class Run:
           self.mesh,
           selection.params(restored.state),
           restored.manifest,
+          base_params,
         )
+        if is_compressed:
+          params = compressed.opened(params, whole)
         return RestoredParams(restored.step, params)
     raise config_lib.ConfigError(f'--workdir={self.workdir} was emptied')
 
@@ -272,7 +280,7 @@ def _check_same_model(path: pathlib.Path, config: config_lib.Config):
   differences = list(changes(saved, config))
   for field, before, value in differences:
     config_lib.check(
-      not field.startswith(('model.', 'tokenizer.', 'tune.'))
+      not field.startswith(('model.', 'tokenizer.', 'tune.', 'compress.'))
       or field in NUMERICS_FIELDS,
       f'--workdir={path} holds another model: {field} is {before} there and '
       f'{value} here; use another --workdir or the same config',

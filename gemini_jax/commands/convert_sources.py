@@ -6,6 +6,7 @@ import pathlib
 import sys
 from typing import Any
 
+import flax.linen as nn
 import jax
 import tqdm
 
@@ -13,10 +14,16 @@ from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
 from gemini_jax.data import gguf_tokenizer, huggingface_tokenizer
 from gemini_jax.data import tokenizer as tokenizer_lib
-from gemini_jax.models import build
+from gemini_jax.models import build, gemini
 from gemini_jax.parallel import sharding
 from gemini_jax.weights import base as base_lib
-from gemini_jax.weights import peft_files, published, tuning
+from gemini_jax.weights import (
+  compressed,
+  peft_files,
+  published,
+  published_towers,
+  tuning,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +73,93 @@ def open_peft(path: pathlib.Path, base_path: pathlib.Path) -> Loaded:
   return Loaded(config, run.tokenizer, params, {base_lib.KEY: identity})
 
 
+def open_tower(path: pathlib.Path, base_path: pathlib.Path) -> Loaded:
+  """A language model with the published encoder of a folder beside it.
+
+  What neither has is drawn: the projector from the encoder's width to the
+  model's, and vectors of placeholders where the token table has no row left.
+  """
+  tower = published_towers.open_tower(path)
+  base = merged(open_run(base_path, 'latest'))
+  model = base.config.model
+  config_lib.check(
+    tower.kind not in model.kinds,
+    f'--base={base_path} already reads media of the kind {tower.kind}',
+  )
+  words = base.tokenizer
+  fitting = build.with_vocab(
+    dataclasses.replace(
+      base.config,
+      model=dataclasses.replace(
+        model, vocab_size=None, **{tower.kind: tower.section}
+      ),
+    ),
+    words.vocab_size,
+  )
+  rows = max(model.vocab_size or 0, fitting.model.vocab_size or 0)
+  config = dataclasses.replace(
+    fitting, model=dataclasses.replace(fitting.model, vocab_size=rows)
+  )
+  mesh = run_lib.make_mesh(config)
+  network = build.make_model(config, mesh)
+  abstract = build.abstract_params(network, mesh)
+  subtree = abstract['perception'][f'encoders_{tower.kind}']['tower']
+  with sharding.use(mesh):
+    imported = tower.params(subtree)
+    params = _beside(network, abstract, base.params)
+  params['perception'][f'encoders_{tower.kind}']['tower'] = imported
+  return Loaded(config, words, params)
+
+
+def _beside(network: gemini.Gemini, abstract: Any, base: Any) -> Any:
+  """Parameters of a model, those of a smaller one where it has them.
+
+  Rows that a table has more than that one are drawn, and so is what it has not.
+  """
+  name = lambda path: jax.tree_util.keystr(path, simple=True, separator='/')
+  there = {
+    name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(base)
+  }
+  lacking = [
+    name(path)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)
+    if name(path) not in there or there[name(path)].shape != leaf.shape
+  ]
+
+  def draw(key):
+    params = nn.unbox(gemini.init_params(network, key))
+    return {
+      name(path): leaf
+      for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+      if name(path) in lacking
+    }
+
+  drawn = jax.jit(draw)(jax.random.key(0))
+
+  def one(path, wanted):
+    leaf = there.get(name(path))
+    if name(path) in lacking:
+      new: Any = drawn.pop(name(path))
+      if leaf is not None:
+        new = new.at[tuple(map(slice, leaf.shape))].set(leaf)
+      leaf = new
+    assert leaf is not None
+    return jax.device_put(leaf.astype(wanted.dtype), wanted.sharding)
+
+  return jax.tree_util.tree_map_with_path(one, abstract)
+
+
 def merged(loaded: Loaded) -> Loaded:
-  """The model of a run that was tuned, as one of a run that was not."""
+  """The model of a run that was tuned or compressed, as one that was not."""
   config = loaded.config
+  if config.compress.is_stored:
+    mesh = jax.tree.leaves(loaded.params)[0].sharding.mesh
+    plain = build.abstract_params(build.make_model(config, mesh), mesh)
+    params = jax.jit(lambda params: compressed.to_plain(params, plain))(
+      loaded.params
+    )
+    config = dataclasses.replace(config, compress=config_lib.Compress())
+    return Loaded(config, loaded.tokenizer, params)
   if config.tune.method == 'full':
     return loaded
   merge = lambda params: jax.tree.map(

@@ -71,7 +71,7 @@ def write_run(
   } | loaded.manifest
   own = parameter_groups.own(loaded.config.tune, loaded.params)
   try:
-    checkpoints.save(0, {'params': own}, manifest)
+    checkpoints.save(0, {'params': own}, manifest, one_by_one=True)
     checkpoints.wait()
   finally:
     checkpoints.close()

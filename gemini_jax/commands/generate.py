@@ -12,11 +12,12 @@ from typing import Any
 
 from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
-from gemini_jax.commands import draft_model
+from gemini_jax.commands import draft_model, open_adapters
 from gemini_jax.evaluate import gallery
 from gemini_jax.infer import (
   generation,
   media_generation,
+  prompt_file,
   prompts,
   request,
   waveform,
@@ -42,13 +43,13 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
   _check_media(run.config)
   if config.generate.output != 'text':
     _check_writable(run.workdir / 'samples')
-  asked: Any = config.generate.prompt
-  if config.data.tasks:
-    asked = request.from_options(run.config, run.tokenizer)
+  asked = _asked(run)
   # What the output continues is shown before it.
-  continues = config.generate.output == 'text' and bool(
-    prompts.read_prompt(run.config, run.model, run.tokenizer, asked).prefix
-  )
+  continued = set()
+  if config.generate.output == 'text':
+    parts = run.config, run.model, run.tokenizer
+    read = [prompts.read_prompt(*parts, line.prompt) for line in asked]
+    continued = {prompt.text for prompt in read if prompt.prefix}
   # Errors in `generate.steer` come before anything is computed.
   examples = (
     controller_lib.choose_examples(config) if config.generate.steer else None
@@ -60,35 +61,41 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
     params = restored.params
     parts = run.config, run.model, params, run.tokenizer
     if config.generate.output != 'text':
-      _write_media(run, restored.step, params, asked)
+      _write_media(run, restored.step, params)
       return
     controller = controller_lib.fit(*parts, examples) if examples else None
     draft = draft_model.open_draft(run)
-    shown = -1
+    adapters = open_adapters.open_adapters(
+      run, params, [line.adapter for line in asked]
+    )
+    # Several samples grow side by side; only one can be shown as it grows.
+    alone = len(asked) == config.generate.count == 1
+    begun = False
 
     def show(index: int, text: str):
-      nonlocal shown
-      if index != shown:
-        header = f'--- {index + 1} of {config.generate.count} ---\n'
-        header = header if config.generate.count > 1 else ''
-        lead = config.generate.prompt if continues else ''
-        sys.stdout.write(f'{"" if shown < 0 else chr(10)}{header}{lead}')
-        shown = index
-      sys.stdout.write(text)
+      nonlocal begun
+      del index
+      lead = read[0].text if continued and not begun else ''
+      begun = True
+      sys.stdout.write(lead + text)
       sys.stdout.flush()
 
-    # Several samples grow side by side; only one can be shown as it grows.
-    alone = config.generate.count == 1
     samples = generation.generate(
       *parts,
-      [asked],
+      [line.prompt for line in asked],
       on_text=show if alone else None,
       controller=controller,
       draft=draft,
+      adapters=adapters,
     )
     if not alone:
-      for index, sample in enumerate(samples):
-        show(index, sample.text)
+      blocks = [
+        f'--- {number} of {len(samples)}'
+        f'{sample.adapter and f", {sample.adapter}"} ---\n'
+        f'{sample.prompt if sample.prompt in continued else ""}{sample.text}'
+        for number, sample in enumerate(samples, 1)
+      ]
+      sys.stdout.write('\n'.join(blocks))
     report = ''
     if controller is not None:
       report = _report(controller, parts, samples)
@@ -100,6 +107,17 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
     # On a disk that can only be read the text is worth as much.
     where = f'not written to {run.workdir / "samples"}: {error.strerror}'
   print(f'\n\n{report}{where}')
+
+
+def _asked(run: run_lib.Run) -> list[prompt_file.Line]:
+  """The prompts, and the adapter that answers each."""
+  options = run.config.generate
+  if options.prompts:
+    return prompt_file.read(options.prompts, options.adapters)
+  asked: prompts.Asked = options.prompt
+  if run.config.data.tasks:
+    asked = request.from_options(run.config, run.tokenizer)
+  return [prompt_file.Line(asked, name) for name in options.adapters or ('',)]
 
 
 def _claim(run: run_lib.Run, step: int) -> pathlib.Path:
@@ -136,10 +154,9 @@ def _check_writable(folder: pathlib.Path):
     ) from error
 
 
-def _write_media(
-  run: run_lib.Run, step: int, params: Any, asked: request.Request
-):
+def _write_media(run: run_lib.Run, step: int, params: Any):
   """Writes media to files, with a line for each."""
+  asked = request.from_options(run.config, run.tokenizer)
   options = run.config.generate
   begin = time.monotonic()
   samples = media_generation.generate(

@@ -6,6 +6,7 @@ strictly. Nothing else in the package sees a ConfigDict, and no field has a
 second default anywhere.
 """
 
+from gemini_jax.config.compress import Compress
 from gemini_jax.config.config import (
   FILE,
   Config,
@@ -24,7 +25,14 @@ from gemini_jax.config.data import (
 )
 from gemini_jax.config.evaluate import Evaluate
 from gemini_jax.config.generate import SEPARATOR, Generate
-from gemini_jax.config.media import KINDS, Audio, Autoencoder, Image, Video
+from gemini_jax.config.media import (
+  KINDS,
+  Audio,
+  Autoencoder,
+  Image,
+  Tower,
+  Video,
+)
 from gemini_jax.config.model import Latent, Model
 from gemini_jax.config.optimizer import LEARNING_RATES, Optimizer
 from gemini_jax.config.parallel import AXES, Parallel
@@ -47,6 +55,7 @@ __all__ = [
   'Audio',
   'Augment',
   'Autoencoder',
+  'Compress',
   'Config',
   'ConfigError',
   'Data',
@@ -62,6 +71,7 @@ __all__ = [
   'Plan',
   'Sparsity',
   'Tokenizer',
+  'Tower',
   'Train',
   'Tune',
   'Video',

@@ -8,6 +8,7 @@ from typing import Any
 import ml_collections
 
 from gemini_jax import host
+from gemini_jax.config import compress as compress_lib
 from gemini_jax.config import data as data_lib
 from gemini_jax.config import evaluate as evaluate_lib
 from gemini_jax.config import generate as generate_lib
@@ -48,6 +49,9 @@ class Config:
   tune: tune_lib.Tune = dataclasses.field(default_factory=tune_lib.Tune)
   sparsity: sparsity_lib.Sparsity = dataclasses.field(
     default_factory=sparsity_lib.Sparsity
+  )
+  compress: compress_lib.Compress = dataclasses.field(
+    default_factory=compress_lib.Compress
   )
   evaluate: evaluate_lib.Evaluate = dataclasses.field(
     default_factory=evaluate_lib.Evaluate

@@ -19,6 +19,15 @@ class Generate:
   # [{"role": "user", "content": "..."}, ...], of which `prompt`, if it is set,
   # becomes the last message; or 'prompt': that is the only message; '': none.
   chat: str = ''
+  # A JSONL file of prompts that are answered in one batch, in the place of
+  # `prompt`: each line {"prompt": "..."} or {"messages": [...]}, with
+  # "adapter": one of `adapters` where not the run itself shall answer; '': no
+  # file.
+  prompts: str = ''
+  # Runs that were tuned from this one by updates of low rank (folders of runs,
+  # or of PEFT). A line of `prompts` names the one that answers it; without
+  # `prompts` each of them answers `prompt`.
+  adapters: tuple[str, ...] = ()
   # prompt: continue or answer it. Models with a latent also take z from the
   # prior; from the posterior of the prompt; interpolated between two texts
   # (A || B); or by analogy (A || B || C: the output is to C as B is to A).
@@ -100,7 +109,21 @@ class Generate:
       f'generate.chat={self.chat!r} does not go with generate.source='
       f'{self.source!r}; use prompt or prior',
     )
-
+    schema.check(
+      len(set(self.adapters)) == len(self.adapters) and '' not in self.adapters,
+      f'generate.adapters={self.adapters!r} must be different folders',
+    )
+    for name, used in (
+      ('steer', bool(self.steer)),
+      ('output', self.output != 'text'),
+    ):
+      for other in ('adapters', 'prompts'):
+        schema.check(
+          not (getattr(self, other) and used),
+          f'generate.{name}={getattr(self, name)!r} does not go with '
+          f'generate.{other}={getattr(self, other)!r}, which are for sampled '
+          'text alone',
+        )
     for name, used in (
       ('steer', bool(self.steer)),
       ('beam_size', self.beam_size > 1),

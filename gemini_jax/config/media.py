@@ -30,6 +30,50 @@ class Autoencoder:
   num_components: schema.Size = 8
 
 
+@schema.section('model.KIND.tower')
+class Tower:
+  """A separate encoder as others train them: ViT, SigLIP, Whisper.
+
+  Its `num_layers` layers have a width of their own, LayerNorms, biases and
+  learned positions. The tower of sounds reads what Whisper does, silence up to
+  the longest sound included. A published one is added to a model by
+  commands/convert.
+  """
+
+  # Width of the residual stream; 0: no tower, the layers are as the model's.
+  width: schema.SizeOrZero = 0
+  # Heads, and hidden width of the feed-forward layer.
+  num_heads: schema.Size = 12
+  mlp_dim: schema.Size = 3072
+  # Nonlinearity of the feed-forward layer.
+  activation: Literal['gelu', 'gelu_exact', 'relu'] = 'gelu_exact'
+  # Added to the variance under the root of every norm.
+  norm_eps: schema.PositiveShare = 1e-6
+  # A vector more before the patches, which all attend to, as in ViT.
+  class_token: bool = False
+
+  def __post_init__(self):
+    schema.check(
+      self.width % self.num_heads == 0,
+      f'model.KIND.tower.num_heads={self.num_heads} must divide '
+      f'model.KIND.tower.width={self.width}',
+    )
+
+
+def check_tower(path: str, section: 'Image | Audio'):
+  """ConfigError where a tower and the rest of a section do not fit."""
+  schema.check(
+    not section.tower.width or section.num_layers > 0,
+    f'{path}.tower.width={section.tower.width} needs {path}.num_layers above 0',
+  )
+  blocks = getattr(section, 'num_blocks', 0)
+  schema.check(
+    not (section.tower.width and blocks),
+    f'{path}.tower.width={section.tower.width} needs {path}.num_blocks=0, not '
+    f'{blocks}: a tower projects each patch by itself',
+  )
+
+
 @schema.section('model.image')
 class Image:
   """Pictures, as soft tokens in a sequence; see models/media_encoders."""
@@ -52,6 +96,8 @@ class Image:
   # 2-D position encoding of that encoder: rotary or sinusoidal. Without an
   # encoder patches always have sinusoidal encodings.
   position: Literal['rotary', 'sincos'] = 'rotary'
+  # That encoder as others train it.
+  tower: Tower = dataclasses.field(default_factory=Tower)
   # Tokens that a Perceiver resampler makes of a picture; 0: no resampler.
   num_tokens: schema.SizeOrZero = 0
   # Represents pictures by z, as is needed to generate them; without one they
@@ -69,6 +115,7 @@ class Image:
       f'model.image.height={self.height} and model.image.width={self.width} '
       'must be set together',
     )
+    check_tower('model.image', self)
 
   @property
   def grid(self) -> tuple[int, int]:
@@ -121,12 +168,24 @@ class Audio:
   # Perceiver resampler makes of a sound (0: no resampler).
   num_layers: schema.LayersOrZero = 0
   num_tokens: schema.SizeOrZero = 0
+  # That encoder as others train it.
+  tower: Tower = dataclasses.field(default_factory=Tower)
   # Represents sounds by z, as is needed to generate them; without one,
   # convolutions read the frames.
   autoencoder: Autoencoder = dataclasses.field(default_factory=Autoencoder)
 
   def __post_init__(self):
     path = 'model.audio'
+    check_tower(path, self)
+    schema.check(
+      not self.tower.class_token,
+      f'{path}.tower.class_token=True is of pictures',
+    )
+    schema.check(
+      not self.tower.width or self.patch == 2,
+      f'{path}.tower.width={self.tower.width} needs {path}.patch=2, not '
+      f'{self.patch}',
+    )
     if not self.sample_rate:
       return
     schema.check(

@@ -80,9 +80,10 @@ class Model:
   activation: Literal['gelu', 'gelu_exact', 'silu', 'relu', 'relu2'] = 'gelu'
   # Gate the hidden layer by a second projection (GLU).
   gated: bool = True
-  # Bias terms of the query, key and value projections (as in Qwen 2), and of
-  # the feed-forward projections.
+  # Bias terms of the query, key and value projections (as in Qwen 2), of the
+  # projection of attention's output, and of the feed-forward projections.
   attention_bias: bool = False
+  attention_output_bias: bool = False
   mlp_bias: bool = False
   # Attention of the layers, a pattern that repeats: e.g. ('local', 'global').
   attention_pattern: tuple[Literal['global', 'local'], ...] = ('global',)
@@ -103,6 +104,9 @@ class Model:
   ] = (8.0, 1.0, 4.0)
   # pre: x + f(norm(x)); pre_post: x + norm(f(norm(x))), as in Gemma 2.
   norm: Literal['pre', 'pre_post'] = 'pre'
+  # LayerNorms with biases (Ba et al. 2016) in place of RMS norms, but for
+  # queries and keys.
+  layer_norm: bool = False
   # Added to the mean square under the root of every norm.
   norm_eps: schema.PositiveShare = 1e-6
   # Normalise queries and keys per head, as in Gemma 3.
@@ -223,6 +227,7 @@ class Model:
         )
     schema.check(
       not self.image.num_layers
+      or self.image.tower.width > 0
       or self.image.position != 'rotary'
       or self.head_width % 4 == 0,
       f'model.head_dim={self.head_width} must be a multiple of 4 for '
@@ -230,7 +235,9 @@ class Model:
       f'{self.image.num_layers}',
     )
     schema.check(
-      not self.audio.num_layers or self.head_width % 2 == 0,
+      not self.audio.num_layers
+      or self.audio.tower.width > 0
+      or self.head_width % 2 == 0,
       f'model.head_dim={self.head_width} must be even for the rotary '
       f'positions of model.audio.num_layers={self.audio.num_layers}',
     )

@@ -62,6 +62,8 @@ class Tune:
   alpha: schema.Positive = 16.0
   # alpha / sqrt(rank) times instead (rsLoRA, Kalajdzievski 2023).
   rank_stabilized: bool = False
+  # Probability that an input of an update is left out in a step of training.
+  dropout: schema.PartialShare = 0.0
   # Hidden width of an adapter.
   width: schema.Size = 64
   # How the matrices beside updates are stored: as they are, or in 4 bits
@@ -80,6 +82,11 @@ class Tune:
     schema.check(
       self.base == 'plain' or self.method in ('lora', 'adalora'),
       f'tune.base={self.base!r} needs tune.method lora or adalora, not '
+      f'{self.method}',
+    )
+    schema.check(
+      not self.dropout or self.method in ('lora', 'adalora'),
+      f'tune.dropout={self.dropout} needs tune.method lora or adalora, not '
       f'{self.method}',
     )
     first = self.adalora.first(self.rank)

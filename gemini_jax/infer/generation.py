@@ -6,7 +6,7 @@ N samples, Z numbers in z, B rows, n new tokens.
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from gemini_jax.data import tokenizer as tokenizer_lib
 from gemini_jax.infer import (
   beam,
   capacity,
+  control,
   decoding,
   decoding_state,
   sampling,
@@ -28,34 +29,27 @@ from gemini_jax.infer import request as request_lib
 from gemini_jax.infer import samples as samples_lib
 from gemini_jax.models import gemini
 from gemini_jax.parallel import processes
-from gemini_jax.weights import int8
+from gemini_jax.weights import by_row, int8
 
 # Tokens that are decoded between two calls of `on_text`.
 _STREAM_TOKENS = 8
 
 # Called with the index of a sample and the text that was added to it.
 OnText = Callable[[int, str], None]
-# A prompt and the number of its sample.
-Row = tuple[prompts_lib.Prompt, int]
 
 
-class Controller(Protocol):
-  """Steers samples towards what `generate.steer` asks for."""
+class Row(NamedTuple):
+  """One text to write.
 
-  @property
-  def num_candidates(self) -> int:
-    """Draws of z that one sample is chosen from."""
-    ...
+  Attributes:
+    prompt: what it continues or answers.
+    number: of the sample, among those of the prompt.
+    adapter: the name of the one that writes it; '': the model itself.
+  """
 
-  def steer(self, z_NZ: np.ndarray) -> np.ndarray:
-    """Z of each sample from `num_candidates` consecutive draws for each."""
-    ...
-
-  def decoder(
-    self, decoder: decoding.Decoder, params: Any
-  ) -> tuple[decoding.Decoder, Any]:
-    """The decoder that writes steered texts, and its parameters."""
-    ...
+  prompt: prompts_lib.Prompt
+  number: int
+  adapter: str = ''
 
 
 def generate(
@@ -63,11 +57,12 @@ def generate(
   model: gemini.Gemini,
   params: Any,
   tokenizer: tokenizer_lib.Tokenizer,
-  prompts: Sequence[str | request_lib.Request],
+  prompts: Sequence[prompts_lib.Asked],
   on_text: OnText | None = None,
   latents: np.ndarray | None = None,
-  controller: Controller | None = None,
+  controller: control.Controller | None = None,
   draft: speculative.Draft | None = None,
+  adapters: by_row.Adapters | None = None,
 ) -> list[samples_lib.Sample]:
   """`generate.count` samples of each prompt, those of a prompt together.
 
@@ -80,7 +75,7 @@ def generate(
     params: of the model.
     tokenizer: of the model.
     prompts: texts to continue, or inputs to answer where the data are pairs;
-      or inputs of tasks.
+      or inputs of tasks, or conversations.
     on_text: called with the index of a sample and the text that was added to
       it, while it grows. The pieces of a sample make up its text. A beam
       search calls it once a sample, at the end.
@@ -88,6 +83,7 @@ def generate(
       steered by the controller.
     controller: what `generate.steer` asks for; None where that is ''.
     draft: the model of `generate.draft`; None where that is ''.
+    adapters: those of `generate.adapters`; None where there are none.
 
   Raises:
     ConfigError: a prompt is too long, more samples than beams are asked for,
@@ -95,7 +91,7 @@ def generate(
       rest, or see `latents.draw_latents`.
   """
   options = config.generate
-  _check(options, controller, draft)
+  _check(options, controller, draft, adapters)
   params = int8.with_kernel(params, options.int8_kernel)
   beams = options.beam_size
   read = [
@@ -103,7 +99,12 @@ def generate(
     for prompt in prompts
   ]
   count = options.count if beams == 1 else 1
-  rows = [(prompt, number) for prompt in read for number in range(count)]
+  names = [''] * len(read) if adapters is None else adapters.of_prompts
+  rows = [
+    Row(prompt, number, name)
+    for prompt, name in zip(read, names, strict=True)
+    for number in range(count)
+  ]
   if not rows:
     return []
   request_lib.warn_unknown(prompt.unknown for prompt in read)
@@ -114,17 +115,23 @@ def generate(
     decoder, params = controller.decoder(decoder, params)
   if draft is not None:
     decoder = speculative.Speculative.of(decoder, draft)
-    params = speculative.Params(params, draft.params)
   write = _sample if beams == 1 else _search
   size = decoder.batch_size // beams
   samples = []
   for first in range(0, len(rows), size):
+    batch = rows[first : first + size]
+    batch_params = params
+    if adapters is not None:
+      names = [row.adapter for row in batch for _ in range(beams)]
+      batch_params = adapters.for_rows(names, decoder.batch_size)
+    if draft is not None:
+      batch_params = speculative.Params(batch_params, draft.params)
     samples += write(
       config,
       decoder,
-      params,
+      batch_params,
       tokenizer,
-      rows[first : first + size],
+      batch,
       None if latents is None else latents[first : first + size],
       None if on_text is None else _from_index(on_text, len(samples)),
     )
@@ -132,7 +139,10 @@ def generate(
 
 
 def _check(
-  options: config_lib.Generate, controller: Controller | None, draft: Any
+  options: config_lib.Generate,
+  controller: control.Controller | None,
+  draft: Any,
+  adapters: Any,
 ):
   """ConfigError for what is asked for and was not given."""
   config_lib.check(
@@ -140,11 +150,15 @@ def _check(
     f'generate.steer={options.steer!r} needs a controller, which only '
     '--mode=generate trains; set it to ""',
   )
-  config_lib.check(
-    not options.draft or draft is not None,
-    f'generate.draft={options.draft!r} is read by --mode=generate alone; set '
-    'it to ""',
-  )
+  for name, value, read in (
+    ('draft', options.draft, draft),
+    ('adapters', options.adapters, adapters),
+  ):
+    config_lib.check(
+      not value or read is not None,
+      f'generate.{name}={value!r} is read by --mode=generate alone; set it to '
+      f'{type(value)()!r}',
+    )
   beams = options.beam_size
   config_lib.check(
     beams == 1 or options.count <= beams,
@@ -164,10 +178,14 @@ def _latents(
   params: Any,
   tokenizer: tokenizer_lib.Tokenizer,
   rows: Sequence[Row],
-  controller: Controller | None,
+  controller: control.Controller | None,
 ) -> np.ndarray | None:
   """Z of each row, float32[N, Z]; None without a latent."""
-  requests = [(p.request, n) for p, n in rows if p.request is not None]
+  requests = [
+    (row.prompt.request, row.number)
+    for row in rows
+    if row.prompt.request is not None
+  ]
   if requests:
     return latents_lib.draw_request_latents(
       config, model, params, tokenizer, requests
@@ -180,7 +198,7 @@ def _latents(
   count = options.count if options.beam_size == 1 else 1
   count *= 1 if controller is None else controller.num_candidates
   latents = []
-  for prompt in (prompt for prompt, number in rows if number == 0):
+  for prompt in (row.prompt for row in rows if row.number == 0):
     prompt_options = dataclasses.replace(
       options, prompt=prompt.text, count=count
     )
@@ -281,14 +299,14 @@ def _sample(
 ) -> list[samples_lib.Sample]:
   """A sample for each row of one batch."""
   options = config.generate
-  prompts = [prompt for prompt, _ in rows]
+  prompts = [row.prompt for row in rows]
   state = decoder.start(
     params,
     [prompt.tokens for prompt in prompts],
     max_tokens=options.max_tokens,
     inputs=[prompt.inputs for prompt in prompts if prompt.inputs is not None],
     seed=options.seed,
-    samples=[number for _, number in rows],
+    samples=[row.number for row in rows],
     latents=latents,
     media=_media(decoder, prompts),
   )
@@ -327,6 +345,7 @@ def _sample(
       tuple(logprobs_BT[i, starts_B[i] : lengths_B[i]].tolist()),
       () if latents is None else tuple(latents[i].tolist()),
       options.steer,
+      rows[i].adapter,
     )
     for i, prompt in enumerate(prompts)
   ]
@@ -343,7 +362,7 @@ def _search(
 ) -> list[samples_lib.Sample]:
   """The best `generate.count` hypotheses of each prompt of one batch."""
   options = config.generate
-  prompts = [prompt for prompt, _ in rows]
+  prompts = [row.prompt for row in rows]
   hypotheses = beam.search(
     decoder,
     params,
@@ -373,6 +392,7 @@ def _search(
           tuple(hypothesis.logprobs.tolist()),
           () if latents is None else tuple(latents[i].tolist()),
           options.steer,
+          rows[i].adapter,
         )
       )
   return samples

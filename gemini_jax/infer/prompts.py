@@ -11,6 +11,9 @@ from gemini_jax.data import tokenizer as tokenizer_lib
 from gemini_jax.infer import request as request_lib
 from gemini_jax.models import gemini
 
+# A text, a task's inputs, or the messages of a conversation.
+Asked = str | request_lib.Request | chat.Messages
+
 # `generate.chat` where the prompt is the only message.
 _PROMPT = 'prompt'
 
@@ -35,7 +38,7 @@ def read_prompt(
   config: config_lib.Config,
   model: gemini.Gemini,
   tokenizer: tokenizer_lib.Tokenizer,
-  prompt: str | request_lib.Request,
+  prompt: Asked,
 ) -> Prompt:
   """The tokens of a prompt, laid out as the training data are.
 
@@ -44,8 +47,10 @@ def read_prompt(
   Raises:
     ConfigError: no task, or more than one, reads text and writes it.
   """
+  if not isinstance(prompt, str | request_lib.Request):
+    return _conversation(config, model, tokenizer, prompt, 'messages')
   if config.generate.chat:
-    return _conversation(config, model, tokenizer, prompt)
+    return _of_chat(config, model, tokenizer, prompt)
   if isinstance(prompt, str) and config.data.tasks:
     options = dataclasses.replace(config.generate, prompt=prompt)
     filled = dataclasses.replace(config, generate=options)
@@ -65,7 +70,7 @@ def read_prompt(
   return Prompt(prompt, *question, prefix, unknown=unknown)
 
 
-def _conversation(
+def _of_chat(
   config: config_lib.Config,
   model: gemini.Gemini,
   tokenizer: tokenizer_lib.Tokenizer,
@@ -74,12 +79,46 @@ def _conversation(
   """The conversation of `generate.chat`, with a prompt as its last message.
 
   Raises:
-    ConfigError: the model or its data have no conversations, the file holds
-      none, or the tokenizer has no chat template.
+    ConfigError: it is no conversation, or see `_conversation`.
   """
   field = f'generate.chat={config.generate.chat!r}'
   config_lib.check(
-    not (model.config.cross or config.data.pairs) and isinstance(prompt, str),
+    isinstance(prompt, str),
+    f'{field} needs a decoder of plain text or of conversations',
+  )
+  messages: list[Any] = []
+  try:
+    if config.generate.chat != _PROMPT:
+      messages += chat.read_file(config.generate.chat)
+  except config_lib.ConfigError as error:
+    raise config_lib.ConfigError(f'{field}: {error}') from error
+  if prompt or not messages:
+    messages.append({'role': 'user', 'content': prompt})
+  return _conversation(config, model, tokenizer, messages, field)
+
+
+def _conversation(
+  config: config_lib.Config,
+  model: gemini.Gemini,
+  tokenizer: tokenizer_lib.Tokenizer,
+  messages: chat.Messages,
+  field: str,
+) -> Prompt:
+  """A conversation that the model is to answer.
+
+  Args:
+    config: of the run.
+    model: what answers.
+    tokenizer: of the model.
+    messages: of the conversation.
+    field: where they come from, for messages of errors.
+
+  Raises:
+    ConfigError: the model or its data have no conversations, or the tokenizer
+      has no chat template.
+  """
+  config_lib.check(
+    not (model.config.cross or config.data.pairs),
     f'{field} needs a decoder of plain text or of conversations',
   )
   config_lib.check(
@@ -87,11 +126,6 @@ def _conversation(
     f'{field} needs a chat template, and the tokenizer of this run has none',
   )
   try:
-    messages: list[Any] = []
-    if config.generate.chat != _PROMPT:
-      messages += chat.read_file(config.generate.chat)
-    if prompt or not messages:
-      messages.append({'role': 'user', 'content': prompt})
     tokens = chat.prompt(tokenizer, messages)
   except config_lib.ConfigError as error:
     raise config_lib.ConfigError(f'{field}: {error}') from error

@@ -22,6 +22,7 @@ class Sample:
       temperature and filters.
     latent: the z that it was written from; () without one.
     steer: what it should be, as `generate.steer` says.
+    adapter: the one of `generate.adapters` that wrote it; '': the run itself.
   """
 
   prompt: str
@@ -30,6 +31,7 @@ class Sample:
   logprobs: tuple[float, ...]
   latent: tuple[float, ...] = ()
   steer: str = ''
+  adapter: str = ''
 
   @property
   def logprob(self) -> float:
@@ -73,6 +75,8 @@ def write_samples(path: pathlib.Path, samples: Sequence[Sample]):
     }
     if sample.steer:
       line['steer'] = sample.steer
+    if sample.adapter:
+      line['adapter'] = sample.adapter
     if sample.latent:
       line['z'] = list(sample.latent)
     lines.append(json.dumps(line, ensure_ascii=False) + '\n')

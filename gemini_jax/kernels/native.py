@@ -18,7 +18,6 @@ import tempfile
 import time
 
 import jax
-import jaxlib
 import numpy as np
 
 from gemini_jax import config as config_lib
@@ -112,7 +111,7 @@ def _load() -> str:
 
 def _compiled(compiler: str) -> pathlib.Path:
   """The library's path; raises what starting the compiler raises."""
-  parts = (compiler, *_OPTIONS, _processor(), jaxlib.__version__)
+  parts = (compiler, *_OPTIONS, _processor(), jax.__version__)
   digest = hashlib.sha256(_SOURCE.read_bytes())
   digest.update('\n'.join(parts).encode())
   path = host.cache_folder('native') / f'{digest.hexdigest()[:32]}.so'

@@ -145,6 +145,7 @@ class Attention(nn.Module):
     softcap: tanh cap of the scores; 0: off.
     qk_norm: RMS norm of queries and keys over H.
     use_bias: biases of the query, key and value projections.
+    output_bias: a bias of the projection of the output.
     norm_eps: of qk_norm.
     dtype: of the computation.
     param_dtype: of the parameters.
@@ -161,6 +162,7 @@ class Attention(nn.Module):
   softcap: float = 0.0
   qk_norm: bool = False
   use_bias: bool = False
+  output_bias: bool = False
   norm_eps: float = 1e-6
   dtype: jax.typing.DTypeLike = jnp.float32
   param_dtype: jax.typing.DTypeLike = jnp.float32
@@ -215,6 +217,7 @@ class Attention(nn.Module):
     out_BTD = linear.Einsum(
       (self.num_heads, self.head_dim, x_BTD.shape[-1]),
       ('heads', None, 'embed'),
+      use_bias=self.output_bias,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
       init_scale=self.init_scale,

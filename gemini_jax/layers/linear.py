@@ -1,4 +1,4 @@
-"""Linear maps spelled as equations, and the norm between them."""
+"""Linear maps spelled as equations, and the norms between them."""
 
 import math
 from typing import Any
@@ -109,3 +109,33 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
   inverse = jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
   scale = jnp.expand_dims(scale.astype(jnp.float32), tuple(range(x.ndim - 1)))
   return x * inverse * (1 + scale)
+
+
+class LayerNorm(nn.Module):
+  """Norm by mean and variance over the last dim, with a bias (Ba et al. 2016).
+
+  Computed and stored in float32; the scale as its difference from 1, as in
+  RMSNorm.
+  """
+
+  eps: float = 1e-6
+  dtype: jax.typing.DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """`x` normalised over its last dim."""
+    params: Any = [
+      self.param(
+        name,
+        nn.with_logical_partitioning(nn.initializers.zeros, (None,)),
+        (x.shape[-1],),
+        jnp.float32,
+      )
+      for name in ('scale', 'bias')
+    ]
+    scale, bias = params
+    x = x.astype(jnp.float32)
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    lead = (1,) * (x.ndim - 1)
+    y = rms_norm(x, scale, self.eps) + bias.reshape(*lead, -1)
+    return y.astype(self.dtype)

@@ -64,7 +64,7 @@ class Gemini(nn.Module):
       self.encoder = stack.Stack(
         config, config.encoder_layers, schedule=self.schedule
       )
-      self.encoder_norm = linear.RMSNorm(config.norm_eps, dtype=types['dtype'])
+      self.encoder_norm = transformer.make_norm(config)
     if config.latent.dim:
       self.latent = latent_lib.Latent(
         config.latent, config.width, config.num_heads, **types
@@ -88,7 +88,7 @@ class Gemini(nn.Module):
     self.decoder = stack.Stack(
       config, config.num_layers, decodes=True, schedule=self.schedule
     )
-    self.decoder_norm = linear.RMSNorm(config.norm_eps, dtype=types['dtype'])
+    self.decoder_norm = transformer.make_norm(config)
     self.dropout = nn.Dropout(config.dropout)
     if not config.tie_embeddings:
       self.head = linear.Einsum(

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
-from gemini_jax.layers import linear, spectrogram
+from gemini_jax.layers import linear, spectrogram, whisper_features
 from gemini_jax.models import (
   autoencoder,
   fusion,
@@ -189,7 +189,8 @@ class MediaEmbedder(nn.Module):
   def spectra(self, values: jax.Array, sizes: jax.Array) -> jax.Array:
     """Log-mel spectrograms [X, F, mels] of sounds int16[X, N] of [X, 1]."""
     audio = self.config.audio
-    return spectrogram.log_mel(
+    kind = whisper_features if audio.tower.width else spectrogram
+    return kind.log_mel(
       values,
       sizes[:, 0],
       sample_rate=audio.sample_rate,

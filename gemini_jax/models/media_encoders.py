@@ -20,6 +20,7 @@ from gemini_jax.models import (
   patch_positions,
   stack,
   stems,
+  towers,
   transformer,
 )
 from gemini_jax.parallel import pipeline
@@ -71,7 +72,12 @@ class Encoder(nn.Module):
     # Whether the stem's output passes through further layers.
     refined = bool(part.num_layers or part.num_tokens)
     scale = 1.0 if refined else soft_scale
-    x_BND, positions = self.stem(scale, types)(values, sizes_BR)
+    is_tower = part.tower.width > 0
+    if is_tower:
+      tower = towers.Tower(config, self.kind, self.schedule, name='tower')
+      x_BND, positions = tower(values, sizes_BR, deterministic)
+    else:
+      x_BND, positions = self.stem(scale, types)(values, sizes_BR)
     x_BND = spmd.with_logical_constraint(x_BND, ('batch', None, None))
 
     def add_positions(x_BND):
@@ -83,9 +89,9 @@ class Encoder(nn.Module):
     rotary = part.num_layers > 0 and (
       self.kind == 'audio' or config.image.position == 'rotary'
     )
-    if self.kind == 'image' and not rotary:
+    if self.kind == 'image' and not rotary and not is_tower:
       x_BND = add_positions(x_BND)
-    if part.num_layers:
+    if part.num_layers and not is_tower:
       x_BND = self.trunk(x_BND, positions, rotary, deterministic)
       x_BND = linear.RMSNorm(
         config.norm_eps, dtype=types['dtype'], name='norm'
@@ -93,7 +99,7 @@ class Encoder(nn.Module):
     real_BN, count_B = positions.real, positions.count_B
     if part.num_tokens:
       # A resampler does not see the order of its inputs.
-      if self.kind == 'audio' or rotary:
+      if not is_tower and (self.kind == 'audio' or rotary):
         x_BND = add_positions(x_BND)
       x_BND = fusion.Resampler(config, part.num_tokens, name='resampler')(
         x_BND, real_BN, deterministic
@@ -102,9 +108,9 @@ class Encoder(nn.Module):
       real_BN = jnp.broadcast_to(count_B[:, None] > 0, x_BND.shape[:2])
     if refined:
       x_BND = linear.Einsum(
-        (config.width, config.width),
+        (x_BND.shape[-1], config.width),
         (None, 'embed'),
-        init_scale=soft_scale * config.width**-0.5,
+        init_scale=soft_scale * x_BND.shape[-1] ** -0.5,
         **types,
         name='projector',
       )('BND,DE->BNE', x_BND)

@@ -4,6 +4,7 @@ B batch, T length, S length of the encoder's output, D width, L layers, P the
 period of the attention pattern.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -119,13 +120,13 @@ class Stack(nn.Module):
     period = len(pattern)
     apply = self.remat(apply, static_argnums=(5,), prevent_cse=not scans)
     whole, sliced = matmul.split_stack(layers.params)
-    layers = layers.replace(params=sliced)
+    layers = dataclasses.replace(layers, params=sliced)
 
     def run(carry, layers, kinds):
       outputs = []
       for layer, kind in zip(unstack(layers, len(kinds)), kinds, strict=True):
         params = matmul.join_layer(whole, layer.params, layer.index)
-        layer = layer.replace(params=params)
+        layer = dataclasses.replace(layer, params=params)
         *carry, output = apply(*carry, layer, context, key, kind)
         outputs.append(output)
       return tuple(carry), jax.tree.map(lambda *x: jnp.stack(x), *outputs)

@@ -4,6 +4,7 @@ B media, H x W pixels of C channels, F frames, M bands of the mel scale, N
 tokens of the canvas or of the longest sound, P numbers in a patch, D width.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -170,6 +171,56 @@ class AudioStem(nn.Module):
     step = self.hop * self.patch
     return x_BND, patch_positions.of_sizes(
       sizes_B1, (step,), (F // self.patch,)
+    )
+
+
+class WhisperStem(nn.Module):
+  """Frames of a spectrogram as vectors, as in Whisper: two frames a token.
+
+  Both convolutions see three frames, the second at every other one.
+
+  Attributes:
+    hop: samples from one frame to the next.
+    width: D.
+    dtype: of the computation.
+    param_dtype: of the parameters.
+  """
+
+  hop: int
+  width: int
+  dtype: jax.typing.DTypeLike = jnp.float32
+  param_dtype: jax.typing.DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, values_BFM: jax.Array, sizes_B1: jax.Array
+  ) -> tuple[jax.Array, patch_positions.Positions]:
+    """A vector for every second frame, [B, F / 2, D].
+
+    Args:
+      values_BFM: log-mel spectrogram.
+      sizes_B1: int32, samples. What is silent after them is read as well.
+    """
+    _, F, M = values_BFM.shape
+    types: dict[str, Any] = {
+      'use_bias': True,
+      'dtype': self.dtype,
+      'param_dtype': self.param_dtype,
+    }
+    activate = functools.partial(nn.gelu, approximate=False)
+    x_BFD = linear.Einsum(
+      (3, M, self.width), (None, None, 'mlp'), **types, name='frames'
+    )('BFKM,KMD->BFD', unfold(values_BFM, 1))
+    # Of four frames the last is not seen.
+    windows_BNKD = unfold(activate(x_BFD), 2)[:, :, :3]
+    x_BND = linear.Einsum(
+      (3, self.width, self.width),
+      (None, 'mlp', 'embed'),
+      **types,
+      name='tokens',
+    )('BNKD,KDE->BNE', windows_BNKD)
+    return activate(x_BND), patch_positions.of_sizes(
+      sizes_B1, (2 * self.hop,), (F // 2,)
     )
 
 

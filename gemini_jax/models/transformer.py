@@ -123,9 +123,7 @@ class Block(nn.Module):
 
   def norm(self, name: str, x_BTD: jax.Array) -> jax.Array:
     """The norm before or after a sublayer."""
-    config = self.config
-    dtype = jnp.dtype(config.dtype)
-    return linear.RMSNorm(config.norm_eps, dtype, name=name)(x_BTD)
+    return make_norm(self.config, name)(x_BTD)
 
   def add(
     self,
@@ -180,6 +178,12 @@ class Block(nn.Module):
     )(normed_BTD, real_BT)
 
 
+def make_norm(config: config_lib.Model, name: str | None = None) -> nn.Module:
+  """The norm of the residual stream."""
+  kind = linear.LayerNorm if config.layer_norm else linear.RMSNorm
+  return kind(config.norm_eps, jnp.dtype(config.dtype), name=name)
+
+
 def types_of(config: config_lib.Model) -> dict[str, Any]:
   """The types that a layer computes in and stores its parameters in."""
   return {
@@ -198,6 +202,7 @@ def attention_fields(config: config_lib.Model) -> dict[str, Any]:
     'softcap': config.attention_softcap,
     'qk_norm': config.qk_norm,
     'use_bias': config.attention_bias,
+    'output_bias': config.attention_output_bias,
     'norm_eps': config.norm_eps,
     'init_scale': config.init_scale,
     'kernel': config.attention_kernel,

@@ -24,6 +24,7 @@ from gemini_jax.objectives import (
   router,
 )
 from gemini_jax.objectives import terms as terms_lib
+from gemini_jax.weights import tuning
 
 # What is added to the cross-entropy, in the order of the sum.
 _OBJECTIVES = (
@@ -170,6 +171,7 @@ def _forward(
   word_dropout = 0.0
   if config is not None:
     rngs['dropout'] = key
+    params = tuning.with_dropout(params, jax.random.fold_in(key, 2))
     word_dropout = config.kl_annealing.word_dropout
   output = gemini.apply(
     model,

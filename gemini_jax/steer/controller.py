@@ -32,7 +32,7 @@ from gemini_jax.steer import labelled_examples as labelled_examples_lib
 class AttributeController:
   """Steers samples towards target values of attributes.
 
-  A `generation.Controller`.
+  A `control.Controller`.
 
   Attributes:
     options: of generation.

@@ -13,8 +13,8 @@ from gemini_jax import config as config_lib
 from gemini_jax import host
 from gemini_jax import run as run_lib
 from gemini_jax.parallel import processes
+from gemini_jax.train import compression_table, metrics_file
 from gemini_jax.train import curves as curves_lib
-from gemini_jax.train import metrics_file
 from gemini_jax.train import progress as progress_lib
 
 FILE, CURVES_FILE = 'report.md', 'report.png'
@@ -88,6 +88,7 @@ def compose(
     f'Step {step:,} of {total:,}, on {progress_lib.devices_line()}.',
     '## Results',
     *_results(lines),
+    *_compression(workdir),
     '## Curves',
     *([f'![curves]({CURVES_FILE})'] if has_picture else []),
     *_curves(curves_lib.series(lines)),
@@ -130,6 +131,18 @@ def _gate(config: config_lib.Config, has_picture: bool) -> Iterator[str]:
   if config.sparsity.method == 'gated' and has_picture:
     yield '## Pruning decided by validation'
     yield f'![history of the pruning]({GATE_FILE})'
+
+
+def _compression(workdir: pathlib.Path) -> Iterator[str]:
+  """A table of the models that --mode=compress made of this one."""
+  rows = compression_table.read(workdir)
+  if not rows:
+    return
+  yield '## Compression'
+  yield 'Each beside the dense model in the same run of --mode=compress.'
+  yield _table(*compression_table.table(rows))
+  if (workdir / compression_table.PICTURE_FILE).exists():
+    yield f'![compression]({compression_table.PICTURE_FILE})'
 
 
 def _curves(curves: Mapping[str, curves_lib.Series]) -> Iterator[str]:

@@ -177,6 +177,11 @@ def open_session(
       the config does not fit the devices.
   """
   path = pathlib.Path(workdir)
+  config_lib.check(
+    not config.compress.is_stored,
+    f'--workdir={path} holds compressed parameters and no training; give '
+    f'another config and --workdir, and --config.train.init_from={path}',
+  )
   config = _with_whole_path(config)
   mesh = run_lib.make_mesh(config)
   checkpoints = run_lib.open_checkpoints(config, path)

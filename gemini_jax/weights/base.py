@@ -17,7 +17,7 @@ from gemini_jax import config as config_lib
 from gemini_jax import host
 from gemini_jax.checkpoint import checkpointer, parameters
 from gemini_jax.models import build, gemini, parameter_groups
-from gemini_jax.weights import tuning
+from gemini_jax.weights import compressed, tuning
 
 # What a manifest calls the base.
 KEY = 'base'
@@ -76,8 +76,8 @@ class Base:
     Raises:
       ConfigError: one is missing there, or has another shape.
     """
-    if self.config.tune.method != 'full':
-      # It has a base of its own; `read` looks.
+    if self.config.tune.method != 'full' or self.config.compress.is_stored:
+      # It has other arrays; `read` looks.
       return
     try:
       step = max(self._checkpoints.steps())
@@ -108,6 +108,9 @@ class Base:
       model = build.make_model(self.config, mesh)
       whole = tuning.abstract_params(self.config, model, mesh)
       own = parameter_groups.own(tune, whole)
+    if self.config.compress.is_stored:
+      model = build.make_model(self.config, mesh)
+      own = compressed.abstract_stored(self.config, model, mesh)
     select = lambda saved: self._select(saved, own).arrays
     if step is not None and not self._checkpoints.holds(step):
       step = None
@@ -124,6 +127,9 @@ class Base:
     if model is None:
       cast = lambda leaf, wanted: leaf.astype(wanted.dtype)
       return jax.tree.map(cast, params, abstract), unused
+    if self.config.compress.is_stored:
+      plain = build.abstract_params(model, mesh)
+      params = compressed.opened(params, plain)
     params = with_base(self.config, model, mesh, params, restored.manifest)
     return self._merged(params, abstract), []
 
@@ -172,6 +178,7 @@ def with_base(
   mesh: Mesh,
   own: Any,
   manifest: Mapping[str, Any],
+  base_params: Any = None,
 ) -> Any:
   """All parameters of a run, of those in its checkpoint.
 
@@ -181,13 +188,13 @@ def with_base(
     mesh: of the devices.
     own: what the checkpoint has.
     manifest: of the checkpoint.
+    base_params: of the base, where they have been read; None: they are read.
 
   Raises:
     ConfigError: the base cannot be read, or has changed.
   """
   if config.tune.method == 'full':
     return own
-  base = Base(config, is_tuned=True)
   known = manifest.get(KEY)
   config_lib.check(
     isinstance(known, dict)
@@ -197,13 +204,18 @@ def with_base(
     'parameters it tunes',
   )
   assert known is not None
-  params, _ = base.read(build.abstract_params(model, mesh), known['step'])
+  where, params = 'the base', base_params
+  if params is None:
+    base = Base(config, is_tuned=True)
+    plain = build.abstract_params(model, mesh)
+    params, _ = base.read(plain, known['step'])
+    where = f'{base.field} at step {base.step}'
   found = fingerprint(params)
   config_lib.check(
     found == known['fingerprint'],
-    f'{base.field} has other parameters at step {base.step} (fingerprint '
-    f'{found}) than those that were tuned, of step {known["step"]} '
-    f'({known["fingerprint"]}); give the folder of those',
+    f'{where} has other parameters (fingerprint {found}) than those that were '
+    f'tuned, of step {known["step"]} ({known["fingerprint"]}); give the folder '
+    'of those',
   )
   whole = tuning.abstract_params(config, model, mesh)
   return tuning.attached(config.tune, own, params, whole)

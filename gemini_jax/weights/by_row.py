@@ -3,14 +3,36 @@
 B rows, R ranks of all updates of a matrix.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gemini_jax import config as config_lib
 from gemini_jax.weights import lora, tuning
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapters:
+  """Runs that were tuned from one base, and the one of each prompt.
+
+  Attributes:
+    params: with updates of low rank over equal bases, by name.
+    of_prompts: the name of the one that answers each prompt; '': the base.
+  """
+
+  params: Mapping[str, Any]
+  of_prompts: Sequence[str]
+
+  def for_rows(self, names: Sequence[str], num_rows: int) -> Any:
+    """Parameters for a batch whose first rows are answered by these."""
+    order = list(self.params)
+    ids = [order.index(name) if name else -1 for name in names]
+    ids += [-1] * (num_rows - len(ids))
+    return select(list(self.params.values()), np.array(ids))
 
 
 def select(tuned: Sequence[Any], ids_B: jax.typing.ArrayLike) -> Any:

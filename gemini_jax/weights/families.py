@@ -155,7 +155,7 @@ def family_of(values: Mapping[str, Any]) -> Family:
   config_lib.check(
     kind in FAMILIES,
     f'{CONFIG_FILE}: model_type={kind!r} is not supported; supported are '
-    f'{", ".join(FAMILIES)}',
+    f'{", ".join(FAMILIES)}, and as encoders of media vit, siglip and whisper',
   )
   return FAMILIES[kind]
 

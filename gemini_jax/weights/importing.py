@@ -37,18 +37,23 @@ def load(
       value = entry.to_ours(tensors[entry.name].read())
       on_tensor(entry.name)
       value = value.astype(leaf.dtype, copy=False)
-      return jax.device_put(value, leaf.sharding)
+      return _put(value, leaf.sharding)
     make, write = _stacking(leaf.shape, leaf.dtype, leaf.sharding)
     stacked = make()
     layer_sharding = _of_layer(leaf.sharding)
     for i, name in enumerate(entry.names()):
       value = entry.to_ours(tensors[name].read())
       value = value.astype(leaf.dtype, copy=False)
-      stacked = write(stacked, jax.device_put(value, layer_sharding), i)
+      stacked = write(stacked, _put(value, layer_sharding), i)
       on_tensor(name)
     return stacked
 
   return jax.tree_util.tree_map_with_path(one, abstract)
+
+
+def _put(value: np.ndarray, sharding: NamedSharding) -> jax.Array:
+  """The array on the devices, which no longer need the host's."""
+  return jax.block_until_ready(jax.device_put(value, sharding))
 
 
 @functools.cache

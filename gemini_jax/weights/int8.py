@@ -13,6 +13,7 @@ numbers which the integers stand for; there is none by the matrix.
 R rows, D dims in, F dims out, all of them in one dim each, L layers.
 """
 
+import dataclasses
 import functools
 import logging
 import math
@@ -81,7 +82,7 @@ class Int8(matmul.Weight):
       matrix = array.reshape(*lead, F, D)
     else:
       matrix = array.reshape(*lead, D, F).swapaxes(-1, -2)
-    values, step = _round(matrix.astype(jnp.float32))
+    values, step = rounded(matrix.astype(jnp.float32))
     return cls(values, step[..., 0], inputs, outputs, is_table)
 
   @property
@@ -144,7 +145,7 @@ class Int8(matmul.Weight):
 
   def of_layer(self, index: jax.Array) -> 'Int8':
     """See `matmul.Weight`."""
-    return self.replace(layer=index)
+    return dataclasses.replace(self, layer=index)
 
   def _arrays(self) -> tuple[jax.Array, jax.Array]:
     """Values and scale of this weight alone."""
@@ -243,14 +244,16 @@ def with_kernel(params: Any, name: str) -> Any:
   kernel = native.choose(name)
   return jax.tree.map(
     lambda leaf: (
-      leaf.replace(kernel=kernel) if isinstance(leaf, Int8) else leaf
+      dataclasses.replace(leaf, kernel=kernel)
+      if isinstance(leaf, Int8)
+      else leaf
     ),
     params,
     is_leaf=is_weight,
   )
 
 
-def _round(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def rounded(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """The nearest int8, and the step of each row, of which they are multiples."""
   largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
   step = jnp.maximum(largest, jnp.finfo(jnp.float32).tiny) / _LARGEST
@@ -302,7 +305,7 @@ def _integer_product(
   x_RD: jax.Array, values_FD: jax.Array, scale_F: jax.Array
 ) -> jax.Array:
   x_RD = x_RD.astype(jnp.float32)
-  coarse_RD, step_R1 = _round(x_RD)
+  coarse_RD, step_R1 = rounded(x_RD)
   left_RD = x_RD / step_R1 - coarse_RD
   fine_RD = jnp.round(left_RD * _FINER).astype(jnp.int8)
   both = jnp.concatenate([coarse_RD, fine_RD])

@@ -25,6 +25,8 @@ class LowRank(matmul.Weight):
     gains: [*stack, R], AdaLoRA's singular values; [*stack, B, R]: other ones
       for each row of a batch; None: ones.
     scale: of the update.
+    dropout: probability that an input of the update is left out in training.
+    seed: uint32[*stack], of what is left out in this pass; None: nothing is.
   """
 
   base: Any
@@ -32,6 +34,8 @@ class LowRank(matmul.Weight):
   b: Any
   gains: Any = None
   scale: float = flax.struct.field(pytree_node=False, default=1.0)
+  dropout: float = flax.struct.field(pytree_node=False, default=0.0)
+  seed: Any = None
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -89,6 +93,14 @@ class LowRank(matmul.Weight):
       lead[0] = gains.shape[0]
     return low * gains.reshape(*lead, -1).astype(low.dtype)
 
+  def _dropped(self, x: jax.Array) -> jax.Array:
+    """Inputs of the update, some of them 0 and the others larger."""
+    if self.seed is None:
+      return x
+    key = jax.random.key(self.seed.reshape(-1)[0])
+    kept = jax.random.bernoulli(key, 1 - self.dropout, x.shape)
+    return jnp.where(kept, x / (1 - self.dropout), 0).astype(x.dtype)
+
   def dot(
     self,
     x: jax.Array,
@@ -100,6 +112,7 @@ class LowRank(matmul.Weight):
     """Two thin products beside the base's."""
     types: Any = {'dtype': dtype, 'out_dtype': out_dtype}
     y = matmul.dot(x, self.base, num_contracted, **types)
+    x = self._dropped(x)
     low = self._weighed(matmul.dot(x, self.a, num_contracted, dtype=dtype))
     return y + matmul.dot(low, self.b, 1, **types)
 
@@ -124,7 +137,7 @@ class LowRank(matmul.Weight):
 
   def grouped_dot(self, x_RD: jax.Array, sizes_E: jax.Array) -> jax.Array:
     """Two thin products beside the base's."""
-    low = matmul.grouped_dot(x_RD, self.a, sizes_E)
+    low = matmul.grouped_dot(self._dropped(x_RD), self.a, sizes_E)
     update = matmul.grouped_dot(low, self.scaled_b(), sizes_E)
     return matmul.grouped_dot(x_RD, self.base, sizes_E) + update
 
@@ -146,4 +159,5 @@ class LowRank(matmul.Weight):
       a=(*names[:split], None),
       b=(*names[:stacked], None, *names[split:]),
       gains=gains,
+      seed=None if self.seed is None else names[:stacked],
     )

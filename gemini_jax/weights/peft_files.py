@@ -137,7 +137,7 @@ def _config(
     'target_modules': sorted(ranks),
     'rank_pattern': patterns,
     'alpha_pattern': patterns,
-    'lora_dropout': 0.0,
+    'lora_dropout': tune.dropout,
     'bias': 'none',
     'fan_in_fan_out': False,
     'init_lora_weights': True,
@@ -206,6 +206,7 @@ def read(
     rank=rank,
     alpha=alpha,
     rank_stabilized=stabilized,
+    dropout=values.get('lora_dropout') or 0.0,
   )
 
   def fill(path, leaf):
@@ -237,6 +238,11 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
       f'{path}: {name}={value!r} is not supported; accepted: '
       f'{", ".join(map(repr, accepted))}',
     )
+  dropout = values.get('lora_dropout', 0.0) or 0.0
+  config_lib.check(
+    type(dropout) in (int, float) and 0 <= dropout < 1,
+    f'{path}: lora_dropout={dropout!r} must be a share below 1',
+  )
   for name in ('rank_pattern', 'alpha_pattern'):
     config_lib.check(
       isinstance(values.get(name, {}) or {}, dict),

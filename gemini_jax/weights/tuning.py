@@ -120,7 +120,7 @@ def _low_rank(
   draw = jax.random.normal(key, (*stack, *inputs, tune.rank))
   b = jnp.zeros((*stack, tune.rank, *outputs))
   a = draw * math.prod(inputs) ** -0.5
-  return lora.LowRank(base, a, b, scale=tune.scale)
+  return lora.LowRank(base, a, b, scale=tune.scale, dropout=tune.dropout)
 
 
 def _budgeted(
@@ -135,7 +135,7 @@ def _budgeted(
   a = jax.random.normal(a_key, (*stack, *inputs, rank)) * _FACTOR_SCALE
   b = jax.random.normal(b_key, (*stack, rank, *outputs)) * _FACTOR_SCALE
   gains = jnp.zeros((*stack, rank))
-  return lora.LowRank(base, a, b, gains, scale=tune.scale)
+  return lora.LowRank(base, a, b, gains, tune.scale, tune.dropout)
 
 
 def _adapter(
@@ -231,6 +231,26 @@ def attached(tune: config_lib.Tune, own: Any, base: Any, abstract: Any) -> Any:
   )
   where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   return jax.device_put(params, where)
+
+
+def with_dropout(params: Any, key: jax.Array) -> Any:
+  """Parameters by which inputs of updates are left out (`tune.dropout`).
+
+  Args:
+    params: of a run; without updates that have dropout, they are returned.
+    key: of what is left out.
+  """
+
+  def one(path, leaf):
+    if not isinstance(leaf, lora.LowRank) or not leaf.dropout:
+      return leaf
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    own_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+    stack = leaf.shape[: leaf.num_stacked]
+    seed = jax.random.bits(own_key, stack, jnp.uint32)
+    return dataclasses.replace(leaf, seed=seed)
+
+  return jax.tree_util.tree_map_with_path(one, params, is_leaf=is_weight)
 
 
 def merged(params: Any) -> Any:

@@ -124,6 +124,13 @@ def test_what_was_written_is_read_as_it_was(tmp_path):
   assert jax.tree.structure(again) == jax.tree.structure(params)
 
 
+def test_dropout_goes_both_ways(tmp_path):
+  write(tmp_path / 'out', *tuned(dropout=0.25))
+  values = json.loads((tmp_path / 'out/adapter_config.json').read_text())
+  assert values['lora_dropout'] == 0.25
+  assert read(tmp_path / 'out').tune.dropout == 0.25
+
+
 def read(folder):
   _, base, entries = parts()
   return peft_files.read(folder, jax.eval_shape(lambda: base), entries)
@@ -180,6 +187,7 @@ MODULE = 'base_model.model.model.layers.0.self_attn.k_proj'
   [
     ({'use_dora': True}, 'use_dora=True is not supported; accepted: False'),
     ({'peft_type': 'IA3'}, "peft_type='IA3' is not supported"),
+    ({'lora_dropout': 1.0}, 'lora_dropout=1.0 must be a share below 1'),
     ({'r': 5}, 'r=5 of model.layers'),
     ({'lora_alpha': 'x'}, "lora_alpha='x' of model.layers"),
     ({'rank_pattern': [1]}, 'rank_pattern must be an object'),

@@ -11,12 +11,14 @@ import tiny
 import toy
 from gemini_jax import config as config_lib
 from gemini_jax.adapt import enabled
+from gemini_jax.layers import matmul
 from gemini_jax.models import gemini, parameter_groups
+from gemini_jax.objectives import losses
 from gemini_jax.parallel import sharding
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import state as state_lib
 from gemini_jax.train import step as step_lib
-from gemini_jax.weights import tuning
+from gemini_jax.weights import lora, tuning
 
 METHODS = ('head', 'adapter', 'lora', 'adalora')
 BY_METHOD = pytest.mark.parametrize('method', METHODS)
@@ -232,6 +234,42 @@ def test_a_pattern_that_is_of_no_use(method, pattern, message):
   assert '\n' not in str(error.value)
 
 
+def test_dropout_leaves_out_inputs_of_updates_in_training_alone():
+  """Others in each layer and by each key; the rest is as much larger."""
+  kernel = jnp.zeros((2, 64, 64))
+  eye = jnp.broadcast_to(jnp.eye(64), kernel.shape)
+  leaf = lora.LowRank(kernel, eye, eye, scale=3.0, dropout=0.25)
+  put = tuning.with_dropout({'kernel': leaf}, jax.random.key(0))['kernel']
+  layers = [jax.tree.map(lambda x, i=i: x[i], put) for i in range(2)]
+  first, second = (
+    matmul.dot(jnp.ones((50, 64)), layer, 1, dtype=jnp.float32)
+    for layer in layers
+  )
+  np.testing.assert_allclose(np.unique(first), [0.0, 4.0])
+  assert 0.2 < np.mean(first == 0) < 0.3
+  assert np.mean((first == 0) & (second == 0)) < 0.1
+
+  config = configure(dropout=0.25)
+  model, _, state, _ = start(config)
+  params = jax.tree.map(lambda x: x + 0.1 if x.ndim > 2 else x, state.params)
+  plain = jax.tree.map(
+    lambda x: x.replace(dropout=0.0) if tuning.is_weight(x) else x,
+    params,
+    is_leaf=tuning.is_weight,
+  )
+  run = jax.jit(
+    lambda params, key, train: (
+      losses.model_sums(model, params, toy.batch(), key=key, config=train).loss
+    ),
+    static_argnums=2,
+  )
+  keys = jax.random.split(jax.random.key(0))
+  without = run(plain, keys[0], config.train)
+  assert run(params, keys[0], None) == run(plain, keys[0], None)
+  a, b = (float(run(params, key, config.train)) for key in keys)
+  assert len({a, b, float(without)}) == 3
+
+
 @pytest.mark.parametrize('method', ['adapter', 'lora', 'adalora'])
 def test_parts_are_split_as_the_base(method):
   """Where its dims are theirs; ranks and hidden widths are whole."""
@@ -263,7 +301,9 @@ def test_parts_are_split_as_the_base(method):
   'sizes', [{'data': 2, 'fsdp': 2, 'tensor': 2}, {'pipeline': 2}], ids=str
 )
 def test_a_mesh_does_not_change_a_step(sizes):
-  config = configure('adalora', SPLIT)
+  # In stages each part of a batch drops what the first of them does.
+  dropout = 0.0 if 'pipeline' in sizes else 0.2
+  config = configure('adalora', SPLIT, dropout=dropout)
   model, _, state, step = start(config)
   # Not as the base, whose updates would have no gradient by the factors.
   state = state.replace(

@@ -1,0 +1,1 @@
+"""Compression of a finished model, layer by layer."""

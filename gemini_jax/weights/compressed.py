@@ -1,0 +1,238 @@
+"""The parameters of a compressed run: which are pruned and how all are stored.
+
+`config.compress` says it. A checkpoint holds what `stored` makes of the
+parameters, without zeros where that is smaller; `opened` is its inverse.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from gemini_jax import config as config_lib
+from gemini_jax.config import compress as compress_config
+from gemini_jax.layers import matmul
+from gemini_jax.models import build, gemini, parameter_groups
+from gemini_jax.weights import by_output, grids, nf4, packed
+
+_LAYERS = r'/layers/(?!.*router/).*@matrix$'
+_TABLES = r'^token/embedding$|^head/kernel$'
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """A parameter that is compressed.
+
+  Attributes:
+    weights: how it is stored, as `compress.weights`.
+    is_table: whether it is a table of vectors, or a head, and so not pruned.
+    dims: that hold layers and experts, inputs and outputs.
+    rows_first: whether its outputs come before its inputs.
+  """
+
+  weights: str
+  is_table: bool
+  dims: parameter_groups.MatrixDims
+  rows_first: bool
+
+  def matrix(self, array: jax.Array) -> jax.Array:
+    """float32[*stack, F, D]."""
+    return by_output.to_matrix(
+      array.astype(jnp.float32),
+      len(self.dims.stack),
+      len(self.dims.inputs),
+      self.rows_first,
+    )
+
+  def sizes(
+    self, shape: tuple[int, ...]
+  ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The dims of inputs and of outputs of an array of this shape."""
+    of = lambda dims: tuple(shape[dim] for dim in dims)
+    return of(self.dims.inputs), of(self.dims.outputs)
+
+
+def is_weight(leaf: Any) -> bool:
+  """Whether a leaf of parameters is no plain array."""
+  return isinstance(leaf, matmul.Weight)
+
+
+def targets(compress: config_lib.Compress, params: Any) -> dict[str, Target]:
+  """What is compressed, by path.
+
+  Raises:
+    ConfigError: `compress.pattern` matches no matrix, or a matrix cannot be
+      stored or pruned so.
+  """
+  flat = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_weight)[0]
+  leaves = {name_of(path): leaf for path, leaf in flat}
+  kinds = ('matrix', 'expert')
+  matrices = {
+    name: jax.ShapeDtypeStruct(leaf.shape, jnp.float32)
+    for name, leaf in leaves.items()
+    if parameter_groups.kind(name) in kinds
+  }
+  chosen = parameter_groups.Selection(
+    'compress.pattern',
+    compress.pattern or _LAYERS,
+    empty='all matrices of layers',
+  )
+  parameter_groups.check([chosen], matrices, log=False)
+  is_chosen = parameter_groups.matching(chosen.pattern, matrices)
+  found = {
+    name: _target(name, leaf.shape, compress.weights, False)
+    for name, leaf in matrices.items()
+    if is_chosen[name]
+  }
+  tables = {name: leaf for name, leaf in leaves.items() if name not in found}
+  in_table = parameter_groups.matching(_TABLES, dict.fromkeys(tables, 0))
+  for name, leaf in tables.items():
+    if in_table[name] and compress.weights != 'float':
+      found[name] = _target(name, leaf.shape, compress.tables, True)
+  for name, target in found.items():
+    _check(compress, name, target, leaves[name].shape)
+  return found
+
+
+def _target(
+  name: str, shape: tuple[int, ...], weights: str, is_table: bool
+) -> Target:
+  rows_first = parameter_groups.kind(name) == 'embedding'
+  dims = parameter_groups.matrix_dims(name, len(shape))
+  if rows_first:
+    dims = parameter_groups.MatrixDims((), (1,), (0,))
+  return Target(weights, is_table, dims, rows_first)
+
+
+def _check(
+  compress: config_lib.Compress,
+  name: str,
+  target: Target,
+  shape: tuple[int, ...],
+):
+  num_in = math.prod(target.sizes(shape)[0])
+  m = compress.kept_of[1]
+  config_lib.check(
+    not m or target.is_table or num_in % m == 0,
+    f'compress.n_m={compress.n_m!r}: {m} does not divide the {num_in} inputs '
+    f'of {name}; choose others by compress.pattern',
+  )
+  config_lib.check(
+    target.weights != 'nf4' or shape[-1] % 2 == 0,
+    f"compress.weights='nf4' needs an even last dim, and {name} is "
+    f'{list(shape)}; choose others by compress.pattern',
+  )
+
+
+def name_of(path: Any) -> str:
+  """The path of a parameter."""
+  return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def grid(compress: config_lib.Compress, weights: str) -> grids.Grid | None:
+  """Of the matrices that are stored so; None of float and nf4."""
+  if weights in ('float', 'nf4'):
+    return None
+  return grids.Grid(weights, compress.group, compress.int8_inputs)
+
+
+def rounded(compress: config_lib.Compress, target: Target, array: Any) -> Any:
+  """An array stored as its target says, by the nearest codes."""
+  if target.weights == 'float':
+    return array
+  if target.weights == 'nf4':
+    return nf4.quantised(array)
+  matrix = target.matrix(array)
+  into = grid(compress, target.weights)
+  assert into is not None
+  return into.leaf(
+    matrix,
+    into.scale(matrix),
+    *target.sizes(array.shape),
+    target.rows_first,
+  )
+
+
+def map_targets(function: Any, found: dict[str, Target], params: Any) -> Any:
+  """`function(target, leaf)` of what is compressed; the rest as it is."""
+
+  def one(path, leaf):
+    target = found.get(name_of(path))
+    return leaf if target is None else function(target, leaf)
+
+  return jax.tree_util.tree_map_with_path(one, params, is_leaf=is_weight)
+
+
+def stored(compress: config_lib.Compress, params: Any) -> Any:
+  """Compressed parameters as a checkpoint holds them."""
+
+  def one(target, leaf):
+    bits = 8 * leaf.dtype.itemsize
+    if target.weights != 'float':
+      bits = compress_config.BITS[target.weights]
+    # A bit for each number tells where the zeros are.
+    if target.is_table or target.weights == 'nf4' or compress.share * bits <= 1:
+      return leaf
+    inputs, outputs = target.sizes(leaf.shape)
+    kept = num_kept(compress, math.prod(inputs)) * math.prod(outputs)
+    return _pack(leaf, len(target.dims.stack), kept)
+
+  return map_targets(one, targets(compress, params), params)
+
+
+_pack = jax.jit(packed.pack, static_argnums=(1, 2))
+
+
+def num_kept(compress: config_lib.Compress, num_in: int) -> int:
+  """How many weights of an output are kept at most, on average."""
+  n, m = compress.kept_of
+  return num_in * n // m if m else num_in - int(compress.alpha * num_in)
+
+
+def abstract_stored(
+  config: config_lib.Config, model: gemini.Gemini, mesh: Mesh
+) -> Any:
+  """Shapes, types and shardings of what a checkpoint holds.
+
+  Raises:
+    ConfigError: see `targets`.
+  """
+  compress = config.compress
+
+  def put(params):
+    round_one = functools.partial(rounded, compress)
+    found = targets(compress, params)
+    return stored(compress, map_targets(round_one, found, params))
+
+  return build.abstract_params(model, mesh, put)
+
+
+def opened(params: Any, plain: Any) -> Any:
+  """Parameters to compute with, of what a checkpoint holds.
+
+  Args:
+    params: as of `abstract_stored`.
+    plain: shapes, types and shardings of plain parameters.
+  """
+
+  def one(leaf, like):
+    if not isinstance(leaf, packed.Packed):
+      return leaf
+    where = like.sharding if leaf.rest is None else None
+    return jax.jit(packed.unpack, out_shardings=where)(leaf)
+
+  return jax.tree.map(one, params, plain, is_leaf=is_weight)
+
+
+def to_plain(params: Any, plain: Any) -> Any:
+  """Arrays of the same numbers, in the types of plain parameters."""
+  return jax.tree.map(
+    lambda leaf, like: matmul.to_array(leaf, like.dtype),
+    params,
+    plain,
+    is_leaf=is_weight,
+  )

@@ -1,0 +1,135 @@
+"""`--mode=compress`: from a run to a smaller one that opens as it does."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import tiny
+from gemini_jax import config as config_lib
+from gemini_jax import main
+from gemini_jax import run as run_lib
+from gemini_jax.weights import int4
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """(experiment, workdir) of a run that was trained a little."""
+  folder = tmp_path_factory.mktemp('compress')
+  file = tiny.experiment(folder)
+  assert tiny.run(file, folder / 'run') == 0
+  return file, folder / 'run'
+
+
+def compress(workdir, *fields):
+  flags = [f'--config.compress.{field}' for field in fields]
+  return main.main(['main', f'--workdir={workdir}', '--mode=compress', *flags])
+
+
+def rows(workdir):
+  found = json.loads((workdir / 'compress.json').read_text())
+  return {row['name']: row for row in found}
+
+
+@pytest.fixture(scope='module')
+def small(trained):
+  """The workdir of a model that was pruned and quantised in one pass."""
+  _, workdir = trained
+  fields = ['method=sparsegpt', 'alpha=0.5', 'weights=int4', 'group=16']
+  fields += ['sequences=16', 'recovery.steps=2']
+  assert compress(workdir, *fields) == 0
+  return workdir / 'compressed' / 'sparsegpt-0.5-int4-recovered2'
+
+
+def test_a_row_beside_the_dense_model(trained, small):
+  _, workdir = trained
+  found = rows(workdir)
+  dense, row = found['dense'], found[small.name]
+  assert row['method'] == 'sparsegpt' and row['bits'] == 4
+  assert row['alpha'] == 0.5
+  assert row['parameters'] < 0.8 * dense['parameters']
+  assert row['bytes'] < dense['bytes']
+  assert row['memory_bytes'] < 0.5 * dense['memory_bytes']
+  assert abs(row['loss'] - dense['loss']) < 1
+  assert row['decode_tokens_per_second'] > 0
+  report = (workdir / 'report.md').read_text()
+  assert '## Compression' in report and small.name in report
+  assert (workdir / 'compress.png').read_bytes().startswith(b'\x89PNG')
+  arrays = tiny.arrays(small)
+  assert any(name.endswith('query/kernel/mask') for name in arrays)
+
+
+def test_it_opens_as_any_other(small, capsys):
+  flags = [f'--workdir={small}', '--config.generate.prompt=one two']
+  assert main.main(['main', *flags, '--mode=generate']) == 0
+  assert main.main(['main', *flags, '--mode=eval']) == 0
+  loss = json.loads(capsys.readouterr().out.splitlines()[-1])
+  row = rows(small.parents[1])[small.name]
+  assert loss['validation/loss'] == pytest.approx(row['loss'], rel=1e-5)
+  run = run_lib.open_run(config_lib.read(small / 'config.json'), small)
+  params = run.restore_params().params
+  kernel = params['decoder']['layers']['feedforward']['up']['kernel']
+  assert isinstance(kernel, int4.Int4)
+  assert np.mean(np.asarray(kernel.to_array('float32')) == 0) >= 0.5
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    (['method=none'], "compress.method='none' compresses nothing"),
+    (['method=wanda'], 'compress.alpha=0 prunes nothing'),
+    (['method=wanda', 'alpha=1.0'], 'compress.alpha=1.0 must be'),
+    (['method=wanda', 'alpha=-0.1'], 'compress.alpha=-0.1 must be'),
+    (['method=wanda', 'n_m=5:7'], '7 does not divide the 32 inputs'),
+    (['method=wanda', 'n_m=2of4'], "compress.n_m='2of4' must be N:M"),
+    (['method=wanda', 'n_m=4:4'], 'must keep fewer than all'),
+    (['method=gptq'], "compress.method='gptq' rounds to codes"),
+    (['method=round', 'weights=int8', 'alpha=0.5'], 'prunes nothing'),
+    (
+      ['method=wanda', 'alpha=0.5', 'pattern=no/such'],
+      "compress.pattern='no/such' matches the path of no parameter",
+    ),
+  ],
+)
+def test_a_mistake_is_one_line(fields, message, trained, capsys):
+  assert compress(trained[1], *fields) == 2
+  error = capsys.readouterr().err.strip().splitlines()[-1]
+  assert error.startswith('error: ') and message in error
+
+
+def test_what_is_quantised_is_not_quantised_again(small, capsys):
+  assert compress(small, 'method=gptq', 'weights=int8', 'alpha=0.0') == 2
+  assert 'is quantised already (int4)' in capsys.readouterr().err
+  assert main.main(['main', f'--workdir={small}']) == 2
+  assert 'holds compressed parameters' in capsys.readouterr().err
+
+
+def test_no_calibration_without_data(trained, capsys):
+  flags = [f'--workdir={trained[1]}', '--mode=compress']
+  flags += ['--config.compress.method=wanda', '--config.compress.alpha=0.5']
+  assert main.main(['main', *flags, '--config.data.train=()']) == 2
+  assert 'calibration has no batch' in capsys.readouterr().err
+
+
+def test_a_pruned_run_is_quantised_and_trained_on(trained, tmp_path):
+  """Zeros stay, and plain arrays of it begin another run."""
+  file, workdir = trained
+  assert compress(workdir, 'method=magnitude', 'n_m=2:4') == 0
+  pruned = workdir / 'compressed' / 'magnitude-2of4'
+  fields = ['method=round', 'weights=int8']
+  assert compress(pruned, *fields) == 0
+  both = pruned / 'compressed' / 'round-2of4-int8'
+  opened = [
+    run_lib.open_run(config_lib.read(path / 'config.json'), path)
+    .restore_params()
+    .params['decoder']['layers']['attention']['query']['kernel']
+    for path in (pruned, both)
+  ]
+  is_zero = [np.asarray(opened[0]) == 0]
+  is_zero.append(np.asarray(opened[1].to_array('float32')) == 0)
+  assert is_zero[0].mean() == 0.5 and (is_zero[1] >= is_zero[0]).all()
+  fields = [f'train.init_from={both}', 'train.num_steps=1']
+  assert tiny.run(file, tmp_path / 'next', *fields) == 0
+  arrays = jax.tree.leaves(tiny.arrays(tmp_path / 'next'))
+  assert arrays
