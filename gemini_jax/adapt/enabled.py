@@ -6,6 +6,7 @@ from gemini_jax.adapt import (
   decoder_reset,
   ema,
   extension,
+  gate,
   gates,
   plateau,
   pruning,
@@ -24,6 +25,7 @@ def extensions(config: config_lib.Config) -> extension.Extensions:
     reference.from_config(config),
     # Last: it sets to zero what the others have made of pruned weights.
     pruning.from_config(config),
+    gate.from_config(config),
   )
   return extension.Extensions(tuple(item for item in items if item is not None))
 

@@ -57,6 +57,11 @@ class Extension:
     del params
     return None
 
+  def init_beside(self, params: Any, opt_state: Any) -> Any:
+    """As `init`, of one that keeps some state of the optimizer as well."""
+    del opt_state
+    return self.init(params)
+
   def selections(self) -> Sequence[parameter_groups.Selection]:
     """The parameters that it is about, to be checked and logged."""
     return ()
@@ -150,9 +155,11 @@ class Extensions:
 
   items: tuple[Extension, ...] = ()
 
-  def init(self, params: Any) -> dict[str, Any]:
+  def init(self, params: Any, opt_state: Any = None) -> dict[str, Any]:
     """Their states by name, of those that have one."""
-    states = {item.name: item.init(params) for item in self.items}
+    states = {
+      item.name: item.init_beside(params, opt_state) for item in self.items
+    }
     return {name: own for name, own in states.items() if own is not None}
 
   def selections(self) -> list[parameter_groups.Selection]:

@@ -156,7 +156,9 @@ def _prefix(
 def _has_iterates(saved: Mapping[str, str], prefix: str) -> bool:
   """Whether these are the iterates in an optax ScheduleFreeState."""
   state = prefix.removesuffix('z/')
-  return state != prefix and {f'{state}b1', f'{state}weight_sum'} <= set(saved)
+  # What extensions keep of an optimizer is of earlier steps.
+  is_own = state != prefix and not prefix.startswith('extra/')
+  return is_own and {f'{state}b1', f'{state}weight_sum'} <= set(saved)
 
 
 def _name(path: Any) -> str:

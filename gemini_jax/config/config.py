@@ -71,6 +71,11 @@ class Config:
   )
 
   def __post_init__(self):
+    if self.train.epochs:
+      epoch = self.train.epoch_steps(self.data.batch_size)
+      steps = self.train.epochs * epoch
+      train = dataclasses.replace(self.train, num_steps=steps)
+      object.__setattr__(self, 'train', train)
     seq2seq = self.data.objective == 'seq2seq'
     schema.check(
       seq2seq == self.model.cross,
@@ -205,6 +210,41 @@ class Config:
       'sparsity.first=nonzero needs train.init_from, the folder of the run '
       'whose zeros are kept',
     )
+
+    if method == 'gated':
+      self._check_gate()
+
+  def _check_gate(self):
+    """Sees that there are epochs, and a validation at the end of each."""
+    name, train, gate = 'sparsity.method=gated', self.train, self.sparsity.gate
+    schema.check(
+      bool(train.epoch_examples),
+      f'{name} needs train.epoch_examples, after which validation decides',
+    )
+    schema.check(
+      bool(self.data.validation),
+      f'{name} needs data.validation, by which it decides',
+    )
+    epoch = train.epoch_steps(self.data.batch_size)
+    schema.check(
+      epoch % train.eval_every == 0,
+      f'train.eval_every={train.eval_every} must divide the {epoch} steps of '
+      f'an epoch with {name}',
+    )
+    total, rest = train.num_steps // epoch, gate.first_epochs + gate.last_epochs
+    schema.check(
+      total > rest,
+      f'{name} prunes between the first {gate.first_epochs} and the last '
+      f'{gate.last_epochs} epochs of sparsity.gate, and the run has {total}; '
+      f'train more than {rest}',
+    )
+    for field in ('ema_decay', 'plateau_patience'):
+      value = getattr(self.optimizer, field)
+      schema.check(
+        not value,
+        f'optimizer.{field}={value} does not go with {name}, which goes back '
+        'to earlier parameters; set it to 0',
+      )
 
   def _check_batch(self, field: str, num_rows: int):
     """Estimates a batch of so many rows before anything is allocated."""

@@ -14,6 +14,8 @@ LEARNING_RATES = {
   'prodigy': 1.0,
   'schedule_free': 3e-3,
   'momo_adam': 1e-2,
+  'dadapt_adamw': 1.0,
+  'dog': 1.0,
 }
 
 
@@ -30,9 +32,12 @@ class Optimizer:
     'prodigy',
     'schedule_free',
     'momo_adam',
+    'dadapt_adamw',
+    'dog',
   ] = 'adamw'
   # Peak learning rate; None: a usual one, see LEARNING_RATES. Of prodigy,
-  # which finds its own, a multiplier near 1.
+  # dadapt_adamw and dog, which find their own, a multiplier near 1; of
+  # momo_adam, which makes steps smaller by the loss, an upper limit.
   learning_rate: schema.Positive | None = None
   # Its course after the warm-up; schedule_free never decays.
   schedule: Literal['constant', 'cosine', 'wsd', 'inverse_sqrt'] = 'cosine'
@@ -54,7 +59,8 @@ class Optimizer:
   b2: schema.PartialShare = 0.95
   # Added to the root of the second moment.
   eps: schema.Positive = 1e-8
-  # Decoupled weight decay.
+  # Decoupled weight decay. The steps of dog are those of SGD, far larger than
+  # AdamW's: about 1e-4 there.
   weight_decay: Annotated[float, schema.Range(0, cap=10)] = 0.1
   # Parameters whose path matches this regular expression do not decay.
   no_decay: str = (
@@ -83,6 +89,11 @@ class Optimizer:
       not (self.plateau_patience and self.name == 'schedule_free'),
       'optimizer.plateau_patience must be 0 with schedule_free, whose average '
       'would not see the scaled steps',
+    )
+    schema.check(
+      not (self.plateau_patience and self.name == 'dadapt_adamw'),
+      'optimizer.plateau_patience must be 0 with dadapt_adamw, whose estimate '
+      'takes its steps to be made in full',
     )
     for name in ('no_decay', 'frozen'):
       try:

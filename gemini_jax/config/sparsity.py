@@ -1,9 +1,26 @@
 """Training of weights of which a share is zero."""
 
+import dataclasses
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 from gemini_jax.config import schema
+
+
+@schema.section('sparsity.gate')
+class Gate:
+  """How validation decides what stays pruned (adapt/gate.py)."""
+
+  # Share of the weights that are left which an epoch's end prunes, at first; it
+  # is halved whenever validation refuses.
+  alpha: Annotated[float, schema.Range(0, 1, above=True, below=True)] = 0.5
+  # By how much of itself the validation loss may be above that of the dense
+  # model; below the standard error of the loss it decides by noise.
+  tolerance: schema.NonNegative = 0.02
+  # Epochs before the first pruning; the loss after them is the one to keep.
+  first_epochs: schema.Steps = 2
+  # Epochs of training at the end, in which nothing is pruned any more.
+  last_epochs: schema.Steps = 2
 
 
 @schema.section('sparsity')
@@ -47,6 +64,8 @@ class Sparsity:
   end: schema.PositiveShare = 0.75
   # Share of the kept weights that set and rigl exchange, at first.
   drop_fraction: schema.PartialShare = 0.3
+  # Of method gated.
+  gate: Gate = dataclasses.field(default_factory=Gate)
 
   def __post_init__(self):
     try:

@@ -71,6 +71,11 @@ class Train:
 
   # Updates of the parameters.
   num_steps: schema.Steps = 1000
+  # Training examples (rows of batches) of an epoch, a whole batch at the end;
+  # 0: training knows no epochs.
+  epoch_examples: schema.StepsOrZero = 0
+  # So many epochs, in place of num_steps; 0: num_steps.
+  epochs: schema.StepsOrZero = 0
   # All randomness of a run follows from it.
   seed: schema.Seed = 0
   # Folder of a run from whose parameters this one starts: those of its newest
@@ -101,7 +106,16 @@ class Train:
   # Project on Weights & Biases (pip install 'gemini_jax[wandb]'); '': off.
   wandb_project: str = ''
 
+  def epoch_steps(self, batch_size: int) -> int:
+    """Steps of an epoch; 0 without epochs."""
+    return -(-self.epoch_examples // batch_size)
+
   def __post_init__(self):
+    schema.check(
+      not self.epochs or bool(self.epoch_examples),
+      f'train.epochs={self.epochs} needs train.epoch_examples, the examples of '
+      'an epoch',
+    )
     fields = ('train', *data.BATCH_FIELDS, *data.TASK_FIELDS)
     known = (*(f'data.{name}' for name in fields), 'train.seed')
     for name in self.accept_changes:

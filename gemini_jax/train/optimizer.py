@@ -51,6 +51,9 @@ def make_optimizer(
     optax.add_decayed_weights(config.weight_decay, decayed),
     optax.scale_by_learning_rate(schedule),
   )
+  by_estimate = lambda state: (
+    config.weight_decay * state.estim_lr * schedule(state.count)
+  )
   b1, b2, eps = config.b1, config.b2, config.eps
   rules: dict[str, Callable[[], Any]] = {
     'adamw': lambda: with_decay(optax.scale_by_adam(b1, b2, eps)),
@@ -70,16 +73,26 @@ def make_optimizer(
       muon_weight_dimension_numbers=muon_dims,
     ),
     'prodigy': lambda: decay_beside(
-      optax.contrib.prodigy(
-        schedule,
-        (b1, b2),
-        eps=eps,
-        safeguard_warmup=config.warmup_steps > 0,
+      keep_estimate(
+        optax.contrib.prodigy(
+          schedule,
+          (b1, b2),
+          eps=eps,
+          safeguard_warmup=config.warmup_steps > 0,
+        )
       ),
-      lambda state: (
-        config.weight_decay * state.estim_lr * schedule(state.count)
-      ),
+      by_estimate,
       decayed,
+    ),
+    'dadapt_adamw': lambda: decay_beside(
+      keep_estimate(optax.contrib.dadapt_adamw(schedule, (b1, b2), eps=eps)),
+      by_estimate,
+      decayed,
+    ),
+    'dog': lambda: optax.chain(
+      # Before the distance is taken: SGD's decay is that of the loss.
+      optax.add_decayed_weights(config.weight_decay, decayed),
+      optax.contrib.dog(schedule),
     ),
     'momo_adam': lambda: decay_beside(
       optax.contrib.momo_adam(schedule, b1, b2, eps),
@@ -123,8 +136,12 @@ def in_float32(
       **extra,
     )
 
+  # Copied: prodigy and dog keep the first parameters, and both are donated.
   return optax.GradientTransformationExtraArgs(
-    lambda params: rule.init(parameter_groups.to_float32(params)), update
+    lambda params: rule.init(
+      jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params)
+    ),
+    update,
   )
 
 
@@ -177,6 +194,28 @@ def decay_beside(
   return optax.GradientTransformationExtraArgs(rule.init, update)
 
 
+def keep_estimate(
+  rule: optax.GradientTransformationExtraArgs,
+) -> optax.GradientTransformationExtraArgs:
+  """`rule` that does nothing until a gradient is not zero.
+
+  Prodigy and D-Adaptation divide by the norm of the gradients so far.
+  """
+
+  def update(updates, state, params=None, **extra):
+    new_updates, new_state = rule.update(updates, state, params, **extra)
+    new_state: Any = new_state
+    waits = jnp.isnan(new_state.estim_lr) & (optax.tree.norm(updates) == 0)
+    kept = lambda old, new: jnp.where(waits, old, new)
+    zeros = jax.tree.map(jnp.zeros_like, new_updates)
+    return (
+      jax.tree.map(kept, zeros, new_updates),
+      jax.tree.map(kept, state, new_state),
+    )
+
+  return optax.GradientTransformationExtraArgs(rule.init, update)
+
+
 def find_state(opt_state: Any, kind: Any) -> Any | None:
   """The first state of this kind inside a chain's state, or None."""
   is_kind = lambda state: isinstance(state, kind)
@@ -203,11 +242,21 @@ def evaluation_params(params: Any, opt_state: Any) -> Any:
 def learning_rate(
   config: config_lib.Optimizer, num_steps: int, opt_state: Any, step: jax.Array
 ) -> jax.Array:
-  """The rate in force, multiplied by Prodigy's estimate."""
+  """The rate in force, multiplied by what a rule has found.
+
+  Of Prodigy and D-Adaptation its estimate; of DoG the distance over gradients.
+  """
   rate = jnp.asarray(
     schedule_lib.make_schedule(config, num_steps)(step), jnp.float32
   )
-  prodigy = find_state(opt_state, optax.contrib.ProdigyState)
-  if prodigy is not None:
-    rate = rate * prodigy.estim_lr
+  kinds = optax.contrib.ProdigyState, optax.contrib.DAdaptAdamWState
+  estimate = find_state(opt_state, kinds)
+  if estimate is not None:
+    rate = rate * estimate.estim_lr
+  dog = find_state(opt_state, optax.contrib.DoGState)
+  if dog is not None:
+    # Before the first step nothing was divided yet.
+    first = dog.sum_sq_norm_grads == 0
+    norm = jnp.sqrt(jnp.where(first, 1.0, dog.sum_sq_norm_grads))
+    rate = rate * dog.max_dist / norm
   return rate

@@ -140,15 +140,15 @@ def _with_fresh(
   """The state with what the extensions `begun` have beside its parameters."""
   extensions = enabled.extensions(config)
 
-  def init(params):
-    extra = extensions.init(params)
+  def init(params, opt_state):
+    extra = extensions.init(params, opt_state)
     return {name: extra[name] for name in begun}
 
   where = jax.tree.map(
     lambda leaf: leaf.sharding,
     {name: abstract.extra[name] for name in begun},
   )
-  fresh = jax.jit(init, out_shardings=where)(state.params)
+  fresh = jax.jit(init, out_shardings=where)(state.params, state.opt_state)
   return dataclasses.replace(state, extra=state.extra | fresh)
 
 

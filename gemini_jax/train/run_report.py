@@ -18,6 +18,12 @@ from gemini_jax.train import curves as curves_lib
 from gemini_jax.train import progress as progress_lib
 
 FILE, CURVES_FILE = 'report.md', 'report.png'
+# Of a run whose pruning validation decides on.
+GATE_FILE = 'gate.png'
+_GATE_CURVES = (
+  *('train/sparsity', 'train/accepted_sparsity', 'train/gate_alpha'),
+  *('validation/loss', 'validation/accuracy', 'train/learning_rate'),
+)
 # Samples and pages of media that are shown.
 _MAX_SAMPLES, _MAX_PAGES = 8, 12
 
@@ -41,6 +47,16 @@ def write(run: run_lib.Run, step: int):
     png = curves_lib.picture(curves_lib.series(lines)) if is_last else None
     if png is not None:
       host.replace_file(run.workdir / CURVES_FILE, png)
+    if run.config.sparsity.method == 'gated' and png is not None:
+      history = curves_lib.picture(
+        {
+          name: curve
+          for name, curve in curves_lib.series(lines).items()
+          if name in _GATE_CURVES
+        }
+      )
+      if history is not None:
+        host.replace_file(run.workdir / GATE_FILE, history)
     text = compose(
       run.workdir, run.config, step, lines, has_picture=png is not None
     )
@@ -76,6 +92,7 @@ def compose(
     '## Curves',
     *([f'![curves]({CURVES_FILE})'] if has_picture else []),
     *_curves(curves_lib.series(lines)),
+    *_gate(config, has_picture),
     '## Samples',
     *_samples(workdir),
     '## Media',
@@ -108,6 +125,12 @@ def _results(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
       for name, (value, step) in newest.items()
     ],
   )
+
+
+def _gate(config: config_lib.Config, has_picture: bool) -> Iterator[str]:
+  if config.sparsity.method == 'gated' and has_picture:
+    yield '## Pruning decided by validation'
+    yield f'![history of the pruning]({GATE_FILE})'
 
 
 def _compression(workdir: pathlib.Path) -> Iterator[str]:

@@ -71,7 +71,11 @@ def abstract_state(
     ),
     params=params,
     opt_state=placed(optimizer.init),
-    extra=placed(enabled.extensions(config).init),
+    extra=placed(
+      lambda params: enabled.extensions(config).init(
+        params, optimizer.init(params)
+      )
+    ),
   )
 
 
@@ -96,11 +100,12 @@ def fresh_state(
   """The state before the first update."""
   params = nn.meta.unbox(gemini.init_params(model, key))
   params = tuning.wrapped(config.tune, params, key)
+  opt_state = optimizer.init(params)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
-    opt_state=optimizer.init(params),
-    extra=enabled.extensions(config).init(params),
+    opt_state=opt_state,
+    extra=enabled.extensions(config).init(params, opt_state),
   )
 
 
@@ -116,8 +121,9 @@ def state_from_params(
   )
 
   def rest(params):
-    extra = enabled.extensions(config).init(params)
-    return jnp.zeros((), jnp.int32), optimizer.init(params), extra
+    opt_state = optimizer.init(params)
+    extra = enabled.extensions(config).init(params, opt_state)
+    return jnp.zeros((), jnp.int32), opt_state, extra
 
   where = jax.tree.map(
     lambda leaf: leaf.sharding,

@@ -141,20 +141,64 @@ def test_decay_shrinks_kernels_and_nothing_else(name):
       )
 
 
-def test_decay_of_prodigy_follows_its_estimate():
+@pytest.mark.parametrize('name', ['prodigy', 'dadapt_adamw'])
+def test_gradients_of_zero_do_not_harm_an_estimate(name):
+  """It would be 0 / 0 from then on."""
+  config = config_lib.Optimizer(name=name, weight_decay=0.0)
+  rule = optimizer_lib.make_optimizer(config, 30)
+  params = toy.network()
+  grads = jax.grad(loss)(params)
+  zeros = jax.tree.map(jnp.zeros_like, grads)
+  state = rule.init(params)
+  for tree in (zeros, grads, zeros):
+    updates, state = rule.update(tree, state, params, value=jnp.float32(1))
+    params = optax.apply_updates(params, updates)
+  assert np.isfinite(float(optax.tree.norm(params)))
+  rate = optimizer_lib.learning_rate(config, 30, state, np.int32(3))
+  assert 0 < float(rate) < 1
+
+
+def test_the_rate_of_dog_is_the_distance_over_the_gradients():
   config = config_lib.Optimizer(
-    name='prodigy', schedule='constant', weight_decay=0.5
+    name='dog', schedule='constant', weight_decay=0.0, clip_norm=0.0
+  )
+  rule = optimizer_lib.make_optimizer(config, 9)
+  params, state = fit(config, 9)
+  grads = jax.grad(loss)(params)
+  updates, after = rule.update(grads, state, params, value=loss(params))
+  expected = optimizer_lib.learning_rate(config, 9, after, np.int32(9))
+  ratio = optax.tree.norm(updates) / optax.tree.norm(grads)
+  np.testing.assert_allclose(ratio, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_state_shares_no_buffer_with_the_parameters(name):
+  """Both are donated to the step."""
+  params = toy.network()
+  state = optimizer_lib.make_optimizer(
+    config_lib.Optimizer(name=name), 10
+  ).init(params)
+  pointers = [
+    leaf.unsafe_buffer_pointer()
+    for leaf in jax.tree.leaves((params, state))
+    if leaf.nbytes > 8
+  ]
+  assert len(set(pointers)) == len(pointers)
+
+
+@pytest.mark.parametrize('name', ['prodigy', 'dadapt_adamw'])
+def test_decay_follows_an_estimate(name):
+  config = config_lib.Optimizer(
+    name=name, schedule='constant', weight_decay=0.5
   )
   rule = optimizer_lib.make_optimizer(config, 30)
   params, state = fit(config, 30)
   grads = jax.grad(loss)(params)
-  estimate = optimizer_lib.find_state(
-    state, optax.contrib.ProdigyState
-  ).estim_lr
+  estimate = optimizer_lib.learning_rate(config, 30, state, np.int32(30))
   assert float(estimate) > 1e-5, 'it must have grown'
   with_decay, _ = rule.update(grads, state, params, value=loss(params))
   plain = optimizer_lib.make_optimizer(
-    config_lib.Optimizer(name='prodigy', schedule='constant', weight_decay=0.0),
+    config_lib.Optimizer(name=name, schedule='constant', weight_decay=0.0),
     10,
   )
   without, _ = plain.update(grads, state, params, value=loss(params))

@@ -1,0 +1,79 @@
+r"""Pictures of clothes named by a sparse model, or at a rate that it finds.
+
+  python -m gemini_jax.main --workdir=runs/adaptive --config.data.data_dir=DIR \
+      --config=experiments/adaptive_fashion.py:method=gated,sparsity=0.9
+
+DIR is the folder of TFDS data sets. `method` is dense, static, set, rigl,
+gradual, oneshot (dense, then pruned by magnitude at the last step)
+or gated (validation decides how much, and `sparsity` is not used); `optimizer`
+and `learning_rate` are those of the config. The run writes `test/accuracy`, and
+`train/sparsity` where weights are pruned.
+"""
+
+import ml_collections
+
+from experiments import base, fashion_any_to_any
+
+_METHODS = ('dense', 'static', 'set', 'rigl', 'gradual', 'oneshot', 'gated')
+_USAGE = (
+  f'method={"|".join(_METHODS)},sparsity=S,optimizer=NAME,learning_rate=R'
+)
+_EPOCHS, _EPOCH = 14, 57_000
+
+
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  """The config, of `method=NAME,sparsity=S,optimizer=NAME,learning_rate=R`."""
+  options = dict(part.partition('=')[::2] for part in arg.split(',') if part)
+  method = options.pop('method', 'dense')
+  numbers = {'sparsity': 0.9, 'learning_rate': 0.001}
+  try:
+    numbers |= {
+      name: float(options.pop(name)) for name in numbers if name in options
+    }
+  except ValueError:
+    options['number'] = ''
+  optimizer = options.pop('optimizer', 'adamw')
+  if method not in _METHODS or options:
+    raise ValueError(f'--config=...:{arg} must be {_USAGE}')
+  config = base.get_config()
+  config.data.tasks = ('{image:image} -> {label}',)
+  config.data.train = ('tfds:fashion_mnist#train[:95%]',)
+  config.data.validation = ('tfds:fashion_mnist#train[95%:]',)
+  config.data.test = ('tfds:fashion_mnist#test',)
+  config.data.label_names = fashion_any_to_any.LABELS
+  config.data.objective = 'prefix'
+  config.data.batch_size = 256
+  config.data.sequence_length = 12
+  config.data.pack = False
+  config.model.max_length = 12
+  config.model.width = 64
+  config.model.num_layers = 2
+  config.model.num_heads = 4
+  config.model.mlp_dim = 256
+  config.model.scan_layers = False
+  config.model.image.height = 28
+  config.model.image.width = 28
+  config.model.image.channels = 1
+  config.model.image.patch = 14
+  config.optimizer.name = optimizer
+  config.optimizer.learning_rate = numbers['learning_rate']
+  config.optimizer.schedule = 'constant'
+  config.optimizer.weight_decay = 0.0
+  config.train.epoch_examples = _EPOCH
+  config.train.epochs = _EPOCHS
+  steps = -(-_EPOCH // config.data.batch_size)
+  config.train.eval_every = steps
+  config.train.save_every = steps
+  config.train.log_every = 50
+  config.evaluate.batch_size = 500
+  if method != 'dense':
+    config.sparsity.method = {'oneshot': 'gradual'}.get(method, method)
+    config.sparsity.sparsity = numbers['sparsity']
+    config.sparsity.distribution = 'erk'
+  if method == 'oneshot':
+    # One change of masks, at the last step; see sparsity.course.
+    config.sparsity.distribution = 'uniform'
+    config.sparsity.begin = 1 - 1 / (steps * _EPOCHS)
+    config.sparsity.end = 1.0
+    config.sparsity.update_every = steps * _EPOCHS
+  return config

@@ -1,0 +1,150 @@
+"""Validation decides what stays pruned; a rollback is to the bit."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import tiny
+from gemini_jax import config as config_lib
+from gemini_jax.adapt import enabled, masks, pruning
+from gemini_jax.checkpoint import checkpointer
+from gemini_jax.parallel import mesh as mesh_lib
+from gemini_jax.train import metrics_file, session
+from gemini_jax.train import state as state_lib
+
+LINES = (
+  "sparsity.method = 'gated'",
+  'sparsity.gate.first_epochs = 1',
+  'sparsity.gate.last_epochs = 1',
+  'train.epoch_examples = 31',
+  'train.epochs = 6',
+  'train.eval_every = 4',
+  'train.save_every = 3',
+  'train.keep_last = 20',
+  'train.log_every = 1',
+)
+
+
+def made(step):
+  """(extensions, a state after `step` steps of a gated run)."""
+  config = tiny.config(
+    sparsity={
+      'method': 'gated',
+      'gate': {'first_epochs': 1, 'last_epochs': 1, 'tolerance': 0.1},
+    },
+    train={'epoch_examples': 8, 'epochs': 6, 'eval_every': 4},
+    data={'validation': ('text:x',)},
+  )
+  mesh = mesh_lib.make_mesh(config.parallel, jax.devices()[:1])
+  model, optimizer, abstract = session.abstract_parts(config, mesh)
+  state = state_lib.init_state(config, model, optimizer, abstract)
+  return enabled.extensions(config), state.replace(step=step)
+
+
+def moved(state, epoch, scale=1.01):
+  """As after training: other weights, a later step."""
+  move = lambda leaf: leaf * scale if leaf.dtype == np.float32 else leaf
+  return state.replace(
+    params=jax.tree.map(move, state.params),
+    opt_state=jax.tree.map(move, state.opt_state),
+    step=jax.numpy.int32(4 * epoch),
+  )
+
+
+def share(state):
+  return float(masks.sparsity(pruning.of(state)))
+
+
+def test_accept_refuse_and_stop():
+  on, state = made(np.int32(4))
+  state = moved(state, 1)
+  begun = on.after_validation(state, np.float32(2))
+  assert share(begun) == pytest.approx(0.5, abs=0.01)
+  # In the middle of an epoch nothing is judged.
+  middle = on.after_validation(begun.replace(step=jax.numpy.int32(6)), 9.0)
+  assert share(middle) == share(begun)
+  good = on.after_validation(moved(begun, 2), np.float32(2.19))
+  assert share(good) == pytest.approx(0.75, abs=0.01)
+  for loss in (2.21, np.nan):
+    bad = on.after_validation(moved(begun, 2), np.float32(loss))
+    # Back to the dense point, and half as far.
+    assert float(bad.extra['gate']['alpha']) == 0.25
+    assert share(bad) == pytest.approx(0.25, abs=0.01)
+    assert int(bad.step) == 8
+    expected = masks.apply(pruning.of(bad), state.params)
+    jax.tree.map(np.testing.assert_array_equal, bad.params, expected)
+  for loss, wanted in ((2.0, 0.5), (3.0, 0.0)):
+    last = on.after_validation(moved(begun, 5), np.float32(loss))
+    assert share(last) == pytest.approx(wanted, abs=0.01)
+    after = on.after_validation(moved(last, 6), np.float32(99))
+    assert share(after) == share(last)
+
+
+def test_decisions_follow_the_losses():
+  """Negative control: the same losses in another order end elsewhere."""
+  found = []
+  for losses in ((2.0, 2.1, 2.1, 2.1, 9.0), (2.0, 9.0, 2.1, 2.1, 2.1)):
+    on, state = made(np.int32(4))
+    for epoch, loss in enumerate(losses, 1):
+      state = on.after_validation(moved(state, epoch), np.float32(loss))
+    found.append(share(state))
+  assert found[0] == pytest.approx(0.875, abs=0.01)
+  assert found[1] == pytest.approx(1 - 0.75**3, abs=0.01)
+
+
+def test_it_resumes_to_the_bit(tmp_path):
+  """From every checkpoint, in the middle of an epoch and at its end."""
+  file = tiny.experiment(tmp_path, *LINES)
+  whole = tmp_path / 'run'
+  assert tiny.run(file, whole) == 0
+  config = config_lib.read(whole / 'config.json')
+  assert config.train.num_steps == 24, 'of 31 examples, 4 batches of 8'
+  lines = tiny.metrics(whole, *metrics_file.TIMINGS)
+  shares = [line['train/sparsity'] for line in lines if 'train/loss' in line]
+  assert shares[3] == 0 < shares[4], shares
+  assert (whole / 'gate.png').read_bytes().startswith(b'\x89PNG')
+  assert '(gate.png)' in (whole / 'report.md').read_text()
+  wanted = tiny.arrays(whole)
+  again = tmp_path / 'again'
+  shutil.copytree(whole, again)
+  checkpoints = checkpointer.Checkpointer(again / 'checkpoints')
+  for step in checkpoints.steps():
+    if step > 12:
+      shutil.rmtree(checkpoints.path(step))
+  assert tiny.run(file, again) == 0
+  assert tiny.metrics(again, *metrics_file.TIMINGS) == lines
+  found = tiny.arrays(again)
+  assert found.keys() == wanted.keys()
+  for path, leaf in found.items():
+    np.testing.assert_array_equal(leaf, wanted[path], err_msg=path)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'sparsity': {'gate': {'alpha': 1.5}}}, 'sparsity.gate.alpha=1.5 must'),
+    ({'train': {}}, 'needs train.epoch_examples'),
+    ({'data': {'validation': ()}}, 'needs data.validation'),
+    (
+      {'train': {'epoch_examples': 8, 'epochs': 9, 'eval_every': 3}},
+      'train.eval_every=3 must divide the 4 steps',
+    ),
+    (
+      {'train': {'epoch_examples': 8, 'epochs': 4, 'eval_every': 4}},
+      'the run has 4; train more than 4',
+    ),
+    ({'optimizer': {'ema_decay': 0.9}}, 'optimizer.ema_decay=0.9 does not go'),
+    ({'train': {'epochs': 3}}, 'train.epochs=3 needs train.epoch_examples'),
+  ],
+)
+def test_what_makes_no_sense_is_refused(fields, message):
+  good = {
+    'sparsity': {},
+    'train': {'epoch_examples': 8, 'epochs': 9, 'eval_every': 4},
+    'data': {'validation': ('text:x',)},
+  } | fields
+  good['sparsity'] = {'method': 'gated'} | good['sparsity']
+  with pytest.raises(config_lib.ConfigError, match=message):
+    tiny.config(**good)
