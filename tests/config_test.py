@@ -602,7 +602,48 @@ def test_none_and_zero_are_told_apart():
 
 
 # Values that are wrong together, as one dict of section.field.
+GATED = {
+  'sparsity.method': 'gated',
+  'data.validation': ('text:x',),
+  'data.batch_size': 8,
+  'train.epoch_examples': 31,
+  'train.epochs': 9,
+  'train.eval_every': 2,
+}
 CONFLICTS = [
+  (
+    {'train.epochs': 3},
+    'train.epochs=3 needs train.epoch_examples, the examples of an epoch',
+  ),
+  (
+    {'optimizer.name': 'dadapt_adamw', 'optimizer.plateau_patience': 1},
+    'optimizer.plateau_patience must be 0 with dadapt_adamw, whose estimate '
+    'takes its steps to be made in full',
+  ),
+  (
+    {'sparsity.method': 'gated'},
+    'sparsity.method=gated needs train.epoch_examples, after which validation '
+    'decides',
+  ),
+  (
+    GATED | {'data.validation': ()},
+    'sparsity.method=gated needs data.validation, by which it decides',
+  ),
+  (
+    GATED | {'train.eval_every': 3},
+    'train.eval_every=3 must divide the 4 steps of an epoch with '
+    'sparsity.method=gated',
+  ),
+  (
+    GATED | {'train.epochs': 4},
+    'sparsity.method=gated prunes between the first 2 and the last 2 epochs of '
+    'sparsity.gate, and the run has 4; train more than 4',
+  ),
+  (
+    GATED | {'optimizer.ema_decay': 0.5},
+    'optimizer.ema_decay=0.5 does not go with sparsity.method=gated, which '
+    'goes back to earlier parameters; set it to 0',
+  ),
   (
     {'compress.n_m': '2:4', 'compress.alpha': 0.25},
     "compress.n_m='2:4' must keep fewer than all, and prunes 0.5 of the "
