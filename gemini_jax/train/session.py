@@ -361,7 +361,11 @@ def _check_same_state(
     if field.startswith(('optimizer.', 'train.'))
   ]
   # On the devices that are here now.
-  names = [field.removeprefix('model.') for field in run_lib.NUMERICS_FIELDS]
+  names = [
+    field.removeprefix('model.')
+    for field in run_lib.NUMERICS_FIELDS
+    if field.startswith('model.')
+  ]
   values = {name: getattr(config.model, name) for name in names}
   saved = dataclasses.replace(
     saved,
