@@ -739,6 +739,46 @@ CONFLICTS = [
     'zeros are kept',
   ),
   (
+    {
+      'growth.method': 'preserve',
+      'growth.at_step': 9,
+      'growth.num_layers': 1,
+      'sparsity.method': 'static',
+    },
+    "growth.at_step=9 does not go with sparsity.method='static': grown weights "
+    'have no masks',
+  ),
+  (
+    {
+      'growth.method': 'copy',
+      'tune.method': 'lora',
+      'train.init_from': '/base',
+    },
+    "tune.method='lora' keeps the parameters of its base, and growth.method="
+    "'copy' changes them; set it to none",
+  ),
+  (
+    {'growth.at_step': 9, 'growth.num_layers': 1},
+    'growth.at_step=9 needs growth.method preserve or copy',
+  ),
+  (
+    {'growth.at_step': 9, 'growth.method': 'copy'},
+    'growth.at_step=9 needs the sizes before it, such as growth.num_layers',
+  ),
+  (
+    {'growth.num_layers': 1, 'growth.method': 'copy'},
+    'growth.num_layers is a size before growth.at_step, which is 0',
+  ),
+  (
+    {'gates.method': 'l0'},
+    "gates.method='l0' goes with shares above 0 of gates.heads, kv_heads, "
+    'channels or layers, and none with 0 of all',
+  ),
+  (
+    {'gates.method': 'l0', 'gates.heads': 0.5, 'gates.begin': 0.8},
+    'gates.begin=0.8 must be below gates.end=0.7',
+  ),
+  (
     {'train.accept_changes': ('data.batchsize',)},
     "train.accept_changes: 'data.batchsize' is not a field that it takes; did "
     'you mean data.batch_size or data.pack?',

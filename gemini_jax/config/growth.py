@@ -59,12 +59,14 @@ class Growth:
     )
     given = self._given()
     schema.check(
-      bool(self.at_step) == bool(given),
+      bool(given) or not self.at_step,
       f'growth.at_step={self.at_step} needs the sizes before it, such as '
-      'growth.num_layers'
-      if self.at_step
-      else f'growth.{next(iter(given), "")} is a size before growth.at_step, '
-      'which is 0',
+      'growth.num_layers',
+    )
+    schema.check(
+      bool(self.at_step) or not given,
+      f'growth.{next(iter(given), "")} is a size before growth.at_step, which '
+      'is 0',
     )
 
   def _given(self) -> dict[str, int]:
