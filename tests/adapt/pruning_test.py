@@ -112,7 +112,7 @@ def kept(state):
   return flat(pruning.of(state))
 
 
-@pytest.mark.parametrize('method', [*DYNAMIC, 'static', 'gated'])
+@pytest.mark.parametrize('method', [*DYNAMIC, 'static'])
 def test_what_is_pruned_is_zero_everywhere(method):
   """In parameters, in what is evaluated, in averages and in moments."""
   config = parts(method)[0]

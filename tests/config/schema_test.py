@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import typing
 from typing import Annotated, Literal
 
@@ -35,8 +36,7 @@ def test_a_value_outside_is_refused_in_one_line(path):
       full = field.full
       if way != 'convert':
         # A section that stands twice in a config knows no kind.
-        full = full.replace('image.auto', 'KIND.auto')
-        full = full.replace('audio.auto', 'KIND.auto')
+        full = re.sub('(image|audio)\\.(auto|tower)', r'KIND.\2', full)
       text = '<1329 bits>' if value == 10**400 else repr(value)
       assert message.startswith(f'{full}={text} '), message
 

@@ -199,6 +199,8 @@ def test_all_but_bfloat16_parameters_is_float32(name, around):
   """Norms too. A step gives back the types that it takes: it compiles once."""
   if name == 'schedule_free':
     around = {k: v for k, v in around.items() if k == 'accumulation_steps'}
+  if name == 'dadapt_adamw':
+    around = {k: v for k, v in around.items() if 'plateau' not in k}
   _, step, state = bfloat16_parts(name, **around)
   types = lambda tree: {
     leaf.dtype
