@@ -183,8 +183,7 @@ def test_what_only_dropout_makes(parts):
   assert (step, name) == (3, 'output of dropout')
 
 
-@pytest.mark.parametrize('dropout', [0.0, 0.5])
-def test_a_layer_in_stages(dropout):
+def test_a_layer_in_stages():
   """Looked for on one stage, microbatch by microbatch, as they were drawn."""
   parallel = config_lib.Parallel(data=1, pipeline=2)
   mesh = mesh_lib.make_mesh(parallel, jax.devices()[:2])
@@ -197,7 +196,7 @@ def test_a_layer_in_stages(dropout):
     0,
     change,
     mesh=mesh,
-    model={'num_layers': 4, 'dropout': dropout},
+    model={'num_layers': 4, 'dropout': 0.5},
     data={'batch_size': 4},
     parallel={'data': 1, 'pipeline': 2},
   )

@@ -204,7 +204,7 @@ def test_another_base_is_refused(copy):
   """Of the same shapes, at the same step; and a base that trained on."""
   folder, config = copy
   other = tiny.replace(config, 'train.init_from', str(folder / 'other'))
-  assert_refused(other, folder, r'has other parameters at step 7 \(fingerprint')
+  assert_refused(other, folder, 'at step 7 has other parameters')
   # It still has the checkpoint that was tuned.
   checkpoints = checkpointer.Checkpointer(folder / 'base' / 'checkpoints')
   shutil.copytree(folder / 'other' / 'checkpoints', folder / 'later')
@@ -214,7 +214,7 @@ def test_another_base_is_refused(copy):
   (folder / 'later' / '00000007').rename(checkpoints.path(9))
   assert restored(config, folder / 'tuned')
   shutil.rmtree(checkpoints.path(7))
-  assert_refused(config, folder, 'has other parameters at step 9')
+  assert_refused(config, folder, 'at step 9 has other parameters')
 
 
 def test_a_run_may_start_from_a_tuned_one(copy, tmp_path):
