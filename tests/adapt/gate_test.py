@@ -95,7 +95,7 @@ def test_decisions_follow_the_losses():
 
 
 def test_it_resumes_to_the_bit(tmp_path):
-  """From every checkpoint, in the middle of an epoch and at its end."""
+  """Continued from an earlier checkpoint, at an epoch's end."""
   file = tiny.experiment(tmp_path, *LINES)
   whole = tmp_path / 'run'
   assert tiny.run(file, whole) == 0
