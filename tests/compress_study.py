@@ -11,12 +11,9 @@ table that report.md has, and adds to WORKDIR/compress.json.
 import pathlib
 import sys
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from gemini_jax import host  # noqa: E402
-from gemini_jax import main as main_lib  # noqa: E402
-from gemini_jax.train import compression_table  # noqa: E402
+from gemini_jax import host
+from gemini_jax import main as main_lib
+from gemini_jax.train import compression_table
 
 DATA = (
   "data.train=('python:pydoc_data.topics#[!9::10]',)",

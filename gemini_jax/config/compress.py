@@ -103,13 +103,7 @@ class Compress:
       "compress.method='gptq' does not round to compress.weights='nf4'; use "
       'method round, or weights int4',
     )
-    try:
-      re.compile(self.pattern)
-    except re.error as error:
-      raise schema.ConfigError(
-        f'compress.pattern={self.pattern!r} is not a regular expression: '
-        f'{error}'
-      ) from error
+    schema.check_pattern('compress.pattern', self.pattern)
 
   @property
   def kept_of(self) -> tuple[int, int]:

@@ -5,6 +5,7 @@ import difflib
 import functools
 import importlib
 import math
+import re
 import reprlib
 import types
 import typing
@@ -23,6 +24,16 @@ def check(condition: bool, message: str):
   """Raises ConfigError with `message` unless `condition` holds."""
   if not condition:
     raise ConfigError(message)
+
+
+def check_pattern(field: str, pattern: str):
+  """Raises ConfigError unless the pattern is a regular expression."""
+  try:
+    re.compile(pattern)
+  except re.error as error:
+    raise ConfigError(
+      f'{field}={pattern!r} is not a regular expression: {error}'
+    ) from error
 
 
 def optional(module: str, needed: str, extra: str) -> Any:

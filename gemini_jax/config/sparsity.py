@@ -68,13 +68,7 @@ class Sparsity:
   gate: Gate = dataclasses.field(default_factory=Gate)
 
   def __post_init__(self):
-    try:
-      re.compile(self.pattern)
-    except re.error as error:
-      raise schema.ConfigError(
-        f'sparsity.pattern={self.pattern!r} is not a regular expression: '
-        f'{error}'
-      ) from error
+    schema.check_pattern('sparsity.pattern', self.pattern)
     schema.check(
       self.method == 'none' or bool(self.pattern),
       f"sparsity.pattern='' chooses nothing for sparsity.method={self.method}; "

@@ -1,7 +1,6 @@
 """Tuning of another run's parameters with few parameters of one's own."""
 
 import dataclasses
-import re
 from typing import Literal
 
 from gemini_jax.config import schema
@@ -73,12 +72,7 @@ class Tune:
   adalora: AdaLoRA = dataclasses.field(default_factory=AdaLoRA)
 
   def __post_init__(self):
-    try:
-      re.compile(self.pattern)
-    except re.error as error:
-      raise schema.ConfigError(
-        f'tune.pattern={self.pattern!r} is not a regular expression: {error}'
-      ) from error
+    schema.check_pattern('tune.pattern', self.pattern)
     schema.check(
       self.base == 'plain' or self.method in ('lora', 'adalora'),
       f'tune.base={self.base!r} needs tune.method lora or adalora, not '

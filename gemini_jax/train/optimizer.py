@@ -203,8 +203,8 @@ def keep_estimate(
   """
 
   def update(updates, state, params=None, **extra):
+    new_state: Any
     new_updates, new_state = rule.update(updates, state, params, **extra)
-    new_state: Any = new_state
     waits = jnp.isnan(new_state.estim_lr) & (optax.tree.norm(updates) == 0)
     kept = lambda old, new: jnp.where(waits, old, new)
     zeros = jax.tree.map(jnp.zeros_like, new_updates)
