@@ -1,6 +1,5 @@
 """The update rule, its learning rate and what surrounds it."""
 
-import re
 from typing import Annotated, Literal
 
 from gemini_jax.config import schema
@@ -96,13 +95,7 @@ class Optimizer:
       'takes its steps to be made in full',
     )
     for name in ('no_decay', 'frozen'):
-      try:
-        re.compile(getattr(self, name))
-      except re.error as error:
-        raise schema.ConfigError(
-          f'optimizer.{name}={getattr(self, name)!r} is not a regular '
-          f'expression: {error}'
-        ) from error
+      schema.check_pattern(f'optimizer.{name}', getattr(self, name))
 
   @property
   def peak(self) -> float:
