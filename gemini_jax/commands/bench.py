@@ -19,7 +19,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from gemini_jax import command, help_page, host
+from gemini_jax import command, host
 from gemini_jax import config as config_lib
 from gemini_jax.commands import (
   bench_decode,
@@ -27,6 +27,7 @@ from gemini_jax.commands import (
   bench_step,
   bench_system,
   peer,
+  program,
 )
 
 WHAT = {
@@ -42,10 +43,8 @@ WHAT = {
 def main(argv: Sequence[str]) -> int:
   """Runs the benchmark that --what names; returns the exit code."""
   flags = {'what': 'step', 'nanogpt': '', 'gguf': '', 'huggingface': ''}
-  code = help_page.exit_code(argv, __doc__ or '', {'config': None, **flags})
-  if code is not None:
-    return code
-  try:
+
+  def work():
     parsed = command.parse(argv, flags)
     what = parsed.values['what']
     config_lib.check(
@@ -55,12 +54,9 @@ def main(argv: Sequence[str]) -> int:
     for name in ('nanogpt', 'huggingface'):
       if paths[name]:
         paths[name] = str(command.folder(name, paths[name]))
-    result = WHAT[what](parsed.config, peer.Paths(**paths))
-  except config_lib.ConfigError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  print(json.dumps(result))
-  return 0
+    print(json.dumps(WHAT[what](parsed.config, peer.Paths(**paths))))
+
+  return program.main(argv, __doc__, {'config': None, **flags}, work)
 
 
 if __name__ == '__main__':

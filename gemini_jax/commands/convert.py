@@ -45,10 +45,9 @@ import shutil
 import sys
 from collections.abc import Sequence
 
-from gemini_jax import command, help_page, host
+from gemini_jax import command, host
 from gemini_jax import config as config_lib
-from gemini_jax.checkpoint import checkpointer
-from gemini_jax.commands import convert_sources, convert_targets
+from gemini_jax.commands import convert_sources, convert_targets, program
 from gemini_jax.models import gemini
 from gemini_jax.weights import peft_files, published_towers
 
@@ -69,18 +68,8 @@ _FLAGS: dict[str, str | None] = {
 
 def main(argv: Sequence[str]) -> int:
   """Converts what the flags name; returns the exit code."""
-  code = help_page.exit_code(argv, __doc__ or '', _FLAGS)
-  if code is not None:
-    return code
-  try:
-    convert(**command.parse_flags(argv, _FLAGS))
-  except (config_lib.ConfigError, checkpointer.MismatchError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print('interrupted', file=sys.stderr)
-    return 130
-  return 0
+  work = lambda: convert(**command.parse_flags(argv, _FLAGS))
+  return program.main(argv, __doc__, _FLAGS, work)
 
 
 def convert(

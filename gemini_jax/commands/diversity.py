@@ -23,11 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from gemini_jax import command, help_page
+from gemini_jax import command
 from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
-from gemini_jax.checkpoint import checkpointer
-from gemini_jax.commands import comparison, tradeoff
+from gemini_jax.commands import comparison, program, tradeoff
 from gemini_jax.data import splits
 from gemini_jax.evaluate import ngram
 from gemini_jax.infer import generation, latents
@@ -263,20 +262,17 @@ def _last_test(workdir: pathlib.Path) -> dict[str, float]:
 
 def main(argv: Sequence[str]) -> int:
   """Compares the runs; returns the exit code."""
-  if (code := help_page.exit_code(argv, __doc__ or '', FLAGS)) is not None:
-    return code
-  try:
+
+  def work():
     options = Options.from_flags(command.parse_flags(argv, FLAGS))
     result = compare(options)
     file = options.out / 'diversity.json'
     file.write_text(json.dumps(result, indent=2) + '\n')
     tradeoff.plot(result, file.with_suffix('.png'))
-  except (config_lib.ConfigError, checkpointer.MismatchError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  print(tradeoff.table(result))
-  print(f'\nwritten to {file} and {file.with_suffix(".png").name}')
-  return 0
+    print(tradeoff.table(result))
+    print(f'\nwritten to {file} and {file.with_suffix(".png").name}')
+
+  return program.main(argv, __doc__, FLAGS, work)
 
 
 if __name__ == '__main__':

@@ -30,11 +30,10 @@ from collections.abc import Mapping, Sequence
 import jax
 
 from gemini_jax import batch as batch_lib
-from gemini_jax import command, help_page, host
+from gemini_jax import command, host
 from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
-from gemini_jax.checkpoint import checkpointer
-from gemini_jax.commands import convert, convert_sources
+from gemini_jax.commands import convert, convert_sources, program
 from gemini_jax.config import growth as growth_lib
 from gemini_jax.data import loader as loader_lib
 from gemini_jax.objectives import losses
@@ -61,18 +60,8 @@ _FLAGS: dict[str, str | None] = {
 
 def main(argv: Sequence[str]) -> int:
   """Shrinks what the flags name; returns the exit code."""
-  code = help_page.exit_code(argv, __doc__ or '', _FLAGS)
-  if code is not None:
-    return code
-  try:
-    shrink(command.parse_flags(argv, _FLAGS))
-  except (config_lib.ConfigError, checkpointer.MismatchError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print('interrupted', file=sys.stderr)
-    return 130
-  return 0
+  work = lambda: shrink(command.parse_flags(argv, _FLAGS))
+  return program.main(argv, __doc__, _FLAGS, work)
 
 
 def shrink(flags: Mapping[str, str]):

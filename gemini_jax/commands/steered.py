@@ -25,12 +25,12 @@ from typing import Any
 
 import numpy as np
 
-from gemini_jax import command, help_page
+from gemini_jax import command
 from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
-from gemini_jax.checkpoint import checkpointer
 from gemini_jax.commands import (
   comparison,
+  program,
   steered_options,
   steered_table,
   steered_writer,
@@ -241,23 +241,19 @@ def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> int:
   """Steers the runs; returns the exit code."""
-  if (
-    code := help_page.exit_code(argv, __doc__ or '', steered_options.FLAGS)
-  ) is not None:
-    return code
-  try:
+  flags = steered_options.FLAGS
+
+  def work():
     options = steered_options.Options.from_flags(
-      command.parse_flags(argv, steered_options.FLAGS)
+      command.parse_flags(argv, flags)
     )
     result = compare(options)
     file = options.out / 'steered.json'
     file.write_text(json.dumps(result, indent=2) + '\n')
-  except (config_lib.ConfigError, checkpointer.MismatchError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  print(steered_table.table(result))
-  print(f'\nwritten to {file}')
-  return 0
+    print(steered_table.table(result))
+    print(f'\nwritten to {file}')
+
+  return program.main(argv, __doc__, flags, work)
 
 
 if __name__ == '__main__':
