@@ -17,7 +17,7 @@ from gemini_jax import config as config_lib
 from gemini_jax.commands import decode_worker, peer, timing
 from gemini_jax.infer import decoding, sampling
 from gemini_jax.models import build, gemini
-from gemini_jax.weights import int8
+from gemini_jax.weights import int8, native_products
 
 KINDS = ('float32', 'bfloat16', 'int8')
 BATCH_SIZES = (1, 8)
@@ -116,7 +116,7 @@ def variants(
     model = gemini.Gemini(fields)
     params = jax.jit(init, static_argnums=0)(model)
     if kind == 'int8':
-      params = int8.with_kernel(int8.quantize(params), 'auto')
+      params = native_products.with_kernel(int8.quantize(params), 'auto')
     found[kind] = (model, params)
   return found
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from gemini_jax import run as run_lib
 from gemini_jax.infer import decoding, sampling
-from gemini_jax.weights import int8
+from gemini_jax.weights import native_products
 
 # Tokens of a prompt, and that are written after it.
 _PROMPT, _WRITTEN = 64, 16
@@ -58,7 +58,9 @@ class _Timed:
     length = min(config.model.max_length, 4 * _PROMPT)
     self.num_prompt = min(_PROMPT, length // 2)
     self.num_written = min(_WRITTEN, length - self.num_prompt)
-    self._params = int8.with_kernel(params, config.generate.int8_kernel)
+    self._params = native_products.with_kernel(
+      params, config.generate.int8_kernel
+    )
     inputs = config.data.inputs_length if config.model.cross else 0
     self._decoder = decoding.Decoder(
       run.model,

@@ -29,7 +29,7 @@ from gemini_jax.infer import request as request_lib
 from gemini_jax.infer import samples as samples_lib
 from gemini_jax.models import gemini
 from gemini_jax.parallel import processes
-from gemini_jax.weights import by_row, int8
+from gemini_jax.weights import by_row, native_products
 
 # Tokens that are decoded between two calls of `on_text`.
 _STREAM_TOKENS = 8
@@ -92,7 +92,7 @@ def generate(
   """
   options = config.generate
   _check(options, controller, draft, adapters)
-  params = int8.with_kernel(params, options.int8_kernel)
+  params = native_products.with_kernel(params, options.int8_kernel)
   beams = options.beam_size
   read = [
     prompts_lib.read_prompt(config, model, tokenizer, prompt)

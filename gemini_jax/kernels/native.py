@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,15 +24,18 @@ import numpy as np
 from gemini_jax import config as config_lib
 from gemini_jax import host
 
-_SOURCE = pathlib.Path(__file__).parent / 'int8_product.cc'
-_SYMBOL = 'GeminiInt8Product'
-_TARGET = 'gemini_jax_int8_product'
+_SOURCE = pathlib.Path(__file__).parent / 'integer_products.cc'
+# Handlers in the library, by the names under which jax knows them.
+_INT8, _INT4 = 'gemini_jax_int8_product', 'gemini_jax_int4_product'
+_SYMBOLS = {_INT8: 'GeminiInt8Product', _INT4: 'GeminiInt4Product'}
 _OPTIONS = ('-std=c++17', '-O3', '-march=native', '-shared', '-fPIC', '-w')
 _SECONDS = 120
-# Beyond these, sums of products of bytes leave int32, and XLA's product of
-# several rows is as fast.
+# Beyond it sums of products of bytes leave int32.
 LARGEST_INPUT = 2**15
+# Beyond these XLA is as fast: its product of several rows of int8, or making
+# the array of 4-bit codes.
 MOST_ROWS = 4
+MOST_INT4_ROWS = 16
 
 
 class NoKernelError(Exception):
@@ -39,7 +43,7 @@ class NoKernelError(Exception):
 
 
 def choose(name: str) -> str:
-  """The kernel of int8 products on this machine, 'xla' or 'native'.
+  """The kernel of integer products on this machine, 'xla' or 'native'.
 
   Args:
     name: as `generate.int8_kernel`.
@@ -56,9 +60,12 @@ def choose(name: str) -> str:
       name == 'auto',
       f'generate.int8_kernel={name!r}: {error}; use auto or xla',
     )
-    logging.info('int8: products by XLA; no kernel of our own: %s', error)
+    logging.info('integers: products by XLA; no kernel of ours: %s', error)
     return 'xla'
-  logging.info('int8: products of up to %d rows by our kernel', MOST_ROWS)
+  logging.info(
+    'products of up to %d rows with int8, and %d with int4, by our kernel',
+    *(MOST_ROWS, MOST_INT4_ROWS),
+  )
   return 'native'
 
 
@@ -73,16 +80,43 @@ def int8_product(
     scale_LF: float32, of each output.
     layer: int32, which matrix.
   """
-  shape = x_RD.shape[0], stack_LFD.shape[1]
-  return jax.ffi.ffi_call(
-    _TARGET,
+  return _call(_INT8, x_RD, stack_LFD, scale_LF, layer)
+
+
+def int4_product(
+  group: int,
+  x_RD: jax.Array,
+  stack_LFP: jax.Array,
+  scale_LFG: jax.Array,
+  layer: jax.Array,
+) -> jax.Array:
+  """float32[R, F], rows times the matrix of a layer; after `load`.
+
+  Args:
+    group: inputs that share a scale, an even number.
+    x_RD: float32.
+    stack_LFP: uint8, two codes a byte, see weights/int4.py.
+    scale_LFG: bfloat16, of each group.
+    layer: int32, which matrix.
+  """
+  operands = (x_RD, stack_LFP, scale_LFG, layer)
+  return _call(_INT4, *operands, group=np.int64(group))
+
+
+def _call(
+  target: str, x_RD: jax.Array, stack: jax.Array, *rest: Any, **options: Any
+) -> jax.Array:
+  shape = x_RD.shape[0], stack.shape[1]
+  call = jax.ffi.ffi_call(
+    target,
     jax.ShapeDtypeStruct(shape, np.float32),
     vmap_method='sequential',
-  )(x_RD, stack_LFD, scale_LF, layer)
+  )
+  return call(x_RD, stack, *rest, **options)
 
 
 def load():
-  """Makes `int8_product` callable; compiles it if that was not done before.
+  """Makes the products callable; compiles it if that was not done before.
 
   Raises:
     NoKernelError: there is no compiler, or it fails.
@@ -103,9 +137,10 @@ def _load() -> str:
     library = ctypes.CDLL(str(_compiled(compiler)))
   except (OSError, subprocess.SubprocessError) as error:
     return f'{compiler}: {_reason(error)}'
-  jax.ffi.register_ffi_target(
-    _TARGET, jax.ffi.pycapsule(getattr(library, _SYMBOL)), platform='cpu'
-  )
+  for target, symbol in _SYMBOLS.items():
+    jax.ffi.register_ffi_target(
+      target, jax.ffi.pycapsule(getattr(library, symbol)), platform='cpu'
+    )
   return ''
 
 

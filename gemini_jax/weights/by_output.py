@@ -65,7 +65,12 @@ class ByOutput(matmul.Weight):
     """Of the array that this stands for."""
     parts = (self.inputs, self.outputs)
     first, last = parts[::-1] if self.is_table else parts
-    return (*self.codes.shape[:-2], *first, *last)
+    return (*self.lead, *first, *last)
+
+  @property
+  def lead(self) -> tuple[int, ...]:
+    """The dims of layers and experts."""
+    return self.codes.shape[:-2]
 
   @property
   def dtype(self) -> Any:
@@ -91,8 +96,12 @@ class ByOutput(matmul.Weight):
       return super().dot(x, num_contracted, **types)
     lead = x.shape[: x.ndim - num_contracted]
     x_RD = x.reshape(-1, math.prod(self.inputs))
-    y_RF = matmul.dot_transposed(x_RD, self.matrix(dtype), **types)
+    y_RF = self.rows_times(x_RD, types).astype(out_dtype or dtype)
     return y_RF.reshape(*lead, *self.outputs)
+
+  def rows_times(self, x_RD: jax.Array, types: dict[str, Any]) -> jax.Array:
+    """[R, F]; the types as of `matmul.dot`."""
+    return matmul.dot_transposed(x_RD, self.matrix(types['dtype']), **types)
 
   def rows(self, ids: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
     """See `matmul.rows`."""

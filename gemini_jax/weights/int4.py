@@ -3,19 +3,23 @@
 D dims in, F dims out, G groups of a row.
 """
 
+import functools
 import math
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from gemini_jax.weights import by_output
+from gemini_jax.kernels import native
+from gemini_jax.layers import matmul
+from gemini_jax.weights import by_output, native_products
 
 LARGEST = 7
 
 
 @flax.struct.dataclass
-class Int4(by_output.ByOutput):
+class Int4(native_products.NativeWeight, by_output.ByOutput):
   """Integers from -7 to 7, two a byte, times the scale of their group.
 
   Attributes:
@@ -26,6 +30,8 @@ class Int4(by_output.ByOutput):
     outputs: dims of the array that make F.
     is_table: whether the outputs come first in the array.
     group: inputs of a group; the last may have fewer.
+    kernel: see weights/native_products.py.
+    layer: see weights/native_products.py.
   """
 
   codes: jax.Array
@@ -34,25 +40,69 @@ class Int4(by_output.ByOutput):
   outputs: tuple[int, ...] = flax.struct.field(pytree_node=False)
   is_table: bool = flax.struct.field(pytree_node=False)
   group: int = flax.struct.field(pytree_node=False)
+  kernel: str = flax.struct.field(pytree_node=False, default='xla')
+  layer: jax.Array | None = None
+
+  @property
+  def stacked(self) -> tuple[jax.Array, jax.Array]:
+    """See `native_products.NativeWeight`."""
+    return self.codes, self.scale
 
   def matrix(self, dtype: jax.typing.DTypeLike) -> jax.Array:
     """[*lead, F, D]."""
     size = math.prod(self.inputs)
-    numbers = unpacked(self.codes, size).astype(dtype)
-    scale = jnp.repeat(self.scale.astype(dtype), self.group, axis=-1)
-    return numbers * scale[..., :size]
+    return numbers(self.group, size, dtype, *self.arrays())
+
+  def rows_times(self, x_RD: jax.Array, types: dict[str, Any]) -> jax.Array:
+    """See `by_output.ByOutput`."""
+    if self.group % 2 or not self.is_native(x_RD, native.MOST_INT4_ROWS):
+      return super().rows_times(x_RD, types)
+    return native_products.product(
+      functools.partial(native.int4_product, self.group),
+      functools.partial(_plain_product, self.group, types['dtype']),
+      x_RD.astype(jnp.float32),
+      *self.stack(),
+    )
 
 
-def packed(numbers: jax.Array) -> jax.Array:
+def numbers(
+  group: int,
+  size: int,
+  dtype: jax.typing.DTypeLike,
+  codes: jax.Array,
+  scale: jax.Array,
+) -> jax.Array:
+  """[..., F, D], what codes and scales stand for; D is `size`."""
+  scale = jnp.repeat(scale.astype(dtype), group, axis=-1)
+  return unpacked(codes, size).astype(dtype) * scale[..., :size]
+
+
+def _plain_product(
+  group: int,
+  dtype: jax.typing.DTypeLike,
+  x_RD: jax.Array,
+  codes: jax.Array,
+  scale: jax.Array,
+  layer: jax.Array,
+) -> jax.Array:
+  """float32[R, F]."""
+  size = x_RD.shape[-1]
+  matrix_FD = numbers(group, size, dtype, codes[layer], scale[layer])
+  return matmul.dot_transposed(
+    x_RD, matrix_FD, dtype=dtype, out_dtype=jnp.float32
+  )
+
+
+def packed(whole: jax.Array) -> jax.Array:
   """int8[..., D] from -8 to 7 as uint8[..., ceil(D / 2)]."""
-  is_odd = numbers.shape[-1] % 2
-  pad = [(0, 0)] * (numbers.ndim - 1) + [(0, is_odd)]
-  codes = jnp.pad(numbers + 8, pad).astype(jnp.uint8)
+  is_odd = whole.shape[-1] % 2
+  pad = [(0, 0)] * (whole.ndim - 1) + [(0, is_odd)]
+  codes = jnp.pad(whole + 8, pad).astype(jnp.uint8)
   return codes[..., ::2] << 4 | codes[..., 1::2]
 
 
 def unpacked(codes: jax.Array, size: int) -> jax.Array:
   """The first `size` numbers, int8; the inverse of `packed`."""
   pairs = jnp.stack([codes >> 4, codes & 15], axis=-1)
-  numbers = pairs.reshape(*codes.shape[:-1], -1)[..., :size]
-  return numbers.astype(jnp.int8) - 8
+  whole = pairs.reshape(*codes.shape[:-1], -1)[..., :size]
+  return whole.astype(jnp.int8) - 8

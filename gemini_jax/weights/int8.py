@@ -5,15 +5,14 @@ parameters. On CPUs a product multiplies integers: each row of the input becomes
 two rows of int8, the nearest multiples of a step and what is left in steps 254
 times smaller, as exact as 15 bits. XLA for CPUs has no fast product of one row
 of integers, and two rows take little longer than one would; few rows may also
-be multiplied by a kernel of ours (`with_kernel`), which reads the matrix of a
-layer where it is in the stack. Elsewhere the matrix is brought to the type of
-the computation within the product. The gradient by the input is that of the
-numbers which the integers stand for; there is none by the matrix.
+be multiplied by a kernel of ours, see weights/native_products.py. Elsewhere the
+matrix is brought to the type of the computation within the product. The
+gradient by the input is that of the numbers which the integers stand for; there
+is none by the matrix.
 
 R rows, D dims in, F dims out, all of them in one dim each, L layers.
 """
 
-import dataclasses
 import functools
 import logging
 import math
@@ -24,8 +23,8 @@ import jax
 import jax.numpy as jnp
 
 from gemini_jax.kernels import native
-from gemini_jax.layers import matmul
 from gemini_jax.models import parameter_groups
+from gemini_jax.weights import native_products
 
 # All matrices of layers, the table of tokens, and the head if it has its own.
 PATTERN = '@(matrix|embedding)$'
@@ -36,7 +35,7 @@ _FINER = 2 * _LARGEST
 
 
 @flax.struct.dataclass
-class Int8(matmul.Weight):
+class Int8(native_products.NativeWeight):
   """A matrix of integers and a scale for each output.
 
   The outputs come before the inputs, which XLA for CPUs multiplies fastest.
@@ -90,8 +89,7 @@ class Int8(matmul.Weight):
     """Of the array that this stands for."""
     parts = (self.inputs, self.outputs)
     first, last = parts[::-1] if self.is_table else parts
-    lead = self.values.shape[:-2]
-    return (*(lead if self.layer is None else lead[1:]), *first, *last)
+    return (*self.lead, *first, *last)
 
   @property
   def dtype(self) -> Any:
@@ -100,7 +98,7 @@ class Int8(matmul.Weight):
 
   def to_array(self, dtype: jax.typing.DTypeLike) -> jax.Array:
     """See `matmul.to_array`."""
-    values, scale = self._arrays()
+    values, scale = self.arrays()
     matrix = (values * scale[..., None]).astype(dtype)
     if not self.is_table:
       matrix = matrix.swapaxes(-1, -2)
@@ -135,23 +133,13 @@ class Int8(matmul.Weight):
     """See `matmul.rows`."""
     if not self.is_table:
       return super().rows(ids, dtype)
-    values, scale = (jnp.take(a, ids, axis=0) for a in self._arrays())
+    values, scale = (jnp.take(a, ids, axis=0) for a in self.arrays())
     return (values * scale[..., None]).astype(dtype)
 
   @property
-  def stays_in_stack(self) -> bool:
-    """See `matmul.Weight`."""
-    return self.kernel == 'native' and self.values.ndim == 3
-
-  def of_layer(self, index: jax.Array) -> 'Int8':
-    """See `matmul.Weight`."""
-    return dataclasses.replace(self, layer=index)
-
-  def _arrays(self) -> tuple[jax.Array, jax.Array]:
-    """Values and scale of this weight alone."""
-    if self.layer is None:
-      return self.values, self.scale
-    return self.values[self.layer], self.scale[self.layer]
+  def stacked(self) -> tuple[jax.Array, jax.Array]:
+    """See `native_products.NativeWeight`."""
+    return self.values, self.scale
 
   def _product(
     self,
@@ -162,25 +150,14 @@ class Int8(matmul.Weight):
   ) -> jax.Array:
     lead = x.shape[: x.ndim - num_in]
     x_RD = x.reshape(-1, self.values.shape[-1])
-    if self._is_native(*x_RD.shape):
-      y_RF = _product(jnp.dtype(dtype), x_RD, *self._stack())
-    else:
-      y_RF = _product(jnp.dtype(dtype), x_RD, *self._arrays())
-    return y_RF.reshape(*lead, *self.outputs).astype(out_dtype or dtype)
-
-  def _is_native(self, num_rows: int, num_in: int) -> bool:
-    return (
-      self.kernel == 'native'
-      and num_rows <= native.MOST_ROWS
-      and num_in <= native.LARGEST_INPUT
-      and matmul.on_one_device()
+    is_native = self.is_native(x_RD, native.MOST_ROWS)
+    y_RF = native_products.product(
+      native.int8_product if is_native else _integer_product,
+      functools.partial(_plain_product, jnp.dtype(dtype)),
+      x_RD.astype(jnp.float32),
+      *(self.stack() if is_native else self.arrays()),
     )
-
-  def _stack(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Values and scales of a stack, and the layer that this weight is."""
-    if self.layer is None:
-      return self.values[None], self.scale[None], jnp.int32(0)
-    return self.values, self.scale, self.layer
+    return y_RF.reshape(*lead, *self.outputs).astype(out_dtype or dtype)
 
 
 def quantize(params: Any, pattern: str = PATTERN) -> Any:
@@ -227,65 +204,11 @@ def quantize(params: Any, pattern: str = PATTERN) -> Any:
   return quantised
 
 
-def with_kernel(params: Any, name: str) -> Any:
-  """Parameters whose `Int8` use a kernel on CPUs; as they are without `Int8`.
-
-  Args:
-    params: of a model.
-    name: as `generate.int8_kernel`.
-
-  Raises:
-    ConfigError: see `kernels/native.choose`.
-  """
-  is_weight = lambda leaf: isinstance(leaf, matmul.Weight)
-  leaves = jax.tree.leaves(params, is_leaf=is_weight)
-  if not any(isinstance(leaf, Int8) for leaf in leaves):
-    return params
-  kernel = native.choose(name)
-  return jax.tree.map(
-    lambda leaf: (
-      dataclasses.replace(leaf, kernel=kernel)
-      if isinstance(leaf, Int8)
-      else leaf
-    ),
-    params,
-    is_leaf=is_weight,
-  )
-
-
 def rounded(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """The nearest int8, and the step of each row, of which they are multiples."""
   largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
   step = jnp.maximum(largest, jnp.finfo(jnp.float32).tiny) / _LARGEST
   return jnp.round(x / step).astype(jnp.int8), step
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _product(dtype: Any, x_RD: jax.Array, *weight: jax.Array) -> jax.Array:
-  """float32[R, F], by integers where those are faster.
-
-  Args:
-    dtype: of the computation.
-    x_RD: rows.
-    *weight: values and scale; or of a stack, for the kernel of ours, with the
-      layer.
-  """
-  if len(weight) == 2:
-    cpu = _integer_product
-  else:
-    cpu = lambda x_RD, *stack: native.int8_product(
-      x_RD.astype(jnp.float32), *stack
-    )
-  return jax.lax.platform_dependent(
-    x_RD, *weight, cpu=cpu, default=functools.partial(_plain_product, dtype)
-  )
-
-
-@_product.defjvp
-def _product_jvp(dtype: Any, primals: Any, tangents: Any) -> Any:
-  _, *weight = primals
-  tangent = _plain_product(dtype, tangents[0], *weight)
-  return _product(dtype, *primals), tangent
 
 
 def _plain_product(
@@ -304,7 +227,6 @@ def _plain_product(
 def _integer_product(
   x_RD: jax.Array, values_FD: jax.Array, scale_F: jax.Array
 ) -> jax.Array:
-  x_RD = x_RD.astype(jnp.float32)
   coarse_RD, step_R1 = rounded(x_RD)
   left_RD = x_RD / step_R1 - coarse_RD
   fine_RD = jnp.round(left_RD * _FINER).astype(jnp.int8)

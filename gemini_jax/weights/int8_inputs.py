@@ -29,7 +29,7 @@ class Int8Inputs(int8.Int8):
   ) -> jax.Array:
     lead = x.shape[: x.ndim - num_in]
     x_RD = x.reshape(-1, self.values.shape[-1]).astype(jnp.float32)
-    y_RF = _rounded_product(x_RD, *self._arrays())
+    y_RF = _rounded_product(x_RD, *self.arrays())
     return y_RF.reshape(*lead, *self.outputs).astype(out_dtype or dtype)
 
   @property
