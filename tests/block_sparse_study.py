@@ -30,7 +30,9 @@ def main() -> int:
   grown = kept.repeat(_BLOCK, 0).repeat(_BLOCK, 1)
   full = draw(_SIZE, _SIZE) * _SIZE**-0.5
   masked = full * grown
-  sparse = block_ell.BlockSparse.from_mask(masked, kept, 0, 1)
+  sparse = block_ell.BlockSparse.from_array(
+    masked, _BLOCK, 1 - _KEPT / num, 0, 1
+  )
   leaves = {'dense': full, 'masked': masked, 'blocks': sparse}
   dot = lambda x, leaf: matmul.dot(x, leaf, 1, dtype=jnp.float32)
   both = lambda x, leaf, dy: jax.vjp(dot, x, leaf)[1](dy)

@@ -36,6 +36,13 @@ VARIANTS = {
   'joint': ('method=sparsegpt', 'alpha=0.5', 'weights=int4'),
   'float8': ('method=round', 'weights=float8'),
   'nf4': ('method=round', 'weights=nf4'),
+  **{
+    f'blocks {alpha}': (
+      *('method=wanda', f'alpha={alpha}', 'block=64', 'recovery.steps=150'),
+      'recovery.learning_rate=1e-4',
+    )
+    for alpha in (0.5, 0.75, 0.9)
+  },
   'recovered': (
     *('method=sparsegpt', 'n_m=2:4', 'recovery.steps=200'),
     'recovery.learning_rate=2e-5',
