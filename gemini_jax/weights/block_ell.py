@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from gemini_jax.kernels import block_sparse
 from gemini_jax.layers import matmul
+from gemini_jax.parallel import sharding
 
 
 @flax.struct.dataclass
@@ -97,21 +98,34 @@ class BlockSparse(matmul.Weight):
     dtype: jax.typing.DTypeLike,
     out_dtype: jax.typing.DTypeLike | None = None,
   ) -> jax.Array:
-    """See `matmul.dot`."""
+    """See `matmul.dot`; each device multiplies its rows and outputs."""
     if num_contracted != len(self.inputs):
       return super().dot(x, num_contracted, dtype=dtype, out_dtype=out_dtype)
-    lead, b = x.shape[: x.ndim - num_contracted], self.blocks.shape[-1]
-    x_RDb = x.astype(dtype).reshape(-1, math.prod(self.inputs) // b, b)
-    # A Pallas kernel is a program of one device.
-    name = self.kernel if matmul.on_one_device() else 'xla'
-    kernel = block_sparse.choose(name, jax.default_backend(), 'kernel')
-    y_RFb = block_sparse.product(
-      x_RDb, self.blocks.astype(dtype), self.index, kernel
-    )
-    return y_RFb.astype(out_dtype or dtype).reshape(*lead, *self.outputs)
+    num_lead = x.ndim - num_contracted
+    lead, b = x.shape[:num_lead], self.blocks.shape[-1]
+    kernel = block_sparse.choose(self.kernel, jax.default_backend(), 'kernel')
+
+    def product(x, blocks, index):
+      x_RDb = x.reshape(-1, math.prod(self.inputs) // b, b)
+      y_RFb = block_sparse.product(x_RDb, blocks, index, kernel)
+      return y_RFb.reshape(*x.shape[:num_lead], *y_RFb.shape[1:])
+
+    # XLA cannot split the gather of a dim that is split. The name of a dim that
+    # is split over tensors stands for blocks of outputs here.
+    rows = ('batch', 'length', *(None,) * num_lead)[:num_lead]
+    y = sharding.per_device(
+      product,
+      (
+        (*rows, *(None,) * num_contracted),
+        ('mlp', None, None, None),
+        ('mlp', None),
+      ),
+      (*rows, 'mlp', None),
+    )(x.astype(dtype), self.blocks.astype(dtype), self.index)
+    return y.astype(out_dtype or dtype).reshape(*lead, *self.outputs)
 
   def names(self, names: tuple[str | None, ...]) -> Any:
-    """Only the stack is split; blocks are whole on each device."""
+    """Only the stack is split in memory; blocks are whole on each device."""
     lead = names[: len(names) - len(self.inputs) - len(self.outputs)]
     return dataclasses.replace(
       self, blocks=(*lead, None, None, None, None), index=(*lead, None, None)
