@@ -37,10 +37,14 @@ VARIANTS = {
   'float8': ('method=round', 'weights=float8'),
   'nf4': ('method=round', 'weights=nf4'),
   **{
-    f'blocks {alpha}': (
-      *('method=wanda', f'alpha={alpha}', 'block=64', 'recovery.steps=150'),
-      'recovery.learning_rate=1e-4',
-    )
+    f'{name} {alpha}': (f'alpha={alpha}', 'block=64', *fields)
+    for name, fields in {
+      'blocks': ('method=wanda',),
+      'blocks recovered': (
+        *('method=wanda', 'recovery.steps=100'),
+        'recovery.learning_rate=3e-4',
+      ),
+    }.items()
     for alpha in (0.5, 0.75, 0.9)
   },
   'recovered': (
