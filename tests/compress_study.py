@@ -36,6 +36,17 @@ VARIANTS = {
   'joint': ('method=sparsegpt', 'alpha=0.5', 'weights=int4'),
   'float8': ('method=round', 'weights=float8'),
   'nf4': ('method=round', 'weights=nf4'),
+  **{
+    f'{name} {alpha}': (f'alpha={alpha}', 'block=64', *fields)
+    for name, fields in {
+      'blocks': ('method=wanda',),
+      'blocks recovered': (
+        *('method=wanda', 'recovery.steps=100'),
+        'recovery.learning_rate=3e-4',
+      ),
+    }.items()
+    for alpha in (0.5, 0.75, 0.9)
+  },
   'recovered': (
     *('method=sparsegpt', 'n_m=2:4', 'recovery.steps=200'),
     'recovery.learning_rate=2e-5',

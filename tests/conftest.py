@@ -75,6 +75,7 @@ _SLOW = {
   'weights/published_towers_test.py::test_hidden_states': ('[vit]',),
   'infer/waveform_test.py::test_a_click': (),
   'weights/block_ell_test.py::test_a_model': ('[True]',),
+  'weights/block_ell_test.py::test_a_mesh': (),
   'weights/int8_test.py::test_a_model_of': ('[untied',),
   'layers/hooks_test.py::test_the_gradient_to_an_edit': (),
   'layers/hooks_test.py::test_decoding_with': ('[scan]',),

@@ -110,7 +110,9 @@ def _options(
   )
   if before.is_stored and options.method not in compress_config.PRUNING:
     # Zeros stay.
-    options = dataclasses.replace(options, alpha=before.alpha, n_m=before.n_m)
+    options = dataclasses.replace(
+      options, alpha=before.alpha, n_m=before.n_m, block=before.block
+    )
   elif options.method not in compress_config.PRUNING:
     config_lib.check(
       not options.share,
@@ -138,6 +140,8 @@ def name_of(options: config_lib.Compress) -> str:
     parts.append(options.n_m.replace(':', 'of'))
   elif options.alpha:
     parts.append(f'{options.alpha:g}')
+  if options.block:
+    parts.append(f'blocks{options.block}')
   if options.weights != 'float':
     parts.append(options.weights)
   if options.int8_inputs:
@@ -247,6 +251,7 @@ def _rows(
         'method': options.method,
         'alpha': options.share,
         'n_m': options.n_m,
+        'block': options.block,
         'weights': options.weights,
         'bits': compress_config.BITS.get(options.weights, row['bits']),
         'group': options.group,

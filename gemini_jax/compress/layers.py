@@ -61,6 +61,7 @@ def _settings(options: config_lib.Compress) -> matrix_pruning.Settings:
     options.method,
     options.share if prunes and not options.n_m else 0.0,
     options.kept_of if prunes else (0, 0),
+    options.block,
     compressed.grid(options, options.weights),
     options.damping,
   )

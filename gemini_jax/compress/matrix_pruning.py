@@ -12,7 +12,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from gemini_jax.weights import grids
+from gemini_jax.weights import block_ell, grids
 
 # Columns that the compensating pass treats before it updates those after.
 _BLOCK = 128
@@ -26,6 +26,7 @@ class Settings:
     method: as `compress.method`.
     alpha: share that is pruned; 0: what is zero already.
     n_m: weights that are kept of neighbouring inputs; (0, 0): wherever.
+    block: inputs and outputs of the blocks that are pruned; 0: single weights.
     grid: of the codes; None: weights stay as they are.
     damping: as `compress.damping`.
   """
@@ -33,6 +34,7 @@ class Settings:
   method: str
   alpha: float = 0.0
   n_m: tuple[int, int] = (0, 0)
+  block: int = 0
   grid: grids.Grid | None = None
   damping: float = 0.01
 
@@ -87,6 +89,8 @@ def _best(scores_FD: jax.Array, settings: Settings) -> jax.Array:
   n, m = settings.n_m
   if m:
     return _best_of_neighbours(scores_FD, n, m)
+  if settings.block:
+    return _best_blocks(scores_FD, settings)
   if settings.method == 'wanda':
     count = int(settings.alpha * D)
     ordered_FD = jnp.sort(scores_FD, axis=1)
@@ -95,6 +99,16 @@ def _best(scores_FD: jax.Array, settings: Settings) -> jax.Array:
     count = int(settings.alpha * F * D)
     limit = jnp.sort(scores_FD.reshape(-1))[count - 1].reshape(1, 1)
   return (scores_FD > limit) if count else jnp.ones((F, D), bool)
+
+
+def _best_blocks(scores_FD: jax.Array, settings: Settings) -> jax.Array:
+  """bool[F, D]: of each block of outputs the blocks of largest norms."""
+  (F, D), b = scores_FD.shape, settings.block
+  squares = jnp.square(scores_FD).reshape(F // b, b, D // b, b)
+  sums = jnp.sum(squares, axis=(1, 3))
+  count = block_ell.num_kept(settings.alpha, D // b)
+  kept = _best_of_neighbours(sums, count, D // b)
+  return jnp.repeat(jnp.repeat(kept, b, axis=0), b, axis=1)
 
 
 def _best_of_neighbours(scores_FD: jax.Array, n: int, m: int) -> jax.Array:

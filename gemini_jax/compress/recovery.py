@@ -1,11 +1,13 @@
 """Training of compressed parameters, whose zeros and scales stay.
 
 What is trained are arrays from which codes are rounded in every forward pass;
-their gradient is that of the rounded ones (Bengio et al. 2013).
+their gradient is that of the rounded ones (Bengio et al. 2013). Of matrices in
+blocks it is the blocks that are there.
 
 B rows, T length, D width, V vocabulary.
 """
 
+import dataclasses
 import functools
 import logging
 import time
@@ -20,7 +22,7 @@ from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.layers import matmul
 from gemini_jax.models import gemini
-from gemini_jax.weights import by_output, compressed, nf4
+from gemini_jax.weights import block_ell, by_output, compressed, nf4
 
 _LOG_EVERY = 10
 
@@ -45,7 +47,7 @@ def recover(
   found = compressed.targets(options, params)
   trained = jax.tree.map(
     # Copied, since they are donated.
-    lambda leaf: jnp.array(matmul.to_array(leaf, jnp.float32)),
+    lambda leaf: jnp.array(_numbers(leaf)),
     params,
     is_leaf=compressed.is_weight,
   )
@@ -76,6 +78,13 @@ def recover(
   return jax.jit(finish)(trained, params, kept)
 
 
+def _numbers(leaf: Any) -> jax.Array:
+  """float32: what is trained of a parameter."""
+  if isinstance(leaf, block_ell.BlockSparse):
+    leaf = leaf.blocks
+  return matmul.to_array(leaf, jnp.float32)
+
+
 def _kept(options: config_lib.Compress, found: Any, params: Any) -> Any:
   """Bools where weights are kept, that align with each parameter."""
 
@@ -83,7 +92,7 @@ def _kept(options: config_lib.Compress, found: Any, params: Any) -> Any:
     target = found.get(compressed.name_of(path))
     if target is None or target.is_table or not options.share:
       return jnp.ones((1,) * len(leaf.shape), bool)
-    return matmul.to_array(leaf, jnp.float32) != 0
+    return _numbers(leaf) != 0
 
   return jax.tree_util.tree_map_with_path(
     one, params, is_leaf=compressed.is_weight
@@ -119,20 +128,18 @@ def _rounded(
   options: config_lib.Compress, found: Any, trained: Any, params: Any, kept: Any
 ) -> Any:
   """What the forward pass reads: arrays of the numbers that codes stand for."""
-  codes = _finished(
-    options, found, jax.lax.stop_gradient(trained), params, kept
-  )
+  finished = _finished(options, found, trained, params, kept)
 
   def one(leaf, new, mask):
-    if not compressed.is_weight(new):
-      return jnp.where(mask, leaf, 0).astype(new.dtype)
+    if not compressed.is_weight(new) or isinstance(new, block_ell.BlockSparse):
+      return new
     array = matmul.to_array(new, jnp.float32)
     through = jnp.where(mask, leaf, 0)
     return through + jax.lax.stop_gradient(array - through)
 
   return jax.tree.map(
     lambda new, leaf, mask: one(leaf, new, mask),
-    codes,
+    finished,
     trained,
     kept,
     is_leaf=compressed.is_weight,
@@ -148,6 +155,8 @@ def _finished(
     array = jnp.where(mask, array, 0)
     if not compressed.is_weight(leaf):
       return array.astype(leaf.dtype)
+    if isinstance(leaf, block_ell.BlockSparse):
+      return dataclasses.replace(leaf, blocks=array.astype(leaf.dtype))
     if isinstance(leaf, nf4.NF4):
       return nf4.quantised(array)
     target = found[compressed.name_of(path)]

@@ -53,6 +53,11 @@ class Compress:
   # Weights that are kept of neighbouring inputs, such as 2:4 for two of four;
   # '': those of alpha, wherever they are.
   n_m: str = ''
+  # Whole blocks of so many inputs and outputs are pruned, an equal number of
+  # them for every block of outputs, by the squares of what the method scores;
+  # 0: single weights. With weights=float only the others are stored and
+  # multiplied, which is faster too.
+  block: schema.SizeOrZero = 0
   # How matrices are stored: as they are, or in codes with a scale for each
   # output (int8, float8), for each group of inputs (int4) or block of outputs
   # (nf4).
@@ -88,6 +93,17 @@ class Compress:
         f'{self.share:g} of the weights; set compress.alpha={self.alpha:g} to '
         '0',
       )
+    schema.check(
+      not self.block or (self.alpha > 0 and not self.n_m),
+      f'compress.block={self.block} prunes the share compress.alpha of all '
+      f'blocks; set compress.alpha={self.alpha:g} above 0, and compress.n_m='
+      f"{self.n_m!r} to ''",
+    )
+    schema.check(
+      not self.block or self.method != 'sparsegpt',
+      f'compress.block={self.block} does not go with compress.method='
+      "'sparsegpt', which prunes single weights; use magnitude or wanda",
+    )
     schema.check(
       self.weights == 'int8' or not self.int8_inputs,
       f'compress.int8_inputs=True needs compress.weights=int8, not '

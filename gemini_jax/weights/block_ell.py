@@ -1,27 +1,20 @@
 """Matrices of which whole blocks are zero, stored without these (block-ELL).
 
-`convert` puts a `BlockSparse` in the place of the matrices of a model that was
-pruned in blocks (`sparsity.block`). Memory and time shrink by what is left. A
-matrix whose zeros are single weights keeps all its blocks, and gains nothing.
+Memory and time of a product shrink by what is left. Each block of outputs keeps
+as many blocks of inputs as the others, in any places.
 """
 
 import dataclasses
-import logging
 import math
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from gemini_jax import config as config_lib
 from gemini_jax.kernels import block_sparse
 from gemini_jax.layers import matmul
-from gemini_jax.models import parameter_groups
-
-# Matrices of layers.
-PATTERN = '/layers/(?!.*router).*@matrix$'
+from gemini_jax.parallel import sharding
 
 
 @flax.struct.dataclass
@@ -33,43 +26,45 @@ class BlockSparse(matmul.Weight):
     index: int32[*lead, F, K], which block of inputs each one multiplies.
     inputs: dims of the array that make the inputs.
     outputs: dims of the array that make the outputs.
-    kernel: of kernels/block_sparse.IMPLEMENTATIONS.
+    kernel: as of `kernels/block_sparse.choose`.
   """
 
   blocks: Any
   index: Any
   inputs: tuple[int, ...] = flax.struct.field(pytree_node=False)
   outputs: tuple[int, ...] = flax.struct.field(pytree_node=False)
-  kernel: str = flax.struct.field(pytree_node=False, default='xla')
+  kernel: str = flax.struct.field(pytree_node=False, default='auto')
 
   @classmethod
-  def from_mask(
-    cls, array: jax.Array, kept: np.ndarray, num_lead: int, num_in: int
+  def from_array(
+    cls,
+    array: jax.Array,
+    block: int,
+    alpha: float,
+    num_lead: int,
+    num_in: int,
   ) -> 'BlockSparse':
-    """The blocks of an array that are kept.
+    """The blocks of an array that are not zero, then some that are.
 
-    Columns with fewer than the fullest get blocks of zeros.
+    Of each block of outputs no more than `num_kept` may be other than zero.
 
     Args:
       array: [*lead, *inputs, *outputs].
-      kept: bool[*lead, blocks of inputs, blocks of outputs].
-      num_lead: how many dims `lead` has.
+      block: inputs and outputs of a block, which divides both.
+      alpha: share of the blocks that is pruned.
+      num_lead: how many dims `lead` has, of layers and experts.
       num_in: how many dims `inputs` has.
     """
     lead, shape = array.shape[:num_lead], array.shape[num_lead:]
     inputs, outputs = shape[:num_in], shape[num_in:]
-    D, F = kept.shape[-2:]
-    b = math.prod(inputs) // D
-    kept_FD = np.swapaxes(kept, -1, -2)
-    K = max(1, int(kept_FD.sum(-1).max()))
-    # Kept blocks first, in the order of inputs.
-    index = np.argsort(~kept_FD, axis=-1, kind='stable')[..., :K]
-    used = np.take_along_axis(kept_FD, index, axis=-1)
-    every = array.reshape(*lead, D, b, F, b)
+    D, F = (math.prod(dims) // block for dims in (inputs, outputs))
+    every = array.reshape(*lead, D, block, F, block)
     every = jnp.moveaxis(every, -2, -4)  # [*lead, F, D, b, b]
+    is_zero = jnp.all(every == 0, axis=(-2, -1))
+    order = jnp.argsort(is_zero, axis=-1, stable=True)
+    index = order[..., : num_kept(alpha, D)].astype(jnp.int32)
     blocks = jnp.take_along_axis(every, index[..., None, None], axis=-3)
-    blocks = jnp.where(used[..., None, None], blocks, 0)
-    return cls(blocks, jnp.asarray(index, jnp.int32), inputs, outputs)
+    return cls(blocks, index, inputs, outputs)
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -103,97 +98,47 @@ class BlockSparse(matmul.Weight):
     dtype: jax.typing.DTypeLike,
     out_dtype: jax.typing.DTypeLike | None = None,
   ) -> jax.Array:
-    """See `matmul.dot`."""
+    """See `matmul.dot`; each device multiplies its rows and outputs."""
     if num_contracted != len(self.inputs):
       return super().dot(x, num_contracted, dtype=dtype, out_dtype=out_dtype)
-    lead, b = x.shape[: x.ndim - num_contracted], self.blocks.shape[-1]
-    x_RDb = x.astype(dtype).reshape(-1, math.prod(self.inputs) // b, b)
-    # A Pallas kernel is a program of one device.
-    kernel = self.kernel if matmul.on_one_device() else 'xla'
-    y_RFb = block_sparse.product(
-      x_RDb, self.blocks.astype(dtype), self.index, kernel
-    )
-    return y_RFb.astype(out_dtype or dtype).reshape(*lead, *self.outputs)
+    num_lead = x.ndim - num_contracted
+    lead, b = x.shape[:num_lead], self.blocks.shape[-1]
+    kernel = block_sparse.choose(self.kernel, jax.default_backend(), 'kernel')
+
+    def product(x, blocks, index):
+      x_RDb = x.reshape(-1, math.prod(self.inputs) // b, b)
+      y_RFb = block_sparse.product(x_RDb, blocks, index, kernel)
+      return y_RFb.reshape(*x.shape[:num_lead], *y_RFb.shape[1:])
+
+    # XLA cannot split the gather of a dim that is split. The name of a dim that
+    # is split over tensors stands for blocks of outputs here.
+    rows = ('batch', 'length', *(None,) * num_lead)[:num_lead]
+    y = sharding.per_device(
+      product,
+      (
+        (*rows, *(None,) * num_contracted),
+        ('mlp', None, None, None),
+        ('mlp', None),
+      ),
+      (*rows, 'mlp', None),
+    )(x.astype(dtype), self.blocks.astype(dtype), self.index)
+    return y.astype(out_dtype or dtype).reshape(*lead, *self.outputs)
 
   def names(self, names: tuple[str | None, ...]) -> Any:
-    """Only the stack is split; blocks are whole on each device."""
+    """Only the stack is split in memory; blocks are whole on each device."""
     lead = names[: len(names) - len(self.inputs) - len(self.outputs)]
     return dataclasses.replace(
       self, blocks=(*lead, None, None, None, None), index=(*lead, None, None)
     )
 
 
-def convert(
-  params: Any, block: int, *, kernel: str = 'auto', pattern: str = PATTERN
-) -> Any:
-  """Parameters with a `BlockSparse` in place of matrices with zero blocks.
+def num_kept(alpha: float, num_blocks: int) -> int:
+  """How many of the blocks of inputs a block of outputs keeps; at least one.
 
-  A matrix of which no block is zero stays as it is.
+  As many as training with `sparsity.block` leaves at the same share.
 
   Args:
-    params: of a model, arrays.
-    block: inputs and outputs of a block.
-    kernel: as of `kernels/block_sparse.choose`.
-    pattern: of paths and kinds, see `models/parameter_groups.py`; matrices.
-
-  Raises:
-    ConfigError: the pattern matches nothing, a block does not divide a matrix,
-      or there is no such kernel here.
+    alpha: share that is pruned.
+    num_blocks: of the inputs.
   """
-  selection = parameter_groups.Selection('block-sparse weights', pattern)
-  parameter_groups.check([selection], params)
-  platform = jax.default_backend()
-  implementation = block_sparse.choose(kernel, platform, 'kernel')
-  before = after = count = 0
-
-  def one(path: Any, is_chosen: bool, leaf: jax.Array) -> Any:
-    nonlocal before, after, count
-    if not is_chosen:
-      return leaf
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
-    dims = parameter_groups.matrix_dims(name, leaf.ndim)
-    kept = nonzero_blocks(name, leaf, block)
-    if kept.sum(-2).max() == kept.shape[-2]:
-      return leaf
-    weight = BlockSparse.from_mask(
-      leaf, kept, len(dims.stack), len(dims.inputs)
-    )
-    weight = dataclasses.replace(weight, kernel=implementation)
-    before, count = before + leaf.nbytes, count + 1
-    after += weight.blocks.nbytes + weight.index.nbytes
-    return weight
-
-  converted = jax.tree_util.tree_map_with_path(
-    one, parameter_groups.matching(pattern, params), params
-  )
-  logging.info(
-    'block-sparse: %d matrices, %.1f MB in place of %.1f MB; products by %s',
-    count,
-    after / 1e6,
-    before / 1e6,
-    implementation,
-  )
-  return converted
-
-
-def nonzero_blocks(name: str, leaf: jax.Array, block: int) -> np.ndarray:
-  """bool[*stack, blocks of inputs, blocks of outputs].
-
-  Raises:
-    ConfigError: a block does not divide the matrix.
-  """
-  dims = parameter_groups.matrix_dims(name, leaf.ndim)
-  fans = [
-    math.prod(leaf.shape[dim] for dim in part)
-    for part in (dims.inputs, dims.outputs)
-  ]
-  for part, size in zip(('inputs', 'outputs'), fans, strict=True):
-    config_lib.check(
-      block > 0 and size % block == 0,
-      f'a block of {block} does not divide the {size} {part} of {name}; choose '
-      'another size, or leave it out',
-    )
-  stack = [leaf.shape[dim] for dim in dims.stack]
-  fan_in, fan_out = fans
-  parts = (*stack, fan_in // block, block, fan_out // block, block)
-  return np.asarray(jnp.any(leaf.reshape(parts) != 0, axis=(-3, -1)))
+  return max(1, round((1 - alpha) * num_blocks))

@@ -17,7 +17,7 @@ from gemini_jax import config as config_lib
 from gemini_jax.config import compress as compress_config
 from gemini_jax.layers import matmul
 from gemini_jax.models import build, gemini, parameter_groups
-from gemini_jax.weights import by_output, grids, nf4, packed
+from gemini_jax.weights import block_ell, by_output, grids, nf4, packed
 
 _LAYERS = r'/layers/(?!.*router/).*@matrix$'
 _TABLES = r'^token/embedding$|^head/kernel$'
@@ -32,12 +32,14 @@ class Target:
     is_table: whether it is a table of vectors, or a head, and so not pruned.
     dims: that hold layers and experts, inputs and outputs.
     rows_first: whether its outputs come before its inputs.
+    block: of a `BlockSparse`; 0: it is none.
   """
 
   weights: str
   is_table: bool
   dims: parameter_groups.MatrixDims
   rows_first: bool
+  block: int = 0
 
   def matrix(self, array: jax.Array) -> jax.Array:
     """float32[*stack, F, D]."""
@@ -84,7 +86,7 @@ def targets(compress: config_lib.Compress, params: Any) -> dict[str, Target]:
   parameter_groups.check([chosen], matrices, log=False)
   is_chosen = parameter_groups.matching(chosen.pattern, matrices)
   found = {
-    name: _target(name, leaf.shape, compress.weights, False)
+    name: _target(name, leaf.shape, compress.weights, False, compress.block)
     for name, leaf in matrices.items()
     if is_chosen[name]
   }
@@ -99,13 +101,19 @@ def targets(compress: config_lib.Compress, params: Any) -> dict[str, Target]:
 
 
 def _target(
-  name: str, shape: tuple[int, ...], weights: str, is_table: bool
+  name: str,
+  shape: tuple[int, ...],
+  weights: str,
+  is_table: bool,
+  block: int = 0,
 ) -> Target:
   rows_first = parameter_groups.kind(name) == 'embedding'
   dims = parameter_groups.matrix_dims(name, len(shape))
   if rows_first:
     dims = parameter_groups.MatrixDims((), (1,), (0,))
-  return Target(weights, is_table, dims, rows_first)
+  if weights != 'float':
+    block = 0
+  return Target(weights, is_table, dims, rows_first, block)
 
 
 def _check(
@@ -114,7 +122,13 @@ def _check(
   target: Target,
   shape: tuple[int, ...],
 ):
-  num_in = math.prod(target.sizes(shape)[0])
+  num_in, num_out = map(math.prod, target.sizes(shape))
+  for part, size in (('inputs', num_in), ('outputs', num_out)):
+    config_lib.check(
+      not compress.block or target.is_table or size % compress.block == 0,
+      f'compress.block={compress.block} does not divide the {size} {part} of '
+      f'{name}; choose another, or other matrices by compress.pattern',
+    )
   m = compress.kept_of[1]
   config_lib.check(
     not m or target.is_table or num_in % m == 0,
@@ -142,6 +156,14 @@ def grid(compress: config_lib.Compress, weights: str) -> grids.Grid | None:
 
 def rounded(compress: config_lib.Compress, target: Target, array: Any) -> Any:
   """An array stored as its target says, by the nearest codes."""
+  if target.block:
+    return block_ell.BlockSparse.from_array(
+      array,
+      target.block,
+      compress.alpha,
+      len(target.dims.stack),
+      len(target.dims.inputs),
+    )
   if target.weights == 'float':
     return array
   if target.weights == 'nf4':
@@ -174,6 +196,8 @@ def stored(compress: config_lib.Compress, params: Any) -> Any:
     bits = 8 * leaf.dtype.itemsize
     if target.weights != 'float':
       bits = compress_config.BITS[target.weights]
+    if target.block:
+      return leaf
     # A bit for each number tells where the zeros are.
     if target.is_table or target.weights == 'nf4' or compress.share * bits <= 1:
       return leaf
@@ -190,6 +214,9 @@ _pack = jax.jit(packed.pack, static_argnums=(1, 2))
 def num_kept(compress: config_lib.Compress, num_in: int) -> int:
   """How many weights of an output are kept at most, on average."""
   n, m = compress.kept_of
+  if compress.block:
+    num_blocks = num_in // compress.block
+    return compress.block * block_ell.num_kept(compress.alpha, num_blocks)
   return num_in * n // m if m else num_in - int(compress.alpha * num_in)
 
 

@@ -10,7 +10,7 @@ import tiny
 from gemini_jax import config as config_lib
 from gemini_jax import main
 from gemini_jax import run as run_lib
-from gemini_jax.weights import int4
+from gemini_jax.weights import block_ell, compressed, int4
 
 
 @pytest.fixture(scope='module')
@@ -85,6 +85,15 @@ def test_it_opens_as_any_other(small, capsys):
     (['method=wanda', 'n_m=2of4'], "compress.n_m='2of4' must be N:M"),
     (['method=wanda', 'n_m=4:4'], 'must keep fewer than all'),
     (['method=gptq'], "compress.method='gptq' rounds to codes"),
+    (
+      ['method=wanda', 'alpha=0.5', 'block=24'],
+      'compress.block=24 does not divide the 32 inputs of decoder/',
+    ),
+    (
+      ['method=sparsegpt', 'alpha=0.5', 'block=8'],
+      "compress.block=8 does not go with compress.method='sparsegpt'",
+    ),
+    (['method=wanda', 'block=8'], 'set compress.alpha=0 above 0'),
     (['method=round', 'weights=int8', 'alpha=0.5'], 'prunes nothing'),
     (
       ['method=wanda', 'alpha=0.5', 'pattern=no/such'],
@@ -133,3 +142,47 @@ def test_a_pruned_run_is_quantised_and_trained_on(trained, tmp_path):
   assert tiny.run(file, tmp_path / 'next', *fields) == 0
   arrays = jax.tree.leaves(tiny.arrays(tmp_path / 'next'))
   assert arrays
+
+
+def test_a_run_trained_in_blocks_is_stored_in_blocks(trained, tmp_path):
+  """Zeros stay where training left them, through recovery and codes too."""
+  fields = ['method=rigl', 'block=8', 'sparsity=0.7', 'update_every=3']
+  fields = [f'sparsity.{field}' for field in fields]
+  assert tiny.run(trained[0], tmp_path / 'run', *fields) == 0
+  fields = ['method=magnitude', 'alpha=0.7', 'block=8']
+  assert compress(tmp_path / 'run', *fields) == 0
+  assert compress(tmp_path / 'run', *fields, 'recovery.steps=2') == 0
+  folder = tmp_path / 'run' / 'compressed'
+  small = folder / 'magnitude-0.7-blocks8'
+  assert compress(small, 'method=round', 'weights=int8') == 0
+  dense = kernels(tmp_path / 'run')
+  found = rows(tmp_path / 'run')
+  for name, kernel in kernels(small).items():
+    assert isinstance(kernel, block_ell.BlockSparse)
+    array = kernel.to_array('float32')
+    np.testing.assert_array_equal(array, dense[name], err_msg=name)
+  row, other = found[small.name], found[f'{small.name}-recovered2']
+  assert row['loss'] == pytest.approx(found['dense']['loss'], rel=1e-4)
+  assert row['memory_bytes'] < 0.6 * found['dense']['memory_bytes']
+  assert row['bytes'] == pytest.approx(other['bytes'], rel=0.01)
+  assert row['decode_tokens_per_second'] > 0
+  folders = (
+    folder / other['name'],
+    small / 'compressed' / 'round-0.7-blocks8-int8',
+  )
+  for path in folders:
+    for name, kernel in kernels(path).items():
+      array = np.asarray(kernel.to_array('float32'))
+      assert (array != dense[name]).any()
+      assert not array[np.asarray(dense[name]) == 0].any(), name
+
+
+def kernels(workdir):
+  """The matrices of the layers, as a run is opened."""
+  run = run_lib.open_run(config_lib.read(workdir / 'config.json'), workdir)
+  flat = jax.tree_util.tree_leaves_with_path(
+    run.restore_params().params['decoder']['layers'],
+    is_leaf=compressed.is_weight,
+  )
+  named = {compressed.name_of(path): leaf for path, leaf in flat}
+  return {k: leaf for k, leaf in named.items() if k.endswith('kernel')}

@@ -146,13 +146,15 @@ def test_codes_are_stored_and_opened():
   jax.tree.map(np.testing.assert_array_equal, back, found)
 
 
-def test_recovery_learns_and_leaves_zeros():
+@pytest.mark.parametrize(
+  'fields', [{'weights': 'int4', 'group': 8}, {'block': 4}]
+)
+def test_recovery_learns_and_leaves_zeros(fields):
   model, params, batches = case('decoder')
   options = config_lib.Compress(
     method='magnitude',
     alpha=0.6,
-    weights='int4',
-    group=8,
+    **fields,
     recovery=compress_config.Recovery(
       steps=40, learning_rate=3e-3, distillation=1.0
     ),

@@ -65,6 +65,28 @@ def test_as_many_are_pruned_as_asked(method):
   assert (groups.sum(-1) == 2).all()
 
 
+@pytest.mark.parametrize('method', ['magnitude', 'wanda'])
+def test_each_block_of_outputs_keeps_the_largest_blocks(method):
+  w_FD, hessian = (np.asarray(part) for part in matrix())
+  scores_FD = np.square(w_FD)
+  if method == 'wanda':
+    scores_FD = scores_FD * np.diag(hessian)
+  b, expected = 8, np.zeros_like(w_FD)
+  for f in range(0, F, b):
+    sums = [scores_FD[f : f + b, d : d + b].sum() for d in range(0, D, b)]
+    for d in b * np.argsort(sums)[-round(0.3 * D / b) :]:
+      expected[f : f + b, d : d + b] = w_FD[f : f + b, d : d + b]
+  found, _ = run(method, alpha=0.7, block=b)
+  np.testing.assert_array_equal(found, expected)
+  # What has fewer blocks keeps them.
+  again, _ = matrix_pruning.compress(
+    found,
+    jnp.diag(hessian),
+    matrix_pruning.Settings(method, alpha=0.7, block=b),
+  )
+  np.testing.assert_array_equal(again, expected)
+
+
 @pytest.mark.parametrize(
   ('grid', 'factor'),
   [

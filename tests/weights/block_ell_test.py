@@ -1,4 +1,4 @@
-"""A model pruned in blocks, and the same model without the zeros."""
+"""A model pruned in blocks computes the same without the zeros."""
 
 import functools
 
@@ -9,72 +9,62 @@ import pytest
 
 import toy
 from gemini_jax import config as config_lib
+from gemini_jax.compress import layers
 from gemini_jax.layers import matmul
 from gemini_jax.models import gemini
-from gemini_jax.weights import block_ell
+from gemini_jax.parallel import sharding
+from gemini_jax.weights import block_ell, compressed
 
 F32 = jnp.float32
-BLOCK = 8
+BLOCK, ALPHA = 8, 0.7
 
 
-def pruned(name, leaf, share=0.75):
-  """With blocks of zeros; each block of outputs keeps at least one."""
-  kept = block_ell.nonzero_blocks(name, leaf, BLOCK)
-  rng = np.random.default_rng(len(name))
-  order = np.argsort(rng.random(kept.shape), axis=-2)
-  kept = order < max(1, round((1 - share) * kept.shape[-2]))
+# Dims of the stack, of inputs and of outputs.
+@pytest.mark.parametrize(
+  'dims',
+  [((2,), (32,), (24,)), ((2,), (32,), (4, 6)), ((2, 3), (4, 8), (32,))],
+)
+def test_it_stands_for_the_array(dims):
+  lead, inputs, outputs = dims
+  blocks = (*lead, 4, np.prod(outputs) // BLOCK)
+  order = np.argsort(np.random.default_rng(0).random(blocks), axis=-2)
+  # One block of outputs has fewer blocks.
+  kept = order < block_ell.num_kept(ALPHA, 4)
+  kept[..., 1] = False
   grown = np.repeat(np.repeat(kept, BLOCK, -2), BLOCK, -1)
-  return leaf * grown.reshape(leaf.shape)
-
-
-SHAPES = {
-  'decoder/layers/feedforward/up/kernel': (2, 32, 24),
-  'decoder/layers/attention/query/kernel': (2, 32, 4, 6),
-  'decoder/layers/attention/output/kernel': (2, 4, 8, 32),
-}
-
-
-@pytest.mark.parametrize('name', SHAPES)
-def test_it_stands_for_the_array(name):
-  array = pruned(name, toy.normal(SHAPES[name], 1))
-  tree = {}
-  *parents, last = name.split('/')
-  node = tree
-  for part in parents:
-    node = node.setdefault(part, {})
-  node[last] = array
-  (weight,) = jax.tree.leaves(
-    block_ell.convert(tree, BLOCK),
-    is_leaf=lambda leaf: isinstance(leaf, matmul.Weight),
+  shape = (*lead, *inputs, *outputs)
+  array = toy.normal(shape, 1) * grown.reshape(shape)
+  weight = block_ell.BlockSparse.from_array(
+    array, BLOCK, ALPHA, len(lead), len(inputs)
   )
-  assert isinstance(weight, block_ell.BlockSparse)
   assert weight.shape == array.shape and weight.dtype == F32
-  assert weight.blocks.nbytes <= array.nbytes / 2
+  assert weight.blocks.nbytes == array.nbytes / 4
   np.testing.assert_array_equal(matmul.to_array(weight, F32), array)
-  layer, num_in = jax.tree.map(lambda leaf: leaf[1], weight), len(weight.inputs)
-  x = toy.normal((3, 1, *weight.inputs), 2)
-  dot = functools.partial(matmul.dot, num_contracted=num_in, dtype=F32)
-  toy.assert_near(dot(x, layer), dot(x, array[1]))
+  one = (1,) * len(lead)
+  layer = jax.tree.map(lambda leaf: leaf[one], weight)
+  x = toy.normal((3, 1, *inputs), 2)
+  dot = functools.partial(matmul.dot, num_contracted=len(inputs), dtype=F32)
+  toy.assert_near(dot(x, layer), dot(x, array[one]))
   toy.assert_near(
     jax.grad(lambda x: jnp.sum(jnp.sin(dot(x, layer))))(x),
-    jax.grad(lambda x: jnp.sum(jnp.sin(dot(x, array[1]))))(x),
+    jax.grad(lambda x: jnp.sum(jnp.sin(dot(x, array[one]))))(x),
   )
+
+
+def pruned(**fields):
+  """(config, model, parameters in blocks, the same in arrays)."""
+  options = config_lib.Compress(method='magnitude', alpha=ALPHA, block=BLOCK)
+  model = toy.model(width=32, mlp_dim=48, **fields)
+  plain = toy.model_params(model)
+  params = layers.compress(options, model, plain, ())
+  return options, model, params, compressed.to_plain(params, plain)
 
 
 @pytest.mark.parametrize('scan', [True, False])
 def test_a_model_computes_the_same(scan):
-  model = toy.model(width=32, mlp_dim=48, scan_layers=scan)
-  params = toy.model_params(model)
-  matches = lambda path: '/layers/' in path and path.endswith('kernel')
-
-  def one(path, leaf):
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
-    return pruned(name, leaf) if matches(name) else leaf
-
-  params = jax.tree_util.tree_map_with_path(one, params)
-  sparse = block_ell.convert(params, BLOCK)
+  _, model, sparse, params = pruned(scan_layers=scan)
   size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-  assert size(sparse) < 0.6 * size(params)
+  assert size(sparse) < 0.5 * size(params)
   batch = toy.batch()
   run = jax.jit(lambda params: gemini.apply(model, params, batch)[0])
   np.testing.assert_allclose(run(sparse), run(params), rtol=1e-3, atol=1e-4)
@@ -85,11 +75,24 @@ def test_a_model_computes_the_same(scan):
   np.testing.assert_allclose(found, run(sparse), rtol=1e-3, atol=1e-3)
 
 
-def test_what_does_not_fit_is_refused_or_left():
-  path = {'decoder': {'layers': {'up': {'kernel': toy.normal((2, 32, 24))}}}}
-  with pytest.raises(config_lib.ConfigError, match='does not divide the 32'):
-    block_ell.convert(path, 7)
-  # Zeros of single weights are no blocks: nothing is gained, or claimed.
-  dense = jax.tree.map(lambda leaf: jnp.where(leaf > 0, leaf, 0), path)
-  found = block_ell.convert(dense, BLOCK)
-  assert jax.tree.leaves(found)[0] is jax.tree.leaves(dense)[0]
+def test_a_mesh_does_not_change_it():
+  """Outputs and gradients, of parameters opened as from a checkpoint."""
+  options, model, sparse, _ = pruned(vocab_size=24, max_length=256)
+  batch, mesh = toy.batch(rows=8), toy.make_mesh(pipeline=2, fsdp=2, tensor=2)
+  config = config_lib.Config(model=model.config, compress=options)
+  places = jax.tree.map(
+    lambda leaf: leaf.sharding,
+    compressed.abstract_stored(config, model, mesh),
+  )
+
+  def loss(params, batch):
+    return jnp.sum(jnp.sin(gemini.apply(model, params, batch)[0]))
+
+  run = jax.jit(jax.value_and_grad(loss, allow_int=True))
+  floats = lambda tree: [
+    leaf for leaf in jax.tree.leaves(tree) if leaf.dtype == F32
+  ]
+  expected = run(sparse, batch)
+  with sharding.use(mesh):
+    found = run(jax.device_put(sparse, places), batch)
+  toy.assert_near(floats(found), floats(expected), 1e-4)
