@@ -3,11 +3,12 @@ r"""Pictures of clothes named by a sparse model, or at a rate that it finds.
   python -m gemini_jax.main --workdir=runs/adaptive --config.data.data_dir=DIR \
       --config=experiments/adaptive_fashion.py:method=gated,sparsity=0.9
 
-DIR is the folder of TFDS data sets. `method` is dense, static, set, rigl,
-gradual, oneshot (dense, then pruned by magnitude at the last step)
-or gated (validation decides how much, and `sparsity` is not used); `optimizer`
-and `learning_rate` are those of the config. The run writes `test/accuracy`, and
-`train/sparsity` where weights are pruned.
+DIR is the folder of TFDS data sets. `method` is dense (masks that prune
+nothing), static, set, rigl, gradual, oneshot (dense, then pruned at the last
+step as gated prunes: the smallest of all matrices together) or gated
+(validation decides how much, and `sparsity` is not used); `optimizer` and
+`learning_rate` are those of the config. The run writes `test/accuracy` and
+`train/sparsity`.
 """
 
 import ml_collections
@@ -67,13 +68,13 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.train.save_every = steps
   config.train.log_every = 50
   config.evaluate.batch_size = 500
-  if method != 'dense':
-    config.sparsity.method = {'oneshot': 'gradual'}.get(method, method)
-    config.sparsity.sparsity = numbers['sparsity']
-    config.sparsity.distribution = 'erk'
+  kinds = {'oneshot': 'gradual', 'dense': 'static'}
+  config.sparsity.method = kinds.get(method, method)
+  config.sparsity.sparsity = 0.0 if method == 'dense' else numbers['sparsity']
+  config.sparsity.distribution = 'erk'
   if method == 'oneshot':
     # One change of masks, at the last step; see sparsity.course.
-    config.sparsity.distribution = 'uniform'
+    config.sparsity.distribution = 'global'
     config.sparsity.begin = 1 - 1 / (steps * _EPOCHS)
     config.sparsity.end = 1.0
     config.sparsity.update_every = steps * _EPOCHS
