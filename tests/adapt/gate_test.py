@@ -45,7 +45,9 @@ def made(step):
 
 def moved(state, epoch, scale=1.01):
   """As after training: other weights, a later step."""
-  move = lambda leaf: leaf * scale if leaf.dtype == np.float32 else leaf
+  move = lambda leaf: (
+    leaf * scale + 0.5 if leaf.dtype == np.float32 else leaf + 1
+  )
   return state.replace(
     params=jax.tree.map(move, state.params),
     opt_state=jax.tree.map(move, state.opt_state),
@@ -75,6 +77,17 @@ def test_accept_refuse_and_stop():
     assert int(bad.step) == 8
     expected = masks.apply(pruning.of(bad), state.params)
     jax.tree.map(np.testing.assert_array_equal, bad.params, expected)
+    # The moments go back as well; counts of updates go on.
+    expected = masks.apply_to_state(
+      pruning.of(bad),
+      state.params,
+      jax.tree.map(
+        lambda old, last: old if old.dtype == np.float32 else last + 1,
+        state.opt_state,
+        begun.opt_state,
+      ),
+    )
+    jax.tree.map(np.testing.assert_array_equal, bad.opt_state, expected)
   for loss, wanted in ((2.0, 0.5), (3.0, 0.0)):
     last = on.after_validation(moved(begun, 5), np.float32(loss))
     assert share(last) == pytest.approx(wanted, abs=0.01)
