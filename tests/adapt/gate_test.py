@@ -69,6 +69,9 @@ def test_accept_refuse_and_stop():
   assert share(middle) == share(begun)
   good = on.after_validation(moved(begun, 2), np.float32(2.19))
   assert share(good) == pytest.approx(0.75, abs=0.01)
+  # Beside the dense model's loss, not the last one that was accepted.
+  worse = on.after_validation(moved(good, 3), np.float32(2.21))
+  assert share(worse) == pytest.approx(0.625, abs=0.01)
   for loss in (2.21, np.nan):
     bad = on.after_validation(moved(begun, 2), np.float32(loss))
     # Back to the dense point, and half as far.

@@ -118,6 +118,9 @@ def test_what_is_removed_by_importance_goes_early_and_stays_away():
     assert (kept.sum(-1) == 24 - round(12 * share)).all()
     assert not (kept & ~before).any()
     before = kept
+  # Nor do they where a longer course would have removed fewer by then.
+  early = item.after_update(state.replace(step=jnp.int32(first + 1)), grads)
+  toy.assert_near(early.extra['gates']['kept'], state.extra['gates']['kept'])
   assert (
     item.evaluation_params(state, state.params)['decoder']['layers'][
       'feedforward'
