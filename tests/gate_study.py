@@ -5,13 +5,16 @@ r"""Validation decides on pruning, and rates that a run finds: on real pictures.
 
 Each row is a run of experiments/adaptive_fashion.py in a process of its own,
 in OUT/ROW; one that was stopped goes on, one that is done is read. `oneshot`
-prunes to the sparsity that `gated` has found. The control `shuffled` is `gated`
+prunes to the sparsity that `gated` has found, and goes on from the last but one
+checkpoint of `dense`, with which it has all steps but one in common. The control `shuffled` is `gated`
 where the labels of the validation split belong to other pictures, so that its
 loss says nothing. Rows with a rate, such as `momo_adam@0.1`, are dense.
 """
 
 import argparse
+import os
 import pathlib
+import shutil
 import statistics
 import subprocess
 import sys
@@ -54,9 +57,27 @@ def newest(workdir: pathlib.Path) -> dict[str, float]:
   return values
 
 
+def go_on_from(dense: pathlib.Path, workdir: pathlib.Path):
+  """A copy of a run that is done, as it was at the checkpoint before."""
+  from gemini_jax.checkpoint import checkpointer
+  from gemini_jax.train import metrics_file
+
+  draft = workdir.with_name(f'{workdir.name}.draft')
+  shutil.rmtree(draft, ignore_errors=True)
+  shutil.copytree(dense, draft)
+  checkpoints = checkpointer.Checkpointer(draft / 'checkpoints')
+  *_, before, last = checkpoints.steps()
+  shutil.rmtree(checkpoints.path(last))
+  size = checkpoints.manifest(before)['metrics_bytes']
+  os.truncate(draft / metrics_file.FILE, size)
+  draft.rename(workdir)
+
+
 def train(row: str, options: argparse.Namespace):
   """Trains a row to its end."""
   workdir = options.out / row
+  if row == 'oneshot' and not workdir.exists():
+    go_on_from(options.out / 'dense', workdir)
   command = [
     *(sys.executable, __file__, f'--train={row}'),
     f'--config={EXPERIMENT}:{argument(row, options.out)}',
