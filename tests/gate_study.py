@@ -1,14 +1,15 @@
 r"""Validation decides on pruning, and rates that a run finds: on real pictures.
 
   python tests/gate_study.py --data_dir=DIR --out=runs/gate_study \
-      [--rows=dense,gated,oneshot]
+      [--rows=dense,gated,oneshot] [--config.field=value ...]
 
 Each row is a run of experiments/adaptive_fashion.py in a process of its own,
 in OUT/ROW; one that was stopped goes on, one that is done is read. `oneshot`
 prunes to the sparsity that `gated` has found, and goes on from the last but one
-checkpoint of `dense`, with which it has all steps but one in common. The control `shuffled` is `gated`
-where the labels of the validation split belong to other pictures, so that its
-loss says nothing. Rows with a rate, such as `momo_adam@0.1`, are dense.
+checkpoint of `dense`, with which it has all steps before it in common. The
+control `shuffled` is `gated` where the labels of the validation split belong to
+other pictures, so that its loss says nothing of the model. Rows with a rate are
+dense; without weight decay adamw is Adam.
 """
 
 import argparse
@@ -23,10 +24,9 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXPERIMENT = 'experiments/adaptive_fashion.py'
-OPTIMIZERS = ('adam', 'adamw', 'momo_adam', 'prodigy', 'dadapt_adamw', 'dog')
 ROWS = (
-  *('dense', 'gated', 'oneshot', 'shuffled'),
-  *(f'{name}@0.1' for name in OPTIMIZERS),
+  *('dense', 'gated', 'oneshot', 'shuffled', 'adamw@0.1', 'momo_adam@0.1'),
+  *('prodigy@1', 'dadapt_adamw@1', 'dog@1'),
 )
 
 
