@@ -72,6 +72,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.sparsity.method = kinds.get(method, method)
   config.sparsity.sparsity = 0.0 if method == 'dense' else numbers['sparsity']
   config.sparsity.distribution = 'erk'
+  # By then a dense model is as good as it gets; the standard error of the loss
+  # on 3,000 pictures is about 4 % of it.
+  config.sparsity.gate.first_epochs = 5
+  config.sparsity.gate.tolerance = 0.05
   if method == 'oneshot':
     # One change of masks, at the last step; see sparsity.course.
     config.sparsity.distribution = 'global'
