@@ -3,16 +3,17 @@ r"""Pictures of clothes named by a sparse model, or at a rate that it finds.
   python -m gemini_jax.main --workdir=runs/adaptive --config.data.data_dir=DIR \
       --config=experiments/adaptive_fashion.py:method=gated,sparsity=0.9
 
-DIR is the folder of TFDS data sets. `method` is dense, static, set, rigl,
-gradual, oneshot (dense, then pruned by magnitude at the last step)
-or gated (validation decides how much, and `sparsity` is not used); `optimizer`
-and `learning_rate` are those of the config. The run writes `test/accuracy`, and
-`train/sparsity` where weights are pruned.
+DIR is the folder of TFDS data sets. `method` is dense (masks that prune
+nothing), static, set, rigl, gradual, oneshot (dense, then pruned at the last
+step as gated prunes: the smallest of all matrices together) or gated
+(validation decides how much, and `sparsity` is not used); `optimizer` and
+`learning_rate` are those of the config. The run writes `test/accuracy` and
+`train/sparsity`.
 """
 
 import ml_collections
 
-from experiments import base, fashion_any_to_any
+from experiments import base
 
 _METHODS = ('dense', 'static', 'set', 'rigl', 'gradual', 'oneshot', 'gated')
 _USAGE = (
@@ -40,7 +41,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.data.train = ('tfds:fashion_mnist#train[:95%]',)
   config.data.validation = ('tfds:fashion_mnist#train[95%:]',)
   config.data.test = ('tfds:fashion_mnist#test',)
-  config.data.label_names = fashion_any_to_any.LABELS
+  # One token each, so that every label fits.
+  config.data.label_names = tuple('0123456789')
   config.data.objective = 'prefix'
   config.data.batch_size = 256
   config.data.sequence_length = 12
@@ -66,13 +68,17 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.train.save_every = steps
   config.train.log_every = 50
   config.evaluate.batch_size = 500
-  if method != 'dense':
-    config.sparsity.method = {'oneshot': 'gradual'}.get(method, method)
-    config.sparsity.sparsity = numbers['sparsity']
-    config.sparsity.distribution = 'erk'
+  kinds = {'oneshot': 'gradual', 'dense': 'static'}
+  config.sparsity.method = kinds.get(method, method)
+  config.sparsity.sparsity = 0.0 if method == 'dense' else numbers['sparsity']
+  config.sparsity.distribution = 'erk'
+  # By then a dense model is as good as it gets; the standard error of the loss
+  # on 3,000 pictures is about 4 % of it.
+  config.sparsity.gate.first_epochs = 5
+  config.sparsity.gate.tolerance = 0.05
   if method == 'oneshot':
     # One change of masks, at the last step; see sparsity.course.
-    config.sparsity.distribution = 'uniform'
+    config.sparsity.distribution = 'global'
     config.sparsity.begin = 1 - 1 / (steps * _EPOCHS)
     config.sparsity.end = 1.0
     config.sparsity.update_every = steps * _EPOCHS

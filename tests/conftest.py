@@ -212,6 +212,7 @@ _SLOW = {
   'plan/plan_test.py::test_the_decode_step': (),
   'train/diagnosis_test.py::test_parameters_are': (),
   'train/step_test.py::test_dropout': (),
+  'train/step_test.py::test_a_step_that_is_not_finite': ('[adamw]',),
   'weights/int8_test.py::test_a_model_of_integers': ('[tied]',),
   'steer/latent_steering_test.py::test_the_flow': (),
   'commands/compress_test.py': (),

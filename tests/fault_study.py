@@ -1,6 +1,6 @@
-r"""What damaged files and kills do to a run.
+r"""What damaged files do to a run; kill_study.py kills runs.
 
-  python tests/fault_study.py --out=runs/faults [--mutations=200] [--kills=20]
+  python tests/fault_study.py --out=runs/faults [--mutations=200]
 
 Each kind of file that the program reads is damaged again and again: bits flip,
 spans are cut, doubled, moved or overwritten, numbers become huge. What comes
@@ -12,9 +12,6 @@ of it is counted:
   traceback  any other exception
   crash      the process died
   slow       more than ten seconds
-
-Then a run is killed at random moments until it ends, and compared, array for
-array and line for line, with one that was left alone.
 """
 
 import argparse
@@ -28,7 +25,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import traceback
 
 import numpy as np
@@ -317,54 +313,10 @@ def damage(out, kind, count):
   return counts
 
 
-def kill(out, count):
-  """Kills a run `count` times; whether it ends like one left alone."""
-  import tiny
-  from gemini_jax.train import metrics_file
-
-  shutil.rmtree(out, ignore_errors=True)
-  out.mkdir(parents=True)
-  file = tiny.experiment(
-    out,
-    *('train.num_steps = 3000', 'train.log_every = 10'),
-    *('train.save_every = 30', 'train.eval_every = 50'),
-    *('model.dropout = 0.1', 'optimizer.ema_decay = 0.9'),
-  )
-  whole, run = out / 'whole', out / 'run'
-  begin = time.monotonic()
-  assert tiny.start(file, whole).wait() == 0
-  seconds = time.monotonic() - begin
-  draw, kills, same = random.SystemRandom(), 0, True
-  while kills < count:
-    shutil.rmtree(run, ignore_errors=True)
-    ended = False
-    while not ended:
-      process = tiny.start(file, run)
-      try:
-        # Once there were enough, it is left alone.
-        limit = draw.uniform(1, 1 + seconds / 5) if kills < count else None
-        process.wait(limit)
-        ended = True
-      except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        kills += 1
-    assert process.returncode == 0, process.stdout.read()
-    lines = [
-      tiny.metrics(folder, *metrics_file.TIMINGS) for folder in (run, whole)
-    ]
-    arrays, wanted = tiny.arrays(run), tiny.arrays(whole)
-    same &= lines[0] == lines[1] and arrays.keys() == wanted.keys()
-    for path, leaf in wanted.items():
-      same &= np.array_equal(arrays[path], leaf)
-  return kills, same
-
-
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--out', required=True, type=pathlib.Path)
   parser.add_argument('--mutations', type=int, default=200)
-  parser.add_argument('--kills', type=int, default=20)
   parser.add_argument('--kinds', default=','.join(KINDS))
   parser.add_argument('--kind', default='')
   parser.add_argument('--seed', type=int, default=0)
@@ -379,9 +331,6 @@ def main():
     counts = damage(options.out, kind, count)
     row = ' | '.join(str(counts[outcome]) for outcome in OUTCOMES)
     print(f'| {kind} | {counts.total()} | {row} |', flush=True)
-  if options.kills:
-    kills, same = kill(options.out / 'kill', options.kills)
-    print(f'killed {kills} times: {"the same" if same else "NOT THE SAME"}')
 
 
 if __name__ == '__main__':

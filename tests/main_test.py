@@ -69,6 +69,18 @@ OVERRIDES = {
   'parallel.data = 8',
   'model.vocab_size=100': 'model.vocab_size=100 must be at least 259: 259 of '
   'the tokenizer and a placeholder for each kind of media',
+  'sparsity.gate.alpha=1.5': 'sparsity.gate.alpha=1.5 must be above 0 and '
+  'below 1',
+  'sparsity.sparsity=-0.1': 'sparsity.sparsity=-0.1 must be at least 0 and '
+  'below 1',
+  'sparsity.method=rigl sparsity.distribution=global': 'sparsity.distribution='
+  'global is for single weights of sparsity.method=gradual, not rigl',
+  'sparsity.method=static sparsity.pattern=none': "sparsity.pattern='none' "
+  'matches the path of no parameter; the nearest are ',
+  'sparsity.method=static sparsity.n_of_m=2:5': "sparsity.n_of_m='2:5': 5 does "
+  'not divide the 32 inputs of decoder/layers/',
+  'sparsity.method=static sparsity.block=5': 'sparsity.block=5 does not divide '
+  'the 32 inputs of decoder/layers/',
 }
 
 
@@ -77,7 +89,7 @@ def test_a_wrong_value_is_named_with_what_is_accepted(
   override, tmp_path, capsys
 ):
   file = tiny.experiment(tmp_path)
-  argv = tiny.arguments(file, tmp_path / 'run', override)
+  argv = tiny.arguments(file, tmp_path / 'run', *override.split())
   assert OVERRIDES[override] in refused(capsys, *argv)
   assert not (tmp_path / 'run' / 'checkpoints').exists()
 

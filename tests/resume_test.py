@@ -37,6 +37,18 @@ def tuned(tmp_path_factory):
   )
 
 
+@pytest.fixture(scope='module')
+def gated(tmp_path_factory):
+  """As `setup`, where validation prunes after each of nine epochs."""
+  return whole_run(
+    tmp_path_factory.mktemp('gated'),
+    'optimizer.ema_decay = 0.0',
+    "sparsity.method = 'gated'",
+    'sparsity.gate.tolerance = 0.05',
+    'train.epoch_examples = 88',
+  )
+
+
 def whole_run(folder, *lines):
   """(experiment, workdir of an uninterrupted run)."""
   file = tiny.experiment(
@@ -86,7 +98,7 @@ def assert_same(workdir, whole):
     np.testing.assert_array_equal(leaf, wanted[path], err_msg=path)
 
 
-@pytest.mark.parametrize('kind', ['setup', 'tuned'])
+@pytest.mark.parametrize('kind', ['setup', 'tuned', 'gated'])
 def test_killed_three_times(kind, request, tmp_path):
   file, whole = request.getfixturevalue(kind)
   seed = random.SystemRandom().randrange(10**6)

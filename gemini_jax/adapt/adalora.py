@@ -46,6 +46,11 @@ class AdaLoRA(extension.Extension):
     )
     return {'importance': zeros(), 'uncertainty': zeros(), 'kept': kept}
 
+  @property
+  def settled_step(self) -> int:
+    """The one that reaches the rank."""
+    return self.tune.adalora.course(self.num_steps)[1]
+
   def gradients(self, state: Any, grads: Any) -> Any:
     """With that of the factors' distance from orthogonal ones."""
     own = parameter_groups.own(self.tune, state.params)

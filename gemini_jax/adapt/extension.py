@@ -52,6 +52,15 @@ class Extension:
 
   name: ClassVar[str]
 
+  @property
+  def settled_step(self) -> int:
+    """The step from which on the run has the form that was asked for.
+
+    Before it, such as while weights are still being pruned, a lower validation
+    loss makes no checkpoint the better one.
+    """
+    return 0
+
   def init(self, params: Any) -> Any:
     """Its own state beside fresh parameters; None: it has none."""
     del params
@@ -154,6 +163,11 @@ class Extensions:
   """Several extensions, each hook called one after the other."""
 
   items: tuple[Extension, ...] = ()
+
+  @property
+  def settled_step(self) -> int:
+    """From which on all of them are settled."""
+    return max((item.settled_step for item in self.items), default=0)
 
   def init(self, params: Any, opt_state: Any = None) -> dict[str, Any]:
     """Their states by name, of those that have one."""

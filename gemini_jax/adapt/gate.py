@@ -5,7 +5,8 @@ smallest of all matrices together. The epoch that follows recovers from it, and
 the validation loss after it decides: within the tolerance of the dense model's,
 all is kept and is the new point to go back to; else parameters, masks and the
 optimizer's state go back to the last such point, and alpha is halved. Judged
-before it recovers, a model would be refused far too early.
+before it recovers, a model would be refused far too early. The dense model's
+loss is the first that is finite; until there is one, nothing is pruned.
 
 The point is a part of the training state, so a run resumes at any moment.
 Counts of steps go on, and so do the data and the learning rate's course.
@@ -18,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gemini_jax import config as config_lib
 from gemini_jax.adapt import extension, masks, pruning
@@ -47,8 +49,22 @@ class Gate(extension.Extension):
       # Copied: the state is donated to the step.
       'point': jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), point),
       'alpha': jnp.float32(self.config.sparsity.gate.alpha),
-      'reference': jnp.float32(0),
+      # There is none yet.
+      'reference': jnp.float32(jnp.inf),
     }
+
+  @property
+  def _last_epoch(self) -> int:
+    """The one that is judged last."""
+    train = self.config.train
+    length = train.epoch_steps(self.config.data.batch_size)
+    return train.num_steps // length - self.config.sparsity.gate.last_epochs
+
+  @property
+  def settled_step(self) -> int:
+    """The one after the last judgement, before which its state is saved."""
+    length = self.config.train.epoch_steps(self.config.data.batch_size)
+    return self._last_epoch * length + 1
 
   def metrics(
     self, state: Any, metrics: Mapping[str, jax.Array]
@@ -67,15 +83,17 @@ class Gate(extension.Extension):
     train, gate = self.config.train, self.config.sparsity.gate
     length = train.epoch_steps(self.config.data.batch_size)
     epoch, rest = divmod(int(state.step), length)
-    last = train.num_steps // length - gate.last_epochs
-    if rest or not gate.first_epochs <= epoch <= last:
+    if rest or not gate.first_epochs <= epoch <= self._last_epoch:
+      return state
+    is_first = bool(np.isinf(state.extra[self.name]['reference']))
+    if is_first and not np.isfinite(loss):
       return state
     new = _judged(
       state,
       jnp.float32(loss),
       jnp.float32(gate.tolerance),
-      is_first=epoch == gate.first_epochs,
-      is_last=epoch == last,
+      is_first=is_first,
+      is_last=epoch == self._last_epoch,
     )
     # The step was compiled for these shardings.
     return jax.tree.map(
@@ -95,10 +113,9 @@ def _judged(
   """The state with which the next epoch begins."""
   own = state.extra[Gate.name]
   reference = loss if is_first else own['reference']
-  # A loss that is not finite is refused.
-  accepts = loss <= reference * (1 + tolerance)
-  if is_first:
-    accepts = jnp.bool_(True)
+  # A loss that is not finite is refused; of densities it may be negative.
+  limit = reference + tolerance * jnp.abs(reference)
+  accepts = jnp.isfinite(loss) & (loss <= limit)
   now = {
     'params': state.params,
     'opt_state': state.opt_state,

@@ -99,6 +99,11 @@ class Gates(extension.Extension):
     )
     return first, max(last, first + 1)
 
+  @property
+  def settled_step(self) -> int:
+    """The last of removal."""
+    return self.course[1]
+
   def progress(self, step: jax.Array) -> jax.Array:
     """How much of what is to be removed should be, at a step."""
     first, last = self.course

@@ -20,14 +20,16 @@ _is_left_out = parameter_groups.is_masked
 
 def apply(masks: Any, tree: Any) -> Any:
   """What mirrors the parameters, with zeros where weights are pruned."""
-
-  def one(mask, leaf):
-    # A gradient has no array of what is frozen.
-    if _is_left_out(mask) or _is_left_out(leaf):
-      return leaf
-    return jnp.where(mask, leaf, jnp.zeros_like(leaf))
-
-  return jax.tree.map(one, masks, tree, is_leaf=_is_left_out)
+  return jax.tree.map(
+    lambda mask, leaf: (
+      leaf
+      if _is_left_out(mask)
+      else jnp.where(mask, leaf, jnp.zeros_like(leaf))
+    ),
+    masks,
+    tree,
+    is_leaf=_is_left_out,
+  )
 
 
 def apply_to_state(masks: Any, params: Any, tree: Any) -> Any:

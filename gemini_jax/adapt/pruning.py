@@ -46,6 +46,13 @@ class Pruning(extension.Extension):
   def _method(self) -> str:
     return self.config.sparsity.method
 
+  @property
+  def settled_step(self) -> int:
+    """The one that reaches the share, where it grows in the course."""
+    if self._method not in ('gradual', 'movement'):
+      return 0
+    return self.config.sparsity.course(self.config.train.num_steps)[1]
+
   def selections(self) -> list[parameter_groups.Selection]:
     """The matrices that are pruned."""
     pattern = self.config.sparsity.pattern
@@ -156,6 +163,9 @@ class Pruning(extension.Extension):
     chosen = units.chosen(self.config, state.params)
     first, last = sparsity.course(self.config.train.num_steps)
     progress = jnp.clip((state.step - first) / (last - first), 0.0, 1.0)
+    if sparsity.distribution == 'global':
+      share = sparsity.sparsity * _cubic(progress)
+      return masks.prune_to(own['masks'], state.params, share)
 
     def one(item, mask, param, grad, score, key):
       parts = _Parts(item, mask, param, grad, score, key, progress)
@@ -268,10 +278,15 @@ class _Parts:
     item = self.item
     pruned = item.competing - item.kept
     # Exact at the end, also where float32 does not hold the number.
-    fall = jnp.round(pruned * (1 - (1 - progress) ** 3)).astype(jnp.uint32)
+    fall = jnp.round(pruned * _cubic(progress)).astype(jnp.uint32)
     fall = jnp.where(jnp.asarray(progress) >= 1, jnp.uint32(pruned), fall)
     count = jnp.uint32(item.competing) - fall
     return selection.highest(scores, count, item.dims)
+
+
+def _cubic(progress: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+  """Much at first, then less and less (Zhu and Gupta 2017)."""
+  return 1 - (1 - progress) ** 3
 
 
 _CHANGES: dict[str, Callable[[config_lib.Sparsity, _Parts], jax.Array]] = {

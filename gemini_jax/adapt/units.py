@@ -195,10 +195,10 @@ def densities(sparsity: config_lib.Sparsity, items: list[Units]) -> list[float]:
   """The share of each matrix that is kept.
 
   All keep the same, or by ERK a multiple of (inputs + outputs) / (inputs *
-  outputs), at most 1, such that the mean is the same.
+  outputs), at most 1, such that the mean is the same. `global` asks for none.
   """
   share = 1 - sparsity.sparsity
-  if sparsity.distribution == 'uniform':
+  if sparsity.distribution != 'erk':
     return [share] * len(items)
   sizes = [math.prod(item.matrix_shape) for item in items]
   raw = [_erk(item) for item in items]

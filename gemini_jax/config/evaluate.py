@@ -85,7 +85,7 @@ class Evaluate:
   # likelihood, samples.
   evaluators: tuple[str, ...] = ()
   # Which checkpoint --mode=eval takes: the newest, or the best by validation
-  # loss.
+  # loss; see train.keep_best.
   checkpoint: Literal['latest', 'best'] = 'latest'
   # Share of outputs that are the targets, all of them.
   exact_match: ExactMatch = dataclasses.field(default_factory=ExactMatch)

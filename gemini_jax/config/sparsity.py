@@ -42,8 +42,9 @@ class Sparsity:
   # Share of the weights that is zero, at last; gated finds its own.
   sparsity: schema.PartialShare = 0.9
   # Which matrices keep more. uniform: all the same share. erk: those with few
-  # inputs and outputs (Erdos-Renyi-Kernel, Evci et al. 2020).
-  distribution: Literal['uniform', 'erk'] = 'uniform'
+  # inputs and outputs (Erdos-Renyi-Kernel, Evci et al. 2020). global: those
+  # with larger weights, as gated does; of gradual alone.
+  distribution: Literal['uniform', 'erk', 'global'] = 'uniform'
   # Matrices and tables that it is about, by a regular expression that is
   # searched for in path and kind, such as '^decoder/.*@matrix$'.
   pattern: str = r'/layers/(?!.*router).*@(matrix|expert)$'
@@ -87,6 +88,12 @@ class Sparsity:
       self.method != 'gated' or not (self.n_of_m or self.block),
       'sparsity.method=gated prunes single weights; leave sparsity.n_of_m and '
       'sparsity.block off',
+    )
+    schema.check(
+      self.distribution != 'global'
+      or (self.method == 'gradual' and not self.n_of_m and not self.block),
+      'sparsity.distribution=global is for single weights of '
+      f'sparsity.method=gradual, not {self.method}; choose erk',
     )
     schema.check(
       self.begin < self.end,

@@ -93,7 +93,8 @@ class Train:
   # Newest checkpoints kept.
   keep_last: schema.Count = 2
   # Keep the best by validation loss as well, to which terms of media count by
-  # their weights.
+  # their weights. Where weights, units or ranks are removed in the course of
+  # the run, it is the best of those after the last removal.
   keep_best: bool = True
   # Label smoothing of the cross-entropy.
   label_smoothing: schema.PartialShare = 0.0

@@ -365,10 +365,12 @@ def _evaluate(
       'due': False,
       'observed': value,
     }
+    is_settled = step >= enabled.extensions(run.config).settled_step
+    metric = value if is_settled else None
     run.checkpoints.wait()
     processes.on_process_zero(session.lock.check)
     processes.on_process_zero(
-      lambda: run.checkpoints.attach(step, outcome, value)
+      lambda: run.checkpoints.attach(step, outcome, metric)
     )
   return observe(run.config, state, value)
 

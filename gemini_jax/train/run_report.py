@@ -33,7 +33,8 @@ def write(run: run_lib.Run, step: int):
 
   Reads metrics.jsonl and samples/. The curves are drawn at the last step, as
   report.png, where matplotlib is installed; before, they are lines of blocks.
-  A report that cannot be written is a warning: the training goes on.
+  What validation decides on pruning is drawn each time, as gate.png. A report
+  that cannot be written is a warning: the training goes on.
 
   Args:
     run: the run.
@@ -43,18 +44,14 @@ def write(run: run_lib.Run, step: int):
     return
   try:
     lines = list(metrics_file.all_lines(run.workdir))
+    curves = curves_lib.series(lines)
     is_last = step >= run.config.train.num_steps
-    png = curves_lib.picture(curves_lib.series(lines)) if is_last else None
+    png = curves_lib.picture(curves) if is_last else None
     if png is not None:
       host.replace_file(run.workdir / CURVES_FILE, png)
-    if run.config.sparsity.method == 'gated' and png is not None:
-      history = curves_lib.picture(
-        {
-          name: curve
-          for name, curve in curves_lib.series(lines).items()
-          if name in _GATE_CURVES
-        }
-      )
+    if run.config.sparsity.method == 'gated':
+      shown = {name: curves[name] for name in _GATE_CURVES if name in curves}
+      history = curves_lib.picture(shown)
       if history is not None:
         host.replace_file(run.workdir / GATE_FILE, history)
     text = compose(
@@ -92,7 +89,7 @@ def compose(
     '## Curves',
     *([f'![curves]({CURVES_FILE})'] if has_picture else []),
     *_curves(curves_lib.series(lines)),
-    *_gate(config, has_picture),
+    *_gate(workdir),
     '## Samples',
     *_samples(workdir),
     '## Media',
@@ -127,8 +124,8 @@ def _results(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
   )
 
 
-def _gate(config: config_lib.Config, has_picture: bool) -> Iterator[str]:
-  if config.sparsity.method == 'gated' and has_picture:
+def _gate(workdir: pathlib.Path) -> Iterator[str]:
+  if (workdir / GATE_FILE).exists():
     yield '## Pruning decided by validation'
     yield f'![history of the pruning]({GATE_FILE})'
 

@@ -45,7 +45,9 @@ def made(step):
 
 def moved(state, epoch, scale=1.01):
   """As after training: other weights, a later step."""
-  move = lambda leaf: leaf * scale if leaf.dtype == np.float32 else leaf
+  move = lambda leaf: (
+    leaf * scale + 0.5 if leaf.dtype == np.float32 else leaf + 1
+  )
   return state.replace(
     params=jax.tree.map(move, state.params),
     opt_state=jax.tree.map(move, state.opt_state),
@@ -67,6 +69,9 @@ def test_accept_refuse_and_stop():
   assert share(middle) == share(begun)
   good = on.after_validation(moved(begun, 2), np.float32(2.19))
   assert share(good) == pytest.approx(0.75, abs=0.01)
+  # Beside the dense model's loss, not the last one that was accepted.
+  worse = on.after_validation(moved(good, 3), np.float32(2.21))
+  assert share(worse) == pytest.approx(0.625, abs=0.01)
   for loss in (2.21, np.nan):
     bad = on.after_validation(moved(begun, 2), np.float32(loss))
     # Back to the dense point, and half as far.
@@ -75,11 +80,57 @@ def test_accept_refuse_and_stop():
     assert int(bad.step) == 8
     expected = masks.apply(pruning.of(bad), state.params)
     jax.tree.map(np.testing.assert_array_equal, bad.params, expected)
+    # The moments go back as well; counts of updates go on.
+    expected = masks.apply_to_state(
+      pruning.of(bad),
+      state.params,
+      jax.tree.map(
+        lambda old, last: old if old.dtype == np.float32 else last + 1,
+        state.opt_state,
+        begun.opt_state,
+      ),
+    )
+    jax.tree.map(np.testing.assert_array_equal, bad.opt_state, expected)
   for loss, wanted in ((2.0, 0.5), (3.0, 0.0)):
     last = on.after_validation(moved(begun, 5), np.float32(loss))
     assert share(last) == pytest.approx(wanted, abs=0.01)
     after = on.after_validation(moved(last, 6), np.float32(99))
     assert share(after) == share(last)
+
+
+def test_the_first_finite_loss_is_the_one_to_keep():
+  """None before it: nothing is pruned, nor accepted beside NaN."""
+  on, state = made(np.int32(4))
+  state = moved(state, 1)
+  for epoch, loss in ((1, np.nan), (2, np.inf), (5, np.nan)):
+    state = state.replace(step=jax.numpy.int32(4 * epoch))
+    assert on.after_validation(state, np.float32(loss)) is state
+  begun = on.after_validation(moved(state, 3), np.float32(-2))
+  assert float(begun.extra['gate']['reference']) == -2
+  assert share(begun) == pytest.approx(0.5, abs=0.01)
+  # The tolerance of a negative loss is above it too.
+  for loss, alpha in ((-1.81, 0.5), (-1.79, 0.25), (-np.inf, 0.25)):
+    after = on.after_validation(moved(begun, 4), np.float32(loss))
+    assert float(after.extra['gate']['alpha']) == alpha
+
+
+@pytest.mark.parametrize(
+  ('fields', 'step'),
+  [
+    ({'sparsity': {'method': 'rigl'}}, 0),
+    ({'sparsity': {'method': 'gradual', 'end': 0.5}}, 12),
+    ({'gates': {'method': 'l0', 'heads': 0.5, 'end': 0.75}}, 18),
+    # Judged last at 20, where the checkpoint is older than the judgement.
+    ({'sparsity': {'method': 'gated', 'gate': {'last_epochs': 1}}}, 21),
+  ],
+)
+def test_best_is_what_has_the_form_that_was_asked_for(fields, step):
+  config = tiny.config(
+    train={'epoch_examples': 8, 'epochs': 6, 'eval_every': 4},
+    data={'validation': ('text:x',)},
+    **fields,
+  )
+  assert enabled.extensions(config).settled_step == step
 
 
 def test_decisions_follow_the_losses():
@@ -107,6 +158,10 @@ def test_it_resumes_to_the_bit(tmp_path):
   assert (whole / 'gate.png').read_bytes().startswith(b'\x89PNG')
   assert '(gate.png)' in (whole / 'report.md').read_text()
   wanted = tiny.arrays(whole)
+  checkpoints = checkpointer.Checkpointer(whole / 'checkpoints')
+  # Of a lower loss, perhaps, but dense or refused.
+  assert len(checkpoints.steps()) == 8
+  assert checkpoints.best() == 24
   again = tmp_path / 'again'
   shutil.copytree(whole, again)
   checkpoints = checkpointer.Checkpointer(again / 'checkpoints')

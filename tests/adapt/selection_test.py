@@ -26,6 +26,8 @@ def test_as_many_as_asked_for_and_the_highest(count):
   x = draw()
   mask = np.asarray(HIGHEST(x, count, (1, 2)))
   assert mask.sum((1, 2)).tolist() == [count] * 3
+  # Zeros of either sign are equal.
+  np.testing.assert_array_equal(mask, HIGHEST(x + 0.0, count, (1, 2)))
   for numbers, chosen in zip(x, mask, strict=True):
     threshold = np.sort(numbers, axis=None)[::-1][: count + 1]
     assert (numbers[chosen] >= threshold[count - 1]).all()
@@ -46,6 +48,8 @@ def test_of_all_arrays_together():
   mask = np.concatenate([np.asarray(one).ravel() for one in chosen])
   assert mask.sum() == 50
   np.testing.assert_array_equal(mask, flat >= np.sort(flat)[-50])
+  equal = jax.jit(selection.highest_overall)([x * 0, y[:2] * 0], 61)
+  assert sum(int(one.sum()) for one in equal) == 61
 
 
 def test_devices_exchange_counts_alone():

@@ -24,18 +24,19 @@ def replace(item, **fields):
 
 
 @pytest.mark.parametrize(
-  ('item', 'shape', 'dims'),
+  ('item', 'shape', 'dims', 'num_stacked'),
   [
-    (OUTPUT, (3, 2, 4, 8), (1, 2, 3)),
-    (replace(OUTPUT, group=4), (3, 2, 1, 4, 8), (3,)),
-    (replace(OUTPUT, block=4), (3, 2, 2), (1,)),
-    (TABLE, (12, 8), (0, 1)),
-    (replace(TABLE, group=2), (12, 4, 2), (2,)),
-    (replace(TABLE, block=4), (2, 3), (0,)),
+    (OUTPUT, (3, 2, 4, 8), (1, 2, 3), 1),
+    (replace(OUTPUT, group=4), (3, 2, 1, 4, 8), (3,), 1),
+    (replace(OUTPUT, block=4), (3, 2, 2), (1,), 1),
+    (TABLE, (12, 8), (0, 1), 0),
+    (replace(TABLE, group=2), (12, 4, 2), (2,), 0),
+    (replace(TABLE, block=4), (2, 3), (0,), 0),
   ],
 )
-def test_units_are_parts_of_a_matrix(item, shape, dims):
+def test_units_are_parts_of_a_matrix(item, shape, dims, num_stacked):
   assert item.shape == shape and item.dims == dims
+  assert item.matrix_unit_dims == tuple(range(num_stacked, len(shape)))
   mask = np.random.default_rng(1).random(shape) < 0.5
   weights = item.expand(jnp.asarray(mask))
   assert weights.shape == item.matrix_shape
@@ -50,10 +51,11 @@ def test_units_are_parts_of_a_matrix(item, shape, dims):
 
 def test_blocks_are_where_they_belong():
   array = np.zeros((12, 8), np.float32)
-  array[4:8, :4] = 1
+  array[4:8, :4] = 2
+  array[5] *= -1
   table = replace(TABLE, block=4).magnitude(jnp.asarray(array))
   # [blocks of inputs, blocks of outputs]: of a table rows are outputs.
-  assert table.tolist() == [[0, 16, 0], [0, 0, 0]]
+  assert table.tolist() == [[0, 64, 0], [0, 0, 0]]
 
 
 def test_groups_lie_along_the_inputs():

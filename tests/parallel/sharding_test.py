@@ -186,6 +186,11 @@ def abstract_state(mesh, config):
     ({'name': 'adamw'}, 2),
     ({'name': 'adafactor'}, 1),
     ({'name': 'schedule_free'}, 2),
+    ({'name': 'momo_adam'}, 2),
+    # With the parameters at first, or a sum of gradients, or both.
+    ({'name': 'dog'}, 1),
+    ({'name': 'dadapt_adamw'}, 3),
+    ({'name': 'prodigy'}, 4),
     # One moment of a matrix, Adam's two of the rest.
     ({'name': 'muon'}, None),
     ({'name': 'adamw', 'frozen': 'head'}, 2),

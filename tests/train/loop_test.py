@@ -227,6 +227,15 @@ OPTIONS = {
     'extra/plateau/scale',
   ),
   'schedule_free': (('optimizer.name=schedule_free',), 'opt_state/1/z/'),
+  **{
+    name: ((f'optimizer.name={name}',), f'opt_state/{held}')
+    for name, held in {
+      'momo_adam': '1/barf',
+      'prodigy': '1/estim_lr',
+      'dadapt_adamw': '1/estim_lr',
+      'dog': '1/1/1/sum_sq_norm_grads',
+    }.items()
+  },
 }
 
 

@@ -79,6 +79,27 @@ def test_before_the_end_nothing_is_drawn(tmp_path):
   assert not (tmp_path / 'report.png').exists()
 
 
+def test_what_validation_decided_is_drawn_before_the_end(tmp_path):
+  lines = [
+    *({'step': i, 'train/accepted_sparsity': i / 8} for i in (1, 2)),
+    *({'step': i, 'validation/loss': 2.0} for i in (1, 2)),
+  ]
+  run = opened(tmp_path, lines)
+  run.config = tiny.config(
+    sparsity={'method': 'gated'},
+    train={'epoch_examples': 8, 'epochs': 9, 'eval_every': 4},
+    data={'validation': ('text:x',)},
+  )
+  run_report.write(run, 2)
+  assert (
+    '![history of the pruning](gate.png)'
+    in (tmp_path / 'report.md').read_text()
+  )
+  with PIL.Image.open(tmp_path / 'gate.png') as picture:
+    assert picture.size == (800, 260)
+  assert not (tmp_path / 'report.png').exists()
+
+
 def test_a_run_without_anything_has_a_report(tmp_path):
   run_report.write(opened(tmp_path), 1)
   found = sections((tmp_path / 'report.md').read_text())

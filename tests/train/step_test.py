@@ -144,9 +144,13 @@ def test_dropout_changes_with_the_step():
   assert len(set(losses)) == 3
 
 
-def test_a_step_that_is_not_finite_changes_nothing():
+@pytest.mark.parametrize(
+  'name', ['adamw', 'momo_adam', 'prodigy', 'dadapt_adamw', 'dog']
+)
+def test_a_step_that_is_not_finite_changes_nothing(name):
   """Nor does any later one, until the host has looked."""
-  step, state = parts((('learning_rate', 0.01), ('ema_decay', 0.9)))
+  options = (('learning_rate', 0.01), ('ema_decay', 0.9), ('name', name))
+  step, state = parts(options)
   good, bad = toy.batch(rows=4), toy.batch(rows=4)
   weights_BT = np.array(bad.weights)
   weights_BT[2, 5] = np.inf
