@@ -43,10 +43,11 @@ _MAX_READS = 10
 
 @dataclasses.dataclass(frozen=True)
 class RestoredParams:
-  """Parameters to evaluate, and the step of their checkpoint."""
+  """Parameters to evaluate, and the step and manifest of their checkpoint."""
 
   step: int
   params: Any
+  manifest: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +134,7 @@ class Run:
         )
         if is_compressed:
           params = compressed.opened(params, whole)
-        return RestoredParams(restored.step, params)
+        return RestoredParams(restored.step, params, restored.manifest)
     raise config_lib.ConfigError(f'--workdir={self.workdir} was emptied')
 
   def restore_reference(self, restored: RestoredParams) -> Any:

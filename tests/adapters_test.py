@@ -17,7 +17,7 @@ OPTIONS = ('generate.temperature=0', 'generate.max_tokens=5')
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """With `base`, `a` and `b` tuned from it, `a` for PEFT, and `foreign`."""
+  """With `base`, `a` and `b` tuned from it, `c` from `other`, and for PEFT."""
   folder = tmp_path_factory.mktemp('adapters')
   config = tuned_runs.base_config(folder)
   tuned_runs.save(config, folder / 'base')
@@ -29,8 +29,9 @@ def folder(tmp_path_factory):
   ):
     tuned = tuned_runs.tuned(config, folder / base, method='lora', rank=rank)
     tuned_runs.save(tuned, folder / name, seed=rank)
-  flags = f'--source={folder}/a', f'--target={folder}/peft', '--format=peft'
-  assert convert.main(['convert', *flags]) == 0
+  for name, target in (('a', 'peft'), ('c', 'peft_of_other')):
+    paths = f'--source={folder}/{name}', f'--target={folder}/{target}'
+    assert convert.main(['convert', *paths, '--format=peft']) == 0
   return folder
 
 
@@ -97,6 +98,7 @@ def test_each_adapter_answers_the_only_prompt(folder):
   ('workdir', 'adapters', 'lines', 'message'),
   [
     ('base', ['c'], None, 'the base has other parameters'),
+    ('base', ['peft_of_other'], None, 'was tuned from other parameters'),
     ('base', ['other'], None, "tune.method='full' has no updates of low rank"),
     ('base', ['none'], None, 'is no folder of a run or of PEFT'),
     ('a', ['b'], None, 'need their base as --workdir'),

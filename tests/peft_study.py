@@ -90,7 +90,7 @@ for name, fields in {
   run = config_lib.Config(
     tune=tune, train=config_lib.Train(init_from=str(folder / 'base'))
   )
-  peft_files.write(folder / name, run, params, entries)
+  peft_files.write(folder / name, run, params, entries, 'a base')
   written = peft.PeftModel.from_pretrained(
     transformers.LlamaForCausalLM.from_pretrained(folder / 'base'),
     folder / name,

@@ -4,8 +4,9 @@ r"""What drafted tokens gain: tokens a second with and without them.
       [--prompts=FILE] [--tokens=128] [--rows=1,8] [--draft_tokens=2,4,8] \
       [--temperature=0,1]
 
-Both are runs of the same tokenizer, the draft the smaller one. All ways to
-write take turns, on the first prompts of a file with one a line. The table has
+Both are runs of the same tokenizer, the draft the smaller one; it may be the
+target's own int8 form, or what `tests/draft_study.py` makes. All ways to write
+take turns, on the first prompts of a file as of generate.prompts. The table has
 tokens a second of all rows together, the median over rounds; the share of
 drafted tokens that were accepted; tokens for each pass of the target; and at
 temperature 0 whether the tokens are those of the target alone. Times are of a
@@ -25,8 +26,15 @@ import numpy as np
 from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
 from gemini_jax.commands import draft_model
-from gemini_jax.infer import generation, prompts, sampling, speculative
+from gemini_jax.infer import (
+  generation,
+  prompt_file,
+  prompts,
+  sampling,
+  speculative,
+)
 from gemini_jax.parallel import sharding
+from gemini_jax.weights import int8
 
 
 def make_ways(run, draft, num_rows, num_slots, counts):
@@ -35,7 +43,8 @@ def make_ways(run, draft, num_rows, num_slots, counts):
     generation.build_decoder(run.config, run.model, run.tokenizer, num_rows),
     num_slots=num_slots,
   )
-  params = run.restore_params().params
+  options = run.config.generate
+  params = int8.with_kernel(run.restore_params().params, options.int8_kernel)
   both = speculative.Params(params, draft.params)
   ways = {'plain': (plain, params)}
   for count in counts:
@@ -96,7 +105,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--target', type=pathlib.Path, required=True)
   parser.add_argument('--draft', type=pathlib.Path, required=True)
-  parser.add_argument('--prompts', type=pathlib.Path)
+  parser.add_argument('--prompts')
   parser.add_argument('--tokens', type=int, default=128)
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--rows', default='1,8')
@@ -109,15 +118,17 @@ def main():
   model = dataclasses.replace(config.model, scan_layers=True)
   config = dataclasses.replace(config, generate=options, model=model)
   run = run_lib.open_run(config, flags.target)
-  texts = ['']
+  asked = [prompt_file.Line('')]
   if flags.prompts:
-    texts = flags.prompts.read_text().splitlines()
+    asked = prompt_file.read(flags.prompts, ())
   results = []
   with sharding.use(run.mesh):
     draft = draft_model.open_draft(run)
     tokens = [
-      prompts.read_prompt(run.config, run.model, run.tokenizer, text).tokens
-      for text in texts
+      prompts.read_prompt(
+        run.config, run.model, run.tokenizer, line.prompt
+      ).tokens
+      for line in asked
     ]
     for num_rows in numbers(flags.rows, int):
       rows = [tokens[i % len(tokens)] for i in range(num_rows)]

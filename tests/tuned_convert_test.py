@@ -69,3 +69,13 @@ def test_an_adapter_goes_out_and_comes_back(folder, tmp_path, capsys):
   assert call(source=peft, target=tmp_path / 'no') == 2
   assert call(source=base, base=base, target=tmp_path / 'no') == 2
   assert capsys.readouterr().err.count('--base=') == 2
+
+
+def test_an_adapter_of_another_base_is_refused(folder, tmp_path, capsys):
+  peft = tmp_path / 'peft'
+  assert call(source=folder / 'tuned', target=peft, format='peft') == 0
+  other = tmp_path / 'other'
+  tuned_runs.save(tuned_runs.base_config(tmp_path), other, seed=7)
+  assert call(source=peft, base=other, target=tmp_path / 'back') == 2
+  (line,) = capsys.readouterr().err.strip().splitlines()
+  assert 'was tuned from other parameters' in line and str(other) in line

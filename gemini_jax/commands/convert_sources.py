@@ -48,7 +48,9 @@ def open_run(path: pathlib.Path, checkpoint: str) -> Loaded:
   run = run_lib.open_run(config_lib.read(path / config_lib.FILE), path)
   with sharding.use(run.mesh):
     restored = run.restore_params(checkpoint, 'checkpoint')
-  return Loaded(run.config, run.tokenizer, restored.params)
+  kept = (base_lib.KEY, base_lib.SOURCE)
+  manifest = {k: v for k, v in restored.manifest.items() if k in kept}
+  return Loaded(run.config, run.tokenizer, restored.params, manifest)
 
 
 def open_peft(path: pathlib.Path, base_path: pathlib.Path) -> Loaded:
@@ -67,6 +69,10 @@ def open_peft(path: pathlib.Path, base_path: pathlib.Path) -> Loaded:
     adapter = peft_files.read(path, plain, entries)
     config = dataclasses.replace(config, tune=adapter.tune)
     params = base.read(plain)[0]
+    try:
+      peft_files.check_base(adapter, params, base.manifest.get(base_lib.SOURCE))
+    except config_lib.ConfigError as error:
+      raise config_lib.ConfigError(f'--base={base_path}: {error}') from error
     identity = base.identity(params)
     abstract = tuning.abstract_params(config, run.model, run.mesh)
     params = tuning.attached(adapter.tune, adapter.own, params, abstract)
@@ -199,4 +205,6 @@ def open_published(path: pathlib.Path, dtype: str) -> Loaded:
     sharding.use(mesh),
   ):
     params = source.params(config, mesh, lambda name: bar.update())
-  return Loaded(config, tokenizer, params)
+  return Loaded(
+    config, tokenizer, params, {base_lib.SOURCE: os.path.abspath(path)}
+  )

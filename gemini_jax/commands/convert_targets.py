@@ -16,6 +16,7 @@ from gemini_jax import run as run_lib
 from gemini_jax.commands import convert_sources
 from gemini_jax.data import gguf_tokenizer, huggingface_tokenizer
 from gemini_jax.models import gemini, parameter_groups
+from gemini_jax.weights import base as base_lib
 from gemini_jax.weights import (
   config_json,
   families,
@@ -137,7 +138,8 @@ def write_peft(
   """A folder of updates that PEFT puts beside the published base."""
   del options
   entries = published.huggingface_entries(loaded.config.model, _plain(loaded))
-  peft_files.write(target, loaded.config, loaded.params, entries)
+  known = loaded.manifest.get(base_lib.KEY, {}).get('fingerprint', '')
+  peft_files.write(target, loaded.config, loaded.params, entries, known)
 
 
 def write_stablehlo(

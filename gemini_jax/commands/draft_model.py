@@ -6,6 +6,7 @@ from gemini_jax import config as config_lib
 from gemini_jax import host
 from gemini_jax import run as run_lib
 from gemini_jax.infer import speculative
+from gemini_jax.weights import int8
 
 
 def open_draft(run: run_lib.Run) -> speculative.Draft | None:
@@ -36,7 +37,9 @@ def open_draft(run: run_lib.Run) -> speculative.Draft | None:
       'its tokenizer is another one; only models of one tokenizer can draft '
       'for each other',
     )
-    params = draft.restore_params().params
+    params = int8.with_kernel(
+      draft.restore_params().params, options.int8_kernel
+    )
   except config_lib.ConfigError as error:
     raise config_lib.ConfigError(f'{field}: {error}') from error
   return speculative.Draft(draft.model, params, options.draft_tokens)

@@ -66,7 +66,7 @@ def generate(config: config_lib.Config, workdir: str | os.PathLike):
     controller = controller_lib.fit(*parts, examples) if examples else None
     draft = draft_model.open_draft(run)
     adapters = open_adapters.open_adapters(
-      run, params, [line.adapter for line in asked]
+      run, restored, [line.adapter for line in asked]
     )
     # Several samples grow side by side; only one can be shown as it grows.
     alone = len(asked) == config.generate.count == 1

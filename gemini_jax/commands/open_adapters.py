@@ -11,6 +11,7 @@ from gemini_jax import config as config_lib
 from gemini_jax import host
 from gemini_jax import run as run_lib
 from gemini_jax.models import build, parameter_groups
+from gemini_jax.weights import base as base_lib
 from gemini_jax.weights import by_row, lora, peft_files, published, tuning
 
 # Fields of the model that may differ from those of the base.
@@ -18,13 +19,13 @@ _OWN_FIELDS = ('model.max_length', 'model.init_scale')
 
 
 def open_adapters(
-  run: run_lib.Run, params: Any, of_prompts: Sequence[str]
+  run: run_lib.Run, base: run_lib.RestoredParams, of_prompts: Sequence[str]
 ) -> by_row.Adapters | None:
   """Those of `generate.adapters`, on the mesh of the run; None: there are none.
 
   Args:
     run: their base.
-    params: of the run.
+    base: the parameters of the run.
     of_prompts: the one that answers each prompt.
 
   Raises:
@@ -46,7 +47,7 @@ def open_adapters(
   opened = {}
   for name in names:
     try:
-      opened[name] = _open(run, params, host.expand_path(name))
+      opened[name] = _open(run, base, host.expand_path(name))
       _check_leaves(opened[name])
     except config_lib.ConfigError as error:
       raise config_lib.ConfigError(
@@ -55,15 +56,19 @@ def open_adapters(
   return by_row.Adapters(opened, of_prompts)
 
 
-def _open(run: run_lib.Run, params: Any, path: pathlib.Path) -> Any:
+def _open(
+  run: run_lib.Run, base: run_lib.RestoredParams, path: pathlib.Path
+) -> Any:
   if (path / peft_files.CONFIG).exists():
     plain = build.abstract_params(run.model, run.mesh)
     entries = published.huggingface_entries(run.config.model, plain)
     adapter = peft_files.read(path, plain, entries)
+    source = base.manifest.get(base_lib.SOURCE)
+    peft_files.check_base(adapter, base.params, source)
     train = dataclasses.replace(run.config.train, init_from=str(run.workdir))
     config = dataclasses.replace(run.config, tune=adapter.tune, train=train)
     whole = tuning.abstract_params(config, run.model, run.mesh)
-    return tuning.attached(adapter.tune, adapter.own, params, whole)
+    return tuning.attached(adapter.tune, adapter.own, base.params, whole)
   file = path / config_lib.FILE
   config_lib.check(
     file.exists(),
@@ -96,7 +101,7 @@ def _open(run: run_lib.Run, params: Any, path: pathlib.Path) -> Any:
     adapter.tokenizer.fingerprint == run.tokenizer.fingerprint,
     'has another tokenizer than this run',
   )
-  return adapter.restore_params(base_params=params).params
+  return adapter.restore_params(base_params=base.params).params
 
 
 def _check_leaves(params: Any):

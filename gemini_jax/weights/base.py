@@ -19,8 +19,9 @@ from gemini_jax.checkpoint import checkpointer, parameters
 from gemini_jax.models import build, gemini, parameter_groups
 from gemini_jax.weights import compressed, tuning
 
-# What a manifest calls the base.
+# What a manifest calls the base, and what a model was imported from.
 KEY = 'base'
+SOURCE = 'source'
 
 
 class Base:
@@ -31,6 +32,7 @@ class Base:
     field: that names it, for messages.
     config: of that run.
     step: of the checkpoint that was read last.
+    manifest: of that checkpoint.
   """
 
   def __init__(self, config: config_lib.Config, *, is_tuned: bool = False):
@@ -66,6 +68,7 @@ class Base:
       f'{self.field} holds no checkpoint; train it first{remedy}',
     )
     self.step = 0
+    self.manifest: dict[str, Any] = {}
 
   def check(self, abstract: Any):
     """Sees that its newest checkpoint has all parameters that are wanted.
@@ -120,7 +123,7 @@ class Base:
       raise config_lib.ConfigError(f'{self.field}: {error}') from error
     config_lib.check(restored is not None, f'{self.field} was emptied')
     assert restored is not None
-    self.step = restored.step
+    self.step, self.manifest = restored.step, restored.manifest
     selection = self._select(restored.manifest['arrays'], own)
     unused = parameters.unused(restored.manifest['arrays'], selection)
     params = selection.params(restored.state)

@@ -7,6 +7,7 @@ Ranks that AdaLoRA has cut are left out.
 
 import dataclasses
 import json
+import logging
 import math
 import pathlib
 import re
@@ -19,6 +20,7 @@ import numpy as np
 from gemini_jax import config as config_lib
 from gemini_jax import host
 from gemini_jax.models import parameter_groups
+from gemini_jax.weights import base as base_lib
 from gemini_jax.weights import (
   lora,
   safetensors_files,
@@ -43,6 +45,8 @@ _PLAIN = {
   'layer_replication': (None, []),
 }
 _MAX_RANK = 1 << 16
+# Of the base, in the metadata of the file of tensors.
+_FINGERPRINT = 'gemini_jax.base'
 
 
 def write(
@@ -50,6 +54,7 @@ def write(
   config: config_lib.Config,
   params: Any,
   entries: Mapping[str, translation.Translation],
+  fingerprint: str,
 ):
   """Writes a folder that PEFT puts beside the base.
 
@@ -58,6 +63,7 @@ def write(
     config: of the run that was tuned.
     params: its parameters, with the base inside.
     entries: where each matrix of the base is in the published model.
+    fingerprint: of the base, by which `check_base` knows it again.
 
   Raises:
     ConfigError: a matrix that is tuned is none that PEFT can put an update
@@ -88,7 +94,9 @@ def write(
     for name, pair in modules.items()
     for letter, array in zip('AB', pair, strict=True)
   )
-  safetensors_files.write_file(folder / WEIGHTS, arrays)
+  # PEFT passes over what it does not know here, and not in its config.
+  metadata = {'format': 'pt', _FINGERPRINT: fingerprint}
+  safetensors_files.write_file(folder / WEIGHTS, arrays, metadata)
   values = _config(tune, ranks, config.train.init_from)
   text = json.dumps(values, indent=2) + '\n'
   host.replace_file(folder / CONFIG, text.encode())
@@ -153,10 +161,14 @@ class Adapter:
   Attributes:
     tune: the section of a config by which parameters have such updates.
     own: the updates, as of `parameter_groups.own`.
+    fingerprint: of the base that they were tuned from; None: not known.
+    base_name: what the folder calls this base; None: nothing.
   """
 
   tune: config_lib.Tune
   own: Any
+  fingerprint: str | None
+  base_name: str | None
 
 
 def read(
@@ -220,7 +232,42 @@ def read(
   own = jax.tree_util.tree_map_with_path(
     fill, parameter_groups.own(tune, whole), is_leaf=tuning.is_weight
   )
-  return Adapter(tune, own)
+  known = [
+    value if isinstance(value, str) and value else None
+    for value in (
+      safetensors_files.metadata(folder / WEIGHTS).get(_FINGERPRINT),
+      values.get('base_model_name_or_path'),
+    )
+  ]
+  return Adapter(tune, own, *known)
+
+
+def check_base(adapter: Adapter, params: Any, source: str | None):
+  """Sees that updates are of this base, as far as their folder tells.
+
+  Args:
+    adapter: the updates.
+    params: of the base.
+    source: the folder or file that it was imported from; None: not known.
+
+  Raises:
+    ConfigError: they were tuned from other parameters.
+  """
+  if adapter.fingerprint:
+    found = base_lib.fingerprint(params)
+    config_lib.check(
+      found == adapter.fingerprint,
+      f'{WEIGHTS} was tuned from other parameters (fingerprint '
+      f'{adapter.fingerprint}) than those of this base ({found})',
+    )
+  elif adapter.base_name and source:
+    name = adapter.base_name.rstrip('/').rpartition('/')[2]
+    if name.lower() not in source.lower():
+      logging.warning(
+        'the updates were tuned from %s, and this base was imported from %s; '
+        'shapes alone do not tell whether these are the same parameters',
+        *(adapter.base_name, source),
+      )
 
 
 def _read_config(path: pathlib.Path) -> dict[str, Any]:

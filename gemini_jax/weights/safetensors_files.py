@@ -70,12 +70,8 @@ def open_file(path: str | os.PathLike) -> dict[str, tensors.Tensor]:
     ConfigError: it is not as the format says.
   """
   file = tensors.File(path)
-  length = int.from_bytes(file.read(0, 8), 'little')
-  if length > min(_MAX_HEADER, file.size - 8):
-    file.fail(f'is no safetensors file: a header of {length:,} bytes')
-  header = _parse(file.path, bytes(file.read(8, length)))
+  header, start = _header(file)
   header.pop(_METADATA, None)
-  start = 8 + length
   found, ranges = {}, []
   for name, entry in header.items():
     form, shape, begin, end = _entry(file, name, entry)
@@ -99,6 +95,27 @@ def open_file(path: str | os.PathLike) -> dict[str, tensors.Tensor]:
   if start + previous != file.size:
     file.fail(f'has {file.size:,} bytes; the header says {start + previous:,}')
   return found
+
+
+def metadata(path: str | os.PathLike) -> dict[str, Any]:
+  """What stands beside the tensors of one file.
+
+  Raises:
+    ConfigError: it is not as the format says.
+  """
+  file = tensors.File(path)
+  found = _header(file)[0].get(_METADATA, {})
+  if not isinstance(found, dict):
+    file.fail(f'{_METADATA} is no object')
+  return found
+
+
+def _header(file: tensors.File) -> tuple[dict[str, Any], int]:
+  """The header of a file, and where its tensors begin."""
+  length = int.from_bytes(file.read(0, 8), 'little')
+  if length > min(_MAX_HEADER, file.size - 8):
+    file.fail(f'is no safetensors file: a header of {length:,} bytes')
+  return _parse(file.path, bytes(file.read(8, length))), 8 + length
 
 
 def _entry(file: tensors.File, name: str, entry: Any):

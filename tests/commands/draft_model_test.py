@@ -3,13 +3,19 @@
 import dataclasses
 import logging
 
+import jax
 import pytest
 
 import tiny
 import toy
 from gemini_jax import command
+from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
+from gemini_jax.commands import draft_model
+from gemini_jax.kernels import native
+from gemini_jax.parallel import sharding
 from gemini_jax.train import session as session_lib
+from gemini_jax.weights import int8, tuning
 
 
 @pytest.fixture(scope='module')
@@ -71,3 +77,24 @@ def test_what_cannot_draft_is_refused(draft, message, runs, capsys):
   assert generate(folder, file, f'generate.draft={folder / draft}') == 2
   (line,) = capsys.readouterr().err.strip().splitlines()
   assert f'generate.draft={folder / draft}' in line and message in line
+
+
+def test_int8_drafts_have_the_kernel_of_ours(runs, monkeypatch):
+  folder, _ = runs
+  config = config_lib.read(folder / 'target/config.json')
+  options = dataclasses.replace(config.generate, draft=str(folder / 'draft'))
+  config = dataclasses.replace(config, generate=options)
+  run = run_lib.open_run(config, folder / 'target')
+  restore = run_lib.Run.restore_params
+
+  def quantised(run, *args):
+    restored = restore(run, *args)
+    return dataclasses.replace(restored, params=int8.quantize(restored.params))
+
+  monkeypatch.setattr(run_lib.Run, 'restore_params', quantised)
+  monkeypatch.setattr(native, 'choose', lambda name: f'chosen by {name}')
+  with sharding.use(run.mesh):
+    draft = draft_model.open_draft(run)
+  leaves = jax.tree.leaves(draft.params, is_leaf=tuning.is_weight)
+  kernels = [leaf.kernel for leaf in leaves if tuning.is_weight(leaf)]
+  assert kernels and set(kernels) == {'chosen by auto'}

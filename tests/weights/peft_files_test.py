@@ -87,7 +87,7 @@ def applied(folder):
 
 
 def write(folder, config, params):
-  peft_files.write(folder, config, params, parts()[2])
+  peft_files.write(folder, config, params, parts()[2], 'a base')
 
 
 def assert_near(arrays, others):
@@ -122,6 +122,21 @@ def test_what_was_written_is_read_as_it_was(tmp_path):
   # With its pattern it is put where it was.
   again = tuning.wrapped(adapter.tune, parts()[1])
   assert jax.tree.structure(again) == jax.tree.structure(params)
+
+
+@pytest.mark.parametrize(
+  ('source', 'warns'),
+  [
+    ('/models/smol-135m.Q4_1.gguf', False),
+    ('/hub/models--a--Smol-135M/snapshots/1', False),
+    ('/models/Smol-360M', True),
+    (None, False),
+  ],
+)
+def test_another_name_of_the_base_is_told(source, warns, caplog):
+  adapter = peft_files.Adapter(config_lib.Tune(), {}, None, 'a/Smol-135M')
+  peft_files.check_base(adapter, {}, source)
+  assert ('were tuned from a/Smol-135M' in caplog.text) == warns
 
 
 def test_dropout_goes_both_ways(tmp_path):
