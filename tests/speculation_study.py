@@ -34,7 +34,7 @@ from gemini_jax.infer import (
   speculative,
 )
 from gemini_jax.parallel import sharding
-from gemini_jax.weights import int8
+from gemini_jax.weights import native_products
 
 
 def make_ways(run, draft, num_rows, num_slots, counts):
@@ -44,7 +44,9 @@ def make_ways(run, draft, num_rows, num_slots, counts):
     num_slots=num_slots,
   )
   options = run.config.generate
-  params = int8.with_kernel(run.restore_params().params, options.int8_kernel)
+  params = native_products.with_kernel(
+    run.restore_params().params, options.int8_kernel
+  )
   both = speculative.Params(params, draft.params)
   ways = {'plain': (plain, params)}
   for count in counts:

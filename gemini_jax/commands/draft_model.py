@@ -6,7 +6,7 @@ from gemini_jax import config as config_lib
 from gemini_jax import host
 from gemini_jax import run as run_lib
 from gemini_jax.infer import speculative
-from gemini_jax.weights import int8
+from gemini_jax.weights import native_products
 
 
 def open_draft(run: run_lib.Run) -> speculative.Draft | None:
@@ -37,7 +37,7 @@ def open_draft(run: run_lib.Run) -> speculative.Draft | None:
       'its tokenizer is another one; only models of one tokenizer can draft '
       'for each other',
     )
-    params = int8.with_kernel(
+    params = native_products.with_kernel(
       draft.restore_params().params, options.int8_kernel
     )
   except config_lib.ConfigError as error:
