@@ -45,7 +45,7 @@ LARGEST_INPUT = 2**15
 # array of 4-bit codes, or its product of several rows with blocks.
 MOST_ROWS = 4
 MOST_INT4_ROWS = 16
-MOST_BLOCK_ROWS = 16
+MOST_BLOCK_ROWS = 32
 # The size of a block is a multiple of it.
 LANES = 16
 
