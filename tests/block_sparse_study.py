@@ -24,7 +24,7 @@ from gemini_jax.commands import timing
 from gemini_jax.compress import layers
 from gemini_jax.layers import matmul
 from gemini_jax.models import gemini
-from gemini_jax.weights import block_ell
+from gemini_jax.weights import block_ell, native_products
 
 _SIZE, _BLOCK, _KEPT, _ROUNDS = 2048, 64, 3, 25
 _LAYERS = config_lib.Model(
@@ -54,8 +54,9 @@ def in_layers() -> int:
       options = config_lib.Compress(
         method='magnitude', alpha=alpha, block=block
       )
-      trees[f'{alpha:.0%} of {block}'] = layers.compress(
-        options, model, trees['dense'], ()
+      tree = layers.compress(options, model, trees['dense'], ())
+      trees[f'{alpha:.0%} of {block}'] = native_products.with_kernel(
+        tree, 'auto'
       )
 
   @jax.jit

@@ -84,8 +84,9 @@ class Generate:
   draft: str = ''
   # Tokens that it drafts for each pass.
   draft_tokens: Annotated[int, schema.Range(1, cap=64)] = 4
-  # Products with int8 and int4 weights on CPUs: by XLA, or for few rows by a
-  # kernel in C++, which is compiled once; auto: by it if there is a compiler.
+  # Products with weights of int8, int4 or blocks on CPUs: by XLA, or for few
+  # rows by a kernel in C++, which is compiled once; auto: by it if there is a
+  # compiler.
   int8_kernel: Literal['auto', 'xla', 'native'] = 'auto'
   # Seed of sampling and of the choice of labelled texts.
   seed: schema.Seed = 0

@@ -21,10 +21,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import triton as plgpu
 
-from gemini_jax import config as config_lib
-
-# Implementations and their platforms; 'auto' takes the first of a platform. On
-# GPUs that is XLA: JAX calls the way that Pallas takes there deprecated.
+# Implementations and their platforms, the best of each first. On GPUs that is
+# XLA: JAX calls the way that Pallas takes there deprecated.
 IMPLEMENTATIONS = {
   'pallas_tpu': ('tpu',),
   'xla': ('cpu', 'tpu', 'gpu', 'cuda', 'rocm'),
@@ -36,28 +34,11 @@ _TILE = {'pallas_tpu': 256, 'pallas_gpu': 64}
 _LEAST_ROWS = 16
 
 
-def choose(name: str, platform: str, field: str) -> str:
-  """The implementation that 'auto' or a name means on a platform.
-
-  Args:
-    name: asked for.
-    platform: of the devices.
-    field: of the config, for messages.
-
-  Raises:
-    ConfigError: the platform lacks the implementation asked for by name.
-  """
-  available = [
-    key for key, platforms in IMPLEMENTATIONS.items() if platform in platforms
-  ]
-  if name == 'auto':
-    return available[0]
-  config_lib.check(
-    name in available,
-    f'{field}={name!r} does not exist on {platform}; use '
-    f'{", ".join(["auto", *available])}',
+def best(platform: str) -> str:
+  """The implementation for a platform."""
+  return next(
+    name for name, platforms in IMPLEMENTATIONS.items() if platform in platforms
   )
-  return name
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -78,7 +59,7 @@ def product(
     interpret: run the Pallas kernels without their hardware, slowly.
   """
   if implementation == 'xla':
-    return _xla_product(x_RDb, blocks_FKbb, index_FK)
+    return xla_product(x_RDb, blocks_FKbb, index_FK)
   F, K, b, _ = blocks_FKbb.shape
   x_DRb, num_rows = _padded(x_RDb)
   # Columns follow each other, so the list is sorted by output as it is.
@@ -127,7 +108,10 @@ def _gathered(x_RDb: jax.Array, index_FK: jax.Array) -> jax.Array:
   return x_FKRb.transpose(0, 2, 1, 3).reshape(F, R, K * b)
 
 
-def _xla_product(x_RDb, blocks_FKbb, index_FK):
+def xla_product(
+  x_RDb: jax.Array, blocks_FKbb: jax.Array, index_FK: jax.Array
+) -> jax.Array:
+  """See `product`; also transposed and differentiated by JAX itself."""
   F, K, b, _ = blocks_FKbb.shape
   y_FRb = _dot(
     _gathered(x_RDb, index_FK),

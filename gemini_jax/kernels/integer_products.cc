@@ -7,37 +7,27 @@
 // innermost loops. With int8 the rows are unsigned: 128 is added, and taken off
 // again by the product with a row of ones. With 4 bits the codes are unsigned:
 // they are 8 too large, which the sum of the row's integers makes up for.
-//
-// Threads take units of outputs from a queue. The calling thread takes them
-// too, so that work ends even if no other thread is free; who comes late finds
-// nothing left.
 
 #include <algorithm>
-#include <atomic>
 #include <cfloat>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <memory>
-#include <thread>
 #include <vector>
 
 #ifdef __AVX512VNNI__
 #include <immintrin.h>
 #endif
 
-#include "xla/ffi/api/ffi.h"
+#include "product.h"
 
 namespace {
-
-namespace ffi = xla::ffi;
 
 constexpr float kLargest = 127;
 constexpr float kFiner = 2 * kLargest;
 constexpr int kOffset = 128;
 constexpr int kCodeOffset = 8;
-constexpr int kRowsAtOnce = 4;
-constexpr int64_t kOutputsPerUnit = 64;
 
 int8_t Whole(float value) {
   // What is not a number has such a step, and so has its output.
@@ -89,50 +79,20 @@ void Dots(const Row* rows, int64_t num_rows, int64_t stride,
   }
 }
 
-// Rows times a matrix, shared by the threads that work on it.
-struct Product {
-  int64_t num_rows, num_in, num_out;
-  float* out;  // [num_rows, num_out]
+struct Rounded : Product {
   std::vector<float> step = std::vector<float>(num_rows);
-  std::atomic<int64_t> next{0}, done{0};
 
-  Product(int64_t num_rows, int64_t num_in, int64_t num_out, float* out)
-      : num_rows(num_rows), num_in(num_in), num_out(num_out), out(out) {}
-  virtual ~Product() = default;
-  virtual void Outputs(int64_t begin, int64_t end) const = 0;
-
-  int64_t NumUnits() const {
-    return (num_out + kOutputsPerUnit - 1) / kOutputsPerUnit;
-  }
-
-  void Work() {
-    for (int64_t unit = next++; unit < NumUnits(); unit = next++) {
-      const int64_t begin = unit * kOutputsPerUnit;
-      Outputs(begin, std::min(begin + kOutputsPerUnit, num_out));
-      ++done;
-    }
-  }
+  using Product::Product;
 };
 
-ffi::Error Run(ffi::ThreadPool pool, std::shared_ptr<Product> product) {
-  const int64_t num_helpers =
-      std::min<int64_t>(pool.num_threads(), product->NumUnits()) - 1;
-  for (int64_t i = 0; i < num_helpers; ++i) {
-    pool.Schedule([product] { product->Work(); });
-  }
-  product->Work();
-  while (product->done < product->NumUnits()) std::this_thread::yield();
-  return ffi::Error::Success();
-}
-
-struct OfBytes : Product {
+struct OfBytes : Rounded {
   const int8_t* matrix;           // [num_out, num_in]
   const float* scale;             // [num_out]
   std::vector<uint8_t> integers;  // [2 * num_rows + 1, num_in]
 
   OfBytes(const float* x, int64_t num_rows, int64_t num_in, int64_t num_out,
           float* out)
-      : Product(num_rows, num_in, num_out, out),
+      : Rounded(num_rows, num_in, num_out, out),
         integers((2 * num_rows + 1) * num_in, 1) {
     auto* row = reinterpret_cast<int8_t*>(integers.data());
     for (int64_t r = 0; r < num_rows; ++r, x += num_in, row += 2 * num_in) {
@@ -222,7 +182,7 @@ struct Sums {
 // Two codes a byte, that of the even place in the upper half. Within a group the
 // even places come first here, then the odd ones, so that a byte is taken apart
 // without a shuffle.
-struct OfHalfBytes : Product {
+struct OfHalfBytes : Rounded {
   const uint8_t* codes;   // [num_out, num_pairs]
   const uint16_t* scale;  // bfloat16 [num_out, num_groups]
   int64_t group, num_pairs, num_groups;
@@ -231,7 +191,7 @@ struct OfHalfBytes : Product {
 
   OfHalfBytes(const float* x, int64_t num_rows, int64_t num_in, int64_t num_out,
               int64_t group, float* out)
-      : Product(num_rows, num_in, num_out, out),
+      : Rounded(num_rows, num_in, num_out, out),
         group(group),
         num_pairs((num_in + 1) / 2),
         num_groups((num_in + group - 1) / group),

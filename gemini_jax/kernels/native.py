@@ -24,18 +24,30 @@ import numpy as np
 from gemini_jax import config as config_lib
 from gemini_jax import host
 
-_SOURCE = pathlib.Path(__file__).parent / 'integer_products.cc'
+_FOLDER = pathlib.Path(__file__).parent
+_SOURCES = tuple(
+  _FOLDER / name for name in ('integer_products.cc', 'block_product.cc')
+)
+_HEADER = _FOLDER / 'product.h'
 # Handlers in the library, by the names under which jax knows them.
 _INT8, _INT4 = 'gemini_jax_int8_product', 'gemini_jax_int4_product'
-_SYMBOLS = {_INT8: 'GeminiInt8Product', _INT4: 'GeminiInt4Product'}
+_BLOCKS = 'gemini_jax_block_product'
+_SYMBOLS = {
+  _INT8: 'GeminiInt8Product',
+  _INT4: 'GeminiInt4Product',
+  _BLOCKS: 'GeminiBlockProduct',
+}
 _OPTIONS = ('-std=c++17', '-O3', '-march=native', '-shared', '-fPIC', '-w')
 _SECONDS = 120
 # Beyond it sums of products of bytes leave int32.
 LARGEST_INPUT = 2**15
-# Beyond these XLA is as fast: its product of several rows of int8, or making
-# the array of 4-bit codes.
+# Beyond these XLA is as fast: its product of several rows of int8, making the
+# array of 4-bit codes, or its product of several rows with blocks.
 MOST_ROWS = 4
 MOST_INT4_ROWS = 16
+MOST_BLOCK_ROWS = 32
+# The size of a block is a multiple of it.
+LANES = 16
 
 
 class NoKernelError(Exception):
@@ -43,7 +55,7 @@ class NoKernelError(Exception):
 
 
 def choose(name: str) -> str:
-  """The kernel of integer products on this machine, 'xla' or 'native'.
+  """The kernel of few rows' products on this machine, 'xla' or 'native'.
 
   Args:
     name: as `generate.int8_kernel`.
@@ -60,11 +72,12 @@ def choose(name: str) -> str:
       name == 'auto',
       f'generate.int8_kernel={name!r}: {error}; use auto or xla',
     )
-    logging.info('integers: products by XLA; no kernel of ours: %s', error)
+    logging.info('products by XLA; no kernel of ours: %s', error)
     return 'xla'
   logging.info(
-    'products of up to %d rows with int8, and %d with int4, by our kernel',
-    *(MOST_ROWS, MOST_INT4_ROWS),
+    'products of up to %d rows with int8, %d with int4 and %d with blocks by '
+    'our kernel',
+    *(MOST_ROWS, MOST_INT4_ROWS, MOST_BLOCK_ROWS),
   )
   return 'native'
 
@@ -80,7 +93,8 @@ def int8_product(
     scale_LF: float32, of each output.
     layer: int32, which matrix.
   """
-  return _call(_INT8, x_RD, stack_LFD, scale_LF, layer)
+  num_out = stack_LFD.shape[1]
+  return _call(_INT8, num_out, x_RD, stack_LFD, scale_LF, layer)
 
 
 def int4_product(
@@ -100,19 +114,37 @@ def int4_product(
     layer: int32, which matrix.
   """
   operands = (x_RD, stack_LFP, scale_LFG, layer)
-  return _call(_INT4, *operands, group=np.int64(group))
+  return _call(_INT4, stack_LFP.shape[1], *operands, group=np.int64(group))
+
+
+def block_product(
+  x_RD: jax.Array,
+  stack_LFKbb: jax.Array,
+  index_LFK: jax.Array,
+  layer: jax.Array,
+) -> jax.Array:
+  """float32[R, F b], rows times the blocks of a layer; after `load`.
+
+  Args:
+    x_RD: float32.
+    stack_LFKbb: float32 or bfloat16, see weights/block_ell.py.
+    index_LFK: int32, which block of inputs each one multiplies.
+    layer: int32, which matrix.
+  """
+  num_out = stack_LFKbb.shape[1] * stack_LFKbb.shape[-1]
+  return _call(_BLOCKS, num_out, x_RD, stack_LFKbb, index_LFK, layer)
 
 
 def _call(
-  target: str, x_RD: jax.Array, stack: jax.Array, *rest: Any, **options: Any
+  target: str, num_out: int, x_RD: jax.Array, *rest: Any, **options: Any
 ) -> jax.Array:
-  shape = x_RD.shape[0], stack.shape[1]
+  shape = x_RD.shape[0], num_out
   call = jax.ffi.ffi_call(
     target,
     jax.ShapeDtypeStruct(shape, np.float32),
     vmap_method='sequential',
   )
-  return call(x_RD, stack, *rest, **options)
+  return call(x_RD, *rest, **options)
 
 
 def load():
@@ -147,8 +179,9 @@ def _load() -> str:
 def _compiled(compiler: str) -> pathlib.Path:
   """The library's path; raises what starting the compiler raises."""
   parts = (compiler, *_OPTIONS, _processor(), jax.__version__)
-  digest = hashlib.sha256(_SOURCE.read_bytes())
-  digest.update('\n'.join(parts).encode())
+  digest = hashlib.sha256('\n'.join(parts).encode())
+  for file in (*_SOURCES, _HEADER):
+    digest.update(file.read_bytes())
   path = host.cache_folder('native') / f'{digest.hexdigest()[:32]}.so'
   if path.exists():
     return path
@@ -158,14 +191,22 @@ def _compiled(compiler: str) -> pathlib.Path:
     unfinished = pathlib.Path(folder) / path.name
     include = f'-I{jax.ffi.include_dir()}'
     subprocess.run(
-      [compiler, *_OPTIONS, include, str(_SOURCE), '-o', str(unfinished)],
+      [
+        compiler,
+        *_OPTIONS,
+        include,
+        *map(str, _SOURCES),
+        '-o',
+        str(unfinished),
+      ],
       check=True,
       capture_output=True,
       text=True,
       timeout=_SECONDS,
     )
     unfinished.replace(path)
-  logging.info('compiled %s in %.1f s', _SOURCE.name, time.monotonic() - begin)
+  names = ', '.join(file.name for file in _SOURCES)
+  logging.info('compiled %s in %.1f s', names, time.monotonic() - begin)
   return path
 
 

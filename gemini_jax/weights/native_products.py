@@ -16,28 +16,33 @@ from gemini_jax.layers import matmul
 
 
 class NativeWeight(matmul.Weight):
-  """A matrix in codes, which may lie in a stack with those of other layers.
+  """A matrix that may lie in a stack with those of other layers.
 
-  A subclass is a dataclass with these attributes.
+  It is stored in two arrays: codes and scales, or blocks and their places. A
+  subclass is a dataclass with these attributes.
 
   Attributes:
+    NUM_DIMS: of the first array, without layers and experts.
     kernel: of products on CPUs, 'xla' or 'native'.
     layer: int32, whose matrix in a stack this is, see `of_layer`; None: the
       arrays are of this weight alone.
   """
 
+  NUM_DIMS = 2
   kernel: str
   layer: jax.Array | None
 
   @property
   def stacked(self) -> tuple[jax.Array, jax.Array]:
-    """Codes and scales as they are stored."""
+    """Both arrays as they are stored."""
     raise NotImplementedError
 
   @property
   def stays_in_stack(self) -> bool:
     """See `matmul.Weight`."""
-    return self.kernel == 'native' and self.stacked[0].ndim == 3
+    return self.kernel == 'native' and (
+      self.stacked[0].ndim == self.NUM_DIMS + 1
+    )
 
   def of_layer(self, index: jax.Array) -> Self:
     """See `matmul.Weight`."""
@@ -46,18 +51,18 @@ class NativeWeight(matmul.Weight):
   @property
   def lead(self) -> tuple[int, ...]:
     """The dims of layers and experts, of this weight alone."""
-    lead = self.stacked[0].shape[:-2]
+    lead = self.stacked[0].shape[: -self.NUM_DIMS]
     return lead if self.layer is None else lead[1:]
 
   def arrays(self) -> tuple[jax.Array, jax.Array]:
-    """Codes and scales of this weight alone."""
+    """Both arrays of this weight alone."""
     if self.layer is None:
       return self.stacked
     codes, scale = self.stacked
     return codes[self.layer], scale[self.layer]
 
   def stack(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Codes and scales of a stack, and the layer that this weight is."""
+    """Both arrays of a stack, and the layer that this weight is."""
     codes, scale = self.stacked
     if self.layer is None:
       return codes[None], scale[None], jax.numpy.int32(0)
@@ -90,7 +95,7 @@ def product(
     on_cpu: of `x_RD` and the weight's arrays.
     plain: likewise, differentiable by `x_RD`.
     x_RD: rows.
-    *weight: codes, scales, and of a stack the layer.
+    *weight: its two arrays, and of a stack the layer.
   """
   return jax.lax.platform_dependent(x_RD, *weight, cpu=on_cpu, default=plain)
 
@@ -102,7 +107,7 @@ def _product_jvp(on_cpu: Any, plain: Any, primals: Any, tangents: Any) -> Any:
 
 
 def with_kernel(params: Any, name: str) -> Any:
-  """Parameters whose integer weights use a kernel on CPUs.
+  """Parameters whose weights of integers or blocks use a kernel on CPUs.
 
   Args:
     params: of a model; without such weights they stay as they are.

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import toy
-from gemini_jax import config as config_lib
 from gemini_jax.kernels import block_sparse
 from gemini_jax.plan import topology
 
@@ -72,10 +71,6 @@ def test_the_tpu_kernels_compile_without_a_tpu(dtype):
   program.compile()
 
 
-def test_what_is_missing_is_refused_by_name():
-  choose = functools.partial(block_sparse.choose, field='kernel')
-  assert choose('auto', 'cpu') == 'xla'
-  assert choose('auto', 'tpu') == 'pallas_tpu'
-  assert choose('auto', 'gpu') == 'xla'
-  with pytest.raises(config_lib.ConfigError, match='does not exist on cpu'):
-    choose('pallas_gpu', 'cpu')
+def test_each_platform_has_its_best():
+  assert block_sparse.best('cpu') == block_sparse.best('gpu') == 'xla'
+  assert block_sparse.best('tpu') == 'pallas_tpu'

@@ -10,6 +10,7 @@ import pytest
 import toy
 from gemini_jax import config as config_lib
 from gemini_jax.compress import layers
+from gemini_jax.kernels import native
 from gemini_jax.layers import matmul
 from gemini_jax.models import gemini
 from gemini_jax.parallel import sharding
@@ -96,3 +97,36 @@ def test_a_mesh_does_not_change_it():
   with sharding.use(mesh):
     found = run(jax.device_put(sparse, places), batch)
   toy.assert_near(floats(found), floats(expected), 1e-4)
+
+
+@pytest.mark.parametrize(
+  ('block', 'num_rows', 'dtype'),
+  [(16, 1, F32), (48, 3, jnp.bfloat16), (96, 7, F32)],
+)
+def test_the_kernel_reads_a_layer_in_the_stack(block, num_rows, dtype):
+  try:
+    native.load()
+  except native.NoKernelError as error:
+    pytest.skip(f'no kernel in C++: {error}')
+  shape = (3, 2, 2 * block, 3, block)
+  array = toy.normal(shape, 1).astype(dtype)
+  # Other blocks are left in each layer.
+  order = np.argsort(np.random.default_rng(0).random((3, 4, 3)), axis=1)
+  grown = np.repeat(np.repeat(order < 2, block, 1), block, 2)
+  array *= grown.reshape(shape)
+  weight = block_ell.BlockSparse.from_array(array, block, 0.5, 1, 2)
+  stack = weight.replace(kernel='native')
+  assert stack.stays_in_stack and not weight.stays_in_stack
+  dot = jax.jit(functools.partial(matmul.dot, num_contracted=2, dtype=F32))
+  x = toy.normal((num_rows, 1, 2, 2 * block), 2)
+  total = jax.jit(jax.grad(lambda x, leaf: jnp.sum(jnp.sin(dot(x, leaf)))))
+  layer = stack.of_layer(jnp.int32(2))
+  assert 'custom_call' in dot.lower(x, layer).as_text()
+  assert layer.shape == array.shape[1:]
+  np.testing.assert_array_equal(matmul.to_array(layer, dtype), array[2])
+  toy.assert_near(dot(x, layer), dot(x, array[2]))
+  toy.assert_near(total(x, layer), total(x, array[2]))
+  # What has many rows is multiplied as ever.
+  many = toy.normal((40, 1, 2, 2 * block), 3)
+  assert 'custom_call' not in dot.lower(many, layer).as_text()
+  toy.assert_near(dot(many, layer), dot(many, array[2]))
