@@ -20,7 +20,7 @@ from gemini_jax.checkpoint import checkpointer
 from gemini_jax.data import splits, tokenizer_training
 from gemini_jax.models import build
 from gemini_jax.parallel import processes
-from gemini_jax.train import growing, metrics_file, restoring
+from gemini_jax.train import folder, growing, metrics_file, restoring
 from gemini_jax.train import lock as lock_lib
 from gemini_jax.train import optimizer as optimizer_lib
 from gemini_jax.train import starting_point as starting_point_lib
@@ -134,7 +134,7 @@ class Session:
       )
     except checkpointer.DamageError as error:
       raise config_lib.ConfigError(
-        f'{error}; {_advice(run.workdir)}'
+        f'{error}; {folder.advice(run.workdir)}'
       ) from error
     size = self._check_manifest(restored) if restored else 0
     metrics_file.check(run.workdir, size)
@@ -220,13 +220,13 @@ def open_session(
     )
   if config.train.init_from and not checkpoints.steps():
     starting_point = starting_point_lib.StartingPoint(config)
-  _make_writable(path, lock)
+  folder.make_writable(path, lock)
   if not checkpoints.steps():
-    _check_not_lost(path, config, checkpoints)
+    folder.check_not_lost(path, config, checkpoints)
     _make_tokenizer(path, config, starting_point)
   run = run_lib.assemble(config, path, mesh, checkpoints, is_grown=is_grown)
   if checkpoints.steps():
-    _check_trained(path, checkpoints)
+    folder.check_trained(path, checkpoints)
     _check_same_state(path, config, mesh)
   _, optimizer, abstract = abstract_parts(run.config, mesh)
   state_lib.check_patterns(config, abstract.params)
@@ -259,44 +259,6 @@ def _with_whole_path(config: config_lib.Config) -> config_lib.Config:
   return dataclasses.replace(config, train=train)
 
 
-def _advice(path: pathlib.Path) -> str:
-  """What a user can do whose checkpoints are of no use."""
-  return (
-    'put a copy of one back, or begin anew in another --workdir, or here '
-    f'after moving {metrics_file.FILE} and checkpoints away from {path}'
-  )
-
-
-def _check_not_lost(
-  path: pathlib.Path,
-  config: config_lib.Config,
-  checkpoints: checkpointer.Checkpointer,
-):
-  """Refuses to begin where a training has lost its checkpoints."""
-  damaged = checkpoints.damaged()
-  config_lib.check(
-    not damaged,
-    f'--workdir={path} holds damaged checkpoints alone, '
-    f'{", ".join(folder.name for folder in damaged)}; {_advice(path)}',
-  )
-  # A run that was killed before its first save has none either, and one that
-  # was killed in it has left something behind.
-  train = config.train
-  if (path / run_lib.CONFIG_FILE).exists():
-    train = config_lib.read(path / run_lib.CONFIG_FILE).train
-  first = min(train.save_every, train.num_steps)
-  line = next(metrics_file.newest_lines(path), {'step': 0})
-  # What is evaluated was saved before.
-  saved = line['step'] > first or (
-    line['step'] == first and 'train/loss' not in line
-  )
-  config_lib.check(
-    not saved or checkpoints.has_leftovers(),
-    f'{path / metrics_file.FILE} goes to step {line["step"]:,}, but there is '
-    f'no checkpoint; {_advice(path)}',
-  )
-
-
 def abstract_parts(
   config: config_lib.Config, mesh: Mesh
 ) -> tuple[Any, Any, state_lib.TrainState]:
@@ -309,44 +271,6 @@ def abstract_parts(
     model,
     optimizer,
     state_lib.abstract_state(config, model, optimizer, mesh),
-  )
-
-
-def _make_writable(path: pathlib.Path, lock: lock_lib.Lock | None):
-  """Makes the folder, and sees that it is one for all processes."""
-  probe = path / '.writable'
-
-  def write():
-    try:
-      path.mkdir(parents=True, exist_ok=True)
-      if lock is not None:
-        lock.acquire(path)
-      probe.unlink(missing_ok=True)
-      probe.open('x').close()
-    except OSError as error:
-      raise config_lib.ConfigError(
-        f'--workdir={path} cannot be written: {error.strerror}'
-      ) from error
-
-  processes.on_process_zero(write)
-  shared = processes.all_processes(probe.exists())
-  processes.on_process_zero(lambda: probe.unlink(missing_ok=True))
-  config_lib.check(
-    shared, f'--workdir={path} must be a folder that all processes share'
-  )
-
-
-def _check_trained(path: pathlib.Path, checkpoints: checkpointer.Checkpointer):
-  """Refuses a folder of imported parameters, which no training has made."""
-  try:
-    imported = checkpoints.manifest(checkpoints.steps()[-1]).get('imported')
-  except checkpointer.DamageError:
-    # `resume` looks for an older one.
-    return
-  config_lib.check(
-    not imported,
-    f'--workdir={path} holds imported parameters and no training; give another '
-    f'--workdir and --config.train.init_from={path}',
   )
 
 
