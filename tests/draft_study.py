@@ -1,7 +1,7 @@
 r"""A draft for a published model: its own layers, fewer, tuned on its answers.
 
   python tests/draft_study.py --target=WORKDIR --out=DIR [--writer=WORKDIR] \
-      [--layers=4] [--steps=300]
+      [--layers=4] [--steps=200]
 
 The target answers questions; a model of some of its layers, by
 `commands/shrink`, learns these answers and is rounded to int8. What is there
@@ -55,7 +55,7 @@ def main():
   parser.add_argument('--out', type=pathlib.Path, required=True)
   parser.add_argument('--writer', type=pathlib.Path)
   parser.add_argument('--layers', type=int, default=4)
-  parser.add_argument('--steps', type=int, default=300)
+  parser.add_argument('--steps', type=int, default=200)
   flags = parser.parse_args()
   out = flags.out.absolute()
   out.mkdir(parents=True, exist_ok=True)
@@ -77,6 +77,7 @@ def main():
   options = f'base={out / "cut"},method=full,data={answers}'
   training = {
     'data.batch_size': 8,
+    'data.sequence_length': 160,
     'optimizer.learning_rate': 1e-3,
     'train.num_steps': flags.steps,
   }

@@ -27,6 +27,12 @@ METHODS = {
   'head': {'tune.method': 'head', 'optimizer.learning_rate': 1e-4},
   'adapter': {'tune.method': 'adapter', 'optimizer.learning_rate': 1e-3},
   'lora': {'tune.method': 'lora', 'optimizer.learning_rate': 1e-3},
+  # What PEFT chooses for a Llama.
+  'lora, query and value': {
+    'tune.method': 'lora',
+    'tune.pattern': '/attention/(query|value)/kernel$',
+    'optimizer.learning_rate': 1e-3,
+  },
   'adalora': {'tune.method': 'adalora', 'optimizer.learning_rate': 2e-3},
   'lora, nf4': {
     'tune.method': 'lora',
@@ -75,7 +81,7 @@ def main():
     if method == 'frozen':
       row = frozen(options.base, fields)
     else:
-      workdir = options.out / method.replace(', ', '_')
+      workdir = options.out / re.sub(r'\W+', '_', method)
       changes = fields | training | METHODS[method]
       row = tuned(workdir, options.base, changes)
     print(f'| {method} | ' + ' | '.join(row) + ' |', flush=True)

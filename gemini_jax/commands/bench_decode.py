@@ -1,4 +1,4 @@
-"""Decoding in float32, bfloat16 and int8, beside llama.cpp and transformers.
+"""Decoding in floats, int8 and int4, beside llama.cpp and transformers.
 
 B rows.
 """
@@ -15,11 +15,13 @@ from flax.core import meta
 
 from gemini_jax import config as config_lib
 from gemini_jax.commands import decode_worker, peer, timing
+from gemini_jax.compress import layers
 from gemini_jax.infer import decoding, sampling
 from gemini_jax.models import build, gemini
-from gemini_jax.weights import int8, native_products
+from gemini_jax.weights import native_products
 
-KINDS = ('float32', 'bfloat16', 'int8')
+# int4 as `compress.weights`: groups of 128, tables in int8.
+KINDS = ('float32', 'bfloat16', 'int8', 'int4')
 BATCH_SIZES = (1, 8)
 # Of the cache; a row of a chat has about as many.
 _SLOTS = 256
@@ -111,13 +113,14 @@ def variants(
   found = {}
   init = lambda model: meta.unbox(gemini.init_params(model, jax.random.key(0)))
   for kind in KINDS:
-    dtype = 'float32' if kind == 'int8' else kind
+    dtype = 'float32' if kind.startswith('int') else kind
     fields = dataclasses.replace(config.model, dtype=dtype, param_dtype=dtype)
     model = gemini.Gemini(fields)
     params = jax.jit(init, static_argnums=0)(model)
-    if kind == 'int8':
-      params = native_products.with_kernel(int8.quantize(params), 'auto')
-    found[kind] = (model, params)
+    if kind in ('int8', 'int4'):
+      rounded = config_lib.Compress(method='round', weights=kind)
+      params = layers.compress(rounded, model, params, [])
+    found[kind] = (model, native_products.with_kernel(params, 'auto'))
   return found
 
 

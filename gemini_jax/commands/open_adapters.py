@@ -63,8 +63,10 @@ def _open(
     plain = build.abstract_params(run.model, run.mesh)
     entries = published.huggingface_entries(run.config.model, plain)
     adapter = peft_files.read(path, plain, entries)
-    source = base.manifest.get(base_lib.SOURCE)
-    peft_files.check_base(adapter, base.params, source)
+    if not run.config.compress.is_stored:
+      # Rounded parameters have another fingerprint than those they were.
+      source = base.manifest.get(base_lib.SOURCE)
+      peft_files.check_base(adapter, base.params, source)
     train = dataclasses.replace(run.config.train, init_from=str(run.workdir))
     config = dataclasses.replace(run.config, tune=adapter.tune, train=train)
     whole = tuning.abstract_params(config, run.model, run.mesh)

@@ -8,6 +8,8 @@ B rows, K drafted tokens, V vocabulary, M = K + 1.
 import jax
 import jax.numpy as jnp
 
+from gemini_jax.infer import sampling
+
 
 def verify(
   accept_keys_BK: jax.Array,
@@ -49,5 +51,4 @@ def verify(
   is_empty_B1 = jnp.sum(residual_BV, axis=-1, keepdims=True) <= 0
   residual_BV = jnp.where(is_empty_B1, target_BV, residual_BV)
   keys_B = at(correct_keys_BM)
-  token_B = jax.vmap(jax.random.categorical)(keys_B, jnp.log(residual_BV))
-  return num_B.astype(jnp.int32), token_B.astype(jnp.int32)
+  return num_B.astype(jnp.int32), sampling.draw(keys_B, residual_BV)

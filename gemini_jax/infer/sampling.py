@@ -1,6 +1,6 @@
 """How to choose a token from logits.
 
-B batch, V vocabulary.
+B batch, V vocabulary, M groups of a vocabulary, N tokens of a group.
 """
 
 from typing import Any
@@ -11,6 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemini_jax import config as config_lib
+
+# Tokens of a group, of which a draw chooses one before it chooses a token.
+_GROUP = 256
 
 
 @flax.struct.dataclass
@@ -64,15 +67,43 @@ def sample(
   sampler = sampler.rows(logits_BV.shape[0])
   greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
 
-  def draw() -> jax.Array:
-    filtered_BV = filter_logits(logits_BV, sampler)
-    drawn_B = jax.vmap(jax.random.categorical)(key_B, filtered_BV)
-    return jnp.where(
-      sampler.temperature > 0, drawn_B.astype(jnp.int32), greedy_B
-    )
+  def sampled() -> jax.Array:
+    probs_BV = jax.nn.softmax(filter_logits(logits_BV, sampler))
+    return jnp.where(sampler.temperature > 0, draw(key_B, probs_BV), greedy_B)
 
-  # A random number for each token of a large vocabulary takes time on a CPU.
-  return jax.lax.cond(jnp.any(sampler.temperature > 0), draw, lambda: greedy_B)
+  return jax.lax.cond(
+    jnp.any(sampler.temperature > 0), sampled, lambda: greedy_B
+  )
+
+
+def draw(key_B: jax.Array, weights_BV: jax.Array) -> jax.Array:
+  """int32[B], a token a row, as likely as its weight; never one of weight 0.
+
+  It takes two random numbers: one for each token, as
+  `jax.random.categorical` has, takes longer on a CPU than a small model does.
+
+  Args:
+    key_B: the row's own keys.
+    weights_BV: float32, not negative; they need not sum to 1.
+  """
+  padding = -weights_BV.shape[1] % _GROUP
+  groups_BMN = jnp.pad(weights_BV, ((0, 0), (0, padding))).reshape(
+    len(weights_BV), -1, _GROUP
+  )
+  number_B2 = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(key_B)
+  group_B = _place(jnp.sum(groups_BMN, axis=-1), number_B2[:, 0])
+  group_BN = groups_BMN[jnp.arange(len(group_B)), group_B]
+  return group_B * _GROUP + _place(group_BN, number_B2[:, 1])
+
+
+def _place(weights_BN: jax.Array, number_B: jax.Array) -> jax.Array:
+  """int32[B], where the sum of weights exceeds that share of all of them."""
+  # Sums are rounded, so that only places with a weight may count.
+  sums_BN = jnp.where(weights_BN > 0, jnp.cumsum(weights_BN, axis=-1), 0.0)
+  top_B = jnp.max(sums_BN, axis=-1)
+  below_B = top_B * (1 - jnp.finfo(jnp.float32).eps)
+  share_B = jnp.minimum(number_B * top_B, below_B)
+  return jnp.argmax(sums_BN > share_B[:, None], axis=-1).astype(jnp.int32)
 
 
 def distribution(

@@ -244,8 +244,7 @@ class Speculative(decoding.Decoder):
       )[:2]
       logits_BV = self.as_target(logits_BNV[:, -1])
       probs_BV = self.probabilities(logits_BV[:, None], sampler)[:, 0]
-      token_B = jax.vmap(jax.random.categorical)(keys_B, jnp.log(probs_BV))
-      return token_B.astype(jnp.int32), probs_BV, cache
+      return sampling.draw(keys_B, probs_BV), probs_BV, cache
 
     def next_step(carry, inputs):
       token_B, cache = carry

@@ -1,6 +1,7 @@
 """Parameters from the tensors of a published model, onto a mesh, one by one.
 
-At any time the host holds one tensor beside the parameters.
+At any time the host holds at most one tensor beside the parameters; a token
+table that is read in the type of the parameters becomes one of them on a CPU.
 """
 
 import functools
@@ -36,8 +37,7 @@ def load(
     if entry.num_layers is None:
       value = entry.to_ours(tensors[entry.name].read())
       on_tensor(entry.name)
-      value = value.astype(leaf.dtype, copy=False)
-      return _put(value, leaf.sharding)
+      return _put(_cast(value, leaf.dtype), leaf.sharding)
     make, write = _stacking(leaf.shape, leaf.dtype, leaf.sharding)
     stacked = make()
     layer_sharding = _of_layer(leaf.sharding)
@@ -49,6 +49,15 @@ def load(
     return stacked
 
   return jax.tree_util.tree_map_with_path(one, abstract)
+
+
+def _cast(value: np.ndarray, dtype: Any) -> np.ndarray:
+  """The array in a type, which a CPU device need not copy."""
+  if value.dtype == dtype:
+    return value
+  cast = tensors_lib.empty(value.shape, dtype)
+  np.copyto(cast, value, casting='unsafe')
+  return cast
 
 
 def _put(value: np.ndarray, sharding: NamedSharding) -> jax.Array:

@@ -23,6 +23,8 @@ from gemini_jax import host
 _SLAB = 1 << 18
 # Bytes of one call of the system; Linux reads at most 2 GiB.
 _CHUNK = 1 << 24
+# Of the first byte of an array that XLA's CPU devices use as it is.
+_ALIGNMENT = 64
 # What numpy can hold: also of an empty tensor, whose other dims take no bytes.
 _MAX_DIMS = 8
 _MAX_SIZE = 1 << 48
@@ -177,7 +179,7 @@ class Tensor:
     first, last = start * row, stop * row
     form = self.form
     begin, end = first // form.block, -(-last // form.block)
-    blocks = np.empty((end - begin, form.block), form.dtype)
+    blocks = empty((end - begin, form.block), form.dtype)
     if form.decode is None:
       self._fill(blocks, begin)
     else:
@@ -197,6 +199,14 @@ class Tensor:
     if array.size:
       buffer = memoryview(array.reshape(-1).view(np.uint8))
       self.file.read_into(buffer, self.offset + block * self.form.num_bytes)
+
+
+def empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
+  """An array where a CPU device can use its memory, and needs no copy."""
+  size = math.prod(shape) * np.dtype(dtype).itemsize
+  memory = np.empty(size + _ALIGNMENT, np.uint8)
+  start = -memory.ctypes.data % _ALIGNMENT
+  return memory[start : start + size].view(dtype).reshape(shape)
 
 
 class FormatError(ValueError):

@@ -170,11 +170,11 @@ def test_multipliers_of_l0_close_the_share_before_the_cut():
   state = run(state, jnp.arange(1, item.course[1]))
   own = state.extra['gates']
   drawn = jax.vmap(lambda step: item.drawn(own, step))(jnp.arange(400))
-  closed = np.mean(drawn['decoder.feedforward.channels'] == 0)
+  closed = float((drawn['decoder.feedforward.channels'] == 0).mean())
   assert closed == pytest.approx(0.5, abs=0.08)
   (score,) = own['score'].values()
   expected = gates_lib._closed_share(score)
-  assert closed == pytest.approx(np.mean(expected), abs=0.02)
+  assert closed == pytest.approx(float(expected.mean()), abs=0.02)
   # After the cut the gates are settled, whatever the step.
   own = run(state, item.course[1] + jnp.arange(5)).extra['gates']
   drawn = item.drawn(own, jnp.int32(item.course[1]))

@@ -121,6 +121,40 @@ def test_frequencies_are_those_of_the_softmax(values):
   assert chi2 < freedom + 5 * np.sqrt(2 * freedom)
 
 
+def test_draws_of_a_large_vocabulary_are_as_likely_as_their_weights():
+  """Over several groups, with weights that are 0 and far from a sum of 1."""
+  count, size = 40_000, 3 * sampling._GROUP + 5
+  weights_V = np.random.default_rng(0).gamma(0.1, 7, size).astype(np.float32)
+  weights_V[::3] = 0
+  weights_V[sampling._GROUP : 2 * sampling._GROUP] = 0
+  drawn_B = sampling.draw(
+    jax.random.split(jax.random.key(1), count),
+    jnp.broadcast_to(weights_V, (count, size)),
+  )
+  counts_V = np.bincount(drawn_B, minlength=size)
+  assert not counts_V[weights_V == 0].any()
+  expected_V = count * weights_V / weights_V.sum()
+  large_V = expected_V > 5
+  found_V, expected_V = (
+    np.append(values_V[large_V], values_V[~large_V].sum())
+    for values_V in (counts_V, expected_V)
+  )
+  chi2 = ((found_V - expected_V) ** 2 / expected_V).sum()
+  freedom = large_V.sum()
+  assert chi2 < freedom + 5 * np.sqrt(2 * freedom)
+
+
+def test_no_rounding_draws_a_token_of_weight_0():
+  """The least and the largest random number, weights of every size."""
+  weights_BN = np.random.default_rng(0).gamma(0.05, 1, (200, 256))
+  weights_BN[:, ::2] = weights_BN[:, -9:] = 0
+  for number in (0.0, 1 - 2.0**-24, 1 - 2.0**-23):
+    place_B = sampling._place(
+      jnp.asarray(weights_BN, jnp.float32), jnp.full(200, number)
+    )
+    assert (weights_BN[np.arange(200), place_B] > 0).all()
+
+
 @pytest.mark.parametrize('temperature', [0.0, 1e-30, 1.0, 50.0])
 def test_forbidden_tokens_are_never_sampled(temperature):
   count = 2_000

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 import pytest
 
+import photo
+import tiny
 import toy
 import tuned_runs
 from gemini_jax import config as config_lib
@@ -18,7 +20,7 @@ from gemini_jax.commands import convert
 from gemini_jax.layers import whisper_features
 from gemini_jax.models import build, gemini, media_encoders, towers
 from gemini_jax.train import session as session_lib
-from gemini_jax.weights import published_towers
+from gemini_jax.weights import published_towers, tuning
 
 torch = pytest.importorskip('torch', reason='needs gemini_jax[parity]')
 with warnings.catch_warnings():
@@ -247,6 +249,59 @@ def test_an_encoder_is_added_to_a_language_model(tmp_path, capsys):
   errors = capsys.readouterr().err.strip().splitlines()[-2:]
   assert '--base= is the workdir' in errors[0]
   assert 'already reads media of the kind image' in errors[1]
+
+
+def test_a_training_goes_through_an_encoder(tmp_path):
+  """Frozen, by updates of low rank, and whole, from what convert made."""
+  config = tuned_runs.base_config(tmp_path)
+  tuned_runs.save(config, tmp_path / 'base')
+  both, vit = tmp_path / 'both', reference('vit')[1]
+  flags = f'--source={vit}', f'--base={tmp_path}/base', f'--target={both}'
+  assert convert.main(['convert', *flags]) == 0
+  records = photo.write(tmp_path)
+  overrides = (
+    f"data.train=('jsonl:{records}',)",
+    f"data.validation=('jsonl:{records}#[:4]',)",
+    "data.tasks=('name = {image:picture} -> {word}',)",
+    'data.pack=False',
+    'data.sequence_length=24',
+    'train.num_steps=2',
+    'train.eval_every=2',
+    'train.save_every=2',
+    'optimizer.learning_rate=0.01',
+    'optimizer.warmup_steps=0',
+  )
+  file = tiny.ROOT / 'experiments/fine_tune.py'
+  tower = 'perception/encoders_image/tower/'
+
+  def changed(name, method, *more):
+    """Paths of the parameters that are not as before, when merged."""
+    run = tmp_path / name
+    options = f'{file}:base={both},method={method}'
+    assert tiny.run(options, run, *overrides, *more) == 0
+    read = lambda path: (
+      run_lib.open_run(config_lib.read(path / 'config.json'), path)
+      .restore_params()
+      .params
+    )
+    before = jax.tree_util.tree_leaves_with_path(read(both))
+    after = jax.tree.leaves(tuning.merged(read(run)))
+    return {
+      jax.tree_util.keystr(path, simple=True, separator='/')
+      for (path, old), new in zip(before, after, strict=True)
+      if np.abs(np.asarray(new) - old).max() > 1e-6
+    }
+
+  parts = lambda paths: {path.startswith(tower) for path in paths}
+  frozen = changed('frozen', 'full', f'optimizer.frozen=^{tower}')
+  assert 'perception/encoders_image/projector/kernel' in frozen
+  assert parts(frozen) == {False}
+  whole = changed('whole', 'full')
+  assert {f'{tower}stem/patch/kernel', f'{tower}position/embedding'} < whole
+  low_rank = changed('low_rank', 'lora')
+  assert f'{tower}layers/layers/attention/query/kernel' in low_rank
+  assert 'decoder/layers/attention/query/kernel' in low_rank
+  assert all('layers/' in path for path in low_rank)
 
 
 @pytest.mark.parametrize(
