@@ -68,6 +68,7 @@ _SLOW = {
   'adapt/extension_test.py::test_masks_that_move': (),
   'adapt/decoder_reset_test.py::test_the_reset_leaves': (),
   'weights/published_towers_test.py::test_soft_tokens': (),
+  'weights/published_towers_test.py::test_a_training_goes': (),
   'weights/tuning_test.py::test_dropout': (),
   'train/step_test.py::test_accumulation_equals': (),
   'models/media_encoders_test.py::test_the_gradient_reaches': (),

@@ -77,7 +77,9 @@ def main():
   options = f'base={out / "cut"},method=full,data={answers}'
   training = {
     'data.batch_size': 8,
-    'data.sequence_length': 160,
+    'data.sequence_length': 192,
+    # Of the target; few answers would spoil it.
+    'optimizer.frozen': '^token/',
     'optimizer.learning_rate': 1e-3,
     'train.num_steps': flags.steps,
   }

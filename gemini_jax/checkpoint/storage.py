@@ -23,6 +23,8 @@ from gemini_jax import host
 
 # Bytes of arrays that may leave the devices together.
 _MIN_TRANSFER_BYTES = 1 << 26
+# Of a file, where arrays are written one by one.
+_FILE_BYTES = 1 << 25
 # Part of the paths of Orbax's files.
 _ORBAX = f'{os.sep}orbax{os.sep}checkpoint{os.sep}'
 
@@ -72,6 +74,8 @@ class Writing:
       limit = max(*sizes, _MIN_TRANSFER_BYTES) + 1
       context.memory.transfer_concurrent_bytes = limit
       context.memory.write_concurrent_bytes = limit
+      # What is compressed waits in memory until a file is full.
+      context.array.saving.ocdbt_target_data_file_size = _FILE_BYTES
     with _system_errors(), context:
       self._response = ocp.save_async(_Path(folder), tree)
 

@@ -264,6 +264,7 @@ def test_a_training_goes_through_an_encoder(tmp_path):
     f"data.validation=('jsonl:{records}#[:4]',)",
     "data.tasks=('name = {image:picture} -> {word}',)",
     'data.pack=False',
+    'data.batch_size=8',
     'data.sequence_length=24',
     'train.num_steps=2',
     'train.eval_every=2',
