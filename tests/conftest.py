@@ -19,6 +19,8 @@ if metadata.version('jaxlib').startswith('0.10.'):
   _FLAGS.append('--xla_cpu_use_fusion_emitters=false')
 os.environ['XLA_FLAGS'] = ' '.join((os.environ.get('XLA_FLAGS', ''), *_FLAGS))
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+# What a run compiles is found again by those that follow.
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 # Held here, so that it goes when the session ends.
 _CACHE = tempfile.TemporaryDirectory(prefix='gemini_jax_tests_')
 os.environ['XDG_CACHE_HOME'] = _CACHE.name
@@ -33,7 +35,7 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 # A compiled program holds memory maps, of which the kernel allows a process
 # 65,530; XLA crashes where it gets no more. Modules share few programs.
 _MAPS = pathlib.Path('/proc/self/maps')
-_MANY_MAPS = 10_000
+_MANY_MAPS = 20_000
 
 # What is exhaustive, or trains for long: by the beginning of a test's name,
 # with what is quick enough of it after that. `pytest -m slow` runs it.
