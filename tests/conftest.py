@@ -54,9 +54,10 @@ _SLOW = {
   'adapt/gate_test.py::test_it_resumes': (),
   'adapters_test.py': (),
   'kernels/chunked_attention_test.py::test_bands_and': (
-    '[rule0-48-300-0]',
-    '[rule1-48-300-4194304]',
+    '[rule0-53-16777216-4194304]',
+    '[rule1-48-16777216-4194304]',
     '[rule2-48-16777216-0]',
+    '[rule3-53-16777216-4194304]',
     '-53-300-',
   ),
   'kernels/context_parallel_test.py::test_a_split': (
