@@ -4,10 +4,13 @@ B batch, T query length, S key length, N query heads, K key/value heads,
 H head width.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+import toy
 from gemini_jax import batch
 from gemini_jax.kernels import masking
 
@@ -82,3 +85,21 @@ def dense(q_BTNH, k_BSKH, v_BSKH, mask):
 
 def as_float32(*arrays):
   return [jnp.asarray(array, jnp.float32) for array in arrays]
+
+
+def evaluate(qkv, attend):
+  """(gradients of a random projection, output); compiled anew each time."""
+
+  def total(qkv):
+    out = attend(*qkv)
+    return jnp.sum(out * toy.normal(out.shape, 1)), out
+
+  return jax.jit(jax.grad(total, has_aux=True))(qkv)
+
+
+@functools.cache
+def expected_of(length, **rule):
+  """Packed inputs, their mask, and what `dense` makes of them, evaluated."""
+  *qkv, mask = packed_inputs(length, **rule)
+  qkv = as_float32(*qkv)
+  return qkv, mask, evaluate(qkv, lambda *qkv: dense(*qkv, mask))

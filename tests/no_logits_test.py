@@ -1,6 +1,7 @@
 """No compiled program holds an array of [batch, length, vocabulary].
 
-Neither of training nor of evaluation, likelihoods or diagnosis.
+Neither of training, whose forward pass diagnosis runs operation by operation,
+nor of evaluation or likelihoods.
 """
 
 import dataclasses
@@ -90,20 +91,6 @@ def sampled_likelihood():
   return likelihood._measure.lower(model, 2, params(model), BATCH, KEY)
 
 
-def diagnosed():
-  """Of the pass that diagnosis runs operation by operation."""
-  return jax.jit(
-    lambda params: losses.model_sums(
-      MODEL,
-      params,
-      BATCH,
-      key=KEY,
-      config=CONFIG.train,
-      loss_weights=losses.weights_at(CONFIG, 0),
-    )
-  ).lower(params())
-
-
 def logits():
   """What must be found: a loss from the logits of the whole batch."""
 
@@ -120,7 +107,6 @@ PROGRAMS = {
   'eval_step_of_whole_examples': functools.partial(eval_step, True),
   'likelihood': lambda: likelihood._nats.lower(MODEL, params(), BATCH),
   'sampled_likelihood': sampled_likelihood,
-  'diagnosis': diagnosed,
   'preferences': preferences,
 }
 

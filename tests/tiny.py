@@ -18,14 +18,13 @@ from gemini_jax import command, main
 from gemini_jax import config as config_lib
 from gemini_jax.checkpoint import checkpointer
 
-# Of a process with one device, which keeps all that it compiled; see conftest.
+# Of a process with one device; see conftest.
 ENVIRONMENT = {
   'XLA_FLAGS': ' '.join(
     flag
     for flag in os.environ['XLA_FLAGS'].split()
     if 'device_count' not in flag
   ),
-  'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
 }
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -3,6 +3,7 @@
 B rows, T decoder length, S encoder length.
 """
 
+import functools
 import math
 
 import flax.linen as nn
@@ -22,7 +23,7 @@ B, T, S = 2, 12, 7
 def normal(shape, seed=0, scale=1.0):
   """float32 normal numbers, drawn by numpy."""
   rng = np.random.default_rng(seed)
-  return jnp.asarray(rng.normal(0, scale, shape), jnp.float32)
+  return jnp.asarray(rng.normal(0, scale, shape).astype(np.float32))
 
 
 def random_tree(shapes, seed=0, scale=0.2):
@@ -55,10 +56,16 @@ def model(**fields):
   return gemini.Gemini(config_lib.Model(**(small | fields)))
 
 
+@functools.cache
+def shapes(gemini_model):
+  """Of the parameters of a Gemini, boxed."""
+  init = lambda: gemini.init_params(gemini_model, jax.random.key(0))
+  return jax.eval_shape(init)
+
+
 def model_params(gemini_model, seed=0, scale=0.2):
   """Random parameters of a Gemini, unboxed."""
-  init = lambda: gemini.init_params(gemini_model, jax.random.key(0))
-  return random_tree(jax.eval_shape(init), seed, scale)
+  return random_tree(shapes(gemini_model), seed, scale)
 
 
 def sequence(rows=B, length=T, seed=0, segments=None):

@@ -76,9 +76,8 @@ def abstract_params(
   Raises:
     ConfigError: an axis of the mesh does not divide a parameter.
   """
-  boxed = jax.eval_shape(
-    functools.partial(gemini.init_params, model), jax.random.key(0)
-  )
+  # Flax makes modules hashable as it runs, which a type checker cannot see.
+  boxed = _boxed_shapes(model)  # pyright: ignore
   is_boxed = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
   is_weight = lambda leaf: isinstance(leaf, matmul.Weight)
   # Not unboxed by flax, which constrains what is in the mesh of a context.
@@ -102,6 +101,14 @@ def abstract_params(
     ),
     params,
     sharding.param_shardings(mesh, named),
+  )
+
+
+# Traced once for a model, of which a command may ask several times.
+@functools.lru_cache(maxsize=4)
+def _boxed_shapes(model: gemini.Gemini) -> Any:
+  return jax.eval_shape(
+    functools.partial(gemini.init_params, model), jax.random.key(0)
   )
 
 

@@ -14,6 +14,8 @@ from gemini_jax.evaluate import evaluation
 from gemini_jax.kernels import cross_entropy
 from gemini_jax.models import gemini
 
+eval_step = jax.jit(evaluation.eval_step, static_argnames=('model', 'whole'))
+
 
 @pytest.fixture(scope='module')
 def model():
@@ -24,9 +26,7 @@ def model():
 def test_batches_of_a_split_equal_one_big_batch(model):
   """The last one is half padding, whose content must not matter."""
   network, params = model
-  step = jax.jit(
-    functools.partial(evaluation.eval_step, model=network, whole=False)
-  )
+  step = functools.partial(eval_step, model=network, whole=False)
   whole = toy.batch(rows=5)
   padded = jax.tree.map(lambda leaf: np.concatenate([leaf, leaf[:1]]), whole)
   weights_BT = np.array(padded.weights)
@@ -48,10 +48,10 @@ def test_batches_of_a_split_equal_one_big_batch(model):
 
 def test_evaluation_has_no_dropout_and_no_smoothing(model):
   network, params = model
-  sums = evaluation.eval_step(params, toy.batch(), model=network, whole=False)
+  sums = eval_step(params, toy.batch(), model=network, whole=False)
   assert float(sums.objective) == float(sums.loss)
   dropped = gemini.Gemini(tiny.config(model={'dropout': 0.5}).model)
-  again = evaluation.eval_step(params, toy.batch(), model=dropped, whole=False)
+  again = eval_step(params, toy.batch(), model=dropped, whole=False)
   assert float(again.loss) == float(sums.loss)
 
 
@@ -115,7 +115,7 @@ def test_whole_examples_are_counted(model):
   """Those whose every weighted target is the likeliest token."""
   network, params = model
   batch = toy.batch(rows=5)
-  logits, _ = network.apply({'params': params}, batch)
+  logits, _ = jax.jit(network.apply)({'params': params}, batch)
   targets = np.argmax(np.asarray(logits), axis=-1).astype(np.int32)
   weights = np.array(batch.weights)
   # One is wrong at a place that counts, one at a place that does not; the
@@ -124,7 +124,7 @@ def test_whole_examples_are_counted(model):
   weights[2, 3] = 0
   weights[4] = 0
   batch = batch.replace(targets=targets, weights=weights)
-  step = functools.partial(evaluation.eval_step, model=network, whole=True)
+  step = functools.partial(eval_step, model=network, whole=True)
   values = evaluation.evaluate(step, params, [batch], None)
   assert values['accuracy'] == 0.75
   assert 0.95 < values['token_accuracy'] < 1

@@ -1,5 +1,7 @@
 """Media are judged by what they show, by a classifier of real ones."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 
@@ -10,8 +12,11 @@ from gemini_jax.data import task as task_lib
 from gemini_jax.evaluate import judged_media
 from gemini_jax.infer import media_generation
 
-pytest.importorskip('sklearn', reason='needs gemini_jax[judge]')
 pytest.importorskip('PIL.Image', reason='needs gemini_jax[media]')
+# Importing it takes a second.
+pytestmark = pytest.mark.skipif(
+  importlib.util.find_spec('sklearn') is None, reason='needs gemini_jax[judge]'
+)
 
 LOADERS = {'validation': None}
 

@@ -1,7 +1,6 @@
 """A length split along a mesh axis against the whole one."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,8 +18,7 @@ SCALE = attention_cases.SCALE
 )
 def test_a_split_length_is_the_whole(how, rule):
   """Value and gradient, on a mesh axis of four devices."""
-  *qkv, mask = attention_cases.packed_inputs(16, **rule)
-  qkv = attention_cases.as_float32(*qkv)
+  qkv, mask, (expected, wanted) = attention_cases.expected_of(16, **rule)
   mesh = jax.make_mesh(
     (4,),
     ('sequence',),
@@ -28,7 +26,6 @@ def test_a_split_length_is_the_whole(how, rule):
     devices=jax.devices()[:4],
   )
   spec = jax.sharding.PartitionSpec(None, 'sequence')
-  weights = jax.random.normal(jax.random.key(1), qkv[0].shape)
 
   def split(*qkv):
     return jax.shard_map(
@@ -41,15 +38,7 @@ def test_a_split_length_is_the_whole(how, rule):
       check_vma=False,
     )(*qkv, mask)
 
-  def total(qkv, attend):
-    out = attend(*qkv)
-    return jnp.sum(out * weights), out
-
-  evaluate = jax.jit(jax.grad(total, has_aux=True), static_argnames='attend')
-  grads, out = evaluate(qkv, split)
-  expected, wanted = evaluate(
-    qkv, lambda *qkv: attention_cases.dense(*qkv, mask)
-  )
+  grads, out = attention_cases.evaluate(qkv, split)
   np.testing.assert_allclose(out, wanted, rtol=2e-5, atol=2e-6)
   for grad, wanted in zip(grads, expected, strict=True):
     np.testing.assert_allclose(grad, wanted, rtol=1e-4, atol=1e-5)

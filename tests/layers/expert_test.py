@@ -42,7 +42,7 @@ def make_args(module, collapsed=False, rows=B):
 
 
 def reference(module, params, x_BTD):
-  """Every expert computes every token; gates choose and weigh."""
+  """Every expert computes every token, for itself; gates choose and weigh."""
   logits_BTE = jnp.einsum('BTD,DE->BTE', x_BTD, params['router']['kernel'])
   probs_BTE = jax.nn.softmax(logits_BTE)
   chosen_BTK = jnp.argsort(-probs_BTE)[..., : module.experts_per_token]
@@ -52,19 +52,21 @@ def reference(module, params, x_BTD):
     gates_BTE /= jnp.sum(gates_BTE, axis=-1, keepdims=True)
   activate = feedforward.ACTIVATIONS[module.activation]
 
-  def mlp(kernel):
-    up = x_BTD @ kernel('up')
-    hidden = activate(x_BTD @ kernel('gate')) * up if module.gated else up
+  def mlp(names, kernels):
+    parts = dict(zip(names, kernels, strict=True))
+    up = x_BTD @ parts['up']
+    hidden = activate(x_BTD @ parts['gate']) * up if module.gated else up
     if not module.gated:
       hidden = activate(up)
-    return hidden @ kernel('down')
+    return hidden @ parts['down']
 
-  out_BTD = jnp.zeros_like(x_BTD)
-  for e in range(E):
-    of_expert = lambda name, e=e: params[f'expert_{name}']['kernel'][e]
-    out_BTD += gates_BTE[..., e : e + 1] * mlp(of_expert)
+  names = ['up', 'down', *['gate'] * module.gated]
+  out_EBTD = jax.vmap(functools.partial(mlp, names))(
+    [params[f'expert_{name}']['kernel'] for name in names]
+  )
+  out_BTD = jnp.einsum('BTE,EBTD->BTD', gates_BTE, out_EBTD)
   if module.shared_dim:
-    out_BTD += mlp(lambda name: params['shared'][name]['kernel'])
+    out_BTD += mlp(names, [params['shared'][name]['kernel'] for name in names])
   return out_BTD, chosen_BTK
 
 

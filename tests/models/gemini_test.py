@@ -84,13 +84,11 @@ def reach(*layers):
 PACKED = [1] * 4 + [2] * 6 + [0] * 2
 CASES = {
   'global': ({}, {}, [GLOBAL, GLOBAL]),
-  'local': ({'attention_pattern': ('local',)}, {}, [LOCAL, LOCAL]),
   'local_once': (
     {'attention_pattern': ('local',), 'num_layers': 1},
     {},
     [LOCAL],
   ),
-  'prefix': ({}, {'prefix': 5}, [GLOBAL, GLOBAL]),
   'prefix_local': (
     {'attention_pattern': ('local',), 'num_layers': 1},
     {'prefix': 5},

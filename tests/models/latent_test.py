@@ -86,7 +86,7 @@ def test_padding_does_not_change_the_posterior():
 
 @pytest.mark.parametrize(
   'fields',
-  [{}, {'memory': 0}, {'embedding': False}, {'prior': 'mixture'}],
+  [{}, {'memory': 0}, {'embedding': False}],
   ids=str,
 )
 def test_z_reaches_every_position_of_its_row_alone(fields):

@@ -16,13 +16,13 @@ from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.parallel import sharding
 
 
-def reference(model, params, batch):
+@jax.jit
+def reference(logits_BTV, targets_BT):
   """Log p(target) of each token from the logits, and whether it is best."""
-  logits_BTV, _ = jax.jit(lambda b: gemini.apply(model, params, b))(batch)
   log_prob_BT = jnp.take_along_axis(
-    jax.nn.log_softmax(logits_BTV), batch.targets[..., None], axis=-1
+    jax.nn.log_softmax(logits_BTV), targets_BT[..., None], axis=-1
   )[..., 0]
-  return log_prob_BT, jnp.argmax(logits_BTV, axis=-1) == batch.targets
+  return log_prob_BT, jnp.argmax(logits_BTV, axis=-1) == targets_BT
 
 
 @pytest.mark.parametrize(
@@ -38,10 +38,11 @@ def test_scores_are_those_of_the_logits(fields):
   model = toy.model(**fields)
   params = toy.model_params(model, scale=0.5)
   batch = toy.batch(rows=3)
-  best = jnp.argmax(gemini.apply(model, params, batch)[0], axis=-1)
+  logits_BTV, _ = jax.jit(lambda b: gemini.apply(model, params, b))(batch)
+  best = np.argmax(logits_BTV, axis=-1)
   targets = np.where(np.arange(toy.T) % 2, best, batch.targets)
   batch = batch.replace(targets=targets.astype(np.int32))
-  log_prob_BT, is_best_BT = reference(model, params, batch)
+  log_prob_BT, is_best_BT = reference(logits_BTV, batch.targets)
   _, scores = jax.jit(lambda b: losses.model_scores(model, params, b))(batch)
   assert scores.log_prob_BT.dtype == jnp.float32
   np.testing.assert_allclose(
@@ -49,7 +50,7 @@ def test_scores_are_those_of_the_logits(fields):
   )
   np.testing.assert_array_equal(scores.is_best_BT, is_best_BT)
   assert 0.4 < np.mean(is_best_BT) < 1
-  row_B = language.log_likelihood(model, params, batch)
+  row_B = jax.jit(lambda b: language.log_likelihood(model, params, b))(batch)
   expected_B = np.sum(log_prob_BT * batch.weights, axis=1)
   np.testing.assert_allclose(row_B, expected_B, rtol=1e-5)
 

@@ -145,7 +145,8 @@ def gradient(run, params, x_BTD, rows):
 def test_stages_are_layers_in_a_row(sizes, microbatches, repeats, options):
   """Values, gradients of all that has one, scalars and other outputs."""
   pattern = ('plus', 'minus')
-  num_layers = sizes['pipeline'] * repeats * 4
+  # Two periods of the pattern in a chunk, and one where there are many chunks.
+  num_layers = sizes['pipeline'] * repeats * (4 if repeats == 1 else 2)
   args = toy_arguments(num_layers)
   kinds = pattern * (num_layers // 2)
   plain = functools.partial(in_a_row, toy_layer, kinds=kinds)

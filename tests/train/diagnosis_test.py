@@ -31,7 +31,8 @@ def diagnose(change, batch=None, model=(), scan_layers=True, **optimizer):
   params = jax.tree.map(np.array, toy.model_params(network))
   change(params)
   params = jax.tree.map(jnp.asarray, params)
-  state = state_lib.TrainState(jnp.int32(0), params, rule.init(params), {})
+  opt_state = jax.jit(rule.init)(params)
+  state = state_lib.TrainState(jnp.int32(0), params, opt_state, {})
   _, name = diagnosis.first_not_finite(
     config, network, rule, state, toy.batch() if batch is None else batch
   )
@@ -136,7 +137,8 @@ def walk(seed, change=lambda params: None, batch=None, mesh=None, **sections):
   params = jax.tree.map(np.array, toy.model_params(network, seed))
   change(params)
   params = jax.tree.map(jnp.asarray, params)
-  state = state_lib.TrainState(jnp.int32(2), params, rule.init(params), {})
+  opt_state = jax.jit(rule.init)(params)
+  state = state_lib.TrainState(jnp.int32(2), params, opt_state, {})
   batch = toy.batch(rows=4) if batch is None else batch
   with sharding.use(mesh) if mesh else contextlib.nullcontext():
     return diagnosis.first_not_finite(config, network, rule, state, batch)

@@ -197,8 +197,12 @@ def bfloat16_parts(name, **optimizer):
 AROUND = {'ema_decay': 0.9, 'plateau_patience': 1, 'accumulation_steps': 2}
 
 
-@pytest.mark.parametrize('name', list(config_lib.LEARNING_RATES))
-@pytest.mark.parametrize('around', [{}, AROUND])
+# What is around a rule is the same for each that takes all of it.
+@pytest.mark.parametrize(
+  ('name', 'around'),
+  [(name, {}) for name in config_lib.LEARNING_RATES]
+  + [(name, AROUND) for name in ('adamw', 'schedule_free', 'dadapt_adamw')],
+)
 def test_all_but_bfloat16_parameters_is_float32(name, around):
   """Norms too. A step gives back the types that it takes: it compiles once."""
   if name == 'schedule_free':

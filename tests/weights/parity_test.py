@@ -28,14 +28,6 @@ from gemini_jax.weights import (
   safetensors_files,
 )
 
-torch = pytest.importorskip('torch', reason='needs gemini_jax[parity]')
-with warnings.catch_warnings():
-  # What their imports warn of is theirs to mend.
-  warnings.simplefilter('ignore')
-  transformers = pytest.importorskip(
-    'transformers', reason='needs gemini_jax[parity]'
-  )
-
 VOCAB_SIZE, LENGTH = 61, 40
 SIZES = {
   'vocab_size': VOCAB_SIZE,
@@ -119,6 +111,19 @@ CASES = {
     },
   ),
 }
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _libraries():
+  """Imported here, where tests need them: each takes seconds."""
+  global torch, transformers
+  torch = pytest.importorskip('torch', reason='needs gemini_jax[parity]')
+  with warnings.catch_warnings():
+    # What their imports warn of is theirs to mend.
+    warnings.simplefilter('ignore')
+    transformers = pytest.importorskip(
+      'transformers', reason='needs gemini_jax[parity]'
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,14 +22,6 @@ from gemini_jax.models import build, gemini, media_encoders, towers
 from gemini_jax.train import session as session_lib
 from gemini_jax.weights import published_towers, tuning
 
-torch = pytest.importorskip('torch', reason='needs gemini_jax[parity]')
-with warnings.catch_warnings():
-  # What their imports warn of is theirs to mend.
-  warnings.simplefilter('ignore')
-  transformers = pytest.importorskip(
-    'transformers', reason='needs gemini_jax[parity]'
-  )
-
 SIZES = {
   'hidden_size': 24,
   'intermediate_size': 40,
@@ -63,6 +55,19 @@ CASES = {
   'whisper': ('Whisper', WHISPER, 'WhisperForConditionalGeneration'),
 }
 BY_NAME = pytest.mark.parametrize('name', CASES)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _libraries():
+  """Imported here, where tests need them: each takes seconds."""
+  global torch, transformers
+  torch = pytest.importorskip('torch', reason='needs gemini_jax[parity]')
+  with warnings.catch_warnings():
+    # What their imports warn of is theirs to mend.
+    warnings.simplefilter('ignore')
+    transformers = pytest.importorskip(
+      'transformers', reason='needs gemini_jax[parity]'
+    )
 
 
 @functools.cache

@@ -50,7 +50,7 @@ def test_units_that_are_cut_count_as_zeros():
   shapes = lambda tree: jax.tree.map(lambda leaf: leaf.shape, tree)
   assert shapes(small) == shapes(toy.model_params(gemini.Gemini(after)))
   zeros, batch = without_worst(params, scores, model), toy.batch()
-  run = lambda model, params: gemini.Gemini(model).apply(
+  run = lambda model, params: jax.jit(gemini.Gemini(model).apply)(
     {'params': params}, batch
   )[0]
   toy.assert_near(run(after, small), run(model, zeros), rtol=1e-4)
