@@ -100,9 +100,7 @@ def _place(weights_BN: jax.Array, number_B: jax.Array) -> jax.Array:
   """int32[B], where the sum of weights exceeds that share of all of them."""
   # Sums are rounded, so that only places with a weight may count.
   sums_BN = jnp.where(weights_BN > 0, jnp.cumsum(weights_BN, axis=-1), 0.0)
-  top_B = jnp.max(sums_BN, axis=-1)
-  below_B = top_B * (1 - jnp.finfo(jnp.float32).eps)
-  share_B = jnp.minimum(number_B * top_B, below_B)
+  share_B = number_B * jnp.max(sums_BN, axis=-1)
   return jnp.argmax(sums_BN > share_B[:, None], axis=-1).astype(jnp.int32)
 
 
