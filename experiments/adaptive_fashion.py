@@ -48,10 +48,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.data.sequence_length = 4
   config.data.pack = False
   config.model.max_length = 4
-  config.model.width = 96
+  config.model.width = 192
   config.model.num_layers = 2
   config.model.num_heads = 4
-  config.model.mlp_dim = 384
+  config.model.mlp_dim = 768
   config.model.scan_layers = False
   config.model.image.height = 28
   config.model.image.width = 28
@@ -78,7 +78,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.sparsity.pattern = '@matrix$'
   # By then a dense model is as good as it gets; the standard error of the loss
   # on 3,000 pictures is about 4 % of it.
-  config.sparsity.gate.first_epochs = 5
+  config.sparsity.gate.first_epochs = 4
   config.sparsity.gate.tolerance = 0.05
   if method == 'oneshot':
     # One change of masks, at the last step; see sparsity.course.

@@ -1,7 +1,7 @@
 r"""Sparse training of a small network on Fashion-MNIST, method by method.
 
   python tests/masks_study.py DATA_DIR [--epochs=6] [--seeds=3] \
-      [--sparsity=0.98] [--methods=static,rigl]
+      [--sparsity=0.98] [--update_every=100] [--methods=static,rigl]
 
 784-300-100-10 with ERK. Prints the test accuracy of each method: the mean over
 seeds, and its spread. `set` is the control of `rigl`: what grows is drawn.
@@ -56,7 +56,7 @@ def loss(params, x, labels):
   )
 
 
-def configure(method, seed, num_rows, epochs, sparsity):
+def configure(method, seed, num_rows, epochs, sparsity, update_every):
   """The config of a run of one method."""
   kind, _, rate = method.partition('@')
   name, method = (kind, 'none') if rate else ('adamw', kind)
@@ -70,6 +70,7 @@ def configure(method, seed, num_rows, epochs, sparsity):
         'sparsity': sparsity,
         'distribution': 'erk',
         'pattern': '@matrix$',
+        'update_every': update_every,
         # The loss has a standard error of about 4 % of it.
         'gate': {'first_epochs': 5, 'tolerance': 0.05},
         **(last | {'update_every': num_steps} if kind == 'oneshot' else {}),
@@ -141,6 +142,7 @@ def main():
   parser.add_argument('--epochs', type=int, default=6)
   parser.add_argument('--seeds', type=int, default=3)
   parser.add_argument('--sparsity', type=float, default=0.98)
+  parser.add_argument('--update_every', type=int, default=100)
   parser.add_argument('--methods', default=','.join(METHODS))
   options = parser.parse_args()
   train, test = read(options.folder, 'train'), read(options.folder, 'test')
@@ -160,7 +162,10 @@ def main():
     wanted = gated if method == 'oneshot' else options.sparsity
     judges = shuffled if method == 'shuffled' else validation
     for seed in range(options.seeds):
-      config = configure(method, seed, len(train[0]), options.epochs, wanted)
+      config = configure(
+        *(method, seed, len(train[0]), options.epochs, wanted),
+        options.update_every,
+      )
       state = trained(config, train, judges)
       if pruning.NAME in state.extra:
         share = float(masks.sparsity(pruning.of(state)))
