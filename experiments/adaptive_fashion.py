@@ -81,9 +81,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.sparsity.gate.first_epochs = 4
   config.sparsity.gate.tolerance = 0.05
   if method == 'oneshot':
-    # One change of masks, at the last step; see sparsity.course.
+    # One change of masks, before the last step; see sparsity.course.
+    num_steps = steps * _EPOCHS
     config.sparsity.distribution = 'global'
-    config.sparsity.begin = 1 - 1 / (steps * _EPOCHS)
-    config.sparsity.end = 1.0
-    config.sparsity.update_every = steps * _EPOCHS
+    config.sparsity.begin = 1 - 2 / num_steps
+    config.sparsity.end = 1 - 1 / num_steps
+    config.sparsity.update_every = num_steps
   return config

@@ -79,6 +79,7 @@ def configure(method, seed, num_rows, epochs, sparsity, update_every):
         'name': name,
         'learning_rate': float(rate or 1e-3),
         'schedule': 'constant',
+        'b2': 0.999,
         'weight_decay': 0.0,
         'clip_norm': 0.0,
       },
