@@ -6,7 +6,8 @@ r"""Sparse training of a small network on Fashion-MNIST, method by method.
 784-300-100-10 with ERK. Prints the test accuracy of each method: the mean over
 seeds, and its spread. `set` is the control of `rigl`: what grows is drawn.
 
-Others, such as in --epochs=14 --methods=none,gated,oneshot,momo_adam@0.1:
+Others, such as in --epochs=14 --methods=none,gated,oneshot,momo_adam@0.1
+[--tolerance=0.05]:
 `gated` finds its own sparsity by the last twentieth of the training split, on
 which no method trains. `oneshot` is the dense model, pruned in its last step to
 the sparsity of a `gated` before it in the list. The control `shuffled` is
@@ -56,12 +57,12 @@ def loss(params, x, labels):
   )
 
 
-def configure(method, seed, num_rows, epochs, sparsity, update_every):
+def configure(method, seed, num_rows, options, sparsity):
   """The config of a run of one method."""
   kind, _, rate = method.partition('@')
   name, method = (kind, 'none') if rate else ('adamw', kind)
   method = {'oneshot': 'gradual', 'shuffled': 'gated'}.get(method, method)
-  num_steps = epochs * (num_rows // ROWS)
+  num_steps = options.epochs * (num_rows // ROWS)
   last = {'begin': 1 - 1 / num_steps, 'end': 1.0, 'distribution': 'global'}
   return config_lib.from_config_dict(
     {
@@ -70,9 +71,9 @@ def configure(method, seed, num_rows, epochs, sparsity, update_every):
         'sparsity': sparsity,
         'distribution': 'erk',
         'pattern': '@matrix$',
-        'update_every': update_every,
+        'update_every': options.update_every,
         # The loss has a standard error of about 4 % of it.
-        'gate': {'first_epochs': 5, 'tolerance': 0.05},
+        'gate': {'first_epochs': 5, 'tolerance': options.tolerance},
         **(last | {'update_every': num_steps} if kind == 'oneshot' else {}),
       },
       'optimizer': {
@@ -86,7 +87,7 @@ def configure(method, seed, num_rows, epochs, sparsity, update_every):
       'data': {'batch_size': ROWS, 'validation': ('tfds:x',)},
       'train': {
         'epoch_examples': num_rows // ROWS * ROWS,
-        'epochs': epochs,
+        'epochs': options.epochs,
         'eval_every': num_rows // ROWS,
         'seed': seed,
       },
@@ -144,6 +145,7 @@ def main():
   parser.add_argument('--seeds', type=int, default=3)
   parser.add_argument('--sparsity', type=float, default=0.98)
   parser.add_argument('--update_every', type=int, default=100)
+  parser.add_argument('--tolerance', type=float, default=0.05)
   parser.add_argument('--methods', default=','.join(METHODS))
   options = parser.parse_args()
   train, test = read(options.folder, 'train'), read(options.folder, 'test')
@@ -163,10 +165,7 @@ def main():
     wanted = gated if method == 'oneshot' else options.sparsity
     judges = shuffled if method == 'shuffled' else validation
     for seed in range(options.seeds):
-      config = configure(
-        *(method, seed, len(train[0]), options.epochs, wanted),
-        options.update_every,
-      )
+      config = configure(method, seed, len(train[0]), options, wanted)
       state = trained(config, train, judges)
       if pruning.NAME in state.extra:
         share = float(masks.sparsity(pruning.of(state)))
