@@ -645,6 +645,11 @@ CONFLICTS = [
     'goes back to earlier parameters; set it to 0',
   ),
   (
+    {'sparsity.method': 'rigl', 'sparsity.distribution': 'global'},
+    'sparsity.distribution=global is for single weights of '
+    'sparsity.method=gradual, not rigl; choose erk',
+  ),
+  (
     {'compress.n_m': '2:4', 'compress.alpha': 0.25},
     "compress.n_m='2:4' must keep fewer than all, and prunes 0.5 of the "
     'weights; set compress.alpha=0.25 to 0',
@@ -652,6 +657,20 @@ CONFLICTS = [
   (
     {'compress.int8_inputs': True},
     'compress.int8_inputs=True needs compress.weights=int8, not float',
+  ),
+  (
+    {'compress.block': 64},
+    'compress.block=64 prunes the share compress.alpha of all blocks; give '
+    "compress.alpha=0 above 0, and compress.n_m='' to ''",
+  ),
+  (
+    {
+      'compress.block': 64,
+      'compress.alpha': 0.5,
+      'compress.method': 'sparsegpt',
+    },
+    "compress.block=64 does not go with compress.method='sparsegpt', which "
+    'prunes single weights; use magnitude or wanda',
   ),
   (
     {'compress.method': 'gptq'},
