@@ -10,7 +10,8 @@ last step as gated prunes: the smallest of all matrices together) or gated
 `learning_rate` are those of the config. The run writes `test/accuracy` and
 `train/sparsity`.
 
-Measured (seed 0): gated 94.1 % pruned at 87.0 %; about 10 minutes on one core.
+Measured (seed 0): gated ends 94.1 % pruned, at 87.0 % test accuracy; LOG.md has
+what else was tried, and that no gate came within half a point of dense.
 """
 
 import ml_collections

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 
 from gemini_jax.kernels import native
 from gemini_jax.layers import matmul
@@ -65,7 +66,7 @@ class NativeWeight(matmul.Weight):
     """Both arrays of a stack, and the layer that this weight is."""
     codes, scale = self.stacked
     if self.layer is None:
-      return codes[None], scale[None], jax.numpy.int32(0)
+      return codes[None], scale[None], jnp.int32(0)
     return codes, scale, self.layer
 
   def is_native(self, x_RD: jax.Array, most_rows: int) -> bool:
