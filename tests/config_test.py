@@ -660,8 +660,16 @@ CONFLICTS = [
   ),
   (
     {'compress.block': 64},
-    'compress.block=64 prunes the share compress.alpha of all blocks; give '
-    "compress.alpha=0 above 0, and compress.n_m='' to ''",
+    'compress.block=64 prunes the share compress.alpha of all blocks; set '
+    'compress.alpha=0 above 0',
+  ),
+  (
+    {'compress.block': 64, 'compress.alpha': 0.5, 'compress.n_m': '2:4'},
+    "compress.block=64 prunes whole blocks; set compress.n_m='2:4' to ''",
+  ),
+  (
+    {'optimizer.cycles': 3, 'optimizer.schedule': 'wsd'},
+    'optimizer.cycles=3 needs optimizer.schedule=cosine, not wsd',
   ),
   (
     {

@@ -94,9 +94,13 @@ class Compress:
         '0',
       )
     schema.check(
-      not self.block or (self.alpha > 0 and not self.n_m),
+      not self.block or self.alpha > 0,
       f'compress.block={self.block} prunes the share compress.alpha of all '
-      f'blocks; give compress.alpha={self.alpha:g} above 0, and compress.n_m='
+      f'blocks; set compress.alpha={self.alpha:g} above 0',
+    )
+    schema.check(
+      not (self.block and self.n_m),
+      f'compress.block={self.block} prunes whole blocks; set compress.n_m='
       f"{self.n_m!r} to ''",
     )
     schema.check(
