@@ -63,12 +63,16 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.model.image.patch = 28
   config.optimizer.name = optimizer
   config.optimizer.learning_rate = numbers['learning_rate']
-  config.optimizer.schedule = 'constant'
+  config.optimizer.b2 = 0.999
   config.optimizer.weight_decay = 0.0
   # MoMo divides the loss by the norm of the whole gradient.
   config.optimizer.clip_norm = 0.0
   config.train.epoch_examples = _EPOCH
   config.train.epochs = _EPOCHS
+  # The rate falls in each epoch, and validation judges what is then left.
+  config.optimizer.schedule = 'cosine'
+  config.optimizer.final_scale = 0.01
+  config.optimizer.cycles = config.train.get_ref('epochs')
   steps = -(-_EPOCH // config.data.batch_size)
   config.train.eval_every = steps
   config.train.save_every = steps
@@ -79,10 +83,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.sparsity.sparsity = 0.0 if method == 'dense' else numbers['sparsity']
   config.sparsity.distribution = 'erk'
   config.sparsity.pattern = '@matrix$'
-  # By then a dense model is as good as it gets; the standard error of the loss
-  # on 3,000 pictures is about 4 % of it.
-  config.sparsity.gate.first_epochs = 4
-  config.sparsity.gate.tolerance = 0.05
+  config.sparsity.gate.first_epochs = 6
   if method == 'oneshot':
     # One change of masks, before the last step; see sparsity.course.
     num_steps = steps * _EPOCHS

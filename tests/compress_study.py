@@ -1,11 +1,14 @@
 """What compression costs a real model, method beside method.
 
     python tests/compress_study.py WORKDIR [NAME ...]
+    python tests/compress_study.py WORKDIR speeds
 
-Each variant, or those whose names contain one of the NAMEs, is a run of
+Each variant, or each that is named, is a run of
 --mode=compress on a workdir such as `commands/convert` makes, calibrated with
 and judged on different topics of CPython's language reference. Writes the
-table that report.md has, and adds to WORKDIR/compress.json.
+table that report.md has, and adds to WORKDIR/compress.json. With `speeds` all
+models that the file names take turns, in one process, and it has their speeds
+from then on: for a time when the machine does nothing else.
 """
 
 import pathlib
@@ -13,16 +16,18 @@ import sys
 
 from gemini_jax import host
 from gemini_jax import main as main_lib
+from gemini_jax import run as run_lib
+from gemini_jax.compress import speed
+from gemini_jax.parallel import sharding
 from gemini_jax.train import compression_table
 
 DATA = (
   "data.train=('python:pydoc_data.topics#[!9::10]',)",
   "data.validation=('python:pydoc_data.topics#[9::10]',)",
   'data.deduplicate=True',
-  'data.batch_size=8',
   'data.sequence_length=256',
+  'evaluate.batch_size=8',
   'evaluate.max_batches=4',
-  'compress.sequences=32',
 )
 VARIANTS = {
   'int8': ('method=round', 'weights=int8'),
@@ -37,30 +42,59 @@ VARIANTS = {
   'float8': ('method=round', 'weights=float8'),
   'nf4': ('method=round', 'weights=nf4'),
   **{
-    f'{name} {alpha}': (f'alpha={alpha}', 'block=64', *fields)
-    for name, fields in {
-      'blocks': ('method=wanda',),
-      'blocks recovered': (
-        *('method=wanda', 'recovery.steps=100'),
-        'recovery.learning_rate=3e-4',
-      ),
-    }.items()
+    f'blocks {alpha}': ('method=wanda', 'block=64', f'alpha={alpha}')
     for alpha in (0.5, 0.75, 0.9)
   },
-  'recovered': (
-    *('method=sparsegpt', 'n_m=2:4', 'recovery.steps=200'),
-    'recovery.learning_rate=2e-5',
-  ),
 }
+# Trained on for as long as two cores take half an hour.
+RECOVERED = {
+  'blocks 0.5': 3e-4,
+  'blocks 0.75': 3e-4,
+  'wanda n_m=2:4': 1e-4,
+  'sparsegpt n_m=2:4': 1e-4,
+}
+VARIANTS |= {
+  f'{name} recovered': (
+    *(*VARIANTS[name], 'recovery.steps=200'),
+    f'recovery.learning_rate={rate}',
+  )
+  for name, rate in RECOVERED.items()
+}
+
+
+def measure(workdir: pathlib.Path):
+  """Writes the speeds of all models of a table, the dense one's beside."""
+  rows = compression_table.read(workdir)
+  opened = lambda path: run_lib.open_run(run_lib.saved_config(path), path)
+  run = opened(workdir)
+  with sharding.use(run.mesh):
+    variants = {
+      row['name']: opened(workdir / row.get('workdir', ''))
+      .restore_params()
+      .params
+      for row in rows
+    }
+    found = speed.measure(run, variants)
+  key = 'decode_tokens_per_second'
+  for row in rows:
+    row |= found[row['name']]
+    row['decode_speedup'] = row[key] / found[compression_table.DENSE][key]
+  compression_table.add(workdir, rows)
 
 
 def main():
   host.start_output()
   workdir, *wanted = sys.argv[1:]
+  if wanted == ['speeds']:
+    measure(pathlib.Path(workdir))
   for name, fields in VARIANTS.items():
-    if wanted and not any(part in name for part in wanted):
+    if wanted and name not in wanted:
       continue
-    overrides = (*DATA, *(f'compress.{field}' for field in fields))
+    rows = 2 if name.endswith(' recovered') else 8
+    overrides = (
+      *(*DATA, f'data.batch_size={rows}', 'compress.sequences=32'),
+      *(f'compress.{field}' for field in fields),
+    )
     flags = [f'--config.{field}' for field in overrides]
     code = main_lib.main(
       ['main', f'--workdir={workdir}', '--mode=compress', *flags]

@@ -661,7 +661,7 @@ CONFLICTS = [
   (
     {'compress.block': 64},
     'compress.block=64 prunes the share compress.alpha of all blocks; set '
-    'compress.alpha=0 above 0',
+    'compress.alpha=0.0 above 0',
   ),
   (
     {'compress.block': 64, 'compress.alpha': 0.5, 'compress.n_m': '2:4'},

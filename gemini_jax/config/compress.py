@@ -96,7 +96,7 @@ class Compress:
     schema.check(
       not self.block or self.alpha > 0,
       f'compress.block={self.block} prunes the share compress.alpha of all '
-      f'blocks; set compress.alpha={self.alpha:g} above 0',
+      f'blocks; set compress.alpha={self.alpha} above 0',
     )
     schema.check(
       not (self.block and self.n_m),

@@ -44,6 +44,10 @@ class Optimizer:
   warmup_steps: schema.StepsOrZero = 0
   # The last learning rate as a share of the peak (cosine, wsd).
   final_scale: schema.Share = 0.1
+  # How often cosine runs from the peak to the last rate (SGDR, Loshchilov and
+  # Hutter 2017). With one cycle an epoch, whatever judges an epoch's end judges
+  # a model whose rate has fallen.
+  cycles: schema.Steps = 1
   # Share of the steps in which wsd decays.
   decay_share: schema.Share = 0.2
   # Multiply the learning rate by plateau_factor once the validation loss
@@ -79,6 +83,11 @@ class Optimizer:
       self.b1 > 0 or self.name != 'schedule_free',
       f'optimizer.b1={self.b1} must be above 0 with schedule_free, which '
       'divides by it',
+    )
+    schema.check(
+      self.cycles == 1 or self.schedule == 'cosine',
+      f'optimizer.cycles={self.cycles} needs optimizer.schedule=cosine, not '
+      f'{self.schedule}',
     )
     schema.check(
       not (self.ema_decay and self.name == 'schedule_free'),

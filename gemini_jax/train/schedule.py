@@ -25,9 +25,7 @@ def make_schedule(
   name = 'constant' if config.name == 'schedule_free' else config.schedule
   shapes: dict[str, Callable[[], Schedule]] = {
     'constant': lambda: optax.constant_schedule(peak),
-    'cosine': lambda: optax.cosine_decay_schedule(
-      peak, after, config.final_scale
-    ),
+    'cosine': lambda: _cosine(config, after),
     'wsd': lambda: optax.join_schedules(
       [
         optax.constant_schedule(peak),
@@ -44,6 +42,15 @@ def make_schedule(
     return shape
   rise = optax.linear_schedule(peak / warmup, peak, warmup - 1 or 1)
   return optax.join_schedules([rise, shape], [warmup])
+
+
+def _cosine(config: config_lib.Optimizer, num_steps: int) -> Schedule:
+  """Half a cosine, again and again."""
+  length = -(-num_steps // config.cycles)
+  fall = optax.cosine_decay_schedule(config.peak, length, config.final_scale)
+  # The step after the last, if there is one, stays in the last cycle.
+  last = config.cycles - 1
+  return lambda step: fall(step - length * jnp.minimum(step // length, last))
 
 
 def course_change(

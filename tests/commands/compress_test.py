@@ -93,7 +93,7 @@ def test_it_opens_as_any_other(small, capsys):
       ['method=sparsegpt', 'alpha=0.5', 'block=8'],
       "compress.block=8 does not go with compress.method='sparsegpt'",
     ),
-    (['method=wanda', 'block=8'], 'set compress.alpha=0 above 0'),
+    (['method=wanda', 'block=8'], 'set compress.alpha=0.0 above 0'),
     (['method=round', 'weights=int8', 'alpha=0.5'], 'prunes nothing'),
     (
       ['method=wanda', 'alpha=0.5', 'pattern=no/such'],

@@ -25,6 +25,14 @@ SCHEDULES = {
     {'schedule': 'cosine', 'final_scale': 0.0},
     {0: 2, 25: 1 + 0.5**0.5, 100: 0},
   ),
+  'four times a cosine': (
+    {'schedule': 'cosine', 'cycles': 4, 'warmup_steps': 4},
+    {0: 0.5, 3: 2, 4: 2, 16: 1.1, 28: 2, 52: 2, 64: 1.1, 100: 0.2},
+  ),
+  'cycles that do not divide': (
+    {'schedule': 'cosine', 'cycles': 3},
+    {0: 2, 17: 1.1, 34: 2, 68: 2, 85: 1.1},
+  ),
   'wsd': ({}, {0: 2, 50: 2, 80: 2, 90: 1.1, 100: 0.2}),
   'wsd with warm-up': (
     {'schedule': 'wsd', 'warmup_steps': 20, 'decay_share': 0.5},
