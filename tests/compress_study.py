@@ -48,10 +48,11 @@ VARIANTS = {
 }
 # Trained on for as long as two cores take half an hour.
 RECOVERED = {
-  'blocks 0.5': 3e-4,
-  'blocks 0.75': 3e-4,
+  'int4 nearest': 1e-4,
   'wanda n_m=2:4': 1e-4,
   'sparsegpt n_m=2:4': 1e-4,
+  'blocks 0.5': 3e-4,
+  'blocks 0.75': 3e-4,
 }
 VARIANTS |= {
   f'{name} recovered': (

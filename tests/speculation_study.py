@@ -45,7 +45,7 @@ def make_ways(run, draft, num_rows, num_slots, counts):
   )
   options = run.config.generate
   params = native_products.with_kernel(
-    run.restore_params().params, options.int8_kernel
+    run.restore_params().params, options.cpu_kernel
   )
   both = speculative.Params(params, draft.params)
   ways = {'plain': (plain, params)}

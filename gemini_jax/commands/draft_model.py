@@ -38,7 +38,7 @@ def open_draft(run: run_lib.Run) -> speculative.Draft | None:
       'for each other',
     )
     params = native_products.with_kernel(
-      draft.restore_params().params, options.int8_kernel
+      draft.restore_params().params, options.cpu_kernel
     )
   except config_lib.ConfigError as error:
     raise config_lib.ConfigError(f'{field}: {error}') from error

@@ -59,7 +59,7 @@ class _Timed:
     self.num_prompt = min(_PROMPT, length // 2)
     self.num_written = min(_WRITTEN, length - self.num_prompt)
     self._params = native_products.with_kernel(
-      params, config.generate.int8_kernel
+      params, config.generate.cpu_kernel
     )
     inputs = config.data.inputs_length if config.model.cross else 0
     self._decoder = decoding.Decoder(

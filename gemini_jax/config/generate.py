@@ -84,10 +84,10 @@ class Generate:
   draft: str = ''
   # Tokens that it drafts for each pass.
   draft_tokens: Annotated[int, schema.Range(1, cap=64)] = 4
-  # Products with weights of int8, int4 or blocks on CPUs: by XLA, or for few
-  # rows by a kernel in C++, which is compiled once; auto: by it if there is a
-  # compiler.
-  int8_kernel: Literal['auto', 'xla', 'native'] = 'auto'
+  # Products on CPUs: by XLA, or for few rows by kernels in C++, which are
+  # compiled once; auto: by these if there is a compiler, with weights of floats
+  # only in models that are larger than a processor's caches.
+  cpu_kernel: Literal['auto', 'xla', 'native'] = 'auto'
   # Seed of sampling and of the choice of labelled texts.
   seed: schema.Seed = 0
   # Which checkpoint: the newest, or that of the lowest validation loss.

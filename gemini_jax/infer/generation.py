@@ -92,7 +92,7 @@ def generate(
   """
   options = config.generate
   _check(options, controller, draft, adapters)
-  params = native_products.with_kernel(params, options.int8_kernel)
+  params = native_products.with_kernel(params, options.cpu_kernel)
   beams = options.beam_size
   read = [
     prompts_lib.read_prompt(config, model, tokenizer, prompt)

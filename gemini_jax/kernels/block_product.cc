@@ -3,33 +3,11 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <memory>
 
 #include "product.h"
 
 namespace {
-
-// Sixteen numbers, in as many registers as that takes.
-typedef float Lanes __attribute__((vector_size(64)));
-constexpr int64_t kLanes = 16;
-
-Lanes Load(const float* from) {
-  Lanes values;
-  std::memcpy(&values, from, sizeof values);
-  return values;
-}
-
-Lanes Load(const uint16_t* bfloat16) {
-  typedef uint16_t Half __attribute__((vector_size(32)));
-  typedef uint32_t Wide __attribute__((vector_size(64)));
-  Half bits;
-  std::memcpy(&bits, bfloat16, sizeof bits);
-  const Wide wide = __builtin_convertvector(bits, Wide) << 16;
-  Lanes values;
-  std::memcpy(&values, &wide, sizeof values);
-  return values;
-}
 
 // The size of a block is a multiple of kLanes.
 template <typename Number>
@@ -43,14 +21,9 @@ struct OfBlocks : Product {
 
   void Outputs(int64_t begin, int64_t end) const override {
     for (int64_t f = begin; f < end; f += kLanes) {
-      for (int64_t r = 0; r < num_rows; r += kRowsAtOnce) {
-        switch (num_rows - r) {
-          case 1: Output<1>(r, f); break;
-          case 2: Output<2>(r, f); break;
-          case 3: Output<3>(r, f); break;
-          default: Output<kRowsAtOnce>(r, f);
-        }
-      }
+      ForRows(num_rows, [&](auto count, int64_t first) {
+        Output<decltype(count)::value>(first, f);
+      });
     }
   }
 
@@ -69,7 +42,7 @@ struct OfBlocks : Product {
       }
     }
     for (int r = 0; r < kRows; ++r) {
-      std::memcpy(out + (first + r) * num_out + f, &total[r], sizeof total[r]);
+      Store(total[r], out + (first + r) * num_out + f);
     }
   }
 };

@@ -12,7 +12,6 @@
 #include <cfloat>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <memory>
 #include <vector>
 
@@ -68,15 +67,10 @@ void Dot(const Row* __restrict rows, int64_t stride,
 template <typename Row, typename Column>
 void Dots(const Row* rows, int64_t num_rows, int64_t stride,
           const Column* column, int64_t size, int32_t* sums) {
-  for (int64_t r = 0; r < num_rows; r += kRowsAtOnce) {
-    const Row* some = rows + r * stride;
-    switch (num_rows - r) {
-      case 1: Dot<1>(some, stride, column, size, sums + r); break;
-      case 2: Dot<2>(some, stride, column, size, sums + r); break;
-      case 3: Dot<3>(some, stride, column, size, sums + r); break;
-      default: Dot<kRowsAtOnce>(some, stride, column, size, sums + r);
-    }
-  }
+  ForRows(num_rows, [&](auto count, int64_t first) {
+    Dot<decltype(count)::value>(rows + first * stride, stride, column, size,
+                                sums + first);
+  });
 }
 
 struct Rounded : Product {
@@ -116,13 +110,6 @@ struct OfBytes : Rounded {
     }
   }
 };
-
-float FromBfloat16(uint16_t bits) {
-  const uint32_t wide = uint32_t{bits} << 16;
-  float value;
-  std::memcpy(&value, &wide, sizeof value);
-  return value;
-}
 
 // Sums over groups of scaled products of codes with each of some rows, whose
 // even places come first in a group. Lanes are added up once, at the end.
@@ -226,14 +213,9 @@ struct OfHalfBytes : Rounded {
 
   void Outputs(int64_t begin, int64_t end) const override {
     for (int64_t f = begin; f < end; ++f) {
-      for (int64_t r = 0; r < num_rows; r += kRowsAtOnce) {
-        switch (num_rows - r) {
-          case 1: Output<1>(r, f); break;
-          case 2: Output<2>(r, f); break;
-          case 3: Output<3>(r, f); break;
-          default: Output<kRowsAtOnce>(r, f);
-        }
-      }
+      ForRows(num_rows, [&](auto count, int64_t first) {
+        Output<decltype(count)::value>(first, f);
+      });
     }
   }
 
@@ -242,7 +224,7 @@ struct OfHalfBytes : Rounded {
     Sums<2 * kRows> total;
     float added[kRows] = {};
     for (int64_t g = 0; g < num_groups; ++g) {
-      const float factor = FromBfloat16(scale[f * num_groups + g]);
+      const float factor = ToFloat(scale[f * num_groups + g]);
       total.Add(&integers[first * 4 * num_pairs + g * group], 2 * num_pairs,
                 codes + f * num_pairs + g * group / 2, PairsOf(g), factor);
       for (int r = 0; r < kRows; ++r) {

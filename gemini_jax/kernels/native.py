@@ -26,23 +26,26 @@ from gemini_jax import host
 
 _FOLDER = pathlib.Path(__file__).parent
 _SOURCES = tuple(
-  _FOLDER / name for name in ('integer_products.cc', 'block_product.cc')
+  _FOLDER / name
+  for name in ('integer_products.cc', 'block_product.cc', 'float_product.cc')
 )
 _HEADER = _FOLDER / 'product.h'
 # Handlers in the library, by the names under which jax knows them.
 _INT8, _INT4 = 'gemini_jax_int8_product', 'gemini_jax_int4_product'
-_BLOCKS = 'gemini_jax_block_product'
+_BLOCKS, _FLOATS = 'gemini_jax_block_product', 'gemini_jax_float_product'
 _SYMBOLS = {
   _INT8: 'GeminiInt8Product',
   _INT4: 'GeminiInt4Product',
   _BLOCKS: 'GeminiBlockProduct',
+  _FLOATS: 'GeminiFloatProduct',
 }
 _OPTIONS = ('-std=c++17', '-O3', '-march=native', '-shared', '-fPIC', '-w')
 _SECONDS = 120
 # Beyond it sums of products of bytes leave int32.
 LARGEST_INPUT = 2**15
-# Beyond these XLA is as fast: its product of several rows of int8, making the
-# array of 4-bit codes, or its product of several rows with blocks.
+# Beyond these XLA is as fast: its product of several rows of floats or of int8,
+# making the array of 4-bit codes, or its product of several rows with blocks.
+MOST_FLOAT_ROWS = {'float32': 16, 'bfloat16': 4}
 MOST_ROWS = 4
 MOST_INT4_ROWS = 16
 MOST_BLOCK_ROWS = 32
@@ -58,7 +61,7 @@ def choose(name: str) -> str:
   """The kernel of few rows' products on this machine, 'xla' or 'native'.
 
   Args:
-    name: as `generate.int8_kernel`.
+    name: as `generate.cpu_kernel`.
 
   Raises:
     ConfigError: native is asked for by name and can't be had.
@@ -70,13 +73,14 @@ def choose(name: str) -> str:
   except NoKernelError as error:
     config_lib.check(
       name == 'auto',
-      f'generate.int8_kernel={name!r}: {error}; use auto or xla',
+      f'generate.cpu_kernel={name!r}: {error}; use auto or xla',
     )
     logging.info('products by XLA; no kernel of ours: %s', error)
     return 'xla'
   logging.info(
-    'products of up to %d rows with int8, %d with int4 and %d with blocks by '
-    'our kernel',
+    'products by our kernels, of up to %d rows with float32, %d with bfloat16, '
+    '%d with int8, %d with int4 and %d with blocks',
+    *MOST_FLOAT_ROWS.values(),
     *(MOST_ROWS, MOST_INT4_ROWS, MOST_BLOCK_ROWS),
   )
   return 'native'
@@ -133,6 +137,21 @@ def block_product(
   """
   num_out = stack_LFKbb.shape[1] * stack_LFKbb.shape[-1]
   return _call(_BLOCKS, num_out, x_RD, stack_LFKbb, index_LFK, layer)
+
+
+def float_product(
+  is_table: bool, x_RD: jax.Array, stack: jax.Array, layer: jax.Array
+) -> jax.Array:
+  """float32[R, F], rows times the matrix of a layer; after `load`.
+
+  Args:
+    is_table: whether the outputs come first in the matrix.
+    x_RD: float32.
+    stack: float32 or bfloat16, [L, D, F], of tables [L, F, D].
+    layer: int32, which matrix.
+  """
+  num_out = stack.shape[1 if is_table else 2]
+  return _call(_FLOATS, num_out, x_RD, stack, layer, is_table=is_table)
 
 
 def _call(

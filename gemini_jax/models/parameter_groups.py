@@ -46,6 +46,10 @@ KINDS = {
   'latent': r'^latent/(multiplier|prior_\w+)$',
   'other': '',
 }
+# The matrices that `layers/matmul.py` reads, but those of experts: in layers,
+# and the tables and heads of tokens.
+LAYER_MATRICES = r'/layers/(?!.*router/).*@matrix$'
+TABLES = r'^token/embedding$|^head/kernel$'
 # Matrices of which the first two dims are contracted, not the first alone.
 _TWO_INPUT_DIMS = re.compile(r'(^|/)(output|down_\d+|frames|tokens)/kernel$')
 
@@ -81,13 +85,14 @@ def matching(pattern: str, params: Any) -> Any:
 
   def one(path, _):
     return bool(pattern) and any(
-      _matches(pattern, name) for name in {_parameter_path(path), _join(path)}
+      matches(pattern, name) for name in {_parameter_path(path), _join(path)}
     )
 
   return jax.tree_util.tree_map_with_path(one, params)
 
 
-def _matches(pattern: str, path: str) -> bool:
+def matches(pattern: str, path: str) -> bool:
+  """Whether a pattern matches the parameter at a path."""
   if re.search(pattern, path):
     return True
   return '@' in pattern and bool(re.search(pattern, f'{path}@{kind(path)}'))

@@ -19,9 +19,6 @@ from gemini_jax.layers import matmul
 from gemini_jax.models import build, gemini, parameter_groups
 from gemini_jax.weights import block_ell, by_output, grids, nf4, packed
 
-_LAYERS = r'/layers/(?!.*router/).*@matrix$'
-_TABLES = r'^token/embedding$|^head/kernel$'
-
 
 @dataclasses.dataclass(frozen=True)
 class Target:
@@ -80,7 +77,7 @@ def targets(compress: config_lib.Compress, params: Any) -> dict[str, Target]:
   }
   chosen = parameter_groups.Selection(
     'compress.pattern',
-    compress.pattern or _LAYERS,
+    compress.pattern or parameter_groups.LAYER_MATRICES,
     empty='all matrices of layers',
   )
   parameter_groups.check([chosen], matrices, log=False)
@@ -91,7 +88,9 @@ def targets(compress: config_lib.Compress, params: Any) -> dict[str, Target]:
     if is_chosen[name]
   }
   tables = {name: leaf for name, leaf in leaves.items() if name not in found}
-  in_table = parameter_groups.matching(_TABLES, dict.fromkeys(tables, 0))
+  in_table = parameter_groups.matching(
+    parameter_groups.TABLES, dict.fromkeys(tables, 0)
+  )
   for name, leaf in tables.items():
     if in_table[name] and compress.weights != 'float':
       found[name] = _target(name, leaf.shape, compress.tables, True)
