@@ -22,7 +22,7 @@ _METHODS = ('dense', 'static', 'set', 'rigl', 'gradual', 'oneshot', 'gated')
 _USAGE = (
   f'method={"|".join(_METHODS)},sparsity=S,optimizer=NAME,learning_rate=R'
 )
-_EPOCHS, _EPOCH = 14, 57_000
+_EPOCHS, _EPOCH = 20, 57_000
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
@@ -83,7 +83,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.sparsity.sparsity = 0.0 if method == 'dense' else numbers['sparsity']
   config.sparsity.distribution = 'erk'
   config.sparsity.pattern = '@matrix$'
-  config.sparsity.gate.first_epochs = 6
+  config.sparsity.gate.first_epochs = 8
+  config.sparsity.gate.alpha = 0.35
+  config.sparsity.gate.tolerance = 0.03
   if method == 'oneshot':
     # One change of masks, before the last step; see sparsity.course.
     num_steps = steps * _EPOCHS

@@ -239,10 +239,9 @@ RANGES = {
     "sparsity.pattern='[' is not a regular expression: unterminated character "
     'set at position 0',
   ),
-  'sparsity.n_of_m': (
+  'sparsity.n_m': (
     '4:2',
-    "sparsity.n_of_m='4:2' must be two numbers N:M with 0 < N < M, such as "
-    "'2:4'",
+    "sparsity.n_m='4:2' must be two numbers N:M with 0 < N < M, such as '2:4'",
   ),
   'sparsity.first': (
     'random',
@@ -737,12 +736,12 @@ CONFLICTS = [
     'matrices, such as @matrix$',
   ),
   (
-    {'sparsity.n_of_m': '2:4', 'sparsity.block': 8},
-    "sparsity.n_of_m='2:4' does not go with sparsity.block=8; set one of them",
+    {'sparsity.n_m': '2:4', 'sparsity.block': 8},
+    "sparsity.n_m='2:4' does not go with sparsity.block=8; set one of them",
   ),
   (
     {'sparsity.method': 'gated', 'sparsity.block': 8},
-    'sparsity.method=gated prunes single weights; leave sparsity.n_of_m and '
+    'sparsity.method=gated prunes single weights; leave sparsity.n_m and '
     'sparsity.block off',
   ),
   (

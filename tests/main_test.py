@@ -77,7 +77,7 @@ OVERRIDES = {
   'global is for single weights of sparsity.method=gradual, not rigl',
   'sparsity.method=static sparsity.pattern=none': "sparsity.pattern='none' "
   'matches the path of no parameter; the nearest are ',
-  'sparsity.method=static sparsity.n_of_m=2:5': "sparsity.n_of_m='2:5': 5 does "
+  'sparsity.method=static sparsity.n_m=2:5': "sparsity.n_m='2:5': 5 does "
   'not divide the 32 inputs of decoder/layers/',
   'sparsity.method=static sparsity.block=5': 'sparsity.block=5 does not divide '
   'the 32 inputs of decoder/layers/',

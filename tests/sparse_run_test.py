@@ -134,8 +134,8 @@ def test_zeros_everywhere_and_a_bitwise_resume(
       'nearest are decoder/layers/feedforward/up',
     ),
     (
-      ['sparsity.n_of_m=3:5'],
-      "sparsity.n_of_m='3:5': 5 does not divide the 32 inputs of decoder/",
+      ['sparsity.n_m=3:5'],
+      "sparsity.n_m='3:5': 5 does not divide the 32 inputs of decoder/",
     ),
     (
       ['sparsity.block=24'],

@@ -2,11 +2,13 @@
 
 At an epoch's end the share `alpha` of the weights that are left is pruned, the
 smallest of all matrices together. The epoch that follows recovers from it, and
-the validation loss after it decides: within the tolerance of the dense model's,
+the validation loss after it decides: within the tolerance of the lowest so far,
 all is kept and is the new point to go back to; else parameters, masks and the
 optimizer's state go back to the last such point, and alpha is halved. Judged
-before it recovers, a model would be refused far too early. The dense model's
-loss is the first that is finite; until there is one, nothing is pruned.
+before it recovers, a model would be refused far too early. The first loss that
+is finite is that of the dense model; until there is one, nothing is pruned.
+Were that one the reference for good, a model that goes on learning could lose
+by pruning all that it learns later.
 
 The point is a part of the training state, so a run resumes at any moment.
 Counts of steps go on, and so do the data and the learning rate's course.
@@ -27,7 +29,7 @@ from gemini_jax.adapt import extension, masks, pruning
 
 @dataclasses.dataclass(frozen=True)
 class Gate(extension.Extension):
-  """Its own state: the point to go back to, alpha, and the dense model's loss.
+  """Its own state: the point to go back to, alpha, and the lowest loss.
 
   Attributes:
     config: of the run.
@@ -116,6 +118,7 @@ def _judged(
   # A loss that is not finite is refused; of densities it may be negative.
   limit = reference + tolerance * jnp.abs(reference)
   accepts = jnp.isfinite(loss) & (loss <= limit)
+  reference = jnp.where(accepts, jnp.minimum(reference, loss), reference)
   now = {
     'params': state.params,
     'opt_state': state.opt_state,

@@ -179,7 +179,7 @@ def _check(config: config_lib.Config, items: list[Units]):
     inputs = item.matrix_shape[item.matrix_dims.inputs[-1]]
     config_lib.check(
       not m or inputs % m == 0,
-      f'sparsity.n_of_m={sparsity.n_of_m!r}: {m} does not divide the {inputs} '
+      f'sparsity.n_m={sparsity.n_m!r}: {m} does not divide the {inputs} '
       f'inputs of {item.path}; choose another or leave it out by '
       'sparsity.pattern',
     )

@@ -24,6 +24,7 @@ _FIELDS = {
   'train.bottleneck': 'train.kl_annealing',
   'loss_weights.min_rate': 'loss_weights.min_kl',
   'loss_weights.media_rate': 'loss_weights.media_kl',
+  'sparsity.n_of_m': 'sparsity.n_m',
   'generate.int8_kernel': 'generate.cpu_kernel',
   'eval.exact_match': 'evaluate.exact_match.num_examples',
   'eval.captions': 'evaluate.captions.num_examples',

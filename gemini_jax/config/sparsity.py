@@ -14,8 +14,9 @@ class Gate:
   # Share of the weights that are left which an epoch's end prunes, at first; it
   # is halved whenever validation refuses.
   alpha: Annotated[float, schema.Range(0, 1, above=True, below=True)] = 0.5
-  # By how much of itself the validation loss may be above that of the dense
-  # model; below the standard error of the loss it decides by noise.
+  # By how much of itself the validation loss may be above the lowest that was
+  # accepted, the dense model's being the first; below the standard error of the
+  # loss it decides by noise.
   tolerance: schema.NonNegative = 0.02
   # Epochs before the first pruning; the loss after them is the one to keep.
   first_epochs: schema.Steps = 2
@@ -50,7 +51,7 @@ class Sparsity:
   pattern: str = r'/layers/(?!.*router).*@(matrix|expert)$'
   # N:M, such as '2:4': N of every M weights that lie one after the other along
   # the inputs are kept, in place of a share; '': off.
-  n_of_m: str = ''
+  n_m: str = ''
   # Whole blocks of so many inputs and outputs, an equal number of them for
   # every block of outputs; 0: single weights.
   block: schema.SizeOrZero = 0
@@ -75,23 +76,23 @@ class Sparsity:
       f"sparsity.pattern='' chooses nothing for sparsity.method={self.method}; "
       'name some matrices, such as @matrix$',
     )
-    given = f'sparsity.n_of_m={self.n_of_m!r}'
+    given = f'sparsity.n_m={self.n_m!r}'
     schema.check(
-      not self.n_of_m or 0 < self.kept_of_group[0] < self.kept_of_group[1],
+      not self.n_m or 0 < self.kept_of_group[0] < self.kept_of_group[1],
       f"{given} must be two numbers N:M with 0 < N < M, such as '2:4'",
     )
     schema.check(
-      not (self.n_of_m and self.block),
+      not (self.n_m and self.block),
       f'{given} does not go with sparsity.block={self.block}; set one of them',
     )
     schema.check(
-      self.method != 'gated' or not (self.n_of_m or self.block),
-      'sparsity.method=gated prunes single weights; leave sparsity.n_of_m and '
+      self.method != 'gated' or not (self.n_m or self.block),
+      'sparsity.method=gated prunes single weights; leave sparsity.n_m and '
       'sparsity.block off',
     )
     schema.check(
       self.distribution != 'global'
-      or (self.method == 'gradual' and not self.n_of_m and not self.block),
+      or (self.method == 'gradual' and not self.n_m and not self.block),
       'sparsity.distribution=global is for single weights of '
       f'sparsity.method=gradual, not {self.method}; choose erk',
     )
@@ -109,7 +110,7 @@ class Sparsity:
   @property
   def kept_of_group(self) -> tuple[int, int]:
     """N and M of N:M; zeros where it is no such pair."""
-    match = re.fullmatch(r'(\d{1,4}):(\d{1,4})', self.n_of_m)
+    match = re.fullmatch(r'(\d{1,4}):(\d{1,4})', self.n_m)
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
   def course(self, num_steps: int) -> tuple[int, int]:

@@ -72,6 +72,11 @@ def test_accept_refuse_and_stop():
   # Beside the dense model's loss, not the last one that was accepted.
   worse = on.after_validation(moved(good, 3), np.float32(2.21))
   assert share(worse) == pytest.approx(0.625, abs=0.01)
+  # And beside the lowest.
+  best = on.after_validation(moved(begun, 2), np.float32(1.8))
+  for loss, expected in {1.97: 0.875, 1.99: 0.625}.items():
+    after = on.after_validation(moved(best, 3), np.float32(loss))
+    assert share(after) == pytest.approx(expected, abs=0.01)
   for loss in (2.21, np.nan):
     bad = on.after_validation(moved(begun, 2), np.float32(loss))
     # Back to the dense point, and half as far.

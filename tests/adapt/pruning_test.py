@@ -299,9 +299,9 @@ def test_straight_through_trains_what_is_pruned():
 @pytest.mark.parametrize(
   ('method', 'fields'),
   [
-    ('static', {'n_of_m': '2:4'}),
-    ('rigl', {'n_of_m': '1:4'}),
-    ('gradual', {'n_of_m': '2:4'}),
+    ('static', {'n_m': '2:4'}),
+    ('rigl', {'n_m': '1:4'}),
+    ('gradual', {'n_m': '2:4'}),
     ('rigl', {'block': 4}),
   ],
 )
@@ -319,7 +319,7 @@ def test_groups_and_blocks(method, fields):
       # As many for every block of outputs.
       assert (blocks.any(-1).sum(1) == 1).all()
     elif method != 'gradual' or state is states[-1]:
-      n = int(fields['n_of_m'][0])
+      n = int(fields['n_m'][0])
       assert (up.reshape(2, 2, 4, 16).sum(2) == n).all()
   moved = (kept(states[0]) != kept(states[-1])).any()
   assert moved == (method != 'static')

@@ -115,8 +115,8 @@ def test_what_is_frozen_is_not_pruned():
       'bias, which is no matrix; add @(matrix|expert)$',
     ),
     (
-      {'pattern': 'up/kernel', 'n_of_m': '2:4'},
-      "sparsity.n_of_m='2:4': 4 does not divide the 6 inputs of decoder/layers/"
+      {'pattern': 'up/kernel', 'n_m': '2:4'},
+      "sparsity.n_m='2:4': 4 does not divide the 6 inputs of decoder/layers/"
       'feedforward/up/kernel; choose another or leave it out by '
       'sparsity.pattern',
     ),

@@ -34,6 +34,13 @@ def test_a_run_of_the_first_version_opens():
   assert config_lib.from_json(config_lib.to_json(config)) == config
 
 
+def test_fields_of_the_second_version_are_read():
+  text = '{"sparsity": {"n_of_m": "2:4"}, "generate": {"int8_kernel": "xla"}}'
+  config = config_lib.from_json(text)
+  assert config.sparsity.n_m == '2:4'
+  assert config.generate.cpu_kernel == 'xla'
+
+
 @pytest.mark.parametrize(
   ('sections', 'names'),
   [
