@@ -1,7 +1,7 @@
 r"""Validation decides on pruning, and rates that a run finds: on real pictures.
 
   python tests/gate_study.py --data_dir=DIR --out=runs/gate_study \
-      [--rows=dense,gated,oneshot] [--config.field=value ...]
+      [--rows=dense,gated,oneshot] [--seeds=1] [--config.field=value ...]
 
 Each row is a run of experiments/adaptive_fashion.py in a process of its own,
 in OUT/ROW; one that was stopped goes on, one that is done is read. `oneshot`
@@ -9,7 +9,8 @@ prunes to the sparsity that `gated` has found, and goes on from the last but one
 checkpoint of `dense`, with which it has all steps before it in common. The
 control `shuffled` is `gated` where the labels of the validation split belong to
 other pictures, so that its loss says nothing of the model. Rows with a rate are
-dense; without weight decay adamw is Adam.
+dense; without weight decay adamw is Adam. Rows with a share, such as rigl=0.98,
+end at this sparsity. The table has means over seeds, and their spread.
 """
 
 import argparse
@@ -38,6 +39,9 @@ def argument(row: str, out: pathlib.Path) -> str:
   if row == 'oneshot':
     share = newest(out / 'gated')['train/sparsity']
     return f'method=oneshot,sparsity={share}'
+  if '=' in row:
+    method, _, share = row.partition('=')
+    return f'method={method},sparsity={share}'
   return f'method={"gated" if row == "shuffled" else row}'
 
 
@@ -73,20 +77,23 @@ def go_on_from(dense: pathlib.Path, workdir: pathlib.Path):
   draft.rename(workdir)
 
 
-def train(row: str, options: argparse.Namespace):
+def train(row: str, seed: int, options: argparse.Namespace):
   """Trains a row to its end."""
-  workdir = options.out / row
+  out = options.out / f'seed{seed}'
+  out.mkdir(exist_ok=True)
+  workdir = out / row
   if row == 'oneshot' and not workdir.exists():
-    go_on_from(options.out / 'dense', workdir)
+    go_on_from(out / 'dense', workdir)
   command = [
     *(sys.executable, __file__, f'--train={row}'),
-    f'--config={EXPERIMENT}:{argument(row, options.out)}',
+    f'--config={EXPERIMENT}:{argument(row, out)}',
     f'--workdir={workdir}',
     f'--config.data.data_dir={options.data_dir}',
     f'--config.data.cache_dir={options.out / "tokens"}',
+    f'--config.train.seed={seed}',
     *options.overrides,
   ]
-  with (options.out / f'{row}.log').open('a') as log:
+  with (out / f'{row}.log').open('a') as log:
     subprocess.run(
       command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False
     )
@@ -128,19 +135,28 @@ def main():
   parser.add_argument('--data_dir', required=True)
   parser.add_argument('--out', type=pathlib.Path, required=True)
   parser.add_argument('--rows', default=','.join(ROWS))
+  parser.add_argument('--seeds', type=int, default=1)
   options, options.overrides = parser.parse_known_args()
   options.out = options.out.absolute()
   options.out.mkdir(parents=True, exist_ok=True)
-  print('| row | test accuracy, % | sparsity, % | seconds |')
-  print('| --- | --- | --- | --- |', flush=True)
+  print('| row | test accuracy, % | spread | sparsity, % | seconds |')
+  print('| --- | --- | --- | --- | --- |', flush=True)
   for row in options.rows.split(','):
-    if 'test/accuracy' not in newest(options.out / row):
-      train(row, options)
-    found = newest(options.out / row)
+    found = []
+    for seed in range(options.seeds):
+      workdir = options.out / f'seed{seed}' / row
+      if 'test/accuracy' not in newest(workdir):
+        train(row, seed, options)
+      found.append(newest(workdir))
+    values = lambda name, missing, found=found: [
+      run.get(name, missing) for run in found
+    ]
+    accuracies = [100 * a for a in values('test/accuracy', float('nan'))]
     numbers = (
-      f'{100 * found.get("test/accuracy", float("nan")):.2f}',
-      f'{100 * found.get("train/sparsity", 0):.2f}',
-      f'{found.get("seconds", float("nan")):.0f}',
+      f'{statistics.mean(accuracies):.2f}',
+      f'{statistics.pstdev(accuracies):.2f}',
+      f'{100 * statistics.mean(values("train/sparsity", 0.0)):.2f}',
+      f'{statistics.mean(values("seconds", float("nan"))):.0f}',
     )
     print(f'| {row} | {" | ".join(numbers)} |', flush=True)
 
