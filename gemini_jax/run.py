@@ -293,10 +293,12 @@ def _check_same_model(path: pathlib.Path, config: config_lib.Config):
   """
   saved = saved_config(path)
   differences = list(changes(saved, config))
+  sections = ['model.', 'tokenizer.', 'tune.']
+  if saved.compress.is_stored or config.compress.is_stored:
+    sections.append('compress.')
   for field, before, value in differences:
     config_lib.check(
-      not field.startswith(('model.', 'tokenizer.', 'tune.', 'compress.'))
-      or field in NUMERICS_FIELDS,
+      not field.startswith(tuple(sections)) or field in NUMERICS_FIELDS,
       f'--workdir={path} holds another model: {field} is {before} there and '
       f'{value} here; use another --workdir or the same config',
     )

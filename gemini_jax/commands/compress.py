@@ -1,6 +1,7 @@
 """`--mode=compress`: a smaller model of a run, and what it costs and gives."""
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import logging
@@ -8,7 +9,9 @@ import math
 import os
 import pathlib
 import shutil
+import tempfile
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,15 +22,18 @@ from gemini_jax import host
 from gemini_jax import run as run_lib
 from gemini_jax.compress import layers, recovery, speed
 from gemini_jax.config import compress as compress_config
+from gemini_jax.data import loader as loader_lib
 from gemini_jax.evaluate import held_out
 from gemini_jax.layers import matmul
-from gemini_jax.models import build
+from gemini_jax.models import build, parameter_groups
 from gemini_jax.parallel import compilation, sharding
 from gemini_jax.train import compression_table, run_report
-from gemini_jax.weights import compressed
+from gemini_jax.weights import block_ell, compressed
 
 # In the folder of the run, a workdir for each compressed model.
 FOLDER = 'compressed'
+# What is compressed by what is known of the weights alone.
+_UNCALIBRATED = f'{parameter_groups.LAYER_MATRICES}|@expert$'
 
 
 def compress(config: config_lib.Config, workdir: str | os.PathLike):
@@ -54,13 +60,19 @@ def compress(config: config_lib.Config, workdir: str | os.PathLike):
       dense = dataclasses.replace(
         dense, params=compressed.to_plain(dense.params, plain)
       )
-    compressed.targets(options, dense.params)
+    options = _with_zeros(options, dense.params)
+    # What may fail does so before the work.
+    compression_table.read(path)
+    loaders = held_out.loaders(run)
     begin = time.perf_counter()
     params = _made(run, options, dense.params)
     seconds = time.perf_counter() - begin
     target = path / FOLDER / name_of(options)
+    options = dataclasses.replace(
+      options, num_kept=compressed.num_kept(options, params)
+    )
     _write(run, options, params, target)
-    rows = _rows(run, options, dense.params, target, seconds)
+    rows = _rows(run, options, dense.params, target, loaders, seconds)
   compression_table.add(path, rows)
   run_report.write(run, dense.step)
   print(json.dumps(rows[-1]))
@@ -83,6 +95,11 @@ def check_request(config: config_lib.Config):
     'data.validation and data.test are both empty: the loss of what is '
     'compressed needs one of them',
   )
+  config_lib.check(
+    not config.data.rejected_field,
+    f'data.rejected_field={config.data.rejected_field!r}: --mode=compress has '
+    "no loss of pairs of answers; set it to '', and data to texts",
+  )
   reads = options.method in compress_config.CALIBRATED or options.recovery.steps
   config_lib.check(
     not reads or bool(config.data.train),
@@ -102,24 +119,24 @@ def _options(
   Raises:
     ConfigError: the model is quantised, or nothing would be done.
   """
-  options = dataclasses.replace(asked, is_stored=True)
+  options = dataclasses.replace(asked, is_stored=True, num_kept=())
+  if before.is_stored and asked.recovery == before.recovery:
+    # That was asked for then.
+    options = dataclasses.replace(options, recovery=compress_config.Recovery())
   config_lib.check(
     not before.is_stored or before.weights == 'float',
     f'--workdir={path} is quantised already ({before.weights}); compress the '
     'run that it was made of',
   )
-  if before.is_stored and options.method not in compress_config.PRUNING:
-    # Zeros stay.
-    options = dataclasses.replace(
-      options, alpha=before.alpha, n_m=before.n_m, block=before.block
-    )
-  elif options.method not in compress_config.PRUNING:
+  if options.method not in compress_config.PRUNING:
+    inherits = before.is_stored and options.share == before.share
     config_lib.check(
-      not options.share,
+      inherits or not options.share,
       f'compress.method={options.method!r} prunes nothing, and compress.alpha='
       f'{options.alpha:g}, compress.n_m={options.n_m!r} ask for it; use '
       'magnitude, wanda or sparsegpt, or leave them out',
     )
+    return dataclasses.replace(options, alpha=0.0, n_m='', block=0)
   config_lib.check(
     options.share > 0 or options.weights != 'float',
     'compress.alpha=0 prunes nothing and compress.weights=float rounds '
@@ -133,6 +150,39 @@ def _options(
   return options
 
 
+def _with_zeros(
+  options: config_lib.Compress, params: Any
+) -> config_lib.Compress:
+  """With the share of zeros that are there, where none are added.
+
+  Raises:
+    ConfigError: see `compressed.targets`; or no block of a matrix is pruned.
+  """
+  if not options.pattern and options.method not in compress_config.CALIBRATED:
+    # These have no inputs that a calibration sees.
+    options = dataclasses.replace(options, pattern=_UNCALIBRATED)
+  flat = jax.tree_util.tree_flatten_with_path(params)[0]
+  leaves = {compressed.name_of(path): leaf for path, leaf in flat}
+  num_zeros = size = 0
+  for name, target in compressed.targets(options, params).items():
+    if target.is_table:
+      continue
+    size += leaves[name].size
+    num_zeros += int(jnp.sum(leaves[name] == 0))
+    if target.block:
+      (inputs, _) = target.sizes(leaves[name].shape)
+      num_blocks = math.prod(inputs) // target.block
+      config_lib.check(
+        block_ell.num_kept(options.alpha, num_blocks) < num_blocks,
+        f'compress.alpha={options.alpha:g} prunes none of the {num_blocks} '
+        f'blocks of inputs of {name}; choose more, or a smaller compress.block',
+      )
+  if options.method in compress_config.PRUNING:
+    return options
+  share = round(num_zeros / size, 4)
+  return dataclasses.replace(options, alpha=share if share >= 0.01 else 0.0)
+
+
 def name_of(options: config_lib.Compress) -> str:
   """Of a compressed model, and of its folder."""
   parts = [options.method]
@@ -144,11 +194,41 @@ def name_of(options: config_lib.Compress) -> str:
     parts.append(f'blocks{options.block}')
   if options.weights != 'float':
     parts.append(options.weights)
+  usual = config_lib.Compress()
+  if options.weights == 'int4' and options.group != usual.group:
+    parts.append(f'group{options.group}')
   if options.int8_inputs:
     parts.append('inputs')
   if options.recovery.steps:
     parts.append(f'recovered{options.recovery.steps}')
+  if rest := _other_choices(options):
+    # What a name should not spell out still tells models apart.
+    parts.append(hashlib.sha256(repr(rest).encode()).hexdigest()[:6])
   return '-'.join(parts)
+
+
+def _other_choices(options: config_lib.Compress) -> list[tuple[str, Any]]:
+  """Fields that count and are not as usual, but for those of `name_of`."""
+  is_calibrated = options.method in compress_config.CALIBRATED
+  counts = {
+    'pattern': options.pattern != _UNCALIBRATED,
+    'tables': options.weights != 'float',
+    'sequences': is_calibrated,
+    'damping': is_calibrated,
+  }
+  choices = [
+    (name, getattr(options, name), getattr(config_lib.Compress(), name))
+    for name, does_count in counts.items()
+    if does_count
+  ]
+  if options.recovery.steps:
+    usual = dataclasses.asdict(compress_config.Recovery())
+    choices += [
+      (name, value, usual[name])
+      for name, value in dataclasses.asdict(options.recovery).items()
+      if name != 'steps'
+    ]
+  return [(name, value) for name, value, usual in choices if value != usual]
 
 
 def _made(run: run_lib.Run, options: config_lib.Compress, params: Any) -> Any:
@@ -178,7 +258,7 @@ def _write(
 ):
   """A workdir with the parameters as the checkpoint of step 0."""
   config = dataclasses.replace(
-    run.config,
+    run.config.of_finished(),
     compress=options,
     tune=config_lib.Tune(),
     train=dataclasses.replace(run.config.train, init_from=''),
@@ -214,6 +294,7 @@ def _rows(
   options: config_lib.Compress,
   dense: Any,
   target: pathlib.Path,
+  loaders: Mapping[loader_lib.Split, loader_lib.Loader],
   seconds: float,
 ) -> list[dict[str, Any]]:
   """What the model was like, and what it is like as its folder opens."""
@@ -222,7 +303,6 @@ def _rows(
   )
   small = run_lib.open_run(config, target)
   params = small.restore_params().params
-  loaders = held_out.loaders(run)
   speeds = speed.measure(run, {'dense': dense, 'small': params})
   names = {'dense': compression_table.DENSE, 'small': name_of(options)}
   rows = []
@@ -274,11 +354,14 @@ def _num_parameters(params: Any) -> int:
 def _disk_bytes(run: run_lib.Run, params: Any) -> int:
   """Of the files of a checkpoint of the parameters alone.
 
-  Those of a training hold more; their parameters would take as much as in
-  memory.
+  Those of a training hold more, so one of the parameters is written.
   """
-  step = run.checkpoints.steps()[-1]
-  manifest = run.checkpoints.manifest(step)
+  size = lambda manifest: sum(size for size, _ in manifest['files'].values())
+  manifest = run.checkpoints.manifest(run.checkpoints.steps()[-1])
   if all(name.startswith('params/') for name in manifest['arrays']):
-    return sum(size for size, _ in manifest['files'].values())
-  return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    return size(manifest)
+  with tempfile.TemporaryDirectory() as folder:
+    checkpoints = run_lib.open_checkpoints(run.config, pathlib.Path(folder))
+    checkpoints.save(0, {'params': params}, {'imported': True})
+    checkpoints.close()
+    return size(checkpoints.manifest(0))

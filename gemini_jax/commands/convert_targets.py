@@ -76,7 +76,7 @@ def write_run(
     checkpoints.wait()
   finally:
     checkpoints.close()
-  text = config_lib.to_json(loaded.config)
+  text = config_lib.to_json(loaded.config.of_finished())
   host.replace_file(target / run_lib.CONFIG_FILE, text.encode())
 
 

@@ -118,10 +118,8 @@ def shrink(flags: Mapping[str, str]):
     scores = taylor(source, loaded, batches)
   params = shrinking.shrink(loaded.params, model, after, scores)
   config = dataclasses.replace(
-    loaded.config,
+    loaded.config.of_finished(),
     model=after,
-    gates=config_lib.Gates(),
-    growth=config_lib.Growth(),
     train=dataclasses.replace(loaded.config.train, init_from=''),
   )
   convert.write(

@@ -137,7 +137,7 @@ def add_hessians(
       path = '/'.join((*module.path, 'kernel'))
       if path in paths:
         num_in = linear.contracted_dims(args[0])
-        weights = _is_real(inputs.context, args[1])
+        weights = _is_real(inputs.context, path, args[1])
         full = sums[path].ndim == 2
         found[path] = _hessian(args[1], num_in, weights, full)
     return next_function(*args, **kwargs)
@@ -169,15 +169,18 @@ def _run(
   return x_BTD
 
 
-def _is_real(context: transformer.Context, x: jax.Array) -> jax.Array | None:
-  """Which vectors of an input are not of padding; None: all."""
+def _is_real(
+  context: transformer.Context, path: str, x: jax.Array
+) -> jax.Array | None:
+  """Which vectors of the input of a product are not of padding; None: all."""
+  module, name, _ = path.rsplit('/', 2)
+  if name in ('memory_key', 'memory_value'):
+    return None
+  if module == 'cross_attention' and name in ('key', 'value'):
+    mask = context.cross_mask
+    return None if mask is None else mask.key_segments_BS > 0
   real = context.real_BT
-  if real is not None and x.shape[:2] == real.shape:
-    return real
-  mask = context.cross_mask
-  if mask is not None and x.shape[:2] == mask.key_segments_BS.shape:
-    return mask.key_segments_BS > 0
-  return None
+  return real if real is not None and x.shape[:2] == real.shape else None
 
 
 def _hessian(

@@ -12,6 +12,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from gemini_jax.adapt import selection
 from gemini_jax.weights import block_ell, grids
 
 # Columns that the compensating pass treats before it updates those after.
@@ -74,7 +75,9 @@ def compress(
     scores_FD = jnp.abs(w_FD)
     if settings.method == 'wanda':
       assert hessian is not None
-      scores_FD *= jnp.sqrt(hessian)[None]
+      # Where no input is known, as of a tower that read nothing, it is by size.
+      scale_D = jnp.where(jnp.any(hessian > 0), jnp.sqrt(hessian), 1)
+      scores_FD *= scale_D[None]
     kept_FD &= _best(scores_FD, settings)
   w_FD = jnp.where(kept_FD, w_FD, 0)
   if settings.grid is None:
@@ -85,20 +88,14 @@ def compress(
 
 def _best(scores_FD: jax.Array, settings: Settings) -> jax.Array:
   """bool[F, D]: the weights that are kept, by their scores."""
-  F, D = scores_FD.shape
   n, m = settings.n_m
   if m:
     return _best_of_neighbours(scores_FD, n, m)
   if settings.block:
     return _best_blocks(scores_FD, settings)
-  if settings.method == 'wanda':
-    count = int(settings.alpha * D)
-    ordered_FD = jnp.sort(scores_FD, axis=1)
-    limit = ordered_FD[:, count - 1 : count]
-  else:
-    count = int(settings.alpha * F * D)
-    limit = jnp.sort(scores_FD.reshape(-1))[count - 1].reshape(1, 1)
-  return (scores_FD > limit) if count else jnp.ones((F, D), bool)
+  dims = (1,) if settings.method == 'wanda' else (0, 1)
+  size = math.prod(scores_FD.shape[dim] for dim in dims)
+  return selection.highest(scores_FD, size - int(settings.alpha * size), dims)
 
 
 def _best_blocks(scores_FD: jax.Array, settings: Settings) -> jax.Array:
@@ -215,9 +212,7 @@ def _cheapest(
   is_input_B = start + jnp.arange(B) < num_inputs
   costs_FB = jnp.where(is_input_B[None], costs_FB, jnp.inf)
   count = jnp.ceil(alpha * F * jnp.sum(is_input_B) - 1e-4).astype(jnp.int32)
-  ordered = jnp.sort(costs_FB.reshape(-1))
-  limit = ordered[jnp.maximum(count - 1, 0)]
-  return (costs_FB > limit) | (count == 0)
+  return selection.highest(costs_FB, F * B - count, (0, 1))
 
 
 def _through_block(

@@ -79,6 +79,9 @@ class Compress:
   recovery: Recovery = dataclasses.field(default_factory=Recovery)
   # Whether the run of this config is compressed; --mode=compress sets it.
   is_stored: bool = False
+  # How many numbers a matrix keeps at most, of each parameter that may have
+  # zeros, by their paths in order; --mode=compress sets it.
+  num_kept: tuple[int, ...] = ()
 
   def __post_init__(self):
     schema.check(

@@ -123,6 +123,11 @@ class Config:
       f'growth.at_step={self.growth.at_step} does not go with sparsity.method='
       f'{self.sparsity.method!r}: grown weights have no masks',
     )
+    schema.check(
+      not self.growth.at_step or self.gates.method == 'none',
+      f'growth.at_step={self.growth.at_step} does not go with gates.method='
+      f'{self.gates.method!r}: grown units have no gates',
+    )
     growth_lib.check(
       self.growth, self.model, self.train.num_steps, self.optimizer.name
     )
@@ -140,6 +145,17 @@ class Config:
       ('plan.decode_batch_size', self.plan.decode_batch_size),
     ):
       self._check_batch(field, rows or 0)
+
+  def of_finished(self) -> 'Config':
+    """For a workdir that has the parameters of this run, and not its course."""
+    return dataclasses.replace(
+      self,
+      growth=growth_lib.Growth(),
+      sparsity=sparsity_lib.Sparsity(),
+      gates=gates_lib.Gates(),
+      evaluate=dataclasses.replace(self.evaluate, checkpoint='latest'),
+      generate=dataclasses.replace(self.generate, checkpoint='latest'),
+    )
 
   def _check_preferences(self):
     given = f'data.rejected_field={self.data.rejected_field!r}'

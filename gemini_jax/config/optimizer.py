@@ -71,7 +71,8 @@ class Optimizer:
   )
   # Parameters whose path matches stay as they are; '': all are trained.
   frozen: str = ''
-  # Largest global norm of the gradient; 0: no clipping.
+  # Largest global norm of the gradient; 0: no clipping. momo_adam, which reads
+  # the norm to choose its steps, is not clipped.
   clip_norm: schema.NonNegative = 1.0
   # Sequences of a batch are processed in this many parts, one by one.
   accumulation_steps: schema.Size = 1

@@ -115,5 +115,5 @@ class Sparsity:
 
   def course(self, num_steps: int) -> tuple[int, int]:
     """(first step, last step) between which masks change."""
-    first = round(self.begin * num_steps)
-    return first, max(first + 1, round(self.end * num_steps))
+    last = min(max(1, round(self.end * num_steps)), num_steps)
+    return min(round(self.begin * num_steps), last - 1), last

@@ -110,7 +110,8 @@ def make_optimizer(
     ),
   }
   chain = [rules[config.name]()]
-  if config.clip_norm:
+  # Its step is the loss by the squared norm of the whole gradient.
+  if config.clip_norm and config.name != 'momo_adam':
     chain.insert(0, optax.clip_by_global_norm(config.clip_norm))
   optimizer = optax.chain(*chain)
   if config.frozen or tune.method != 'full':

@@ -73,7 +73,8 @@ def targets(compress: config_lib.Compress, params: Any) -> dict[str, Target]:
   matrices = {
     name: jax.ShapeDtypeStruct(leaf.shape, jnp.float32)
     for name, leaf in leaves.items()
-    if parameter_groups.kind(name) in kinds
+    # What routes rows to experts stays exact.
+    if parameter_groups.kind(name) in kinds and '/router/' not in name
   }
   chosen = parameter_groups.Selection(
     'compress.pattern',
@@ -190,33 +191,60 @@ def map_targets(function: Any, found: dict[str, Target], params: Any) -> Any:
 
 def stored(compress: config_lib.Compress, params: Any) -> Any:
   """Compressed parameters as a checkpoint holds them."""
+  found = targets(compress, params)
+  pruned = [name for name, target in sorted(found.items()) if _packs(target)]
+  known = dict(zip(pruned, compress.num_kept, strict=False))
 
-  def one(target, leaf):
-    bits = 8 * leaf.dtype.itemsize
-    if target.weights != 'float':
-      bits = compress_config.BITS[target.weights]
-    if target.block:
+  def one(path, leaf):
+    name = name_of(path)
+    if name not in pruned:
       return leaf
+    target = found[name]
+    size = math.prod(math.prod(dims) for dims in target.sizes(leaf.shape))
+    # Of an earlier version, by the share that was asked for.
+    kept = max(1, known.get(name, _num_kept(compress, target, leaf.shape)))
+    bits = compress_config.BITS.get(target.weights, 8 * leaf.dtype.itemsize)
     # A bit for each number tells where the zeros are.
-    if target.is_table or target.weights == 'nf4' or compress.share * bits <= 1:
+    if kept * bits + size >= size * bits:
       return leaf
-    inputs, outputs = target.sizes(leaf.shape)
-    kept = num_kept(compress, math.prod(inputs)) * math.prod(outputs)
     return _pack(leaf, len(target.dims.stack), kept)
 
-  return map_targets(one, targets(compress, params), params)
+  return jax.tree_util.tree_map_with_path(one, params, is_leaf=is_weight)
+
+
+def num_kept(compress: config_lib.Compress, params: Any) -> tuple[int, ...]:
+  """What `compress.num_kept` is for compressed parameters."""
+  found = targets(compress, params)
+  flat = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_weight)[0]
+  leaves = {name_of(path): leaf for path, leaf in flat}
+  return tuple(
+    int(_most(leaves[name], len(target.dims.stack)))
+    for name, target in sorted(found.items())
+    if _packs(target)
+  )
+
+
+def _packs(target: Target) -> bool:
+  """Whether its zeros can be left out of a checkpoint."""
+  return not (target.block or target.is_table or target.weights == 'nf4')
 
 
 _pack = jax.jit(packed.pack, static_argnums=(1, 2))
+_most = jax.jit(packed.num_kept, static_argnums=1)
 
 
-def num_kept(compress: config_lib.Compress, num_in: int) -> int:
-  """How many weights of an output are kept at most, on average."""
+def _num_kept(
+  compress: config_lib.Compress, target: Target, shape: tuple[int, ...]
+) -> int:
+  """How many weights of a matrix are kept at most, by the config alone."""
+  num_in, num_out = map(math.prod, target.sizes(shape))
   n, m = compress.kept_of
   if compress.block:
     num_blocks = num_in // compress.block
-    return compress.block * block_ell.num_kept(compress.alpha, num_blocks)
-  return num_in * n // m if m else num_in - int(compress.alpha * num_in)
+    kept = block_ell.num_kept(compress.alpha, num_blocks)
+    return compress.block * kept * num_out
+  kept = num_in * n // m if m else num_in - int(compress.alpha * num_in)
+  return kept * num_out
 
 
 def abstract_stored(

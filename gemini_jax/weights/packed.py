@@ -66,10 +66,7 @@ def pack(leaf: Any, num_lead: int, num_kept: int) -> Packed:
   size = math.prod(numbers.shape[num_lead:])
 
   def one(numbers_N):
-    # The sign of a zero is lost.
-    is_kept_N = numbers_N != 0
-    if isinstance(leaf, float8.Float8):
-      is_kept_N = numbers_N & 0x7F != 0
+    is_kept_N = _is_kept(leaf, numbers_N)
     (places_K,) = jnp.nonzero(is_kept_N, size=num_kept, fill_value=size)
     kept_K = jnp.take(numbers_N, places_K, mode='fill', fill_value=0)
     return jnp.packbits(is_kept_N), kept_K
@@ -79,6 +76,19 @@ def pack(leaf: Any, num_lead: int, num_kept: int) -> Packed:
     kept = int4.packed(kept)
   stack = lambda array: array.reshape(*lead, array.shape[-1])
   return Packed(stack(mask), stack(kept), rest, numbers.shape, num_lead)
+
+
+def num_kept(leaf: Any, num_lead: int) -> jax.Array:
+  """The K of `pack` that is enough, an int."""
+  is_kept = _is_kept(leaf, _taken_apart(leaf)[0])
+  dims = tuple(range(num_lead, is_kept.ndim))
+  return jnp.maximum(jnp.max(jnp.sum(is_kept, axis=dims)), 1)
+
+
+def _is_kept(leaf: Any, numbers: jax.Array) -> jax.Array:
+  """Which numbers of a leaf are other than zero, whose sign is lost."""
+  is_float8 = isinstance(leaf, float8.Float8)
+  return (numbers & 0x7F if is_float8 else numbers) != 0
 
 
 def unpack(packed: Packed) -> Any:

@@ -32,6 +32,12 @@ def rows(workdir):
   return {row['name']: row for row in found}
 
 
+def newest(workdir):
+  """The workdir of the model that was compressed last."""
+  *_, row = rows(workdir).values()
+  return workdir / row['workdir']
+
+
 @pytest.fixture(scope='module')
 def small(trained):
   """The workdir of a model that was pruned and quantised in one pass."""
@@ -39,7 +45,10 @@ def small(trained):
   fields = ['method=sparsegpt', 'alpha=0.5', 'weights=int4', 'group=16']
   fields += ['sequences=16', 'recovery.steps=2']
   assert compress(workdir, *fields) == 0
-  return workdir / 'compressed' / 'sparsegpt-0.5-int4-recovered2'
+  found = newest(workdir)
+  # Another number of sequences is another model.
+  assert found.name.startswith('sparsegpt-0.5-int4-group16-recovered2-')
+  return found
 
 
 def test_a_row_beside_the_dense_model(trained, small):
@@ -125,10 +134,12 @@ def test_a_pruned_run_is_quantised_and_trained_on(trained, tmp_path):
   """Zeros stay, and plain arrays of it begin another run."""
   file, workdir = trained
   assert compress(workdir, 'method=magnitude', 'n_m=2:4') == 0
-  pruned = workdir / 'compressed' / 'magnitude-2of4'
+  pruned = newest(workdir)
+  assert pruned.name == 'magnitude-2of4'
   fields = ['method=round', 'weights=int8']
   assert compress(pruned, *fields) == 0
-  both = pruned / 'compressed' / 'round-2of4-int8'
+  both = newest(pruned)
+  assert both.name == 'round-0.5-int8'
   opened = [
     run_lib.open_run(config_lib.read(path / 'config.json'), path)
     .restore_params()
@@ -168,7 +179,7 @@ def test_a_run_trained_in_blocks_is_stored_in_blocks(trained, tmp_path):
   assert row['decode_tokens_per_second'] > 0
   folders = (
     folder / other['name'],
-    small / 'compressed' / 'round-0.7-blocks8-int8',
+    newest(small),
   )
   for path in folders:
     for name, kernel in kernels(path).items():

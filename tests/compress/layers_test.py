@@ -2,6 +2,8 @@
 
 import functools
 import logging
+import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +87,27 @@ def test_inputs_are_those_of_the_model():
       x_RD = x.reshape(8 * 9, -1)
       toy.assert_near(sums[f'{key}/kernel'], x_RD.T @ x_RD, 1e-4)
     inputs = calibration.advance(block, kind, layer, jnp.asarray(index), inputs)
+
+
+def test_padding_is_that_of_what_a_product_reads():
+  """Also where inputs are as long as targets, or z as wide as they are long."""
+  real_BT = jnp.array([[True, True, False, False]])
+  segments_BS = jnp.array([[1, 0, 0, 0]])
+  context: Any = types.SimpleNamespace(
+    real_BT=real_BT,
+    cross_mask=types.SimpleNamespace(key_segments_BS=segments_BS),
+  )
+  for path, x, expected in (
+    ('attention/query/kernel', toy.normal((1, 4, 8)), real_BT),
+    ('cross_attention/query/kernel', toy.normal((1, 4, 8)), real_BT),
+    ('cross_attention/key/kernel', toy.normal((1, 4, 8)), segments_BS > 0),
+    ('cross_attention/value/kernel', toy.normal((1, 4, 8)), segments_BS > 0),
+    ('attention/memory_key/kernel', toy.normal((1, 4)), None),
+    ('attention/memory_value/kernel', toy.normal((1, 4, 8)), None),
+  ):
+    found = calibration._is_real(context, path, x)
+    assert (found is None) == (expected is None), path
+    assert expected is None or np.array_equal(found, expected), path
 
 
 @pytest.mark.parametrize('name', MODELS)

@@ -65,6 +65,28 @@ def test_as_many_are_pruned_as_asked(method):
   assert (groups.sum(-1) == 2).all()
 
 
+@pytest.mark.parametrize('method', ['magnitude', 'wanda', 'sparsegpt'])
+def test_of_equal_ones_no_more_are_pruned(method):
+  """Dead inputs, and weights of one size."""
+  w_FD, hessian = matrix()
+  dead_D = jnp.arange(D) % 8 > 0
+  for own, known, share in (
+    (w_FD, jnp.where(dead_D[:, None] | dead_D[None], 0, hessian), 0.5),
+    (w_FD, jnp.zeros_like(hessian), 0.5),
+    (jnp.sign(w_FD), jnp.eye(D), 0.25),
+  ):
+    known = jnp.diag(known) if method == 'wanda' else known
+    settings = matrix_pruning.Settings(method, alpha=share)
+    found, _ = matrix_pruning.compress(own, known, settings)
+    assert np.mean(np.asarray(found) == 0) == share
+  # Of unknown inputs by size.
+  if method == 'wanda':
+    settings = matrix_pruning.Settings(method, alpha=0.5)
+    found, _ = matrix_pruning.compress(w_FD, jnp.zeros(D), settings)
+    expected, _ = matrix_pruning.compress(w_FD, jnp.ones(D), settings)
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize('method', ['magnitude', 'wanda'])
 def test_each_block_of_outputs_keeps_the_largest_blocks(method):
   w_FD, hessian = (np.asarray(part) for part in matrix())
