@@ -658,6 +658,18 @@ CONFLICTS = [
     'compress.int8_inputs=True needs compress.weights=int8, not float',
   ),
   (
+    {
+      'growth.at_step': 2,
+      'growth.method': 'preserve',
+      'growth.num_layers': 1,
+      'model.num_layers': 2,
+      'gates.method': 'l0',
+      'gates.heads': 0.5,
+    },
+    "growth.at_step=2 does not go with gates.method='l0': grown units have no "
+    'gates',
+  ),
+  (
     {'compress.block': 64},
     'compress.block=64 prunes the share compress.alpha of all blocks; set '
     'compress.alpha=0.0 above 0',
@@ -1206,6 +1218,28 @@ def test_every_check_is_tested_here():
     ]
     found = [all(part in text for part in parts) for text in messages]
     assert any(found), ast.unparse(call)
+
+
+def test_a_finished_run_has_no_course_any_more():
+  config = config_lib.from_config_dict(
+    {
+      'sparsity': {'method': 'rigl', 'first': 'nonzero'},
+      'train': {'init_from': 'base'},
+      'evaluate': {'checkpoint': 'best'},
+      'generate': {'checkpoint': 'best', 'temperature': 0.5},
+    }
+  )
+  found = config.of_finished()
+  # Without another run's zeros there would be no such sparsity.
+  found = dataclasses.replace(
+    found, train=dataclasses.replace(found.train, init_from='')
+  )
+  assert found.sparsity.method == 'none'
+  assert found.evaluate.checkpoint == found.generate.checkpoint == 'latest'
+  assert found.generate.temperature == 0.5
+  grown = {'growth': {'at_step': 2, 'num_layers': 1, 'method': 'preserve'}}
+  config = config_lib.from_config_dict(grown | {'model': {'num_layers': 2}})
+  assert config.of_finished().growth.at_step == 0
 
 
 def changed():

@@ -29,6 +29,13 @@ SIZES = {
 }
 # What some are told, beside nothing.
 ARGUMENTS = {
+  'adaptive_fashion': [
+    '',
+    'method=rigl,sparsity=0.98',
+    'method=oneshot',
+    'method=gated',
+    'optimizer=momo_adam,learning_rate=0.1',
+  ],
   # {base} becomes a folder with the config of a run.
   'fine_tune': [f'base={{base}},method={name}' for name in fine_tune.METHODS],
   'digit_fusion': ['inputs=both,dropout=0.8'],

@@ -33,6 +33,11 @@ def plan(config: config_lib.Config, workdir: str | os.PathLike) -> int:
     ConfigError: the config does not match the devices, or they are unknown.
   """
   path = pathlib.Path(workdir)
+  config_lib.check(
+    not config.compress.is_stored,
+    f'--workdir={path} holds compressed parameters, which are not trained; '
+    '--mode=plan is for the run that was compressed',
+  )
   assumptions: list[str] = []
   config = with_vocab(config, path, assumptions)
   if config.plan.topology:

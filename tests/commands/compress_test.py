@@ -121,6 +121,8 @@ def test_what_is_quantised_is_not_quantised_again(small, capsys):
   assert 'is quantised already (int4)' in capsys.readouterr().err
   assert main.main(['main', f'--workdir={small}']) == 2
   assert 'holds compressed parameters' in capsys.readouterr().err
+  assert main.main(['main', f'--workdir={small}', '--mode=plan']) == 2
+  assert 'is for the run that was compressed' in capsys.readouterr().err
 
 
 def test_no_calibration_without_data(trained, capsys):
