@@ -22,6 +22,7 @@ from gemini_jax.models import gemini
 from gemini_jax.weights import (
   config_json,
   exported_program,
+  gguf_file,
   published,
 )
 
@@ -87,6 +88,16 @@ def test_there_and_back(format, name, workdir, tmp_path):
     np.testing.assert_array_equal(before.encode(text), after.encode(text))
   assert before.chat_template == after.chat_template == byte_pair.TEMPLATE
   assert before.end_ids == after.end_ids
+
+
+def test_a_gguf_file_names_every_row_of_the_table(tmp_path):
+  """llama.cpp refuses a file with fewer tokens than rows."""
+  source = tiny_published.write(tmp_path / 'llama', more_rows=7)
+  target = tmp_path / 'model.gguf'
+  assert call(source, target, format='gguf') == 0
+  file = gguf_file.open_gguf(target)
+  num_rows = file.tensors['token_embd.weight'].shape[0]
+  assert len(file.metadata['tokenizer.ggml.tokens']) == num_rows
 
 
 @pytest.mark.parametrize('method', ['full', 'lora'])
