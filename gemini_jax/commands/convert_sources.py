@@ -191,10 +191,8 @@ def open_published(path: pathlib.Path, dtype: str) -> Loaded:
   config = dataclasses.replace(
     source.config(dtype), tokenizer=config_lib.Tokenizer(kind='huggingface')
   )
-  config_lib.check(
-    tokenizer.vocab_size <= (config.model.vocab_size or 0),
-    f'{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model '
-    f'{config.model.vocab_size}',
+  tokenizer = huggingface_tokenizer.without_added(
+    tokenizer, config.model.vocab_size or 0, str(path)
   )
   config = build.with_vocab(config, tokenizer.vocab_size)
   mesh = run_lib.make_mesh(config)

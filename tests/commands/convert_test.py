@@ -100,6 +100,16 @@ def test_a_gguf_file_names_every_row_of_the_table(tmp_path):
   assert len(file.metadata['tokenizer.ggml.tokens']) == num_rows
 
 
+def test_a_tokenizer_with_an_added_token_more_than_rows(tmp_path):
+  """As the folders of Gemma 3 1B."""
+  source = tiny_published.write(tmp_path / 'llama', more_rows=-1)
+  assert call(source, tmp_path / 'run') == 0
+  words = tokenizer_lib.load(tmp_path / 'run/tokenizer')
+  config = config_lib.read(tmp_path / 'run/config.json')
+  assert config.model.vocab_size == words.vocab_size
+  assert words.encode('<think>').size > 1
+
+
 @pytest.mark.parametrize('method', ['full', 'lora'])
 def test_a_training_starts_from_it(method, workdir, tmp_path):
   """With the answers of conversations, by the experiment for that."""
