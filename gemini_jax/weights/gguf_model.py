@@ -35,6 +35,11 @@ _SAME = {
   'attn_logit_softcapping': 'attn_logit_softcapping',
   'final_logit_softcapping': 'final_logit_softcapping',
 }
+# What llama.cpp finds in every file.
+_REQUIRED = (
+  *('embedding_length', 'block_count', 'feed_forward_length'),
+  *('attention.head_count', 'context_length'),
+)
 _ROPE_FACTORS = 'rope_freqs.weight'
 # What llama.cpp knows by itself of Gemma: the layers of the 27B models, whose
 # queries are scaled by width / heads and not by the width of a head.
@@ -42,7 +47,7 @@ _GEMMA_27B = {'gemma2': 46, 'gemma3_text': 62}
 # Fields of config.json that have no place in a file.
 _UNSAID = (
   *('layer_types', 'query_pre_attn_scalar', 'rope_local_base_freq'),
-  'rope_parameters',
+  *('rope_parameters', 'use_sliding_window'),
 )
 # Llama 3's rescaling of rotary frequencies, of which a file holds the result.
 _LLAMA3: dict[str, Any] = {
@@ -88,8 +93,13 @@ def config_values(
         f'{name}.{theirs} differs from layer to layer, which is not supported',
       )
       value = value[0]
+    config_lib.check(
+      value is not None or theirs not in _REQUIRED,
+      f'{name}.{theirs} is missing',
+    )
     if value is not None:
       values[ours] = value
+  values.setdefault('num_key_value_heads', values['num_attention_heads'])
   table = files.get('token_embd.weight')
   config_lib.check(
     table is not None and len(table.shape) == 2,

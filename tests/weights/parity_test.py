@@ -21,6 +21,7 @@ from gemini_jax import config as config_lib
 from gemini_jax.models import gemini
 from gemini_jax.weights import (
   config_json,
+  families,
   gguf_file,
   gguf_model,
   importing,
@@ -198,6 +199,16 @@ def test_logits_equal(name):
   np.testing.assert_allclose(ours_BTV, case.logits_BTV, rtol=0, atol=1e-4)
   # A flat reference would say nothing.
   assert np.std(case.logits_BTV) > 0.2
+
+
+@pytest.mark.parametrize('kind', families.FAMILIES)
+def test_what_config_json_leaves_out(kind):
+  whole = transformers.AutoConfig.for_model(kind).to_dict()
+  models = [
+    families.to_model(values, 'float32')
+    for values in (whole, {'model_type': kind})
+  ]
+  assert not config_json.differences(*models)
 
 
 @pytest.mark.parametrize('name', ['llama3', 'mistral', 'gemma3_short'])
