@@ -321,13 +321,25 @@ def _rotary(values: Mapping[str, Any]) -> dict[str, Any]:
     config_lib.check(
       isinstance(one, dict), f'{CONFIG_FILE}: {name} must be an object'
     )
-  scaling = by_layer.get(FULL, by_layer) or plain
+  full, sliding = by_layer.get(FULL, by_layer), by_layer.get(SLIDING)
+  for name, one in ((FULL, full), (SLIDING, sliding)):
+    config_lib.check(
+      one is None or isinstance(one, dict),
+      f'{CONFIG_FILE}: rope_parameters: {name} must be an object',
+    )
+  for one in (values, plain, full or {}, sliding or {}):
+    rotated = one.get('partial_rotary_factor')
+    config_lib.check(
+      rotated in (1, None),
+      f'{CONFIG_FILE}: partial_rotary_factor={rotated!r} is not supported: all '
+      'of a head is rotated here',
+    )
+  scaling = full or plain
   fields: dict[str, Any] = {
     'rope_base': scaling.get('rope_theta', values.get('rope_theta'))
   }
   if values['model_type'] == 'gemma3_text':
-    local = by_layer.get(SLIDING, {})
-    fields['rope_base_local'] = local.get(
+    fields['rope_base_local'] = (sliding or {}).get(
       'rope_theta', values.get('rope_local_base_freq')
     )
   kind = scaling.get('rope_type', scaling.get('type', 'default'))

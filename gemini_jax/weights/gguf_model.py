@@ -100,6 +100,13 @@ def config_values(
     if value is not None:
       values[ours] = value
   values.setdefault('num_key_value_heads', values['num_attention_heads'])
+  values.setdefault('head_dim', _head_dim(name, values))
+  rotated = metadata.get(f'{name}.rope.dimension_count')
+  config_lib.check(
+    rotated in (values['head_dim'], None),
+    f'{name}.rope.dimension_count={rotated!r} is not supported: all of a head, '
+    f'{values["head_dim"]!r}, is rotated here',
+  )
   table = files.get('token_embd.weight')
   config_lib.check(
     table is not None and len(table.shape) == 2,
@@ -117,6 +124,16 @@ def config_values(
   elif 'sliding_window' in values and kind == 'llama':
     del values['sliding_window']
   return values
+
+
+def _head_dim(name: str | None, values: Mapping[str, Any]) -> int:
+  """The width of a head in a file that does not give it."""
+  width, heads = values['hidden_size'], values['num_attention_heads']
+  config_lib.check(
+    isinstance(width, int) and isinstance(heads, int) and heads > 0,
+    f'{name}.attention.head_count={heads!r} must be above 0',
+  )
+  return width // heads
 
 
 def _rope(

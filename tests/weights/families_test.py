@@ -2,6 +2,9 @@
 
 import json
 
+import pytest
+
+from gemini_jax import config as config_lib
 from gemini_jax.weights import families
 
 
@@ -33,3 +36,29 @@ def test_windows_of_qwen_begin_at_its_28th_layer():
   model = families.to_model(values | {'num_hidden_layers': 30}, 'float32')
   assert model.attention_pattern == ('global',) * 28 + ('local',) * 2
   assert model.window == 4096
+
+
+@pytest.mark.parametrize(
+  'values',
+  [
+    {'partial_rotary_factor': 0.5},
+    {'rope_scaling': {'factor': 2.0, 'partial_rotary_factor': 0.5}},
+    {'rope_parameters': {'rope_theta': 1e4, 'partial_rotary_factor': 0.5}},
+    {'rope_parameters': {'full_attention': {'partial_rotary_factor': 0.5}}},
+    {'rope_parameters': {'sliding_attention': {'partial_rotary_factor': 0.5}}},
+  ],
+)
+def test_heads_of_which_a_part_is_rotated(values):
+  values = {'model_type': 'gemma3_text'} | values
+  with pytest.raises(config_lib.ConfigError, match=r'factor=0\.5 is not supp'):
+    families.to_model(values, 'float32')
+  text = json.dumps(values)
+  for whole in ('1.0', 'null'):
+    families.to_model(json.loads(text.replace('0.5', whole)), 'float32')
+
+
+@pytest.mark.parametrize('name', ['full_attention', 'sliding_attention'])
+def test_rotary_positions_that_are_no_object(name):
+  values = {'model_type': 'gemma3_text', 'rope_parameters': {name: 3}}
+  with pytest.raises(config_lib.ConfigError, match=f'{name} must be an object'):
+    families.to_model(values, 'float32')

@@ -18,17 +18,24 @@ LLAMA = {
 FILES = {'token_embd.weight': types.SimpleNamespace(shape=(61, 32))}
 
 
-def test_heads_of_keys_are_those_of_queries():
-  """In a file that gives no number of them."""
-  values = gguf_model.config_values(LLAMA, FILES)
+@pytest.mark.parametrize('rotated', [{}, {'llama.rope.dimension_count': 8}])
+def test_what_a_file_leaves_out(rotated):
+  values = gguf_model.config_values(LLAMA | rotated, FILES)
   assert values['num_key_value_heads'] == values['num_attention_heads'] == 4
+  assert values['head_dim'] == 8
 
 
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
     ({'attention.head_count': None}, 'llama.attention.head_count is missing'),
+    ({'attention.head_count': 0}, 'llama.attention.head_count=0 must be above'),
     ({'context_length': None}, 'llama.context_length is missing'),
+    ({'rope.dimension_count': 4}, 'rope.dimension_count=4 is not supported'),
+    (
+      {'attention.key_length': 16, 'rope.dimension_count': 8},
+      'rope.dimension_count=8 is not supported: all of a head, 16',
+    ),
   ],
 )
 def test_metadata_that_are_refused(change, message):
