@@ -227,8 +227,16 @@ def test_what_is_imported_is_not_trained_in_place(workdir, capsys):
     ({'model_type': 'mamba'}, "model_type='mamba' is not supported; supported"),
     ({'hidden_size': 'x'}, "model.width='x'"),
     ({'hidden_size': 64}, 'model.layers.0.self_attn.k_proj.weight has the'),
-    ({'num_hidden_layers': 3}, 'tensors are missing, such as'),
-    ({'num_hidden_layers': 1}, 'tensors have no place in this model'),
+    ({'num_hidden_layers': 3}, "9 tensors are missing: 'model.layers.2."),
+    (
+      {'num_hidden_layers': 1},
+      "9 tensors have no place in this model: 'model.layers.1.",
+    ),
+    (
+      {'mlp_bias': True, 'num_hidden_layers': 1},
+      "3 tensors are missing: 'model.layers.0.mlp.down_proj.bias', "
+      "'model.layers.0.mlp.gate_proj.bias', 'model.layers.0.mlp.up_proj.bias'",
+    ),
     ({'attention_bias': True}, 'attention_bias=True is not supported'),
     ({'hidden_act': 'swish2'}, "hidden_act='swish2' is not supported"),
     ({'rope_scaling': {'rope_type': 'yarn'}}, "rope_type='yarn'"),
