@@ -41,8 +41,8 @@ for, 130 Ctrl-C.
 
 import os
 import pathlib
-import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 
 from gemini_jax import command, host
@@ -151,18 +151,21 @@ def write(
   Raises:
     ConfigError: the target cannot be written, or the format has no such models.
   """
-  draft = target.with_name(f'{target.name}.unfinished')
-  shutil.rmtree(draft, ignore_errors=True)
   try:
-    draft.parent.mkdir(parents=True, exist_ok=True)
-    convert_targets.WRITERS[format](loaded, draft, options)
-    draft.rename(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+      dir=target.parent,
+      prefix=f'{target.name}.unfinished_',
+      ignore_cleanup_errors=True,
+    ) as folder:
+      # Of the same name, which a format may write.
+      draft = pathlib.Path(folder, target.name)
+      convert_targets.WRITERS[format](loaded, draft, options)
+      draft.rename(target)
   except OSError as error:
     raise config_lib.ConfigError(
       f'--target={target} cannot be written: {error.strerror}'
     ) from error
-  finally:
-    shutil.rmtree(draft, ignore_errors=True)
   print(
     f'{target}: {gemini.param_count(loaded.params):,} parameters, '
     f'{_size(target) / 2**20:,.1f} MiB'

@@ -100,6 +100,21 @@ def test_a_gguf_file_names_every_row_of_the_table(tmp_path):
   assert len(file.metadata['tokenizer.ggml.tokens']) == num_rows
 
 
+def test_nothing_else_in_the_folder_changes(workdir, tmp_path):
+  """Neither what another conversion to the same target wrote so far."""
+  other = tmp_path / 'model.gguf.unfinished'
+  other.mkdir()
+  (other / 'notes').write_text('mine')
+  assert call(workdir, tmp_path / 'model.gguf', format='gguf') == 0
+  assert (other / 'notes').read_text() == 'mine'
+  assert sorted(path.name for path in tmp_path.iterdir()) == [
+    'model.gguf',
+    other.name,
+  ]
+  metadata = gguf_file.open_gguf(tmp_path / 'model.gguf').metadata
+  assert metadata['general.name'] == 'model'
+
+
 def test_a_tokenizer_with_an_added_token_more_than_rows(tmp_path):
   """As the folders of Gemma 3 1B."""
   source = tiny_published.write(tmp_path / 'llama', more_rows=-1)
