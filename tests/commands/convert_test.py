@@ -68,12 +68,16 @@ def test_it_answers(workdir):
 
 
 @pytest.mark.parametrize(
-  ('format', 'name'), [('huggingface', 'again'), ('gguf', 'again.gguf')]
+  ('name', 'flags'),
+  [
+    ('again', {'format': 'huggingface'}),
+    ('again.gguf', {'format': 'gguf', 'type': 'F32'}),
+  ],
 )
-def test_there_and_back(format, name, workdir, tmp_path):
+def test_there_and_back(name, flags, workdir, tmp_path):
   """To the last bit, and with the same tokens."""
   target = tmp_path / name
-  assert call(workdir, target, format=format, type='F32') == 0
+  assert call(workdir, target, **flags) == 0
   assert call(target, tmp_path / 'back') == 0
   jax.tree.map(
     np.testing.assert_array_equal,
@@ -230,6 +234,23 @@ def test_norms_keep_their_precision(folder):
     )
 
 
+def test_a_run_is_written_in_another_dtype(workdir, tmp_path):
+  """As if it had been imported in that."""
+  target = tmp_path / 'folder'
+  assert call(workdir, target, format='huggingface', dtype='bfloat16') == 0
+  before, after = (
+    published.open_source(path) for path in (workdir.parent / 'llama', target)
+  )
+  assert after.values['torch_dtype'] == 'bfloat16'
+  wanted, found = (
+    source.params(source.config('bfloat16'), toy.make_mesh())
+    for source in (before, after)
+  )
+  jax.tree.map(np.testing.assert_array_equal, wanted, found)
+  table = after.tensors['model.embed_tokens.weight']
+  assert table.dtype == 'bfloat16'
+
+
 def test_what_is_imported_is_not_trained_in_place(workdir, capsys):
   assert run(workdir, 'train') == 2
   error = capsys.readouterr().err
@@ -286,6 +307,14 @@ def test_a_folder_that_is_refused(change, message, folder, tmp_path, capsys):
     ({'type': 'Q9'}, '--type=Q9 must be one of F32, F16, BF16, Q8_0'),
     ({'source': '/nowhere'}, '--source=/nowhere does not exist'),
     ({'checkpoint': 'best'}, '--checkpoint=best is of a workdir'),
+    ({'checkpoint': 'latest'}, '--checkpoint=latest is of a workdir'),
+    (
+      {'type': 'F16'},
+      '--type=F16 is of --format=gguf, not of --format=gem',
+    ),
+    ({'rows': 1, 'format': 'gguf'}, '--rows=1 is of --format=stablehlo, not'),
+    ({'slots': 8}, '--slots=8 is of --format=stablehlo, not of'),
+    ({'dtype': 'float32', 'format': 'peft'}, 'updates of low rank alone are'),
     ({'target': 'source'}, 'exists; give another one'),
   ],
 )
