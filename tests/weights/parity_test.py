@@ -69,6 +69,19 @@ CASES = {
       },
     },
   ),
+  # As published, which is what a GGUF file can hold; all three kinds as well.
+  'llama3_published': (
+    'Llama',
+    {
+      'rope_scaling': {
+        'rope_type': 'llama3',
+        'factor': 32.0,
+        'low_freq_factor': 1.0,
+        'high_freq_factor': 4.0,
+        'original_max_position_embeddings': 8192,
+      },
+    },
+  ),
   'mistral': ('Mistral', SMALL_HEADS | {'sliding_window': 5}),
   'mistral_full': ('Mistral', SMALL_HEADS | {'sliding_window': None}),
   'qwen2': ('Qwen2', {}),
@@ -211,7 +224,9 @@ def test_what_config_json_leaves_out(kind):
   assert not config_json.differences(*models)
 
 
-@pytest.mark.parametrize('name', ['llama3', 'mistral', 'gemma3_short'])
+@pytest.mark.parametrize(
+  'name', ['llama3', 'mistral', 'qwen3', 'gemma2', 'gemma3_short']
+)
 def test_decoding_with_a_cache_is_the_same(name):
   case = reference(name)
   model = gemini.Gemini(case.model)
@@ -284,7 +299,11 @@ def test_a_folder_that_is_written_again_is_the_same(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-  'name', ['llama', 'llama_tied', 'mistral_full', 'qwen2', 'qwen3', 'gemma3']
+  'name',
+  [
+    *('llama', 'llama_tied', 'llama3_published', 'mistral_full', 'qwen2'),
+    *('qwen3', 'qwen3_multi_head', 'gemma2', 'gemma3'),
+  ],
 )
 def test_a_gguf_file_holds_the_same_model(name, tmp_path):
   case = reference(name)
@@ -293,6 +312,9 @@ def test_a_gguf_file_holds_the_same_model(name, tmp_path):
   values = config_json.from_model(original)
   entries = published.export_entries(values, original, case.params, 'gguf')
   made = importing.export(entries, case.params)
+  factors_F = gguf_model.rope_factors(original)
+  if factors_F is not None:
+    made.append(('rope_freqs.weight', factors_F.shape, lambda: factors_F))
   path = tmp_path / 'model.gguf'
   gguf_file.write_gguf(
     path,
@@ -300,8 +322,11 @@ def test_a_gguf_file_holds_the_same_model(name, tmp_path):
     [(name, shape, 'float32', make) for name, shape, make in made],
   )
   model, params = ours_of(path)
+  for field, *pair in config_json.differences(model, original):
+    # Such files hold numbers in float32.
+    np.testing.assert_allclose(*pair, rtol=1e-6, err_msg=field)
   # Of a Gemma, 1 is added to the norms in such files, which rounds them.
-  atol = 1e-6 if name == 'gemma3' else 0
+  atol = 1e-6 if 'gemma' in name else 0
   near = functools.partial(np.testing.assert_allclose, rtol=0, atol=atol)
   jax.tree.map(near, params, case.params)
   near(
