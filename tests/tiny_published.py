@@ -25,11 +25,16 @@ SIZES = {
 }
 
 
-def write(path: pathlib.Path) -> pathlib.Path:
-  """Writes a Llama with its tokenizer and a chat template; the folder."""
+def write(path: pathlib.Path, more_rows: int = 0) -> pathlib.Path:
+  """Writes a Llama with its tokenizer and a chat template; the folder.
+
+  Args:
+    path: of the folder.
+    more_rows: how many more rows than tokens the token table has.
+  """
   path.mkdir()
   words = byte_pair.make(path)
-  model = config_lib.Model(vocab_size=words.vocab_size, **SIZES)
+  model = config_lib.Model(vocab_size=words.vocab_size + more_rows, **SIZES)
   params = toy.model_params(gemini.Gemini(model))
   values = config_json.from_model(model)
   assert values['model_type'] == 'llama'

@@ -1,6 +1,7 @@
 """Models to convert: runs, published models, updates of PEFT."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 import sys
@@ -181,6 +182,26 @@ def merged(loaded: Loaded) -> Loaded:
   return Loaded(config, loaded.tokenizer, jax.jit(merge)(loaded.params))
 
 
+def cast(loaded: Loaded, dtype: str) -> Loaded:
+  """A model that is neither tuned nor compressed, with another dtype.
+
+  Args:
+    loaded: the model.
+    dtype: of its parameters, some excepted that are always in float32, and of
+      the computation.
+  """
+  model = dataclasses.replace(
+    loaded.config.model, dtype=dtype, param_dtype=dtype
+  )
+  init = functools.partial(gemini.init_params, gemini.Gemini(model))
+  shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
+  params = jax.tree.map(
+    lambda leaf, shape: leaf.astype(shape.dtype), loaded.params, shapes
+  )
+  config = dataclasses.replace(loaded.config, model=model)
+  return dataclasses.replace(loaded, config=config, params=params)
+
+
 def open_published(path: pathlib.Path, dtype: str) -> Loaded:
   """A published model on the devices that are here."""
   source = published.open_source(path)
@@ -191,10 +212,8 @@ def open_published(path: pathlib.Path, dtype: str) -> Loaded:
   config = dataclasses.replace(
     source.config(dtype), tokenizer=config_lib.Tokenizer(kind='huggingface')
   )
-  config_lib.check(
-    tokenizer.vocab_size <= (config.model.vocab_size or 0),
-    f'{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model '
-    f'{config.model.vocab_size}',
+  tokenizer = huggingface_tokenizer.without_added(
+    tokenizer, config.model.vocab_size or 0, str(path)
   )
   config = build.with_vocab(config, tokenizer.vocab_size)
   mesh = run_lib.make_mesh(config)

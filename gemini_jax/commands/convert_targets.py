@@ -114,7 +114,9 @@ def write_gguf(
   if factors_F is not None:
     made.append(('rope_freqs.weight', factors_F.shape, lambda: factors_F))
   metadata = gguf_model.metadata_of(values, target.stem)
-  metadata |= gguf_tokenizer.gguf_metadata(loaded.tokenizer)
+  metadata |= gguf_tokenizer.gguf_metadata(
+    loaded.tokenizer, loaded.config.model.vocab_size
+  )
   gguf_file.write_gguf(
     target,
     metadata,

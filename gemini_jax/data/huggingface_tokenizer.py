@@ -6,6 +6,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Mapping
@@ -62,6 +63,68 @@ def from_folder(path: str | os.PathLike) -> tokenizer.Tokenizer:
     )
   except config_lib.ConfigError as error:
     raise config_lib.ConfigError(f'{model} is {error}') from error
+
+
+def without_added(
+  made: tokenizer.Tokenizer, num_rows: int, where: str
+) -> tokenizer.Tokenizer:
+  """A tokenizer without the added tokens that the token table has no row for.
+
+  Gemma 3 1B has such a token, for pictures, which this model does not read;
+  so have fine-tunes to which a token for padding was added. Padding is eos
+  where its own token is dropped.
+
+  Args:
+    made: of a published model.
+    num_rows: of its token table.
+    where: its path, for messages.
+
+  Raises:
+    ConfigError: an ordinary token has no row, or one that begins or ends a
+      text or that the chat template writes.
+  """
+  if made.vocab_size <= num_rows:
+    return made
+  roles = token_roles.Roles(
+    bos_id=made.bos_id,
+    eos_id=made.eos_id,
+    pad_id=made.pad_id if made.pad_id < num_rows else made.eos_id,
+    unk_id=made.unk_id,
+    end_ids=made.end_ids,
+    adds_bos=made.adds_bos,
+    chat_template=made.chat_template,
+  )
+  less, dropped = made, []
+  try:
+    if isinstance(made, library_tokenizer.LibraryTokenizer):
+      content, dropped = made.split_added(num_rows)
+      less = library_tokenizer.LibraryTokenizer(content, roles)
+    elif isinstance(made, sentencepiece_tokenizer.SentencePiece):
+      proto, dropped = sentencepiece_model.split_added(made, num_rows)
+      less = sentencepiece_tokenizer.SentencePiece(proto, roles)
+  except config_lib.ConfigError as error:
+    raise config_lib.ConfigError(
+      f'{where}: the token table has {num_rows} rows: {error}'
+    ) from error
+  config_lib.check(
+    less.vocab_size <= num_rows,
+    f'{where}: the tokenizer has {made.vocab_size} tokens, the model '
+    f'{num_rows}',
+  )
+  for token in dropped:
+    config_lib.check(
+      token not in made.chat_template,
+      f'{where}: the chat template writes {token!r:.80}, for which the token '
+      f'table of {num_rows} rows has none',
+    )
+  logging.warning(
+    '%s: %d added tokens have no row in the token table and are left out: %s%s',
+    where,
+    len(dropped),
+    ', '.join(f'{token!r:.80}' for token in dropped[:5]),
+    ', ...' if len(dropped) > 5 else '',
+  )
+  return less
 
 
 def huggingface_files(made: tokenizer.Tokenizer) -> dict[str, bytes]:

@@ -78,6 +78,32 @@ class LibraryTokenizer(tokenizer.Tokenizer):
     text = super().decode(ids)
     return text[1:] if self.adds_space and text[:1] == ' ' else text
 
+  def split_added(self, size: int) -> tuple[dict[str, Any], list[str]]:
+    """The content without added tokens whose id is not below `size`.
+
+    Returns:
+      The content, and the texts of these tokens by id.
+    """
+    with library_errors('not a tokenizer.json'):
+      added = self._library.get_added_tokens_decoder()
+    dropped = [added[i].content for i in sorted(added) if i >= size]
+    names = set(dropped)
+    model = dict(self.content['model'])
+    if model['type'] == 'BPE':
+      model['vocab'] = {
+        token: i for token, i in model['vocab'].items() if token not in names
+      }
+    else:
+      model['vocab'] = [
+        [token, score] for token, score in model['vocab'] if token not in names
+      ]
+    kept = [
+      token
+      for token in self.content.get('added_tokens', [])
+      if token['content'] not in names
+    ]
+    return self.content | {'model': model, 'added_tokens': kept}, dropped
+
   def serialized(self) -> bytes:
     """The content of the file that `load` reads."""
     values = {

@@ -97,6 +97,24 @@ def pieces_of(made: sentencepiece_tokenizer.SentencePiece) -> Pieces:
   )
 
 
+def split_added(
+  made: sentencepiece_tokenizer.SentencePiece, size: int
+) -> tuple[bytes, list[str]]:
+  """The proto without added pieces whose id is not below `size`.
+
+  Returns:
+    The proto, and the texts of these pieces by id. It is the whole proto if
+    one of them is an ordinary piece.
+  """
+  proto = parse(made.proto)
+  last = proto.pieces[size:]
+  if any(piece.type in (NORMAL, UNKNOWN, BYTE) for piece in last):
+    return made.proto, []
+  dropped = [piece.piece for piece in last if piece.type != UNUSED]
+  del proto.pieces[size:]
+  return proto.SerializeToString(), dropped
+
+
 def from_files(
   content: bytes,
   named: Mapping[str, Any],

@@ -55,10 +55,8 @@ def _values(
   if kind not in ('llama', 'mistral'):
     values['layer_types'] = kinds
   slides = families.SLIDING in kinds
-  if slides or 'sliding_window' in family.defaults:
+  if slides or kind == 'mistral' or 'gemma' in kind:
     values['sliding_window'] = model.window
-  elif kind == 'mistral':
-    values['sliding_window'] = None
   if kind.startswith('qwen'):
     values['use_sliding_window'] = slides
   if 'query_pre_attn_scalar' in family.defaults:

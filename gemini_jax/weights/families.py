@@ -37,21 +37,55 @@ class Family:
   must: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
 
 
+# Those of the classes in `transformers`. A config.json of theirs may leave out
+# what equals them.
 _LLAMA_DEFAULTS = {
+  'vocab_size': 32_000,
+  'hidden_size': 4096,
+  'intermediate_size': 11_008,
+  'num_hidden_layers': 32,
+  'num_attention_heads': 32,
+  'max_position_embeddings': 2048,
   'hidden_act': 'silu',
   'rms_norm_eps': 1e-6,
   'tie_word_embeddings': False,
   'rope_theta': 10_000.0,
 }
+_MISTRAL_DEFAULTS = _LLAMA_DEFAULTS | {
+  'intermediate_size': 14_336,
+  'num_key_value_heads': 8,
+  'max_position_embeddings': 131_072,
+  'sliding_window': 4096,
+}
+_QWEN_DEFAULTS = _LLAMA_DEFAULTS | {
+  'vocab_size': 151_936,
+  'intermediate_size': 22_016,
+  'num_key_value_heads': 32,
+  'max_position_embeddings': 32_768,
+  'sliding_window': 4096,
+  'max_window_layers': 28,
+}
 _GEMMA_DEFAULTS = {
+  'vocab_size': 256_000,
+  'hidden_size': 2304,
+  'intermediate_size': 9216,
+  'num_hidden_layers': 26,
+  'num_attention_heads': 8,
+  'num_key_value_heads': 4,
+  'head_dim': 256,
+  'max_position_embeddings': 8192,
   'hidden_activation': 'gelu_pytorch_tanh',
   'rms_norm_eps': 1e-6,
   'tie_word_embeddings': True,
   'rope_theta': 10_000.0,
-  'head_dim': 256,
   'query_pre_attn_scalar': 256,
   'sliding_window': 4096,
-  'num_key_value_heads': 4,
+}
+_GEMMA3_DEFAULTS = _GEMMA_DEFAULTS | {
+  'vocab_size': 262_208,
+  'max_position_embeddings': 131_072,
+  'rope_theta': 1_000_000.0,
+  'rope_local_base_freq': 10_000.0,
 }
 _GEMMA_FIELDS = {'norm': 'pre_post', 'scale_embeddings': True}
 _NO_BIAS = {'attention_bias': (False, None)}
@@ -59,21 +93,13 @@ _NO_BIAS = {'attention_bias': (False, None)}
 # By `model_type`.
 FAMILIES = {
   'llama': Family('LlamaForCausalLM', _LLAMA_DEFAULTS, {}, 1.0, _NO_BIAS),
-  'mistral': Family(
-    'MistralForCausalLM',
-    _LLAMA_DEFAULTS | {'sliding_window': 4096, 'num_key_value_heads': 8},
-    {},
-    1.0,
-  ),
+  'mistral': Family('MistralForCausalLM', _MISTRAL_DEFAULTS, {}, 1.0),
   'qwen2': Family(
-    'Qwen2ForCausalLM',
-    _LLAMA_DEFAULTS | {'num_key_value_heads': 32},
-    {'attention_bias': True},
-    1.0,
+    'Qwen2ForCausalLM', _QWEN_DEFAULTS, {'attention_bias': True}, 1.0
   ),
   'qwen3': Family(
     'Qwen3ForCausalLM',
-    _LLAMA_DEFAULTS | {'head_dim': 128, 'num_key_value_heads': 32},
+    _QWEN_DEFAULTS | {'head_dim': 128},
     {'qk_norm': True},
     1.0,
     _NO_BIAS,
@@ -88,8 +114,7 @@ FAMILIES = {
   ),
   'gemma3_text': Family(
     'Gemma3ForCausalLM',
-    _GEMMA_DEFAULTS
-    | {'rope_theta': 1_000_000.0, 'rope_local_base_freq': 10_000.0},
+    _GEMMA3_DEFAULTS,
     _GEMMA_FIELDS | {'qk_norm': True},
     0.0,
     _NO_BIAS | {'use_bidirectional_attention': (False, None)},
@@ -296,13 +321,25 @@ def _rotary(values: Mapping[str, Any]) -> dict[str, Any]:
     config_lib.check(
       isinstance(one, dict), f'{CONFIG_FILE}: {name} must be an object'
     )
-  scaling = by_layer.get(FULL, by_layer) or plain
+  full, sliding = by_layer.get(FULL, by_layer), by_layer.get(SLIDING)
+  for name, one in ((FULL, full), (SLIDING, sliding)):
+    config_lib.check(
+      one is None or isinstance(one, dict),
+      f'{CONFIG_FILE}: rope_parameters: {name} must be an object',
+    )
+  for one in (values, plain, full or {}, sliding or {}):
+    rotated = one.get('partial_rotary_factor')
+    config_lib.check(
+      rotated in (1, None),
+      f'{CONFIG_FILE}: partial_rotary_factor={rotated!r} is not supported: all '
+      'of a head is rotated here',
+    )
+  scaling = full or plain
   fields: dict[str, Any] = {
     'rope_base': scaling.get('rope_theta', values.get('rope_theta'))
   }
   if values['model_type'] == 'gemma3_text':
-    local = by_layer.get(SLIDING, {})
-    fields['rope_base_local'] = local.get(
+    fields['rope_base_local'] = (sliding or {}).get(
       'rope_theta', values.get('rope_local_base_freq')
     )
   kind = scaling.get('rope_type', scaling.get('type', 'default'))

@@ -35,6 +35,11 @@ _SAME = {
   'attn_logit_softcapping': 'attn_logit_softcapping',
   'final_logit_softcapping': 'final_logit_softcapping',
 }
+# What llama.cpp finds in every file.
+_REQUIRED = (
+  *('embedding_length', 'block_count', 'feed_forward_length'),
+  *('attention.head_count', 'context_length'),
+)
 _ROPE_FACTORS = 'rope_freqs.weight'
 # What llama.cpp knows by itself of Gemma: the layers of the 27B models, whose
 # queries are scaled by width / heads and not by the width of a head.
@@ -42,7 +47,7 @@ _GEMMA_27B = {'gemma2': 46, 'gemma3_text': 62}
 # Fields of config.json that have no place in a file.
 _UNSAID = (
   *('layer_types', 'query_pre_attn_scalar', 'rope_local_base_freq'),
-  'rope_parameters',
+  *('rope_parameters', 'use_sliding_window'),
 )
 # Llama 3's rescaling of rotary frequencies, of which a file holds the result.
 _LLAMA3: dict[str, Any] = {
@@ -88,8 +93,20 @@ def config_values(
         f'{name}.{theirs} differs from layer to layer, which is not supported',
       )
       value = value[0]
+    config_lib.check(
+      value is not None or theirs not in _REQUIRED,
+      f'{name}.{theirs} is missing',
+    )
     if value is not None:
       values[ours] = value
+  values.setdefault('num_key_value_heads', values['num_attention_heads'])
+  values.setdefault('head_dim', _head_dim(name, values))
+  rotated = metadata.get(f'{name}.rope.dimension_count')
+  config_lib.check(
+    rotated in (values['head_dim'], None),
+    f'{name}.rope.dimension_count={rotated!r} is not supported: all of a head, '
+    f'{values["head_dim"]!r}, is rotated here',
+  )
   table = files.get('token_embd.weight')
   config_lib.check(
     table is not None and len(table.shape) == 2,
@@ -107,6 +124,16 @@ def config_values(
   elif 'sliding_window' in values and kind == 'llama':
     del values['sliding_window']
   return values
+
+
+def _head_dim(name: str | None, values: Mapping[str, Any]) -> int:
+  """The width of a head in a file that does not give it."""
+  width, heads = values['hidden_size'], values['num_attention_heads']
+  config_lib.check(
+    isinstance(width, int) and isinstance(heads, int) and heads > 0,
+    f'{name}.attention.head_count={heads!r} must be above 0',
+  )
+  return width // heads
 
 
 def _rope(

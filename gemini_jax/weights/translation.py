@@ -8,7 +8,7 @@ D width, N heads, H head width, L layers.
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -222,7 +222,7 @@ def check_names(
   missing = [name for name in wanted if name not in shapes]
   config_lib.check(
     not missing,
-    f'{where}: {len(missing)} tensors are missing, such as {missing[:1]}',
+    f'{where}: {len(missing)} tensors are missing: {_first(missing)}',
   )
   for name, shape in wanted.items():
     config_lib.check(
@@ -237,6 +237,12 @@ def check_names(
   ]
   config_lib.check(
     not unknown,
-    f'{where}: {len(unknown)} tensors have no place in this model, such as '
-    f'{unknown[:1]}',
+    f'{where}: {len(unknown)} tensors have no place in this model: '
+    f'{_first(unknown)}',
   )
+
+
+def _first(names: Sequence[str]) -> str:
+  """Up to five names, for messages."""
+  shown = ', '.join(f'{name!r:.200}' for name in names[:5])
+  return f'{shown}, ...' if len(names) > 5 else shown

@@ -22,6 +22,7 @@ from gemini_jax.models import gemini
 from gemini_jax.weights import (
   config_json,
   exported_program,
+  gguf_file,
   published,
 )
 
@@ -67,12 +68,16 @@ def test_it_answers(workdir):
 
 
 @pytest.mark.parametrize(
-  ('format', 'name'), [('huggingface', 'again'), ('gguf', 'again.gguf')]
+  ('name', 'flags'),
+  [
+    ('again', {'format': 'huggingface'}),
+    ('again.gguf', {'format': 'gguf', 'type': 'F32'}),
+  ],
 )
-def test_there_and_back(format, name, workdir, tmp_path):
+def test_there_and_back(name, flags, workdir, tmp_path):
   """To the last bit, and with the same tokens."""
   target = tmp_path / name
-  assert call(workdir, target, format=format, type='F32') == 0
+  assert call(workdir, target, **flags) == 0
   assert call(target, tmp_path / 'back') == 0
   jax.tree.map(
     np.testing.assert_array_equal,
@@ -87,6 +92,41 @@ def test_there_and_back(format, name, workdir, tmp_path):
     np.testing.assert_array_equal(before.encode(text), after.encode(text))
   assert before.chat_template == after.chat_template == byte_pair.TEMPLATE
   assert before.end_ids == after.end_ids
+
+
+def test_a_gguf_file_names_every_row_of_the_table(tmp_path):
+  """llama.cpp refuses a file with fewer tokens than rows."""
+  source = tiny_published.write(tmp_path / 'llama', more_rows=7)
+  target = tmp_path / 'model.gguf'
+  assert call(source, target, format='gguf') == 0
+  file = gguf_file.open_gguf(target)
+  num_rows = file.tensors['token_embd.weight'].shape[0]
+  assert len(file.metadata['tokenizer.ggml.tokens']) == num_rows
+
+
+def test_nothing_else_in_the_folder_changes(workdir, tmp_path):
+  """Neither what another conversion to the same target wrote so far."""
+  other = tmp_path / 'model.gguf.unfinished'
+  other.mkdir()
+  (other / 'notes').write_text('mine')
+  assert call(workdir, tmp_path / 'model.gguf', format='gguf') == 0
+  assert (other / 'notes').read_text() == 'mine'
+  assert sorted(path.name for path in tmp_path.iterdir()) == [
+    'model.gguf',
+    other.name,
+  ]
+  metadata = gguf_file.open_gguf(tmp_path / 'model.gguf').metadata
+  assert metadata['general.name'] == 'model'
+
+
+def test_a_tokenizer_with_an_added_token_more_than_rows(tmp_path):
+  """As the folders of Gemma 3 1B."""
+  source = tiny_published.write(tmp_path / 'llama', more_rows=-1)
+  assert call(source, tmp_path / 'run') == 0
+  words = tokenizer_lib.load(tmp_path / 'run/tokenizer')
+  config = config_lib.read(tmp_path / 'run/config.json')
+  assert config.model.vocab_size == words.vocab_size
+  assert words.encode('<think>').size > 1
 
 
 @pytest.mark.parametrize('method', ['full', 'lora'])
@@ -194,6 +234,23 @@ def test_norms_keep_their_precision(folder):
     )
 
 
+def test_a_run_is_written_in_another_dtype(workdir, tmp_path):
+  """As if it had been imported in that."""
+  target = tmp_path / 'folder'
+  assert call(workdir, target, format='huggingface', dtype='bfloat16') == 0
+  before, after = (
+    published.open_source(path) for path in (workdir.parent / 'llama', target)
+  )
+  assert after.values['torch_dtype'] == 'bfloat16'
+  wanted, found = (
+    source.params(source.config('bfloat16'), toy.make_mesh())
+    for source in (before, after)
+  )
+  jax.tree.map(np.testing.assert_array_equal, wanted, found)
+  table = after.tensors['model.embed_tokens.weight']
+  assert table.dtype == 'bfloat16'
+
+
 def test_what_is_imported_is_not_trained_in_place(workdir, capsys):
   assert run(workdir, 'train') == 2
   error = capsys.readouterr().err
@@ -206,8 +263,16 @@ def test_what_is_imported_is_not_trained_in_place(workdir, capsys):
     ({'model_type': 'mamba'}, "model_type='mamba' is not supported; supported"),
     ({'hidden_size': 'x'}, "model.width='x'"),
     ({'hidden_size': 64}, 'model.layers.0.self_attn.k_proj.weight has the'),
-    ({'num_hidden_layers': 3}, 'tensors are missing, such as'),
-    ({'num_hidden_layers': 1}, 'tensors have no place in this model'),
+    ({'num_hidden_layers': 3}, "9 tensors are missing: 'model.layers.2."),
+    (
+      {'num_hidden_layers': 1},
+      "9 tensors have no place in this model: 'model.layers.1.",
+    ),
+    (
+      {'mlp_bias': True, 'num_hidden_layers': 1},
+      "3 tensors are missing: 'model.layers.0.mlp.down_proj.bias', "
+      "'model.layers.0.mlp.gate_proj.bias', 'model.layers.0.mlp.up_proj.bias'",
+    ),
     ({'attention_bias': True}, 'attention_bias=True is not supported'),
     ({'hidden_act': 'swish2'}, "hidden_act='swish2' is not supported"),
     ({'rope_scaling': {'rope_type': 'yarn'}}, "rope_type='yarn'"),
@@ -242,6 +307,14 @@ def test_a_folder_that_is_refused(change, message, folder, tmp_path, capsys):
     ({'type': 'Q9'}, '--type=Q9 must be one of F32, F16, BF16, Q8_0'),
     ({'source': '/nowhere'}, '--source=/nowhere does not exist'),
     ({'checkpoint': 'best'}, '--checkpoint=best is of a workdir'),
+    ({'checkpoint': 'latest'}, '--checkpoint=latest is of a workdir'),
+    (
+      {'type': 'F16'},
+      '--type=F16 is of --format=gguf, not of --format=gem',
+    ),
+    ({'rows': 1, 'format': 'gguf'}, '--rows=1 is of --format=stablehlo, not'),
+    ({'slots': 8}, '--slots=8 is of --format=stablehlo, not of'),
+    ({'dtype': 'float32', 'format': 'peft'}, 'updates of low rank alone are'),
     ({'target': 'source'}, 'exists; give another one'),
   ],
 )

@@ -146,6 +146,47 @@ def with_added(path):
   return made
 
 
+@pytest.mark.parametrize('kind', ['library', 'added'])
+def test_added_tokens_past_the_table_are_left_out(kind, made, tmp_path, caplog):
+  before = made
+  if kind == 'added':
+    before = with_added(tmp_path)
+    # It writes <|im_end|>, which is one of them.
+    before.chat_template = ''
+  more, name = (1, '<think>') if kind == 'library' else (4, '<pad>')
+  rows = before.vocab_size - more
+  after = huggingface_tokenizer.without_added(before, rows, 'PATH')
+  (record,) = caplog.records
+  assert f'{more - (kind == "added")} added tokens' in record.message
+  assert name in record.message
+  assert after.vocab_size == rows
+  assert (after.pad_id, after.end_ids) == (after.eos_id, before.end_ids)
+  assert after.encode(f'the {name}').max() < rows
+  for text in ('the cat', 'def f(x):\n'):
+    assert after.encode(text).tolist() == before.encode(text).tolist()
+  again = huggingface_tokenizer.without_added(after, rows, 'PATH')
+  assert again is after
+
+
+@pytest.mark.parametrize(
+  ('more', 'change', 'message'),
+  [
+    (2, {}, 'PATH: the tokenizer has 287 tokens, the model 285'),
+    (1, {'eos_token': '<think>'}, 'eos id 286 is not below 286'),
+    (1, {'bos_token': '<think>'}, 'bos id 286 is not below 286'),
+    (1, {'unk_token': '<think>'}, 'unk id 286 is not below 286'),
+    (1, {'chat_template': 'a<think>'}, "the chat template writes '<think>'"),
+  ],
+)
+def test_tokens_past_the_table_that_are_needed(more, change, message, tmp_path):
+  byte_pair.make(tmp_path)
+  path = tmp_path / 'tokenizer_config.json'
+  byte_pair.write(tmp_path, {path.name: json.loads(path.read_text()) | change})
+  made = huggingface_tokenizer.from_folder(tmp_path)
+  with pytest.raises(config.ConfigError, match=message):
+    huggingface_tokenizer.without_added(made, made.vocab_size - more, 'PATH')
+
+
 @pytest.mark.parametrize(
   'kind', ['library', 'ours', 'bpe', 'unigram', 'bytes', 'characters']
 )

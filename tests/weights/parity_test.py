@@ -21,6 +21,7 @@ from gemini_jax import config as config_lib
 from gemini_jax.models import gemini
 from gemini_jax.weights import (
   config_json,
+  families,
   gguf_file,
   gguf_model,
   importing,
@@ -65,6 +66,19 @@ CASES = {
         'low_freq_factor': 1.0,
         'high_freq_factor': 4.0,
         'original_max_position_embeddings': 32,
+      },
+    },
+  ),
+  # As published, which is what a GGUF file can hold; all three kinds as well.
+  'llama3_published': (
+    'Llama',
+    {
+      'rope_scaling': {
+        'rope_type': 'llama3',
+        'factor': 32.0,
+        'low_freq_factor': 1.0,
+        'high_freq_factor': 4.0,
+        'original_max_position_embeddings': 8192,
       },
     },
   ),
@@ -200,7 +214,19 @@ def test_logits_equal(name):
   assert np.std(case.logits_BTV) > 0.2
 
 
-@pytest.mark.parametrize('name', ['llama3', 'mistral', 'gemma3_short'])
+@pytest.mark.parametrize('kind', families.FAMILIES)
+def test_what_config_json_leaves_out(kind):
+  whole = transformers.AutoConfig.for_model(kind).to_dict()
+  models = [
+    families.to_model(values, 'float32')
+    for values in (whole, {'model_type': kind})
+  ]
+  assert not config_json.differences(*models)
+
+
+@pytest.mark.parametrize(
+  'name', ['llama3', 'mistral', 'qwen3', 'gemma2', 'gemma3_short']
+)
 def test_decoding_with_a_cache_is_the_same(name):
   case = reference(name)
   model = gemini.Gemini(case.model)
@@ -273,7 +299,11 @@ def test_a_folder_that_is_written_again_is_the_same(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-  'name', ['llama', 'llama_tied', 'mistral_full', 'qwen2', 'qwen3', 'gemma3']
+  'name',
+  [
+    *('llama', 'llama_tied', 'llama3_published', 'mistral_full', 'qwen2'),
+    *('qwen3', 'qwen3_multi_head', 'gemma2', 'gemma3'),
+  ],
 )
 def test_a_gguf_file_holds_the_same_model(name, tmp_path):
   case = reference(name)
@@ -282,6 +312,9 @@ def test_a_gguf_file_holds_the_same_model(name, tmp_path):
   values = config_json.from_model(original)
   entries = published.export_entries(values, original, case.params, 'gguf')
   made = importing.export(entries, case.params)
+  factors_F = gguf_model.rope_factors(original)
+  if factors_F is not None:
+    made.append(('rope_freqs.weight', factors_F.shape, lambda: factors_F))
   path = tmp_path / 'model.gguf'
   gguf_file.write_gguf(
     path,
@@ -289,8 +322,11 @@ def test_a_gguf_file_holds_the_same_model(name, tmp_path):
     [(name, shape, 'float32', make) for name, shape, make in made],
   )
   model, params = ours_of(path)
+  for field, *pair in config_json.differences(model, original):
+    # Such files hold numbers in float32.
+    np.testing.assert_allclose(*pair, rtol=1e-6, err_msg=field)
   # Of a Gemma, 1 is added to the norms in such files, which rounds them.
-  atol = 1e-6 if name == 'gemma3' else 0
+  atol = 1e-6 if 'gemma' in name else 0
   near = functools.partial(np.testing.assert_allclose, rtol=0, atol=atol)
   jax.tree.map(near, params, case.params)
   near(
