@@ -290,18 +290,15 @@ def _layer_types(values: Mapping[str, Any], num_layers: int) -> list[str]:
 
 def _rotary(values: Mapping[str, Any]) -> dict[str, Any]:
   """Rotary bases and their scaling, as older and newer files say them."""
-  by_layer = values.get('rope_parameters', {})
-  plain = values.get('rope_scaling', {})
-  for name, one in (('rope_parameters', by_layer), ('rope_scaling', plain)):
-    config_lib.check(
-      isinstance(one, dict), f'{CONFIG_FILE}: {name} must be an object'
-    )
-  scaling = by_layer.get(FULL, by_layer) or plain
+  by_layer = _object(values, 'rope_parameters')
+  plain = _object(values, 'rope_scaling')
+  whole = _object(by_layer, FULL) if FULL in by_layer else by_layer
+  scaling = whole or plain
   fields: dict[str, Any] = {
     'rope_base': scaling.get('rope_theta', values.get('rope_theta'))
   }
   if values['model_type'] == 'gemma3_text':
-    local = by_layer.get(SLIDING, {})
+    local = _object(by_layer, SLIDING)
     fields['rope_base_local'] = local.get(
       'rope_theta', values.get('rope_local_base_freq')
     )
@@ -321,12 +318,16 @@ def _rotary(values: Mapping[str, Any]) -> dict[str, Any]:
       f'{CONFIG_FILE}: rope_type={kind!r} is not supported; supported are '
       'default, linear, llama3',
     )
-  return {
-    name: float(value)
-    if isinstance(value, int) and name != 'rope_llama3_context'
-    else value
-    for name, value in fields.items()
-  }
+  return fields
+
+
+def _object(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+  value = values.get(name)
+  config_lib.check(
+    value is None or isinstance(value, dict),
+    f'{CONFIG_FILE}: {name} must be an object',
+  )
+  return value or {}
 
 
 def _number(values: Mapping[str, Any], name: str) -> float:
@@ -335,4 +336,4 @@ def _number(values: Mapping[str, Any], name: str) -> float:
     isinstance(value, (int, float)) and not isinstance(value, bool),
     f'{CONFIG_FILE}: {name}={value!r} must be a number',
   )
-  return float(value)
+  return value

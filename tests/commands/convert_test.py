@@ -212,6 +212,18 @@ def test_what_is_imported_is_not_trained_in_place(workdir, capsys):
     ({'hidden_act': 'swish2'}, "hidden_act='swish2' is not supported"),
     ({'rope_scaling': {'rope_type': 'yarn'}}, "rope_type='yarn'"),
     ({'rope_scaling': 3}, 'rope_scaling must be an object'),
+    (
+      {'rope_parameters': {'full_attention': 3}},
+      'full_attention must be an object',
+    ),
+    (
+      {'rope_scaling': {'rope_type': 'linear', 'factor': 10**400}},
+      'model.rope_scale=<1329 bits> must be at most',
+    ),
+    (
+      {'query_pre_attn_scalar': 10**400},
+      'model.query_scale=<1329 bits> must be at most',
+    ),
     ({'quantization_config': {}}, 'quantised safetensors'),
     ({'vocab_size': None}, 'vocab_size is missing'),
     ({'num_hidden_layers': 10**9}, 'num_hidden_layers=1000000000'),

@@ -204,7 +204,8 @@ MODULE = 'base_model.model.model.layers.0.self_attn.k_proj'
     ({'peft_type': 'IA3'}, "peft_type='IA3' is not supported"),
     ({'lora_dropout': 1.0}, 'lora_dropout=1.0 must be a share below 1'),
     ({'r': 5}, 'r=5 of model.layers'),
-    ({'lora_alpha': 'x'}, "lora_alpha='x' of model.layers"),
+    ({'lora_alpha': 'x'}, 'adapter_config.json: lora_alpha of model'),
+    ({'lora_alpha': 10**400}, 'must be a number of float32, not 1000000'),
     ({'rank_pattern': [1]}, 'rank_pattern must be an object'),
     (
       {'arrays': {f'{MODULE}.lora_A.weight': None}},
