@@ -42,6 +42,10 @@ _PLAIN = {
   'modules_to_save': (None, []),
   'trainable_token_indices': (None,),
   'layer_replication': (None, []),
+  # Others are relative to a base that they have changed.
+  'init_lora_weights': (True, False, 'gaussian', 'orthogonal', 'eva'),
+  'alora_invocation_tokens': (None,),
+  'target_parameters': (None, []),
 }
 _MAX_RANK, _MAX_ALPHA = 1 << 16, 3.4e38
 # Of the base, in the metadata of the file of tensors.

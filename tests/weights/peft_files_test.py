@@ -202,6 +202,10 @@ MODULE = 'base_model.model.model.layers.0.self_attn.k_proj'
   [
     ({'use_dora': True}, 'use_dora=True is not supported; accepted: False'),
     ({'peft_type': 'IA3'}, "peft_type='IA3' is not supported"),
+    ({'init_lora_weights': 'pissa'}, "init_lora_weights='pissa' is not"),
+    ({'init_lora_weights': 'loftq'}, "init_lora_weights='loftq' is not"),
+    ({'alora_invocation_tokens': [5]}, r'alora_invocation_tokens=\[5\] is not'),
+    ({'target_parameters': ['experts']}, 'target_parameters=.* is not'),
     ({'lora_dropout': 1.0}, 'lora_dropout=1.0 must be a share below 1'),
     ({'r': 5}, 'r=5 of model.layers'),
     ({'lora_alpha': 'x'}, 'adapter_config.json: lora_alpha of model'),
