@@ -8,10 +8,12 @@ import numpy as np
 
 import toy
 from gemini_jax.weights import (
+  exported_program,
   families,
   peft_files,
   published,
   safetensors_files,
+  stablehlo,
   tower_config,
 )
 
@@ -127,3 +129,14 @@ def make_update(folder):
 
 def load_update(folder):
   return peft_files.read(folder, *_base())
+
+
+def make_programs(folder):
+  """A model as StableHLO; the manifest alone is damaged."""
+  model = toy.model(num_layers=1)
+  params = toy.model_params(model)
+  stablehlo.write(folder, model.config, params, num_rows=1, num_slots=8)
+
+
+def load_programs(folder):
+  exported_program.load(folder)

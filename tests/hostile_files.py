@@ -90,6 +90,12 @@ FORMATS = {
     hostile_configs.load_update,
     damage=hostile_text.of_json,
   ),
+  'manifest of programs': Format(
+    'manifest.json',
+    hostile_configs.make_programs,
+    hostile_configs.load_programs,
+    damage=hostile_text.of_json,
+  ),
   'tokenizer.json': Format(
     'tokenizer.json',
     hostile_text.make_library,

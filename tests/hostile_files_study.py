@@ -10,6 +10,7 @@ told by its number and seed, and the exit status is 1. The process may have
 
 import faulthandler
 import multiprocessing
+import os
 import pathlib
 import resource
 import sys
@@ -18,6 +19,8 @@ import tempfile
 TESTS = pathlib.Path(__file__).parent
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
+# Other platforms need more addresses than a process may have here.
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 import hostile_files  # noqa: E402
 
 

@@ -1,6 +1,7 @@
 """Published models become workdirs, and runs become published models."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -165,6 +166,25 @@ def test_programs_run_without_the_model(workdir, tmp_path):
       'manifest.json',
       lambda old: old.replace(b'"cpu"', b'"abacus"'),
       'runs on abacus, cuda, tpu, not cpu',
+    ),
+    *(
+      (
+        'manifest.json',
+        lambda old, a=a, b=b: re.sub(a, b, old),
+        f'prefill.stablehlo does not fit the other files: {what}',
+      )
+      for a, b, what in (
+        (rb'"slots": 8', b'"slots": 1099511627776', 'slots 1099511627776'),
+        (rb'"rows": 1', b'"rows": 65536', 'cache of keys|tokens .*65536'),
+        (rb'"piece": 8', b'"piece": 1073741824', r'tokens .*\[1, 1073741824\]'),
+        (rb'"vocab_size": ', b'"vocab_size": 9999', r'logits .*\[1, 9999'),
+        (rb'"shape": \[\s*2', b'"shape": [1048576', r'cache of keys .*1048576'),
+      )
+    ),
+    (
+      'params.safetensors',
+      lambda old: old.replace(b'token/embedding', b'token/embeddinf'),
+      'prefill.stablehlo does not fit the other files: parameters',
     ),
   ],
 )
