@@ -17,7 +17,7 @@ from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax import main
 from gemini_jax import run as run_lib
-from gemini_jax.commands import convert
+from gemini_jax.commands import convert, convert_sources
 from gemini_jax.data import tokenizer as tokenizer_lib
 from gemini_jax.models import gemini
 from gemini_jax.weights import (
@@ -197,6 +197,29 @@ def test_programs_that_are_refused(name, change, message, workdir, tmp_path):
     (target / name).write_bytes(change((target / name).read_bytes()))
   with pytest.raises(config_lib.ConfigError, match=message):
     exported_program.load(target)
+
+
+@pytest.mark.parametrize(('num_devices', 'num_parts'), [(3, 1), (6, 2)])
+def test_any_number_of_devices_shares_the_parameters(
+  num_devices, num_parts, folder, workdir, tmp_path, monkeypatch
+):
+  """A run made there, and one made elsewhere, are not bound to them."""
+  devices = jax.devices()[:num_devices]
+  monkeypatch.setattr(jax, 'devices', lambda: devices)
+  loaded = convert_sources.open_published(folder, 'float32')
+  for leaf in jax.tree.leaves(loaded.params):
+    assert len(leaf.sharding.device_set) == num_devices
+    (part,) = {part.data.size for part in leaf.addressable_shards}
+    # Only norms are not split.
+    assert part == leaf.size // (num_parts if leaf.size > 64 else 1)
+  convert.write(loaded, tmp_path / 'run')
+  config = config_lib.read(tmp_path / 'run/config.json')
+  assert config.parallel == config_lib.Parallel()
+  again = convert_sources.open_run(tmp_path / 'run', 'latest').params
+  jax.tree.map(np.testing.assert_array_equal, again, loaded.params)
+  monkeypatch.undo()
+  whole = convert_sources.open_run(workdir, 'latest').params
+  jax.tree.map(np.testing.assert_array_equal, again, whole)
 
 
 def test_norms_keep_their_precision(folder):
