@@ -58,6 +58,7 @@ def write(
   params: Any,
   entries: Mapping[str, translation.Translation],
   fingerprint: str,
+  base_name: str,
 ):
   """Writes a folder that PEFT puts beside the base.
 
@@ -67,6 +68,7 @@ def write(
     params: its parameters, with the base inside.
     entries: where each matrix of the base is in the published model.
     fingerprint: of the base, by which `check_base` knows it again.
+    base_name: where PEFT finds the base: a folder of Hugging Face.
 
   Raises:
     ConfigError: a matrix that is tuned is none that PEFT can put an update
@@ -100,7 +102,7 @@ def write(
   # PEFT passes over what it does not know here, and not in its config.
   metadata = {'format': 'pt', _FINGERPRINT: fingerprint}
   safetensors_files.write_file(folder / WEIGHTS, arrays, metadata)
-  values = _config(tune, ranks, config.train.init_from)
+  values = _config(tune, ranks, base_name)
   text = json.dumps(values, indent=2) + '\n'
   host.replace_file(folder / CONFIG, text.encode())
 

@@ -48,7 +48,7 @@ def tuned(method='lora', **fields):
     model=model,
     data=config_lib.Data(sequence_length=16),
     tune=config_lib.Tune(method=method, rank=2, **fields),
-    train=config_lib.Train(init_from='/models/base'),
+    train=config_lib.Train(init_from='/runs/base'),
   )
   params = tuning.wrapped(config.tune, base)
   own = parameter_groups.own(config.tune, params)
@@ -87,7 +87,7 @@ def applied(folder):
 
 
 def write(folder, config, params):
-  peft_files.write(folder, config, params, parts()[2], 'a base')
+  peft_files.write(folder, config, params, parts()[2], 'a base', '/models/base')
 
 
 def assert_near(arrays, others):
