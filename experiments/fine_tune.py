@@ -7,8 +7,10 @@ r"""Tunes a published model, or any run, on texts or conversations.
 
 `base` is the workdir with the parameters to start from; its model and its
 tokenizer are used. `method` is full, head, adapter, lora or adalora, see the
-section `tune`; with all but full a checkpoint holds what was trained alone, a
-few megabytes, and `base` must stay where it is.
+section `tune`; with all but full a checkpoint holds what was trained alone, and
+`base` must stay where it is. Of SmolLM2-135M, LoRA of rank 8 for all seven
+matrices has 27 MB a checkpoint (10 MB as a folder of PEFT), for query and value
+alone (tune.pattern) 5.2 MB (1.9 MB).
 
 Without `data` the texts are tiny_shakespeare. `data=FILE.jsonl` takes
 conversations, one in a line: {"messages": [{"role": "user", "content": ...},

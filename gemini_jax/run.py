@@ -187,15 +187,24 @@ class Run:
     return best, remedy
 
 
-def open_run(config: config_lib.Config, workdir: str | os.PathLike) -> Run:
+def open_run(
+  config: config_lib.Config,
+  workdir: str | os.PathLike,
+  mesh: Mesh | None = None,
+) -> Run:
   """Opens what was trained in a folder, before any work on a device.
+
+  Args:
+    config: what was asked for.
+    workdir: the folder.
+    mesh: of all devices; None: of the config, whose batches must fit it.
 
   Raises:
     ConfigError: the folder cannot be used, holds another model, or the
       config does not fit the devices.
   """
   path = pathlib.Path(workdir)
-  mesh = make_mesh(config)
+  mesh = mesh or make_mesh(config)
   checkpoints = open_checkpoints(config, path)
   # The shapes alone tell whether the mesh fits, before any data is read.
   build.abstract_params(

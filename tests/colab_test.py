@@ -66,6 +66,14 @@ def test_notebook_is_thin(path):
       assert not [node for node in ast.walk(tree) if isinstance(node, kinds)]
 
 
+def test_the_readme_links_every_notebook():
+  text = (ROOT / 'README.md').read_text()
+  missing = [
+    path.name for path in NOTEBOOKS if f'(colab/{path.name})' not in text
+  ]
+  assert NOTEBOOKS and not missing
+
+
 # Warnings are of Jupyter's own machinery.
 @pytest.mark.filterwarnings('ignore')
 def test_quickstart_notebook(tmp_path, monkeypatch):

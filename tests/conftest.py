@@ -158,7 +158,7 @@ _SLOW = {
   'weights/gguf_file_test.py::test_a_real_file': (),
   'weight_types_test.py': ('[decoder]', 'past_the_one_door[convolutions]'),
   'media_run_test.py': (),
-  'colab_test.py': ('test_notebook_is_thin',),
+  'colab_test.py': ('test_notebook_is_thin', 'test_the_readme'),
   'main_test.py::test_a_run_that_is_not_finite': (),
   'adapt/decoder_reset_test.py::test_the_decoder_starts_anew': (),
   'adapt/extension_test.py::test_the_search_for': (),

@@ -8,6 +8,7 @@ import collections
 import dataclasses
 from collections.abc import Callable
 
+import hostile_configs
 import hostile_text
 import mutations
 import weight_files
@@ -54,6 +55,15 @@ def _load_safetensors(folder):
     tensor.read()
 
 
+def _config(file_name, *contents):
+  return Format(
+    file_name,
+    lambda folder: hostile_configs.write(folder, *contents),
+    hostile_configs.load,
+    damage=hostile_text.of_json,
+  )
+
+
 FORMATS = {
   'gguf': Format('model.gguf', _make_gguf, _load_gguf, 2200),
   'safetensors': Format(
@@ -64,6 +74,27 @@ FORMATS = {
   ),
   'safetensors_index': Format(
     'model.safetensors.index.json', _make_safetensors, _load_safetensors
+  ),
+  'config.json': _config('config.json', hostile_configs.GEMMA),
+  'config.json of vit': _config('config.json', hostile_configs.VIT),
+  'config.json of whisper': _config('config.json', hostile_configs.WHISPER),
+  'preprocessor of vit': _config(
+    'preprocessor_config.json', hostile_configs.VIT, hostile_configs.PIXELS
+  ),
+  'preprocessor of whisper': _config(
+    'preprocessor_config.json', hostile_configs.WHISPER, hostile_configs.SOUNDS
+  ),
+  'adapter_config': Format(
+    'adapter_config.json',
+    hostile_configs.make_update,
+    hostile_configs.load_update,
+    damage=hostile_text.of_json,
+  ),
+  'manifest of programs': Format(
+    'manifest.json',
+    hostile_configs.make_programs,
+    hostile_configs.load_programs,
+    damage=hostile_text.of_json,
   ),
   'tokenizer.json': Format(
     'tokenizer.json',

@@ -11,5 +11,6 @@ def test_damaged_files_are_read_or_refused(tmp_path, name):
   refused = sum(n for (_, found), n in counts.items() if found == 'refused')
   # Most damage is seen, and what changes only values is none; little of a
   # configuration is used.
-  assert refused > (20 if name == 'tokenizer_config' else 60), counts
+  is_open = name in ('tokenizer_config', 'adapter_config')
+  assert refused > (20 if is_open else 60), counts
   assert all(counts[kind, 'refused'] for kind in ('truncated', 'forged'))

@@ -90,11 +90,10 @@ for name, fields in {
   run = config_lib.Config(
     tune=tune, train=config_lib.Train(init_from=str(folder / 'base'))
   )
-  peft_files.write(folder / name, run, params, entries, 'a base')
-  written = peft.PeftModel.from_pretrained(
-    transformers.LlamaForCausalLM.from_pretrained(folder / 'base'),
-    folder / name,
-  ).eval()
+  peft_files.write(
+    folder / name, run, params, entries, 'a base', str(folder / 'base')
+  )
+  written = peft.AutoPeftModelForCausalLM.from_pretrained(folder / name).eval()
   tell(f'{name}, written by us', ours(params), logits(written), plain)
 
 for name, fields in {

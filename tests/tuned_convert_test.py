@@ -11,6 +11,7 @@ import tuned_runs
 from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
 from gemini_jax.commands import convert
+from gemini_jax.weights import base as base_lib
 from gemini_jax.weights import tuning
 
 
@@ -19,7 +20,7 @@ def folder(tmp_path_factory):
   """With the runs `base` and `tuned`."""
   folder = tmp_path_factory.mktemp('convert')
   config = tuned_runs.base_config(folder)
-  tuned_runs.save(config, folder / 'base')
+  tuned_runs.save(config, folder / 'base', source='/models/published')
   config = tuned_runs.tuned(config, folder / 'base', method='lora', rank=2)
   tuned_runs.save(config, folder / 'tuned')
   return folder
@@ -52,12 +53,24 @@ def test_updates_are_merged(folder, tmp_path):
   jax.tree.map(near, read(tmp_path / 'back')[1], params)
 
 
+@pytest.mark.parametrize('is_imported', [True, False])
+def test_an_adapter_names_the_base_that_peft_can_read(
+  is_imported, folder, tmp_path, monkeypatch
+):
+  """The folder that was imported; else the workdir is all that there is."""
+  if not is_imported:
+    monkeypatch.setattr(base_lib, 'SOURCE', 'no such entry')
+  peft = tmp_path / 'peft'
+  assert call(source=folder / 'tuned', target=peft, format='peft') == 0
+  values = json.loads((peft / 'adapter_config.json').read_text())
+  name = '/models/published' if is_imported else str(folder / 'base')
+  assert values['base_model_name_or_path'] == name
+
+
 def test_an_adapter_goes_out_and_comes_back(folder, tmp_path, capsys):
   _, tuned = read(folder / 'tuned')
   peft = tmp_path / 'peft'
   assert call(source=folder / 'tuned', target=peft, format='peft') == 0
-  values = json.loads((peft / 'adapter_config.json').read_text())
-  assert values['base_model_name_or_path'] == str(folder / 'base')
   base = folder / 'base'
   assert call(source=peft, base=base, target=tmp_path / 'back') == 0
   config, params = read(tmp_path / 'back')

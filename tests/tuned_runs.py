@@ -15,14 +15,15 @@ from gemini_jax.weights import base as base_lib
 MODEL = {'activation': 'silu', 'norm': 'pre', 'tie_embeddings': False}
 
 
-def save(config, folder, seed=4):
+def save(config, folder, seed=4, **manifest):
   """A run of a random model, or one that tunes it."""
   session = session_lib.open_session(config, folder)
   state = session.init_state()
   own = parameter_groups.own(config.tune, state.params)
   drawn = toy.random_tree(jax.eval_shape(lambda: own), seed)
   state = state.replace(params=drawn)
-  manifest = {base_lib.KEY: session.base} if session.base else {}
+  if session.base:
+    manifest[base_lib.KEY] = session.base
   session.run.checkpoints.save(3, state, manifest)
   session.run.checkpoints.close()
   session.write_config()

@@ -16,6 +16,7 @@ from gemini_jax import run as run_lib
 from gemini_jax.data import gguf_tokenizer, huggingface_tokenizer
 from gemini_jax.data import tokenizer as tokenizer_lib
 from gemini_jax.models import build, gemini
+from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.parallel import sharding
 from gemini_jax.weights import base as base_lib
 from gemini_jax.weights import (
@@ -44,9 +45,15 @@ class Loaded:
   manifest: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+def _open(path: pathlib.Path) -> run_lib.Run:
+  """A run on a mesh that its batches need not fit."""
+  config = config_lib.read(path / config_lib.FILE)
+  return run_lib.open_run(config, path, mesh_lib.make_mesh(config.parallel))
+
+
 def open_run(path: pathlib.Path, checkpoint: str) -> Loaded:
   """The model that was trained in a workdir."""
-  run = run_lib.open_run(config_lib.read(path / config_lib.FILE), path)
+  run = _open(path)
   with sharding.use(run.mesh):
     restored = run.restore_params(checkpoint, 'checkpoint')
   kept = (base_lib.KEY, base_lib.SOURCE)
@@ -56,9 +63,7 @@ def open_run(path: pathlib.Path, checkpoint: str) -> Loaded:
 
 def open_peft(path: pathlib.Path, base_path: pathlib.Path) -> Loaded:
   """The updates in a folder of PEFT, as those of a run tuned from a base."""
-  run = run_lib.open_run(
-    config_lib.read(base_path / config_lib.FILE), base_path
-  )
+  run = _open(base_path)
   train = dataclasses.replace(
     run.config.train, init_from=os.path.abspath(base_path)
   )
@@ -107,7 +112,7 @@ def open_tower(path: pathlib.Path, base_path: pathlib.Path) -> Loaded:
   config = dataclasses.replace(
     fitting, model=dataclasses.replace(fitting.model, vocab_size=rows)
   )
-  mesh = run_lib.make_mesh(config)
+  mesh = build.fsdp_mesh(config.model)
   network = build.make_model(config, mesh)
   abstract = build.abstract_params(network, mesh)
   subtree = abstract['perception'][f'encoders_{tower.kind}']['tower']
@@ -216,7 +221,7 @@ def open_published(path: pathlib.Path, dtype: str) -> Loaded:
     tokenizer, config.model.vocab_size or 0, str(path)
   )
   config = build.with_vocab(config, tokenizer.vocab_size)
-  mesh = run_lib.make_mesh(config)
+  mesh = build.fsdp_mesh(config.model)
   with (
     tqdm.tqdm(
       total=len(source.tensors), unit='tensor', disable=not sys.stderr.isatty()

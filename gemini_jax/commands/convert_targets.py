@@ -140,8 +140,19 @@ def write_peft(
   """A folder of updates that PEFT puts beside the published base."""
   del options
   entries = published.huggingface_entries(loaded.config.model, _plain(loaded))
-  known = loaded.manifest.get(base_lib.KEY, {}).get('fingerprint', '')
-  peft_files.write(target, loaded.config, loaded.params, entries, known)
+  known = loaded.manifest.get(base_lib.KEY, {})
+  name = loaded.config.train.init_from
+  if known:
+    # The folder that was imported, where there is one: PEFT reads no workdir.
+    name = base_lib.Base(loaded.config).source(known['step']) or name
+  peft_files.write(
+    target,
+    loaded.config,
+    loaded.params,
+    entries,
+    known.get('fingerprint', ''),
+    name,
+  )
 
 
 def write_stablehlo(

@@ -39,7 +39,13 @@ from gemini_jax.config.model import Latent, Model
 from gemini_jax.config.optimizer import LEARNING_RATES, Optimizer
 from gemini_jax.config.parallel import AXES, Parallel
 from gemini_jax.config.plan import Plan
-from gemini_jax.config.schema import ConfigError, check, nearest, optional
+from gemini_jax.config.schema import (
+  ConfigError,
+  check,
+  nearest,
+  optional,
+  reading,
+)
 from gemini_jax.config.sparsity import Sparsity
 from gemini_jax.config.train import DPO, KLAnnealing, LossWeights, Train
 from gemini_jax.config.tune import AdaLoRA, Tune
@@ -85,6 +91,7 @@ __all__ = [
   'nearest',
   'optional',
   'read',
+  'reading',
   'to_config_dict',
   'to_json',
 ]

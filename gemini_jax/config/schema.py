@@ -1,5 +1,6 @@
 """Strict conversion of ConfigDicts to nested frozen dataclasses, and back."""
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -9,11 +10,15 @@ import re
 import reprlib
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
 import ml_collections
 from ml_collections import config_dict
+
+from gemini_jax import host
+
+_MAX_MESSAGE = 500
 
 
 class ConfigError(ValueError):
@@ -53,6 +58,25 @@ def optional(module: str, needed: str, extra: str) -> Any:
     raise ConfigError(
       f"{needed}; install it with: pip install 'gemini_jax[{extra}]'"
     ) from error
+
+
+@contextlib.contextmanager
+def reading(path: object) -> Iterator[None]:
+  """Names the file or folder in what is wrong with values from it.
+
+  Raises:
+    ConfigError: one line of limited length, in place of any error that such
+      values cause.
+  """
+  try:
+    yield
+  except (*host.MALFORMED, ArithmeticError) as error:
+    text = ' '.join(str(error).split())
+    if not isinstance(error, ConfigError):
+      text = f'a value has a wrong type or is too large: {text}'
+    if len(text) > _MAX_MESSAGE:
+      text = f'{text[:_MAX_MESSAGE]}...'
+    raise ConfigError(f'{path}: {text}') from error
 
 
 def nearest(name: str, known) -> str:

@@ -29,7 +29,10 @@ def slots(num_tokens: int, limit: int) -> int:
 
 
 def max_rows(
-  config: config_lib.Config, num_slots: int, memory_length: int
+  config: config_lib.Config,
+  num_slots: int,
+  memory_length: int,
+  draft: config_lib.Model | None = None,
 ) -> int:
   """Rows that are generated together at most, a power of two unless given.
 
@@ -40,18 +43,23 @@ def max_rows(
     config: its sections `model` and `generate`.
     num_slots: of the cache.
     memory_length: tokens that an encoder reads.
+    draft: the model of `generate.draft`.
   """
   if config.generate.batch_size is not None:
     return config.generate.batch_size
   shards, heads = _splits(config.model)
-  size = row_bytes(config, num_slots, memory_length, heads)
+  size = row_bytes(config, num_slots, memory_length, heads, draft)
   rows = int(_SHARE * free_memory() // size) * shards
   rows = min(max(rows, 1), _MAX_ROWS)
   return processes.smallest(1 << (rows.bit_length() - 1))
 
 
 def row_bytes(
-  config: config_lib.Config, num_slots: int, memory_length: int, heads: int = 1
+  config: config_lib.Config,
+  num_slots: int,
+  memory_length: int,
+  heads: int = 1,
+  draft: config_lib.Model | None = None,
 ) -> int:
   """Bytes of one row, roughly: cache, logits, and activations of a chunk.
 
@@ -60,20 +68,31 @@ def row_bytes(
     num_slots: of the cache.
     memory_length: tokens that an encoder reads.
     heads: devices that share the heads of a row.
+    draft: the model of `generate.draft`, whose cache is counted as well, and
+      the probabilities of drafted tokens that both models have.
   """
   model = config.model
-  cache = jax.eval_shape(
-    lambda: gemini.init_cache(model, 1, num_slots, memory_length)
-  )
-  total = sum(
-    leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache)
-  )
   tokens = max(min(config.generate.prefill_chunk, num_slots), memory_length)
   scores = model.num_heads * min(tokens, num_slots)
   wide = 4 * model.width + 2 * model.mlp_width
   assert model.vocab_size, 'the tokenizer sets model.vocab_size'
   temporary = _LOGITS * model.vocab_size + tokens * (wide + scores)
-  return total // heads + 4 * temporary
+  total = _cache_bytes(model, num_slots, memory_length) // heads
+  if draft is not None:
+    # K tokens of the draft, and of the model K + 1.
+    temporary += (2 * config.generate.draft_tokens + 1) * model.vocab_size
+    total += _cache_bytes(draft, num_slots, 0)
+  return total + 4 * temporary
+
+
+def _cache_bytes(
+  model: config_lib.Model, num_slots: int, memory_length: int
+) -> int:
+  """Bytes of the cache of one row."""
+  cache = jax.eval_shape(
+    lambda: gemini.init_cache(model, 1, num_slots, memory_length)
+  )
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
 
 
 def free_memory() -> int:

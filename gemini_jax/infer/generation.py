@@ -110,7 +110,7 @@ def generate(
   request_lib.warn_unknown(prompt.unknown for prompt in read)
   if latents is None:
     latents = _latents(config, model, params, tokenizer, rows, controller)
-  decoder = _decoder(config, model, tokenizer, read, len(rows))
+  decoder = _decoder(config, model, tokenizer, read, len(rows), draft)
   if controller is not None:
     decoder, params = controller.decoder(decoder, params)
   if draft is not None:
@@ -218,6 +218,7 @@ def _decoder(
   tokenizer: tokenizer_lib.Tokenizer,
   prompts: Sequence[prompts_lib.Prompt],
   num_rows: int,
+  draft: speculative.Draft | None,
 ) -> decoding.Decoder:
   """A decoder with slots and rows for these prompts, as many as fit.
 
@@ -244,6 +245,7 @@ def _decoder(
     dataclasses.replace(config, model=model.config),
     num_slots,
     largest.memory_length,
+    None if draft is None else draft.model.config,
   )
   beams = options.beam_size
   size = batch_lib.padded_size(num_rows, max(1, max_rows // beams))

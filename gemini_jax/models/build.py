@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from gemini_jax import config as config_lib
 from gemini_jax.kernels import dot_product_attention
 from gemini_jax.layers import matmul
 from gemini_jax.models import gemini
+from gemini_jax.parallel import mesh as mesh_lib
 from gemini_jax.parallel import pipeline, sharding
 
 # The token table gets a multiple of this many rows: it then divides evenly.
@@ -102,6 +104,27 @@ def abstract_params(
     params,
     sharding.param_shardings(mesh, named),
   )
+
+
+def fsdp_mesh(model: config_lib.Model) -> Mesh:
+  """A mesh of all devices for parameters alone, which no batch need fit.
+
+  They are split over as many devices as divide every width; the rest of the
+  devices hold copies.
+  """
+  boxed = jax.tree.leaves(
+    _boxed_shapes(gemini.Gemini(model)),  # pyright: ignore
+    is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned),
+  )
+  widths = [
+    size
+    for leaf in boxed
+    if isinstance(leaf, nn.LogicallyPartitioned)
+    for name, size in zip(leaf.names, leaf.value.shape, strict=True)
+    if name == 'embed'
+  ]
+  fsdp = math.gcd(len(jax.devices()), *widths)
+  return mesh_lib.make_mesh(config_lib.Parallel(data=-1, fsdp=fsdp))
 
 
 # Traced once for a model, of which a command may ask several times.

@@ -140,6 +140,13 @@ class Base:
     """What a manifest says of the parameters that were read last."""
     return {'step': self.step, 'fingerprint': fingerprint(params)}
 
+  def source(self, step: int) -> str | None:
+    """What a checkpoint was imported from; None: it was not, or is lost."""
+    try:
+      return self._checkpoints.manifest(step).get(SOURCE)
+    except checkpointer.DamageError:
+      return None
+
   def _merged(self, params: Any, abstract: Any) -> Any:
     """The parameters of a run that was tuned, as plain arrays."""
     merged = jax.eval_shape(tuning.merged, params)

@@ -203,7 +203,9 @@ def stored(compress: config_lib.Compress, params: Any) -> Any:
     size = math.prod(math.prod(dims) for dims in target.sizes(leaf.shape))
     # Of an earlier version, by the share that was asked for.
     kept = max(1, known.get(name, _num_kept(compress, target, leaf.shape)))
-    bits = compress_config.BITS.get(target.weights, 8 * leaf.dtype.itemsize)
+    bits = compress_config.BITS.get(
+      target.weights, 8 * jnp.dtype(leaf.dtype).itemsize
+    )
     # A bit for each number tells where the zeros are.
     if kept * bits + size >= size * bits:
       return leaf

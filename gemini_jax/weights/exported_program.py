@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ import numpy as np
 from gemini_jax import config as config_lib
 from gemini_jax import host
 from gemini_jax.weights import safetensors_files
+from gemini_jax.weights import tensors as tensors_lib
 
 FORMAT = 'gemini_jax.stablehlo.1'
 MANIFEST, PARAMS, ENDING = 'manifest.json', 'params.safetensors', '.stablehlo'
@@ -119,16 +120,38 @@ def load(folder: str | pathlib.Path) -> Program:
   """Opens a folder that `stablehlo.write` made.
 
   Raises:
-    ConfigError: a file is missing or damaged, or was written for other
-      platforms or by a version of jax that this one cannot read.
+    ConfigError: a file is missing or damaged, does not fit the others, or was
+      written for other platforms or by a version of jax that this one cannot
+      read.
   """
   config_lib.optional('flatbuffers', 'StableHLO needs flatbuffers', 'weights')
   folder = pathlib.Path(folder)
+  with config_lib.reading(folder):
+    manifest, programs = _read_programs(folder)
+  tensors = safetensors_files.open_file(folder / PARAMS)
+  with config_lib.reading(folder):
+    for name, program in programs.items():
+      piece = manifest['piece'] if name == 'prefill' else 1
+      _check_sizes(manifest | {'piece': piece}, tensors, name, program)
+  params = {
+    name: jnp.asarray(tensor.read()) for name, tensor in tensors.items()
+  }
+  jitted = {
+    name: jax.jit(program.call, donate_argnums=1)
+    for name, program in programs.items()
+  }
+  return Program(manifest, params, **jitted)
+
+
+def _read_programs(
+  folder: pathlib.Path,
+) -> tuple[dict[str, Any], dict[str, jax.export.Exported]]:
+  """The manifest and the programs by name."""
   try:
     manifest = json.loads(host.read_file(folder / MANIFEST))
     config_lib.check(
       isinstance(manifest, dict) and manifest.get('format') == FORMAT,
-      f'{folder / MANIFEST} is not that of a model in {FORMAT}',
+      f'{MANIFEST} is not that of a model in {FORMAT}',
     )
     contents = {
       name: host.read_file(folder / f'{name}{ENDING}', _MAX_PROGRAM)
@@ -138,29 +161,67 @@ def load(folder: str | pathlib.Path) -> Program:
     platform = 'cuda' if platform == 'gpu' else platform
     config_lib.check(
       platform in manifest['platforms'],
-      f'{folder} runs on {", ".join(manifest["platforms"])}, not {platform}',
+      f'runs on {", ".join(manifest["platforms"])}, not {platform}',
     )
     programs = {}
     for name, content in contents.items():
       config_lib.check(
         hashlib.sha256(content).hexdigest() == manifest['sha256'][name],
-        f'{folder / name}{ENDING} is damaged: its checksum is another',
+        f'{name}{ENDING} is damaged: its checksum is another',
       )
-      program = jax.export.deserialize(bytearray(content))
-      programs[name] = jax.jit(program.call, donate_argnums=1)
+      programs[name] = jax.export.deserialize(bytearray(content))
   except OSError as error:
     raise config_lib.ConfigError(
-      f'{folder} is no exported model: {error.filename}: {error.strerror}'
+      f'is no exported model: {error.filename}: {error.strerror}'
     ) from error
   except config_lib.ConfigError:
     raise
   except host.MALFORMED as error:
     raise config_lib.ConfigError(
-      f'{folder} is damaged, or was written by a jax that is not '
-      f'{jax.__version__} and cannot be read: {error}'
+      f'is damaged, or was written by a jax that is not {jax.__version__} and '
+      f'cannot be read: {error}'
     ) from error
-  tensors = safetensors_files.open_file(folder / PARAMS)
-  params = {
-    name: jnp.asarray(tensor.read()) for name, tensor in tensors.items()
-  }
-  return Program(manifest, params, programs['prefill'], programs['decode'])
+  return manifest, programs
+
+
+def _check_sizes(
+  manifest: dict[str, Any],
+  tensors: Mapping[str, tensors_lib.Tensor],
+  name: str,
+  program: jax.export.Exported,
+):
+  """Sees that a program reads and writes what the other files say.
+
+  Args:
+    manifest: with the tokens of a piece that this program reads.
+    tensors: of the parameters, by name.
+    name: of the program.
+    program: of prefill or decode.
+
+  Raises:
+    ConfigError: it has other sizes.
+  """
+  arguments, _ = jax.tree.unflatten(program.in_tree, program.in_avals)
+  params, cache, tokens_BT, counts_B, starts_B = arguments
+  logits_BV, _ = jax.tree.unflatten(program.out_tree, program.out_avals)
+  rows, piece = manifest['rows'], manifest['piece']
+  shape, dtype = manifest['cache']['shape'], manifest['cache']['dtype']
+  form = lambda aval: (list(aval.shape), str(aval.dtype))
+  for what, said, found in (
+    ('slots', manifest['slots'], cache['key'].shape[3]),
+    *((f'cache of {key}s', (shape, dtype), form(cache[key])) for key in cache),
+    ('tokens', ([rows, piece], 'int32'), form(tokens_BT)),
+    ('counts', ([rows], 'int32'), form(counts_B)),
+    ('starts', ([rows], 'int32'), form(starts_B)),
+    ('logits', ([rows, manifest['vocab_size']], 'float32'), form(logits_BV)),
+    ('parameters', sorted(tensors), sorted(params)),
+    *(
+      (key, (list(tensors[key].shape), tensors[key].dtype), form(params[key]))
+      for key in params.keys() & tensors.keys()
+    ),
+  ):
+    config_lib.check(
+      repr(said) == repr(found),
+      f'{name}{ENDING} does not fit the other files: {what} {said}, and '
+      f'{found} in the program',
+    )

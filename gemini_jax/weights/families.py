@@ -315,31 +315,23 @@ def _layer_types(values: Mapping[str, Any], num_layers: int) -> list[str]:
 
 def _rotary(values: Mapping[str, Any]) -> dict[str, Any]:
   """Rotary bases and their scaling, as older and newer files say them."""
-  by_layer = values.get('rope_parameters', {})
-  plain = values.get('rope_scaling', {})
-  for name, one in (('rope_parameters', by_layer), ('rope_scaling', plain)):
-    config_lib.check(
-      isinstance(one, dict), f'{CONFIG_FILE}: {name} must be an object'
-    )
-  full, sliding = by_layer.get(FULL, by_layer), by_layer.get(SLIDING)
-  for name, one in ((FULL, full), (SLIDING, sliding)):
-    config_lib.check(
-      one is None or isinstance(one, dict),
-      f'{CONFIG_FILE}: rope_parameters: {name} must be an object',
-    )
-  for one in (values, plain, full or {}, sliding or {}):
+  by_layer = _object(values, 'rope_parameters')
+  plain = _object(values, 'rope_scaling')
+  whole = _object(by_layer, FULL) if FULL in by_layer else by_layer
+  sliding = _object(by_layer, SLIDING)
+  for one in (values, plain, whole, sliding):
     rotated = one.get('partial_rotary_factor')
     config_lib.check(
       rotated in (1, None),
       f'{CONFIG_FILE}: partial_rotary_factor={rotated!r} is not supported: all '
       'of a head is rotated here',
     )
-  scaling = full or plain
+  scaling = whole or plain
   fields: dict[str, Any] = {
     'rope_base': scaling.get('rope_theta', values.get('rope_theta'))
   }
   if values['model_type'] == 'gemma3_text':
-    fields['rope_base_local'] = (sliding or {}).get(
+    fields['rope_base_local'] = sliding.get(
       'rope_theta', values.get('rope_local_base_freq')
     )
   kind = scaling.get('rope_type', scaling.get('type', 'default'))
@@ -358,12 +350,16 @@ def _rotary(values: Mapping[str, Any]) -> dict[str, Any]:
       f'{CONFIG_FILE}: rope_type={kind!r} is not supported; supported are '
       'default, linear, llama3',
     )
-  return {
-    name: float(value)
-    if isinstance(value, int) and name != 'rope_llama3_context'
-    else value
-    for name, value in fields.items()
-  }
+  return fields
+
+
+def _object(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+  value = values.get(name)
+  config_lib.check(
+    value is None or isinstance(value, dict),
+    f'{CONFIG_FILE}: {name} must be an object',
+  )
+  return value or {}
 
 
 def _number(values: Mapping[str, Any], name: str) -> float:
@@ -372,4 +368,4 @@ def _number(values: Mapping[str, Any], name: str) -> float:
     isinstance(value, (int, float)) and not isinstance(value, bool),
     f'{CONFIG_FILE}: {name}={value!r} must be a number',
   )
-  return float(value)
+  return value

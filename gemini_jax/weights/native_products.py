@@ -192,7 +192,7 @@ class Dense(NativeWeight):
 
   def rows(self, ids: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
     """See `matmul.rows`."""
-    return matmul.rows(*self.arrays(), ids, dtype)
+    return matmul.rows(self.arrays()[0], ids, dtype)
 
   def _reads(self, x_RD: jax.Array) -> bool:
     """Whether the kernel does; it computes in the type of the matrix."""
@@ -244,7 +244,7 @@ def with_kernel(params: Any, name: str) -> Any:
   if kernel == 'xla':
     leaves = plain
   given = [
-    dataclasses.replace(leaf, kernel=kernel)
+    leaf.replace(kernel=kernel)  # pyright: ignore
     if isinstance(leaf, NativeWeight)
     else leaf
     for leaf in leaves

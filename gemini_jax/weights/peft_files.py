@@ -8,7 +8,6 @@ Ranks that AdaLoRA has cut are left out.
 import dataclasses
 import json
 import logging
-import math
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
@@ -43,8 +42,12 @@ _PLAIN = {
   'modules_to_save': (None, []),
   'trainable_token_indices': (None,),
   'layer_replication': (None, []),
+  # Others are relative to a base that they have changed.
+  'init_lora_weights': (True, False, 'gaussian', 'orthogonal', 'eva'),
+  'alora_invocation_tokens': (None,),
+  'target_parameters': (None, []),
 }
-_MAX_RANK = 1 << 16
+_MAX_RANK, _MAX_ALPHA = 1 << 16, 3.4e38
 # Of the base, in the metadata of the file of tensors.
 _FINGERPRINT = 'gemini_jax.base'
 
@@ -55,6 +58,7 @@ def write(
   params: Any,
   entries: Mapping[str, translation.Translation],
   fingerprint: str,
+  base_name: str,
 ):
   """Writes a folder that PEFT puts beside the base.
 
@@ -64,6 +68,7 @@ def write(
     params: its parameters, with the base inside.
     entries: where each matrix of the base is in the published model.
     fingerprint: of the base, by which `check_base` knows it again.
+    base_name: where PEFT finds the base: a folder of Hugging Face.
 
   Raises:
     ConfigError: a matrix that is tuned is none that PEFT can put an update
@@ -97,7 +102,7 @@ def write(
   # PEFT passes over what it does not know here, and not in its config.
   metadata = {'format': 'pt', _FINGERPRINT: fingerprint}
   safetensors_files.write_file(folder / WEIGHTS, arrays, metadata)
-  values = _config(tune, ranks, config.train.init_from)
+  values = _config(tune, ranks, base_name)
   text = json.dumps(values, indent=2) + '\n'
   host.replace_file(folder / CONFIG, text.encode())
 
@@ -196,9 +201,10 @@ def read(
   config_lib.check(
     0 < rank <= _MAX_RANK, f'{folder / WEIGHTS} has updates of rank {rank}'
   )
-  scales = {
-    name: _scale(values, name, a.shape[0]) for name, (a, _) in pairs.items()
-  }
+  with config_lib.reading(folder / CONFIG):
+    scales = {
+      name: _scale(values, name, a.shape[0]) for name, (a, _) in pairs.items()
+    }
   stabilized = bool(values.get('use_rslora', False))
   divisor = rank**0.5 if stabilized else float(rank)
   alpha = divisor * min(scales.values())
@@ -212,14 +218,15 @@ def read(
     for path, entry in entries.items()
     if any(name.removesuffix('.weight') in pairs for name in entry.names())
   }
-  tune = config_lib.Tune(
-    method='lora',
-    pattern='^(' + '|'.join(map(re.escape, sorted(chosen))) + ')$',
-    rank=rank,
-    alpha=alpha,
-    rank_stabilized=stabilized,
-    dropout=values.get('lora_dropout') or 0.0,
-  )
+  with config_lib.reading(folder / CONFIG):
+    tune = config_lib.Tune(
+      method='lora',
+      pattern='^(' + '|'.join(map(re.escape, sorted(chosen))) + ')$',
+      rank=rank,
+      alpha=alpha,
+      rank_stabilized=stabilized,
+      dropout=values.get('lora_dropout') or 0.0,
+    )
 
   def fill(path, leaf):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
@@ -278,24 +285,33 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
   except host.MALFORMED as error:
     raise config_lib.ConfigError(f'{path} is not JSON') from error
   config_lib.check(isinstance(values, dict), f'{path} must hold an object')
+  with config_lib.reading(path):
+    _check_config(values)
+  return values
+
+
+def _check_config(values: Mapping[str, Any]):
+  """Sees that a config says what our updates of low rank can be.
+
+  Raises:
+    ConfigError: it asks for what they are not.
+  """
   for name, accepted in _PLAIN.items():
     value = values.get(name, accepted[0] if name != 'peft_type' else None)
     config_lib.check(
       value in accepted,
-      f'{path}: {name}={value!r} is not supported; accepted: '
+      f'{name}={value!r} is not supported; accepted: '
       f'{", ".join(map(repr, accepted))}',
     )
   dropout = values.get('lora_dropout', 0.0) or 0.0
   config_lib.check(
     type(dropout) in (int, float) and 0 <= dropout < 1,
-    f'{path}: lora_dropout={dropout!r} must be a share below 1',
+    f'lora_dropout={dropout!r} must be a share below 1',
   )
   for name in ('rank_pattern', 'alpha_pattern'):
     config_lib.check(
-      isinstance(values.get(name, {}) or {}, dict),
-      f'{path}: {name} must be an object',
+      isinstance(values.get(name, {}) or {}, dict), f'{name} must be an object'
     )
-  return values
 
 
 def _pairs(
@@ -362,11 +378,11 @@ def _scale(values: Mapping[str, Any], module: str, rank: int) -> float:
   )
   config_lib.check(
     own == rank and type(own) is int,
-    f'{CONFIG}: r={own!r} of {module}, whose tensors have rank {rank}',
+    f'r={own!r} of {module}, whose tensors have rank {rank}',
   )
   config_lib.check(
-    type(alpha) in (int, float) and math.isfinite(alpha),
-    f'{CONFIG}: lora_alpha={alpha!r} of {module} must be a number',
+    type(alpha) in (int, float) and abs(alpha) <= _MAX_ALPHA,
+    f'lora_alpha of {module} must be a number of float32, not {alpha!r}',
   )
   return alpha / (rank**0.5 if values.get('use_rslora') else rank)
 

@@ -62,10 +62,8 @@ class Published:
     Raises:
       ConfigError: there is no such model.
     """
-    try:
+    with config_lib.reading(self.path):
       model = families.to_model(self.values, dtype)
-    except config_lib.ConfigError as error:
-      raise config_lib.ConfigError(f'{self.path}: {error}') from error
     data = config_lib.Data()
     length = min(data.sequence_length, model.max_length)
     return config_lib.Config(

@@ -34,12 +34,10 @@ def section(path: pathlib.Path) -> config_lib.Image | config_lib.Audio:
   Raises:
     ConfigError: it is damaged, or says what has no counterpart here.
   """
-  values = read(path)
+  values, preprocessor = read(path), _preprocessor(path)
   make = _audio if values['model_type'] == 'whisper' else _image
-  try:
-    return make(values, _preprocessor(path))
-  except config_lib.ConfigError as error:
-    raise config_lib.ConfigError(f'{path}: {error}') from error
+  with config_lib.reading(path):
+    return make(values, preprocessor)
 
 
 def _preprocessor(path: pathlib.Path) -> dict[str, Any]:
@@ -81,7 +79,8 @@ def _image(
   for name in ('image_mean', 'image_std'):
     mean = preprocessor.get(name)
     config_lib.check(
-      mean is None or (isinstance(mean, list) and set(mean) == {0.5}),
+      mean is None
+      or (isinstance(mean, list) and mean == [0.5] * max(len(mean), 1)),
       f'{PREPROCESSOR_FILE}: {name}={mean!r} is not supported; pixels are '
       'brought to -1 to 1 here, as by 0.5',
     )
@@ -163,7 +162,7 @@ def _activation(values: Mapping[str, Any], name: str) -> Any:
     if ours != 'silu'
   }
   config_lib.check(
-    values[name] in known,
+    isinstance(values[name], str) and values[name] in known,
     f'{families.CONFIG_FILE}: {name}={values[name]!r} is not supported; '
     f'supported are {", ".join(known)}',
   )

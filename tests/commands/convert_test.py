@@ -1,6 +1,7 @@
 """Published models become workdirs, and runs become published models."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -16,7 +17,7 @@ from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax import main
 from gemini_jax import run as run_lib
-from gemini_jax.commands import convert
+from gemini_jax.commands import convert, convert_sources
 from gemini_jax.data import tokenizer as tokenizer_lib
 from gemini_jax.models import gemini
 from gemini_jax.weights import (
@@ -206,6 +207,25 @@ def test_programs_run_without_the_model(workdir, tmp_path):
       lambda old: old.replace(b'"cpu"', b'"abacus"'),
       'runs on abacus, cuda, tpu, not cpu',
     ),
+    *(
+      (
+        'manifest.json',
+        lambda old, a=a, b=b: re.sub(a, b, old),
+        f'prefill.stablehlo does not fit the other files: {what}',
+      )
+      for a, b, what in (
+        (rb'"slots": 8', b'"slots": 1099511627776', 'slots 1099511627776'),
+        (rb'"rows": 1', b'"rows": 65536', 'cache of keys|tokens .*65536'),
+        (rb'"piece": 8', b'"piece": 1073741824', r'tokens .*\[1, 1073741824\]'),
+        (rb'"vocab_size": ', b'"vocab_size": 9999', r'logits .*\[1, 9999'),
+        (rb'"shape": \[\s*2', b'"shape": [1048576', r'cache of keys .*1048576'),
+      )
+    ),
+    (
+      'params.safetensors',
+      lambda old: old.replace(b'token/embedding', b'token/embeddinf'),
+      'prefill.stablehlo does not fit the other files: parameters',
+    ),
   ],
 )
 def test_programs_that_are_refused(name, change, message, workdir, tmp_path):
@@ -217,6 +237,29 @@ def test_programs_that_are_refused(name, change, message, workdir, tmp_path):
     (target / name).write_bytes(change((target / name).read_bytes()))
   with pytest.raises(config_lib.ConfigError, match=message):
     exported_program.load(target)
+
+
+@pytest.mark.parametrize(('num_devices', 'num_parts'), [(3, 1), (6, 2)])
+def test_any_number_of_devices_shares_the_parameters(
+  num_devices, num_parts, folder, workdir, tmp_path, monkeypatch
+):
+  """A run made there, and one made elsewhere, are not bound to them."""
+  devices = jax.devices()[:num_devices]
+  monkeypatch.setattr(jax, 'devices', lambda: devices)
+  loaded = convert_sources.open_published(folder, 'float32')
+  for leaf in jax.tree.leaves(loaded.params):
+    assert len(leaf.sharding.device_set) == num_devices
+    (part,) = {part.data.size for part in leaf.addressable_shards}
+    # Only norms are not split.
+    assert part == leaf.size // (num_parts if leaf.size > 64 else 1)
+  convert.write(loaded, tmp_path / 'run')
+  config = config_lib.read(tmp_path / 'run/config.json')
+  assert config.parallel == config_lib.Parallel()
+  again = convert_sources.open_run(tmp_path / 'run', 'latest').params
+  jax.tree.map(np.testing.assert_array_equal, again, loaded.params)
+  monkeypatch.undo()
+  whole = convert_sources.open_run(workdir, 'latest').params
+  jax.tree.map(np.testing.assert_array_equal, again, whole)
 
 
 def test_norms_keep_their_precision(folder):
@@ -277,6 +320,18 @@ def test_what_is_imported_is_not_trained_in_place(workdir, capsys):
     ({'hidden_act': 'swish2'}, "hidden_act='swish2' is not supported"),
     ({'rope_scaling': {'rope_type': 'yarn'}}, "rope_type='yarn'"),
     ({'rope_scaling': 3}, 'rope_scaling must be an object'),
+    (
+      {'rope_parameters': {'full_attention': 3}},
+      'full_attention must be an object',
+    ),
+    (
+      {'rope_scaling': {'rope_type': 'linear', 'factor': 10**400}},
+      'model.rope_scale=<1329 bits> must be at most',
+    ),
+    (
+      {'query_pre_attn_scalar': 10**400},
+      'model.query_scale=<1329 bits> must be at most',
+    ),
     ({'quantization_config': {}}, 'quantised safetensors'),
     ({'vocab_size': None}, 'vocab_size is missing'),
     ({'num_hidden_layers': 10**9}, 'num_hidden_layers=1000000000'),

@@ -74,6 +74,20 @@ def test_a_row_holds_its_caches():
   )
 
 
+def test_a_draft_takes_memory_of_the_rows(monkeypatch):
+  """Its cache, and both models' probabilities of what it drafts."""
+  own, small = config(), toy.model(max_length=512, num_layers=1).config
+  cache = jax.eval_shape(lambda: gemini.init_cache(small, 1, 512, 0))
+  size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
+  alone = capacity.row_bytes(own, 512, 0)
+  both = capacity.row_bytes(own, 512, 0, draft=small)
+  num = 2 * own.generate.draft_tokens + 1
+  assert both - alone == size + 4 * num * own.model.vocab_size
+  monkeypatch.setattr(capacity, 'free_memory', lambda: 4 * both - 2)
+  assert capacity.max_rows(own, 512, 0) == 2
+  assert capacity.max_rows(own, 512, 0, small) == 1
+
+
 def test_a_mesh_holds_more_rows(monkeypatch):
   one = capacity.row_bytes(config(), 512, 0)
   monkeypatch.setattr(capacity, 'free_memory', lambda: 4 * one)

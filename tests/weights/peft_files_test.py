@@ -48,7 +48,7 @@ def tuned(method='lora', **fields):
     model=model,
     data=config_lib.Data(sequence_length=16),
     tune=config_lib.Tune(method=method, rank=2, **fields),
-    train=config_lib.Train(init_from='/models/base'),
+    train=config_lib.Train(init_from='/runs/base'),
   )
   params = tuning.wrapped(config.tune, base)
   own = parameter_groups.own(config.tune, params)
@@ -87,7 +87,7 @@ def applied(folder):
 
 
 def write(folder, config, params):
-  peft_files.write(folder, config, params, parts()[2], 'a base')
+  peft_files.write(folder, config, params, parts()[2], 'a base', '/models/base')
 
 
 def assert_near(arrays, others):
@@ -202,9 +202,14 @@ MODULE = 'base_model.model.model.layers.0.self_attn.k_proj'
   [
     ({'use_dora': True}, 'use_dora=True is not supported; accepted: False'),
     ({'peft_type': 'IA3'}, "peft_type='IA3' is not supported"),
+    ({'init_lora_weights': 'pissa'}, "init_lora_weights='pissa' is not"),
+    ({'init_lora_weights': 'loftq'}, "init_lora_weights='loftq' is not"),
+    ({'alora_invocation_tokens': [5]}, r'alora_invocation_tokens=\[5\] is not'),
+    ({'target_parameters': ['experts']}, 'target_parameters=.* is not'),
     ({'lora_dropout': 1.0}, 'lora_dropout=1.0 must be a share below 1'),
     ({'r': 5}, 'r=5 of model.layers'),
-    ({'lora_alpha': 'x'}, "lora_alpha='x' of model.layers"),
+    ({'lora_alpha': 'x'}, 'adapter_config.json: lora_alpha of model'),
+    ({'lora_alpha': 10**400}, 'must be a number of float32, not 1000000'),
     ({'rank_pattern': [1]}, 'rank_pattern must be an object'),
     (
       {'arrays': {f'{MODULE}.lora_A.weight': None}},

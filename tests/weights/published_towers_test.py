@@ -323,6 +323,12 @@ def test_a_training_goes_through_an_encoder(tmp_path):
      'as encoders of media vit, siglip and whisper'),
     ('vit', 'preprocessor_config', '', '{"image_mean": [0.4, 0.4, 0.4]}',
      'image_mean=[0.4, 0.4, 0.4] is not supported'),
+    ('vit', 'preprocessor_config', '', '{"image_mean": [[0.5]]}',
+     'image_mean=[[0.5]] is not supported'),
+    ('vit', 'config', '"hidden_act": "gelu"', '"hidden_act": []',
+     'hidden_act=[] is not supported'),
+    ('whisper', 'config', '"max_source_positions": 50',
+     f'"max_source_positions": {10**400}', 'is too large: int too large'),
   ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(
