@@ -5,7 +5,7 @@ r"""Pictures of clothes named by a sparse model, or at a rate that it finds.
 
 DIR is the folder of TFDS data sets. `method` is dense (masks that prune
 nothing), static, set, rigl, gradual, oneshot (dense, then pruned before the
-last step as gated prunes: the smallest of all matrices together) or gated
+last step as gated prunes, the smallest of all matrices together) or gated
 (validation decides how much, and `sparsity` is not used); `optimizer` and
 `learning_rate` are those of the config, and a rate that is given is constant.
 The run writes `test/accuracy` and `train/sparsity`.

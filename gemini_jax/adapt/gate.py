@@ -1,11 +1,12 @@
 """Pruning that validation decides on, at the end of each epoch.
 
 At an epoch's end the share `alpha` of the weights that are left is pruned, the
-smallest of all matrices together. The epoch that follows recovers from it, and
-the validation loss after it decides: within the tolerance of the lowest so far,
-all is kept and is the new point to go back to; else parameters, masks and the
-optimizer's state go back to the last such point, and alpha is halved. Judged
-before it recovers, a model would be refused far too early. The first loss that
+smallest of all matrices together (`masks.prune_to`). The epoch that follows
+recovers from it, and the validation loss after it decides: within the tolerance
+of the lowest so far, all is kept and is the new point to go back to; else
+parameters, masks and the optimizer's state go back to the last such point, and
+alpha is halved. Judged before it recovers, a model would be refused far too
+early. The first loss that
 is finite is that of the dense model; until there is one, nothing is pruned.
 Were that one the reference for good, a model that goes on learning could lose
 by pruning all that it learns later.

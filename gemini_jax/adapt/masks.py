@@ -17,6 +17,8 @@ from gemini_jax.models import parameter_groups
 
 _is_left_out = parameter_groups.is_masked
 
+_TINY = 1e-30
+
 
 def apply(masks: Any, tree: Any) -> Any:
   """What mirrors the parameters, with zeros where weights are pruned."""
@@ -77,7 +79,9 @@ def sparsity(masks: Any) -> jax.Array:
 def prune_to(masks: Any, params: Any, share: jax.typing.ArrayLike) -> Any:
   """Masks with fewer weights: of all matrices together the largest are kept.
 
-  What is pruned stays so; where more is pruned already nothing changes.
+  A weight is as large as it is beside the root of the mean square of its
+  parameter; else those with many inputs, which begin small, would lose nearly
+  all. What is pruned stays so; where more is pruned already nothing changes.
 
   Args:
     masks: of the parameters.
@@ -94,7 +98,7 @@ def prune_to(masks: Any, params: Any, share: jax.typing.ArrayLike) -> Any:
     is_leaf=_is_left_out,
   )
   scores = [
-    jnp.where(mask, jnp.abs(leaf.astype(jnp.float32)), -1.0)
+    jnp.where(mask, _relative(leaf.astype(jnp.float32)), -1.0)
     for mask, leaf in zip(leaves, jax.tree.leaves(pairs), strict=True)
   ]
   count = jnp.round((1 - jnp.asarray(share, jnp.float32)) * size)
@@ -102,3 +106,9 @@ def prune_to(masks: Any, params: Any, share: jax.typing.ArrayLike) -> Any:
   return treedef.unflatten(
     [new & mask for new, mask in zip(kept, leaves, strict=True)]
   )
+
+
+def _relative(weights: jax.Array) -> jax.Array:
+  """Sizes beside the root of the mean square of all; zeros where all are."""
+  mean = jnp.mean(jnp.square(weights))
+  return jnp.abs(weights) * jax.lax.rsqrt(jnp.maximum(mean, _TINY))

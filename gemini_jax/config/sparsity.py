@@ -44,7 +44,8 @@ class Sparsity:
   sparsity: schema.PartialShare = 0.9
   # Which matrices keep more. uniform: all the same share. erk: those with few
   # inputs and outputs (Erdos-Renyi-Kernel, Evci et al. 2020). global: those
-  # with larger weights, as gated does; of gradual alone.
+  # with more weights that are large beside their root mean square, as gated
+  # does; of gradual alone.
   distribution: Literal['uniform', 'erk', 'global'] = 'uniform'
   # Matrices and tables that it is about, by a regular expression that is
   # searched for in path and kind, such as '^decoder/.*@matrix$'.

@@ -8,7 +8,6 @@ which become `Dense`.
 R rows, D dims in, F dims out.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable

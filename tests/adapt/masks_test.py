@@ -38,13 +38,16 @@ def flat(tree):
 
 def test_the_largest_of_all_matrices_are_kept():
   found, size = ONES, flat(ONES).size
+  relative = jax.tree.map(
+    lambda leaf: leaf / np.sqrt(np.mean(np.square(leaf))), PARAMS
+  )
   for share in (0.3, 0.5, 0.9):
     before = flat(found)
     found = PRUNE(found, PARAMS, share)
     kept = flat(found)
     assert kept.sum() == round((1 - share) * size)
     assert float(masks.density(found)) == pytest.approx(1 - share, abs=0.01)
-    magnitude = np.abs(of_masks(PARAMS))
+    magnitude = np.abs(of_masks(relative))
     assert magnitude[kept].min() >= magnitude[~kept].max()
     assert not (kept & ~before).any()
   # Weights that have changed meanwhile do not return, nor at a lower share.
@@ -53,6 +56,15 @@ def test_the_largest_of_all_matrices_are_kept():
   np.testing.assert_array_equal(again, kept)
   np.testing.assert_array_equal(flat(PRUNE(found, other, 0.2)), kept)
   assert PRUNE._cache_size() == 1
+
+
+def test_matrices_of_small_numbers_are_not_emptied():
+  scale = iter(10.0 ** -np.arange(100))
+  params = jax.tree.map(lambda leaf: leaf * next(scale), PARAMS)
+  found, expected = PRUNE(ONES, params, 0.8), PRUNE(ONES, PARAMS, 0.8)
+  np.testing.assert_array_equal(flat(found), flat(expected))
+  zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+  assert flat(PRUNE(ONES, zeros, 0.8)).mean() == pytest.approx(0.2, abs=0.01)
 
 
 def test_zeros_in_parameters_and_moments():

@@ -1,5 +1,6 @@
 """Whole models are compressed by what their products read."""
 
+import dataclasses
 import functools
 import logging
 import types
@@ -150,23 +151,51 @@ def matrices(params):
   }
 
 
-def test_codes_are_stored_and_opened():
-  model, params, batches = case('decoder')
-  options = config_lib.Compress(
-    method='sparsegpt', alpha=0.5, weights='int4', group=8
-  )
-  found = layers.compress(options, model, params, batches)
+def reopened(options, found, params):
+  """The parameters as a checkpoint gives them back, and their bytes in it."""
   small = compressed.stored(options, found)
-  size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-  assert size(small) < size(found) < 0.45 * size(params)
   plain = jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=leaf.sharding
     ),
     params,
   )
-  back = compressed.opened(small, plain)
+  return compressed.opened(small, plain), size(small)
+
+
+def size(tree):
+  return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def test_codes_are_stored_and_opened():
+  model, params, batches = case('decoder')
+  options = config_lib.Compress(
+    method='sparsegpt', alpha=0.5, weights='int4', group=8
+  )
+  found = layers.compress(options, model, params, batches)
+  back, num_bytes = reopened(options, found, params)
+  assert num_bytes < size(found) < 0.45 * size(params)
   jax.tree.map(np.testing.assert_array_equal, back, found)
+
+
+@pytest.mark.parametrize('weights', ['int8', 'float8', 'int4'])
+def test_zeros_of_some_matrices_cost_the_others_nothing(weights):
+  """Whatever pruned them, and more in one matrix than in another."""
+  model, params, _ = case('decoder')
+  options = config_lib.Compress(
+    method='magnitude', alpha=0.75, pattern='feedforward'
+  )
+  pruned = layers.compress(options, model, params, ())
+  up = pruned['decoder']['layers']['feedforward']['up']
+  up['kernel'] = up['kernel'].at[0].multiply(0)
+  options = config_lib.Compress(method='round', weights=weights)
+  found = layers.compress(options, model, pruned, ())
+  counted = dataclasses.replace(
+    options, num_kept=compressed.num_kept(options, found)
+  )
+  back, num_bytes = reopened(counted, found, params)
+  jax.tree.map(np.testing.assert_array_equal, back, found)
+  assert num_bytes < 0.95 * size(found)
 
 
 @pytest.mark.parametrize(
