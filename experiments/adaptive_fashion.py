@@ -68,13 +68,12 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.optimizer.clip_norm = 0.0
   config.train.epoch_examples = _EPOCH
   config.train.epochs = _EPOCHS
-  # The rate falls in each epoch, and validation judges what is then left.
-  config.optimizer.schedule = 'cosine'
-  config.optimizer.final_scale = 0.01
-  config.optimizer.cycles = config.train.get_ref('epochs')
-  if numbers['learning_rate'] is not None:
-    config.optimizer.schedule = 'constant'
-    config.optimizer.cycles = 1
+  config.optimizer.schedule = 'constant'
+  if numbers['learning_rate'] is None:
+    # The rate falls in each epoch, and validation judges what is then left.
+    config.optimizer.schedule = 'cosine'
+    config.optimizer.final_scale = 0.01
+    config.optimizer.cycles = config.train.get_ref('epochs')
   steps = -(-_EPOCH // config.data.batch_size)
   config.train.eval_every = steps
   config.train.save_every = steps
@@ -87,7 +86,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.sparsity.pattern = '@matrix$'
   config.sparsity.gate.first_epochs = 6
   config.sparsity.gate.alpha = 0.4
-  config.sparsity.gate.tolerance = 0.03
+  config.sparsity.gate.last_epochs = 4
   if method == 'oneshot':
     # One change of masks, before the last step; see sparsity.course.
     num_steps = steps * _EPOCHS
