@@ -10,8 +10,8 @@ last step as gated prunes, the smallest of all matrices together) or gated
 `learning_rate` are those of the config, and a rate that is given is constant.
 The run writes `test/accuracy` and `train/sparsity`.
 
-Measured (seed 0): gated ends 94.1 % pruned, at 87.0 % test accuracy; LOG.md has
-what else was tried, and that no gate came within half a point of dense.
+Measured on 2 cores (seed 0, about 12 minutes each): gated ends 92.2 % pruned, at
+89.2 % test accuracy; dense 89.4, oneshot to the same share 7.8. See LOG.md.
 """
 
 import ml_collections
@@ -63,7 +63,6 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.model.image.patch = 28
   config.optimizer.name = optimizer
   config.optimizer.learning_rate = numbers['learning_rate']
-  config.optimizer.b2 = 0.999
   config.optimizer.weight_decay = 0.0
   config.optimizer.clip_norm = 0.0
   config.train.epoch_examples = _EPOCH
@@ -71,6 +70,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.optimizer.schedule = 'constant'
   if numbers['learning_rate'] is None:
     # The rate falls in each epoch, and validation judges what is then left.
+    config.optimizer.b2 = 0.999
     config.optimizer.schedule = 'cosine'
     config.optimizer.final_scale = 0.01
     config.optimizer.cycles = config.train.get_ref('epochs')

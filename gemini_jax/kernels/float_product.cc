@@ -14,7 +14,7 @@
 
 namespace {
 
-constexpr int64_t kMostParts = 16;
+constexpr int64_t kPartsPerThread = 2;
 constexpr int64_t kLeastInputs = 64;
 // Rows of the matrix that are read beside each other.
 constexpr int kAtOnce = 4;
@@ -28,10 +28,10 @@ struct OfInputs : Shared {
   std::vector<float> sums;  // [num_parts, num_rows, num_out]
 
   OfInputs(const float* x, int64_t num_rows, int64_t num_in, int64_t num_out,
-           const Number* matrix)
+           const Number* matrix, int64_t most_parts)
       : num_rows(num_rows), num_in(num_in), num_out(num_out), x(x),
         matrix(matrix),
-        num_parts(std::clamp<int64_t>(num_in / kLeastInputs, 1, kMostParts)),
+        num_parts(std::clamp<int64_t>(num_in / kLeastInputs, 1, most_parts)),
         part((num_in + num_parts - 1) / num_parts),
         sums(num_parts * num_rows * num_out) {}
 
@@ -145,8 +145,9 @@ ffi::Error Multiply(ffi::ThreadPool pool, const float* x, int64_t num_rows,
     product->matrix = numbers;
     return Run(pool, product);
   }
-  auto product = std::make_shared<OfInputs<Number>>(x, num_rows, num_in,
-                                                    num_out, numbers);
+  const int64_t most_parts = kPartsPerThread * pool.num_threads();
+  auto product = std::make_shared<OfInputs<Number>>(
+      x, num_rows, num_in, num_out, numbers, std::max<int64_t>(most_parts, 1));
   ffi::Error error = Run(pool, product);
   product->Sum(out);
   return error;
