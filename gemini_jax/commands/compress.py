@@ -33,7 +33,7 @@ from gemini_jax.weights import block_ell, compressed
 # In the folder of the run, a workdir for each compressed model.
 FOLDER = 'compressed'
 # What is compressed by what is known of the weights alone.
-_UNCALIBRATED = f'{parameter_groups.LAYER_MATRICES}|@expert$'
+UNCALIBRATED = f'{parameter_groups.LAYER_MATRICES}|@expert$'
 
 
 def compress(config: config_lib.Config, workdir: str | os.PathLike):
@@ -160,7 +160,7 @@ def _with_zeros(
   """
   if not options.pattern and options.method not in compress_config.CALIBRATED:
     # These have no inputs that a calibration sees.
-    options = dataclasses.replace(options, pattern=_UNCALIBRATED)
+    options = dataclasses.replace(options, pattern=UNCALIBRATED)
   flat = jax.tree_util.tree_flatten_with_path(params)[0]
   leaves = {compressed.name_of(path): leaf for path, leaf in flat}
   num_zeros = size = 0
@@ -211,7 +211,7 @@ def _other_choices(options: config_lib.Compress) -> list[tuple[str, Any]]:
   """Fields that count and are not as usual, but for those of `name_of`."""
   is_calibrated = options.method in compress_config.CALIBRATED
   counts = {
-    'pattern': options.pattern != _UNCALIBRATED,
+    'pattern': options.pattern != UNCALIBRATED,
     'tables': options.weights != 'float',
     'sequences': is_calibrated,
     'damping': is_calibrated,

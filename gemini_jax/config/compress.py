@@ -81,7 +81,7 @@ class Compress:
   is_stored: bool = False
   # How many numbers a matrix keeps at most, of each parameter that may have
   # zeros, by their paths in order; --mode=compress sets it.
-  num_kept: tuple[int, ...] = ()
+  num_kept: tuple[schema.Count, ...] = ()
 
   def __post_init__(self):
     schema.check(

@@ -13,6 +13,7 @@ import pytest
 
 import toy
 from gemini_jax import config as config_lib
+from gemini_jax.commands import compress as compress_command
 from gemini_jax.compress import calibration, layers, recovery
 from gemini_jax.config import compress as compress_config
 from gemini_jax.layers import hooks, matmul
@@ -241,3 +242,16 @@ def test_experts_have_no_inputs_here():
   found = layers.compress(options, model, params, ())
   expert = found['decoder']['layers']['feedforward']['expert_up']['kernel']
   assert np.mean(np.asarray(expert) == 0) == 0.5
+
+
+def test_what_is_not_calibrated_takes_experts_and_leaves_routers():
+  model = toy.model(num_experts=2, expert_dim=8)
+  params = toy.model_params(model)
+  options = config_lib.Compress(
+    method='round', weights='int8', pattern=compress_command.UNCALIBRATED
+  )
+  found = layers.compress(options, model, params, ())
+  feedforward = found['decoder']['layers']['feedforward']
+  assert compressed.is_weight(feedforward['expert_up']['kernel'])
+  assert not compressed.is_weight(feedforward['router']['kernel'])
+  assert moved(model, params, found, [toy.batch()]) < 1e-2

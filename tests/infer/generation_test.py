@@ -214,7 +214,9 @@ def test_the_cache_is_as_long_as_prompt_and_output_need():
     options = dataclasses.replace(config.generate, max_tokens=max_tokens)
     own = dataclasses.replace(config, generate=options)
     read = prompts_lib.read_prompt(own, model, toy_tokenizer, prompt)
-    return generation._decoder(own, model, toy_tokenizer, [read], 1).length
+    return generation._decoder(
+      own, model, toy_tokenizer, [read], 1, None
+    ).length
 
   assert slots('A', 30) == slots('A' * 33, 30) == 64
   assert slots('A' * 34, 30) == slots('A' * 34, 93) == 128
