@@ -208,16 +208,11 @@ def _compiled(compiler: str) -> pathlib.Path:
   path.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=path.parent) as folder:
     unfinished = pathlib.Path(folder) / path.name
-    include = f'-I{jax.ffi.include_dir()}'
+    folders = f'-I{jax.ffi.include_dir()}', f'-I{_FOLDER}'
     subprocess.run(
-      [
-        compiler,
-        *_OPTIONS,
-        include,
-        *map(str, _SOURCES),
-        '-o',
-        str(unfinished),
-      ],
+      [compiler, *_OPTIONS, *folders, '-x', 'c++', '-', '-o', str(unfinished)],
+      # As one file, since most of the time goes into XLA's headers.
+      input=''.join(f'#include "{file.name}"\n' for file in _SOURCES),
       check=True,
       capture_output=True,
       text=True,
