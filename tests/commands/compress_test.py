@@ -10,6 +10,7 @@ import tiny
 from gemini_jax import config as config_lib
 from gemini_jax import main
 from gemini_jax import run as run_lib
+from gemini_jax.compress import speed
 from gemini_jax.weights import block_ell, compressed, int4
 
 
@@ -20,6 +21,14 @@ def trained(tmp_path_factory):
   file = tiny.experiment(folder)
   assert tiny.run(file, folder / 'run') == 0
   return file, folder / 'run'
+
+
+@pytest.fixture(autouse=True)
+def _speeds_are_not_measured_each_time(monkeypatch):
+  """`small` measures them, once; here they would be most of the time."""
+  seconds = {'prefill_tokens_per_second': 1.0, 'decode_tokens_per_second': 2.0}
+  measure = lambda run, variants: {name: dict(seconds) for name in variants}
+  monkeypatch.setattr(speed, 'measure', measure)
 
 
 def compress(workdir, *fields):
