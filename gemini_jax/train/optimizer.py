@@ -110,9 +110,10 @@ def make_optimizer(
     ),
   }
   chain = [rules[config.name]()]
-  # Its step is the loss by the squared norm of the whole gradient.
-  if config.clip_norm and config.name != 'momo_adam':
-    chain.insert(0, optax.clip_by_global_norm(config.clip_norm))
+  if config.clip_norm:
+    clip = optax.clip_by_global_norm(config.clip_norm)
+    # Its step is the loss by the squared norm of the whole gradient.
+    chain.insert(0, optax.identity() if config.name == 'momo_adam' else clip)
   optimizer = optax.chain(*chain)
   if config.frozen or tune.method != 'full':
     # set_to_zero, since optax.masked would pass the rest through unchanged.
