@@ -6,10 +6,9 @@ recovers from it, and the validation loss after it decides: within the tolerance
 of the lowest so far, all is kept and is the new point to go back to; else
 parameters, masks and the optimizer's state go back to the last such point, and
 alpha is halved. Judged before it recovers, a model would be refused far too
-early. The first loss that
-is finite is that of the dense model; until there is one, nothing is pruned.
-Were that one the reference for good, a model that goes on learning could lose
-by pruning all that it learns later.
+early. The first loss that is finite is that of the dense model; until there is
+one, nothing is pruned. Were that one the reference for good, a model that goes
+on learning could lose by pruning all that it learns later.
 
 The point is a part of the training state, so a run resumes at any moment.
 Counts of steps go on, and so do the data and the learning rate's course.
