@@ -319,7 +319,9 @@ def _rows(
       'perplexity': math.exp(min(results[f'{split}/loss'], 700.0)),
       'split': split,
       'parameters': _num_parameters(tree),
-      'bytes': _disk_bytes(run if key == 'dense' else small, tree),
+      'bytes': _disk_bytes(
+        run if key == 'dense' else small, tree, target.parent
+      ),
       'memory_bytes': sum(leaf.nbytes for leaf in jax.tree.leaves(tree)),
       **speeds[key],
       'decode_speedup': speeds[key]['decode_tokens_per_second']
@@ -351,16 +353,17 @@ def _num_parameters(params: Any) -> int:
   return sum(int(count(leaf)) for leaf in leaves)
 
 
-def _disk_bytes(run: run_lib.Run, params: Any) -> int:
+def _disk_bytes(run: run_lib.Run, params: Any, where: pathlib.Path) -> int:
   """Of the files of a checkpoint of the parameters alone.
 
-  Those of a training hold more, so one of the parameters is written.
+  Those of a training hold more, so one of the parameters is written for a
+  moment, in a folder `where` there is room for a compressed one too.
   """
   size = lambda manifest: sum(size for size, _ in manifest['files'].values())
   manifest = run.checkpoints.manifest(run.checkpoints.steps()[-1])
   if all(name.startswith('params/') for name in manifest['arrays']):
     return size(manifest)
-  with tempfile.TemporaryDirectory() as folder:
+  with tempfile.TemporaryDirectory(dir=where) as folder:
     checkpoints = run_lib.open_checkpoints(run.config, pathlib.Path(folder))
     checkpoints.save(0, {'params': params}, {'imported': True})
     checkpoints.close()

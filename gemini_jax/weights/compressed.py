@@ -201,13 +201,18 @@ def stored(compress: config_lib.Compress, params: Any) -> Any:
       return leaf
     target = found[name]
     size = math.prod(math.prod(dims) for dims in target.sizes(leaf.shape))
-    # Of an earlier version, by the share that was asked for.
-    kept = max(1, known.get(name, _num_kept(compress, target, leaf.shape)))
     bits = compress_config.BITS.get(
       target.weights, 8 * jnp.dtype(leaf.dtype).itemsize
     )
     # A bit for each number tells where the zeros are.
-    if kept * bits + size >= size * bits:
+    if name in known:
+      kept = known[name]
+      is_smaller = kept * bits + size < size * bits
+    else:
+      # As an earlier version did it, by the share that was asked for.
+      kept = _num_kept(compress, target, leaf.shape)
+      is_smaller = compress.share * bits > 1
+    if not is_smaller:
       return leaf
     return _pack(leaf, len(target.dims.stack), kept)
 

@@ -17,7 +17,7 @@ from gemini_jax.commands import compress as compress_command
 from gemini_jax.compress import calibration, layers, recovery
 from gemini_jax.config import compress as compress_config
 from gemini_jax.layers import hooks, matmul
-from gemini_jax.weights import compressed
+from gemini_jax.weights import compressed, packed
 
 MODELS = {
   'decoder': {'attention_pattern': ('local', 'global'), 'num_layers': 3},
@@ -242,6 +242,20 @@ def test_experts_have_no_inputs_here():
   found = layers.compress(options, model, params, ())
   expert = found['decoder']['layers']['feedforward']['expert_up']['kernel']
   assert np.mean(np.asarray(expert) == 0) == 0.5
+
+
+def test_a_model_of_an_earlier_version_is_packed_as_it_was():
+  """By the share that was asked for, also where that saves nothing."""
+  model, params, _ = case('decoder')
+  options = config_lib.Compress(method='magnitude', alpha=0.26, weights='int4')
+  found = layers.compress(options, model, params, ())
+  query = lambda tree: tree['decoder']['layers']['attention']['query']['kernel']
+  assert isinstance(query(compressed.stored(options, found)), packed.Packed)
+  counted = dataclasses.replace(
+    options, num_kept=compressed.num_kept(options, found)
+  )
+  back, _ = reopened(counted, found, params)
+  jax.tree.map(np.testing.assert_array_equal, back, found)
 
 
 def test_what_is_not_calibrated_takes_experts_and_leaves_routers():
