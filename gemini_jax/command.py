@@ -22,12 +22,13 @@ from gemini_jax.config import legacy
 
 # Sections that say what is done with a trained run, and on which devices; the
 # others say what it is.
-_OF_USE = ('parallel', 'evaluate', 'generate', 'plan')
+_OF_USE = ('parallel', 'evaluate', 'generate', 'plan', 'predict')
 # The modes that take only these of a config, beside what a run holds; an
 # imported model has no data to be calibrated with.
 _SECTIONS = {
   'eval': _OF_USE,
   'generate': _OF_USE,
+  'predict': _OF_USE,
   'compress': (*_OF_USE, 'data', 'compress'),
 }
 # The name under which an experiment is imported.

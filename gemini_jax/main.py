@@ -1,7 +1,8 @@
 r"""Trains, evaluates, plans and samples one Transformer from one config file.
 
   python -m gemini_jax.main --config=FILE[:ARG] --workdir=DIR \
-      [--mode=train|eval|generate|compress|plan] [--config.field=value ...]
+      [--mode=train|eval|generate|predict|compress|plan] \
+      [--config.field=value ...]
 
 For example:
 
@@ -13,14 +14,15 @@ Modes:
   train     train to train.num_steps, from the newest checkpoint in DIR
   eval      score a checkpoint on the validation and test data
   generate  write text, pictures or sounds with a checkpoint
+  predict   name classes of, or write texts for, the records of a file
   compress  prune and quantise the model in DIR, into DIR/compressed
   plan      compile for devices that need not be here: memory, time, collectives
 
 FILE is an experiment with a function get_config, to which ARG goes. Once DIR
 holds a run, --config may be left out: DIR/config.json stands for it. With
---mode=eval and --mode=generate that file also decides what the run is; of a
-FILE, only its sections parallel, evaluate, generate and plan are read then;
-with --mode=compress data and compress too.
+--mode=eval, generate and predict that file also decides what the run is; of a
+FILE, only its sections parallel, evaluate, generate, plan and predict are read
+then; with --mode=compress data and compress too.
 --config.field=value changes a field of either.
 
   --help --config=FILE   every field of that config: value, type, meaning
@@ -44,7 +46,7 @@ from collections.abc import Sequence
 from gemini_jax import command, help_page, host
 from gemini_jax import config as config_lib
 
-MODES = ('train', 'eval', 'generate', 'compress', 'plan')
+MODES = ('train', 'eval', 'generate', 'predict', 'compress', 'plan')
 OPTIONS: dict[str, str | None] = {'workdir': None, 'mode': 'train'}
 _FLAGS = {'config': None} | OPTIONS
 
@@ -83,7 +85,7 @@ def _main(argv: Sequence[str], owns_process: bool) -> int:
   # Imported once the flags are known to be right: jax takes a second.
   with host.no_interrupt():
     from gemini_jax.checkpoint import checkpointer
-    from gemini_jax.commands import compress, evaluate, generate
+    from gemini_jax.commands import compress, evaluate, generate, predict
     from gemini_jax.parallel import processes
     from gemini_jax.plan import plan
     from gemini_jax.train import lock, loop
@@ -92,6 +94,7 @@ def _main(argv: Sequence[str], owns_process: bool) -> int:
     'train': loop.train,
     'eval': evaluate.evaluate,
     'generate': generate.generate,
+    'predict': predict.predict,
     'compress': compress.compress,
     'plan': plan.plan,
   }

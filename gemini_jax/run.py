@@ -34,6 +34,8 @@ NUMERICS_FIELDS = (
   *('model.remat_offload', 'model.attention_kernel', 'model.context_parallel'),
   *('model.dtype', 'model.dropout', 'tune.dropout'),
 )
+# Sections that say nothing of what the run is.
+_OF_USE = ('evaluate.', 'generate.', 'plan.', 'predict.')
 _TOKENIZER_FIELDS = ('model.vocab_size', 'model.text_vocab_size')
 # Batches on the device ahead of the step that reads them.
 _BATCHES_AHEAD = 2
@@ -312,7 +314,7 @@ def _check_same_model(path: pathlib.Path, config: config_lib.Config):
       f'{value} here; use another --workdir or the same config',
     )
   for field, before, value in differences:
-    if not field.startswith(('evaluate.', 'generate.', 'plan.')):
+    if not field.startswith(_OF_USE):
       logging.info(
         '%s was %s in this workdir and is now %s', field, before, value
       )

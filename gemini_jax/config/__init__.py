@@ -39,6 +39,7 @@ from gemini_jax.config.model import Latent, Model
 from gemini_jax.config.optimizer import LEARNING_RATES, Optimizer
 from gemini_jax.config.parallel import AXES, Parallel
 from gemini_jax.config.plan import Plan
+from gemini_jax.config.predict import Predict
 from gemini_jax.config.schema import (
   ConfigError,
   check,
@@ -79,6 +80,7 @@ __all__ = [
   'Optimizer',
   'Parallel',
   'Plan',
+  'Predict',
   'Sparsity',
   'Tokenizer',
   'Tower',

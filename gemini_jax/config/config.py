@@ -19,6 +19,7 @@ from gemini_jax.config import model as model_lib
 from gemini_jax.config import optimizer as optimizer_lib
 from gemini_jax.config import parallel as parallel_lib
 from gemini_jax.config import plan as plan_lib
+from gemini_jax.config import predict as predict_lib
 from gemini_jax.config import sparsity as sparsity_lib
 from gemini_jax.config import train as train_lib
 from gemini_jax.config import tune as tune_lib
@@ -66,6 +67,9 @@ class Config:
     default_factory=generate_lib.Generate
   )
   plan: plan_lib.Plan = dataclasses.field(default_factory=plan_lib.Plan)
+  predict: predict_lib.Predict = dataclasses.field(
+    default_factory=predict_lib.Predict
+  )
   loss_weights: train_lib.LossWeights = dataclasses.field(
     default_factory=train_lib.LossWeights
   )

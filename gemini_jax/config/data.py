@@ -68,8 +68,8 @@ class Data:
 
   A source is `KIND:WHERE#SLICE`: `tfds:tiny_shakespeare#validation+test`,
   `text:book.txt`, `text:corpus/*.txt#[:90%]`, `jsonl:pairs.jsonl`,
-  `python:pydoc_data.topics#[9::10]` and its complement `#[!9::10]`,
-  `reverse:20000`, `wordnet:`, `digits:train`, `moving:test` (see
+  `csv:table.csv`, `python:pydoc_data.topics#[9::10]` and its complement
+  `#[!9::10]`, `reverse:20000`, `wordnet:`, `digits:train`, `moving:test` (see
   data/sources.py).
   """
 
@@ -98,8 +98,12 @@ class Data:
   # Tasks, written '{image:photo} in {language} -> {caption}'; each record gives
   # one example of each task; see data/task.py.
   tasks: tuple[str, ...] = ()
-  # Names of the classes where a label is a number; (): those of TFDS.
+  # Names of the classes, in the order of their numbers; (): those of TFDS, or
+  # of {class:FIELD} and {tags:FIELD} all that data.train has.
   label_names: tuple[str, ...] = ()
+  # What a training example of a class counts: all the same, or one over the
+  # frequency of its class.
+  class_weights: Literal['none', 'balanced'] = 'none'
   # Sample rate (Hz) of sounds that do not state one;
   # None: model.audio.sample_rate.
   audio_sample_rate: Annotated[int, schema.Range(1, cap=1_000_000)] | None = (

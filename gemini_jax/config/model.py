@@ -52,6 +52,9 @@ class Model:
   # How many of those rows, from the first, are text tokens; padding and the
   # placeholders of media come after them. None: the tokenizer's vocabulary.
   text_vocab_size: schema.Length | None = None
+  # Classes that an output of its own gives scores to, in the place of tokens;
+  # 0: the output is tokens. Tasks with {class:FIELD} or {tags:FIELD} set it.
+  num_classes: Annotated[int, schema.Range(0, cap=65_535)] = 0
   # Longest sequence of the decoder in tokens, prompt and output together.
   max_length: schema.Length = 256
   # Width of the residual stream.
@@ -300,6 +303,11 @@ class Model:
     assert self.vocab_size, 'the tokenizer sets model.vocab_size'
     rows = self.vocab_size - (len(media.KINDS) if self.kinds else 0)
     return self.text_vocab_size or rows
+
+  @property
+  def output_rows(self) -> int:
+    """Rows of the output table that have a meaning: classes, or text tokens."""
+    return self.num_classes or self.text_rows
 
   def placeholder(self, kind: str) -> int:
     """Id of the token that holds the place of a soft token of a kind.

@@ -117,7 +117,7 @@ class Train:
       f'train.epochs={self.epochs} needs train.epoch_examples, the examples of '
       'an epoch',
     )
-    fields = ('train', *data.BATCH_FIELDS, *data.TASK_FIELDS)
+    fields = ('train', *data.BATCH_FIELDS, *data.TASK_FIELDS, 'class_weights')
     known = (*(f'data.{name}' for name in fields), 'train.seed')
     for name in self.accept_changes:
       schema.check(

@@ -54,6 +54,8 @@ class Corpus:
     digest: hex digest of the tokens and, if there are any, of the media.
     is_target: bool[N], tokens that are targets, of conversations; None where
       `firsts` tells.
+    classes: uint16[N], of `transforms.classified`; None where targets are
+      tokens.
   """
 
   tokens: np.ndarray
@@ -66,6 +68,7 @@ class Corpus:
   note: str
   digest: str
   is_target: np.ndarray | None = None
+  classes: np.ndarray | None = None
 
 
 def folder(config: config_lib.Data) -> pathlib.Path:
@@ -143,12 +146,14 @@ def _write(work, read, tokenizer, placeholders):
   writing = lambda: _writing(work.parent)
 
   masks: list[np.ndarray] = []
+  classes: list[np.ndarray] = []
   names = list(_FILES)
 
   def flush():
     for name, arrays, kind in (
       (_FILES[0], buffer, dtype),
       (_IS_TARGET, masks, bool),
+      (_CLASSES, classes, np.uint16),
     ):
       if name in names:
         with writing(), open(work / name, 'ab') as file:
@@ -163,6 +168,14 @@ def _write(work, read, tokenizer, placeholders):
         first = int(np.argmax(is_target))
         masks.append(is_target)
         names = [*_FILES, _IS_TARGET]
+      elif isinstance(document[-1][0], transforms.Classes):
+        inputs, (targets,) = document
+        tokens, predicted = transforms.classified(
+          inputs, targets, tokenizer, placeholders
+        )
+        first = len(tokens) - 1
+        classes.append(predicted)
+        names = [*_FILES, _CLASSES]
       else:
         tokens, first = transforms.document(document, tokenizer, placeholders)
       unknown += int(np.count_nonzero(tokens == tokenizer.unk_id))
@@ -205,8 +218,8 @@ _FILES = (
   *('tokens.bin', 'offsets.bin', 'firsts.bin', 'sizes.bin'),
   'origins.bin',
 )
-# Only of conversations.
-_IS_TARGET = 'is_target.bin'
+# Only of conversations, and of targets that are classes.
+_IS_TARGET, _CLASSES = 'is_target.bin', 'classes.bin'
 
 
 def _publish(work: pathlib.Path, path: pathlib.Path):
@@ -261,11 +274,15 @@ def _corpus(path: pathlib.Path, meta: dict[str, Any]) -> Corpus:
   is_target = None
   if _IS_TARGET in meta['files']:
     is_target = np.memmap(path / _IS_TARGET, bool, 'r')
+  classes = None
+  if _CLASSES in meta['files']:
+    classes = np.memmap(path / _CLASSES, np.uint16, 'r')
   return Corpus(
     tokens=np.empty(0, dtype)
     if empty
     else np.memmap(path / 'tokens.bin', dtype, 'r'),
     is_target=is_target,
+    classes=classes,
     offsets=np.fromfile(path / 'offsets.bin', np.int64),
     firsts=np.fromfile(path / 'firsts.bin', np.int64),
     sizes=np.fromfile(path / 'sizes.bin', np.int64),

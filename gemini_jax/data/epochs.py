@@ -57,8 +57,11 @@ class Epochs:
     self.num_bytes = int(corpus.sizes[chosen].sum())
     self.num_tokens = int(self.lengths.sum())
     self.num_targets = int((self.lengths + 1 - self.firsts).sum())
-    if corpus.is_target is not None:
-      counts = np.add.reduceat(corpus.is_target, corpus.offsets[:-1], dtype=int)
+    is_target = corpus.is_target
+    if corpus.classes is not None:
+      is_target = corpus.classes > 0
+    if is_target is not None:
+      counts = np.add.reduceat(is_target, corpus.offsets[:-1], dtype=int)
       self.num_targets = int(counts[chosen].sum())
     self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
     plans = self._make_rows()
@@ -103,6 +106,7 @@ class Epochs:
       self._config,
       self._tokenizer,
       self.corpus.is_target,
+      self.corpus.classes,
     )
     batch = assemble(pieces)
     for rejected in self._rejected_rows:

@@ -60,6 +60,10 @@ def examples(
 
   def read_piece(record, piece):
     nonlocal last
+    if piece.kind in task_lib.CLASSES:
+      names = source.names[piece.value]
+      ids = fields.classes_of(record, piece, names)
+      return transforms.Classes(ids, piece.kind == task_lib.TAGS)
     if piece.kind not in config_lib.KINDS:
       return fields.text_of(record, piece, source.names)
     if record is not last:
@@ -81,6 +85,9 @@ def examples(
     parts = tuple(
       tuple(read_piece(record, piece) for piece in part) for part in task.parts
     )
+    if task.classes is not None and task.classes.kind == task_lib.TAGS:
+      # Sees that each word has a token and a tag.
+      transforms.classified(parts[0], parts[1][0], tokenizer)
     return parts, b''.join(digests)
 
   for origin, (parts, media_digest) in _usable(source, tasks, tally, read):

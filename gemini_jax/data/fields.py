@@ -27,7 +27,7 @@ def texts_of(
     ''.join(
       text_of(record, piece, source.names)
       for piece in part
-      if piece.kind not in config_lib.KINDS
+      if piece.kind not in (*config_lib.KINDS, *task_lib.CLASSES)
     )
     for part in task.parts
   )
@@ -85,6 +85,85 @@ def chat_of(
     raise unusable.UnusableError(f'{piece.value!r}: {error}') from error
 
 
+def words_of(
+  record: Mapping[str, Any], piece: task_lib.Piece
+) -> tuple[str, ...]:
+  """The words of a field, none of them empty or with a space in it.
+
+  Raises:
+    UnusableError: the field is missing, or not a list of words.
+  """
+  value = record.get(piece.value)
+  if value is None:
+    raise unusable.AbsentError(f'no field {piece.value!r}')
+  if not isinstance(value, Sequence | np.ndarray) or isinstance(
+    value, str | bytes
+  ):
+    raise unusable.UnusableError(f'{piece.value!r} is not a list of words')
+  if not len(value):
+    raise unusable.EmptyError(f'{piece.value!r} is empty')
+  words = tuple(
+    text_of({piece.value: word}, task_lib.Piece(task_lib.TEXT, piece.value), {})
+    for word in value
+  )
+  for word in words:
+    if word.split() != [word]:
+      raise unusable.UnusableError(f'{piece.value!r}: {word!r} is not a word')
+  return words
+
+
+def classes_of(
+  record: Mapping[str, Any], piece: task_lib.Piece, names: Sequence[str]
+) -> tuple[int, ...]:
+  """The class of a record, or those of its words, as indices into `names`.
+
+  Raises:
+    UnusableError: the field is missing, or a class is none of `names`.
+  """
+  value = record.get(piece.value)
+  if value is None:
+    raise unusable.AbsentError(f'no field {piece.value!r}')
+  values = [value]
+  if piece.kind == task_lib.TAGS:
+    if not isinstance(value, list | tuple | np.ndarray):
+      raise unusable.UnusableError(f'{piece.value!r} is not a list of tags')
+    values = list(value)
+  return tuple(_class_index(piece.value, one, names) for one in values)
+
+
+def _class_index(field: str, value: Any, names: Sequence[str]) -> int:
+  name = class_name(field, value, names)
+  if name not in names:
+    raise unusable.UnusableError(
+      f'{field!r}: {name!r} is not one of {len(names)} classes'
+      f'{config_lib.nearest(name, names)}'
+    )
+  return names.index(name)
+
+
+def class_name(field: str, value: Any, names: Sequence[str]) -> str:
+  """The name of a class that a record gives by name or by number.
+
+  Without names, a number is its own name.
+
+  Raises:
+    UnusableError: it is neither, or a number that has no name.
+  """
+  if isinstance(value, int | np.integer):
+    if not names:
+      return str(int(value))
+    if not 0 <= value < len(names):
+      raise unusable.UnusableError(
+        f'{field!r} is {value}, and there are {len(names)} classes'
+      )
+    return names[int(value)]
+  if isinstance(value, bytes):
+    value = value.decode('utf-8', 'replace')
+  if not isinstance(value, str) or not value:
+    raise unusable.UnusableError(f'{field!r} is neither a name nor a number')
+  return value
+
+
 def label_of(record: dict[str, Any]) -> dict[str, str]:
   """The attributes of a record and their values, as text.
 
@@ -117,7 +196,7 @@ def text_of(
 
   Args:
     record: fields by name.
-    piece: a literal or a field of text.
+    piece: a literal or a field of text or words.
     names: names of the values of fields that are numbers.
 
   Raises:
@@ -125,6 +204,8 @@ def text_of(
   """
   if piece.kind == task_lib.LITERAL:
     return piece.value
+  if piece.kind == task_lib.WORDS:
+    return ' '.join(words_of(record, piece))
   field = piece.value
   value = record.get(field)
   if value is None:

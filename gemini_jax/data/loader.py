@@ -5,6 +5,7 @@ alone, a run can resume at any batch, on any number of processes, and gets the
 same batches as an uninterrupted run.
 """
 
+import dataclasses
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.data import (
+  classes,
   corpora,
   epochs,
   fingerprint,
@@ -101,6 +103,11 @@ class Loader:
     if only is None:
       for part in self._parts:
         logging.info('%s', part.describe())
+    self._class_weights = None
+    if split == 'train' and only is None:
+      self._class_weights = classes.weights(
+        config, [part.corpus for part in self._parts]
+      )
     self.num_records = sum(len(part.starts) for part in self._parts)
     self.num_tokens = sum(part.num_tokens for part in self._parts)
     self.num_targets = sum(part.num_targets for part in self._parts)
@@ -148,9 +155,13 @@ class Loader:
     if index < 0 or (self.split != 'train' and index >= len(self)):
       raise IndexError(index)
     owners, rows = self._locate(index * self.batch_size + self.rows)
-    return epochs.by_key(
+    batch = epochs.by_key(
       owners, rows, lambda i, indices: self._parts[i].batch(indices)
     )
+    if self._class_weights is None:
+      return batch
+    weights = batch.weights * self._class_weights[batch.targets]
+    return dataclasses.replace(batch, weights=weights)
 
   def _locate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The source of each row of the split, and the index of the row in it."""

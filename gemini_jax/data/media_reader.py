@@ -156,9 +156,10 @@ class MediaReader:
       ids = [self.model.placeholder(kind) for kind in dropped[i]]
       return np.isin(inputs, ids)
 
-    tokens, pieces = transforms.leave_out(corpus.tokens, pieces, leaves)
+    kept, pieces = transforms.leave_out(corpus.tokens, pieces, leaves)
     batch = transforms.assemble(
-      tokens, pieces, len(rows), self.config, tokenizer
+      *(corpus.tokens[kept], pieces, len(rows), self.config, tokenizer),
+      classes=None if corpus.classes is None else corpus.classes[kept],
     )
     filled = blank(self.config, self.model, len(rows))
     for name, parts in sequence_parts(self.config).items():

@@ -60,11 +60,16 @@ def read(where: str, split: str, config: config_lib.Data) -> readers.Rows:
   config_lib.check(size > 0, f'selects no record; {accepted}')
   sizes = [(name, s.num_examples, s.num_bytes) for name, s in splits.items()]
   identity = f'{builder.info.full_name} {builder.data_path} {split} {sizes}'
-  names = {
-    name: tuple(feature.names)
+  labels = {
+    # Of a sequence, those of its elements.
+    name: getattr(feature, 'feature', feature)
     for name, feature in fields.items()
-    if isinstance(feature, tensorflow_datasets.features.ClassLabel)
-    and feature.names
+  }
+  names = {
+    name: tuple(label.names)
+    for name, label in labels.items()
+    if isinstance(label, tensorflow_datasets.features.ClassLabel)
+    and label.names
   }
   return readers.Rows(records, identity, tuple(sorted(fields)), names)
 

@@ -17,6 +17,7 @@ from gemini_jax import config as config_lib
 from gemini_jax import host
 from gemini_jax.data import (
   composed,
+  csv_files,
   prepared,
   readers,
   text_files,
@@ -28,6 +29,7 @@ from gemini_jax.data import task as task_lib
 READERS = {
   'text': text_files.text,
   'jsonl': text_files.jsonl,
+  'csv': csv_files.read,
   'python': readers.python,
   'reverse': readers.reverse,
   'wordnet': wordnet.read,
@@ -38,7 +40,7 @@ KINDS = ('tfds', *_PREPARED, *READERS)
 # Kinds that have a default WHERE.
 _OPTIONAL_WHERE = ('wordnet',)
 # Kinds whose WHERE is a path.
-_PATHS = ('text', 'jsonl', 'wordnet')
+_PATHS = ('text', 'jsonl', 'csv', 'wordnet')
 _SLICE = re.compile(
   r'\[(!?)(-?\d{1,18}%?)?:(-?\d{1,18}%?)?(?::([1-9]\d{0,17}))?\]'
 )

@@ -2,8 +2,10 @@
 
 A task is written `{image:photo} in {language} -> {caption}`: templates of the
 inputs and of the targets, with fields of the record in braces. `image:`,
-`audio:` and `video:` mark fields that hold media. A name may stand in front:
-`caption = {image:photo} -> {text}`.
+`audio:` and `video:` mark fields that hold media, `words:` a list of words.
+Targets may be the class of an example, `{class:label}`, or of each of its
+words, `{tags:tags}`. A name may stand in front: `caption = {image:photo} ->
+{text}`.
 """
 
 import dataclasses
@@ -13,7 +15,10 @@ from typing import Literal
 
 from gemini_jax import config as config_lib
 
-TEXT, LITERAL, CHAT = 'text', 'literal', 'chat'
+TEXT, LITERAL, CHAT, WORDS = 'text', 'literal', 'chat', 'words'
+# Targets that are classes and no text: one of the example, or one a word.
+CLASS, TAGS = 'class', 'tags'
+CLASSES = (CLASS, TAGS)
 Part = Literal['inputs', 'targets']
 
 _FIELD = re.compile(r'\{(?:(\w+):)?(\w+)\}')
@@ -26,7 +31,7 @@ class Piece:
   """A field of a record, or literal text between fields.
 
   Attributes:
-    kind: one of KINDS, TEXT, LITERAL or CHAT.
+    kind: one of KINDS or CLASSES, TEXT, LITERAL, CHAT or WORDS.
     value: name of the field, or the literal text.
   """
 
@@ -64,6 +69,11 @@ class Task:
   def fields(self) -> tuple[str, ...]:
     """Names of the fields, in order."""
     return tuple(p.value for p in self.pieces if p.kind != LITERAL)
+
+  @property
+  def classes(self) -> Piece | None:
+    """The piece of the targets that names classes, if they are no text."""
+    return next((p for p in self.targets if p.kind in CLASSES), None)
 
   def drop_kinds(self, kinds: Iterable[str]) -> 'Task':
     """The same task without media of some kinds among its inputs."""
@@ -116,13 +126,37 @@ def parse(text: str) -> Task:
       f'data.tasks: {text!r}: {piece.value!r} is not a field; write {{field}} '
       'or {kind:field}, of letters, digits and _',
     )
-    known = (TEXT, *config_lib.KINDS)
+    known = (TEXT, WORDS, *config_lib.KINDS, *CLASSES)
     config_lib.check(
       piece.kind in (*known, LITERAL),
       f'data.tasks: {text!r}: {piece.kind!r} is not a kind of field'
       f'{config_lib.nearest(piece.kind, known)}',
     )
+  _check_classes(text, task)
   return task
+
+
+def _check_classes(text: str, task: Task):
+  """Refuses classes that are not the only target, or tags without words."""
+  inputs = task.inputs or ()
+  for piece in inputs:
+    config_lib.check(
+      piece.kind not in CLASSES,
+      f'data.tasks: {text!r}: {{{piece.kind}:{piece.value}}} can be a target '
+      'alone',
+    )
+  if task.classes is None:
+    return
+  config_lib.check(
+    len(task.targets) == 1,
+    f'data.tasks: {text!r}: {{{task.classes.kind}:{task.classes.value}}} must '
+    'be the only target',
+  )
+  config_lib.check(
+    task.classes.kind != TAGS or [p.kind for p in inputs] == [WORDS],
+    f'data.tasks: {text!r}: tags are of the words of one field; write '
+    f'{{words:FIELD}} -> {{tags:{task.classes.value}}}',
+  )
 
 
 def from_config(config: config_lib.Data) -> tuple[Task, ...]:
@@ -152,6 +186,21 @@ def from_config(config: config_lib.Data) -> tuple[Task, ...]:
       return (Preference('', chosen, rejected=rejected),)
     return (Task('', chosen),)
   return (Task('', text(config.text_field)),)
+
+
+def classes(config: config_lib.Data) -> Piece | None:
+  """The piece that names the classes of all tasks; None: they write tokens.
+
+  Raises:
+    ConfigError: tasks name different classes, or some of them none.
+  """
+  pieces = {task.classes for task in from_config(config)}
+  config_lib.check(
+    len(pieces) == 1,
+    f'data.tasks={config.tasks}: the model has one output; where one task '
+    'names classes, all must name those of the same field',
+  )
+  return next(iter(pieces))
 
 
 def max_media(tasks: Iterable[Task], parts: Iterable[Part]) -> dict[str, int]:

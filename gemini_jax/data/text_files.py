@@ -67,6 +67,12 @@ def _check_signature(path: str, head: bytes):
     )
 
 
+def check_text(path: str):
+  """ConfigError if a file begins like a format other than text."""
+  with open(path, 'rb') as file:
+    _check_signature(path, file.read(_HEAD))
+
+
 def _check_lines(path: str, head: bytes):
   """ConfigError if the first bytes are not those of lines of JSON."""
   _check_signature(path, head)
@@ -81,14 +87,13 @@ def _check_lines(path: str, head: bytes):
     config_lib.check(
       not lines
       or any(mark not in line or line.startswith(b'{') for line in lines),
-      f'{path} looks like {name}, {expected}; convert it, such as by '
-      "pandas.read_csv(...).to_json(..., orient='records', lines=True)",
+      f'{path} looks like {name}, {expected}; write csv:FILE for a table',
     )
 
 
 def text(where: str) -> readers.Rows:
   """One record a file; `where` is a glob pattern."""
-  paths, identity = _files(where)
+  paths, identity = files(where)
   return readers.Rows(_TextFiles(paths), identity, ('text',))
 
 
@@ -148,7 +153,7 @@ def _line_starts(path: str) -> np.ndarray:
 
 def jsonl(where: str) -> readers.Rows:
   """One record a line; `where` is a glob pattern."""
-  paths, identity = _files(where)
+  paths, identity = files(where)
   lines = _JsonLines(paths)
   config_lib.check(len(lines) > 0, 'holds no line')
   folders = {os.path.dirname(path) for path in paths}
@@ -167,7 +172,7 @@ def literal_part(path: str) -> str:
   return path
 
 
-def _files(pattern: str) -> tuple[list[str], str]:
+def files(pattern: str) -> tuple[list[str], str]:
   """Matching files sorted by name, and their identity."""
   path = str(host.expand_path(pattern))
   literal = literal_part(path)

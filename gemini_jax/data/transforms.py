@@ -18,7 +18,7 @@ import numpy as np
 
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
-from gemini_jax.data import chat, packing
+from gemini_jax.data import chat, packing, unusable
 from gemini_jax.data import tokenizer as tokenizer_lib
 
 
@@ -29,8 +29,15 @@ class Slots(NamedTuple):
   count: int
 
 
+class Classes(NamedTuple):
+  """Targets that are classes, by number: of an example or of its words."""
+
+  ids: tuple[int, ...]
+  are_of_words: bool = False
+
+
 # Of a conversation, or the parts `(text,)` or `(inputs, targets)`.
-Document = chat.Document | tuple[tuple[str | Slots, ...], ...]
+Document = chat.Document | tuple[tuple[str | Slots | Classes, ...], ...]
 
 
 class Example(NamedTuple):
@@ -45,7 +52,7 @@ class Example(NamedTuple):
   """
 
   origin: int
-  parts: tuple[tuple[str | Slots, ...], ...]
+  parts: tuple[tuple[str | Slots | Classes, ...], ...]
   media: bytes = b''
   conversations: tuple[chat.Document, ...] = ()
 
@@ -86,6 +93,90 @@ def document(
   return join(
     [encode(part, tokenizer, placeholders) for part in parts], tokenizer
   )
+
+
+def classified(
+  inputs: Sequence[str | Slots],
+  targets: Classes,
+  tokenizer: tokenizer_lib.Tokenizer,
+  placeholders: Mapping[str, int] = types.MappingProxyType({}),
+) -> tuple[np.ndarray, np.ndarray]:
+  """Tokens of an example with classes, and the classes.
+
+  The tokens are `bos inputs eos eos`, of which the last is never read: what
+  reads the first eos predicts the class of the example, and what reads the
+  last token of a word its tag.
+
+  Args:
+    inputs: texts and media; of tags, the words joined by spaces.
+    targets: the classes.
+    tokenizer: encodes text.
+    placeholders: token id of each kind of medium.
+
+  Returns:
+    int32[n] and uint16[n]: what is predicted in the place of each token, plus
+    1; 0: nothing.
+
+  Raises:
+    UnusableError: a word has no token of its own, or no tag.
+  """
+  if targets.are_of_words:
+    (text,) = inputs
+    assert isinstance(text, str)
+    tokens, spans = tokenizer.encode_spans(text)
+    # Of tokens, the first of which follows bos.
+    ends = 1 + last_tokens(text, spans)
+    if len(ends) != len(targets.ids):
+      raise unusable.UnusableError(
+        f'{len(ends)} words have {len(targets.ids)} tags'
+      )
+  else:
+    tokens = encode(inputs, tokenizer, placeholders)
+    ends = [len(tokens) + 1]
+  return with_classes(tokens, ends, targets.ids, tokenizer)
+
+
+def with_classes(
+  inputs: np.ndarray,
+  ends: Sequence[int] | np.ndarray,
+  ids: Sequence[int],
+  tokenizer: tokenizer_lib.Tokenizer,
+) -> tuple[np.ndarray, np.ndarray]:
+  """As `classified`, of inputs that are token ids already.
+
+  Args:
+    inputs: the ids.
+    ends: index of the token that predicts each class; that of bos is 0.
+    ids: the classes.
+    tokenizer: of the ids.
+  """
+  ends_with = [tokenizer.eos_id] * 2
+  tokens = np.concatenate([[tokenizer.bos_id], inputs, ends_with])
+  classes = np.zeros(len(tokens), np.uint16)
+  classes[np.asarray(ends) + 1] = np.asarray(ids) + 1
+  return tokens.astype(np.int32), classes
+
+
+def last_tokens(text: str, spans: np.ndarray) -> np.ndarray:
+  """int64[W], the last token of each word of a text.
+
+  Args:
+    text: words with spaces between them.
+    spans: int64[n, 2], the characters of each token.
+
+  Raises:
+    UnusableError: a word has no token of its own.
+  """
+  lengths = np.array([len(word) for word in text.split(' ')])
+  stops = np.cumsum(lengths + 1) - 1
+  last = np.searchsorted(spans[:, 0], stops, 'left') - 1
+  # It reaches into the word, and is not that of the word before.
+  is_own = (last >= 0) & (spans[last, 1] > stops - lengths)
+  is_own[1:] &= last[1:] > last[:-1]
+  if not is_own.all():
+    word = text.split(' ')[int(np.argmin(is_own))]
+    raise unusable.UnusableError(f'the word {word!r} has no token of its own')
+  return last
 
 
 def join(
@@ -171,7 +262,7 @@ def encoder_tokens(
 
 
 def encode(
-  pieces: Sequence[str | Slots],
+  pieces: Sequence[str | Slots | Classes],
   tokenizer: tokenizer_lib.Tokenizer,
   placeholders: Mapping[str, int],
 ) -> np.ndarray:
@@ -192,24 +283,27 @@ def leave_out(
   pieces: packing.Pieces,
   leaves: Callable[[int, np.ndarray], np.ndarray],
 ) -> tuple[np.ndarray, packing.Pieces]:
-  """Copies of the pieces without some tokens of their inputs.
+  """The pieces without some tokens of their inputs.
 
   Args:
     tokens: tokens of all documents.
     pieces: whole documents of inputs and targets, in any rows.
     leaves: maps the index of a piece and the tokens of its inputs to bool[n],
       true for tokens to leave out.
+
+  Returns:
+    int64[n], the indices of the tokens that are left, and pieces of these.
   """
-  copies, firsts = [], []
+  kept, firsts = [], []
   for i, (start, length, first) in enumerate(zip(*pieces[1:], strict=True)):
     document = tokens[start : start + length + 1]
     keeps = np.ones(len(document), bool)
     # Between bos and the eos of the inputs.
     keeps[1 : first - 1] = ~leaves(i, document[1 : first - 1])
-    copies.append(document[keeps])
+    kept.append(start + np.flatnonzero(keeps))
     firsts.append(first - np.count_nonzero(~keeps))
-  sizes = np.array([len(copy) for copy in copies], np.int64)
-  return np.concatenate([*copies, tokens[:0]]), packing.Pieces(
+  sizes = np.array([len(indices) for indices in kept], np.int64)
+  return np.concatenate([*kept, np.zeros(0, np.int64)]), packing.Pieces(
     pieces.rows,
     np.cumsum(sizes) - sizes,
     sizes - 1,
@@ -266,10 +360,12 @@ def assemble(
   config: config_lib.Data,
   tokenizer: tokenizer_lib.Tokenizer,
   is_target: np.ndarray | None = None,
+  classes: np.ndarray | None = None,
 ) -> batch_lib.Batch:
   """The batch of `num_rows` rows that hold `pieces` of `tokens`.
 
-  Of a conversation, `is_target` says which tokens have loss weight 1.
+  Of a conversation, `is_target` says which tokens have loss weight 1. Where
+  targets are `classes` (of `classified`), they take the place of tokens.
   causal and prefix: the decoder reads the pieces; positions that predict
   tokens of the inputs have loss weight 0, and `prefix` marks the inputs.
   seq2seq: the encoder reads the inputs, ended by eos, and the decoder predicts
@@ -278,7 +374,9 @@ def assemble(
   rows, starts, lengths, firsts = pieces
   width = config.sequence_length
   if config.objective == 'seq2seq':
-    return _assemble_seq2seq(tokens, pieces, num_rows, config, tokenizer)
+    return _assemble_seq2seq(
+      tokens, pieces, num_rows, config, tokenizer, classes
+    )
   place = _Place.make(rows, lengths, num_rows, width)
   sources = place.spread(starts) + place.within
   firsts = place.spread(firsts)
@@ -286,17 +384,25 @@ def assemble(
   if config.objective == 'prefix':
     prefix = place.fill(place.within < firsts, False, np.bool_)
   weights = place.within >= firsts - 1
+  targets, rest = tokens[sources + 1], tokenizer.pad_id
   if is_target is not None:
     weights = is_target[sources + 1]
+  if classes is not None:
+    targets, weights, rest = (*_numbered(classes[sources + 1]), 0)
   return batch_lib.Batch(
     decoder=place.sequence(tokens[sources], tokenizer.pad_id),
-    targets=place.fill(tokens[sources + 1], tokenizer.pad_id),
+    targets=place.fill(targets, rest),
     weights=place.fill(weights, 0, np.float32),
     prefix=prefix,
   )
 
 
-def _assemble_seq2seq(tokens, pieces, num_rows, config, tokenizer):
+def _numbered(classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """int32[n] and bool[n]: classes, 0 where there is none, and whether."""
+  return np.maximum(classes.astype(np.int32), 1) - 1, classes > 0
+
+
+def _assemble_seq2seq(tokens, pieces, num_rows, config, tokenizer, classes):
   rows, starts, lengths, firsts = pieces
   # Inputs end with an eos already; the first part of a plain text gets one.
   has_eos = 1 if config.pairs else 0
@@ -310,10 +416,13 @@ def _assemble_seq2seq(tokens, pieces, num_rows, config, tokenizer):
   sources = decoder.spread(starts + firsts) + decoder.within
   shifted = tokens[sources - 1]
   shifted[decoder.within == 0] = tokenizer.bos_id
+  targets, weights, rest = tokens[sources], 1, tokenizer.pad_id
+  if classes is not None:
+    targets, weights, rest = (*_numbered(classes[sources]), 0)
   return batch_lib.Batch(
     decoder=decoder.sequence(shifted, tokenizer.pad_id),
-    targets=decoder.fill(tokens[sources], tokenizer.pad_id),
-    weights=decoder.fill(1, 0, np.float32),
+    targets=decoder.fill(targets, rest),
+    weights=decoder.fill(weights, 0, np.float32),
     encoder=encoder.sequence(inputs, tokenizer.pad_id),
   )
 

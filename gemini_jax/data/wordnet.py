@@ -34,9 +34,10 @@ CLASSES = (
 def read(where: str) -> readers.Rows:
   """One record a definition, `{'text': ..., 'label': {'class': ...}}`.
 
-  The text is the gloss up to its first semicolon, after which come examples and
-  further definitions. Of equal texts the first is kept. Nouns come first, then
-  verbs, adjectives and adverbs, each in the order of its file.
+  The class is also a field of its own, for tasks. The text is the gloss up to
+  its first semicolon, after which come examples and further definitions. Of
+  equal texts the first is kept. Nouns come first, then verbs, adjectives and
+  adverbs, each in the order of its file.
 
   Args:
     where: the folder; '' or '-': FOLDER.
@@ -56,7 +57,7 @@ def read(where: str) -> readers.Rows:
   identity = repr([(p, s.st_size, s.st_mtime_ns) for p, s in stats])
   records = _read(tuple(paths), identity)
   config_lib.check(len(records) > 0, f'{folder} holds no definition')
-  return readers.Rows(records, identity, ('text', 'label'))
+  return readers.Rows(records, identity, ('text', 'label', 'class'))
 
 
 @functools.lru_cache(maxsize=1)
@@ -85,5 +86,6 @@ def _read(paths: tuple[str, ...], identity: str) -> list[dict[str, Any]]:
       if text:
         class_of.setdefault(text, CLASSES[int(name[0])])
   return [
-    {'text': text, 'label': {'class': name}} for text, name in class_of.items()
+    {'text': text, 'label': {'class': name}, 'class': name}
+    for text, name in class_of.items()
   ]

@@ -14,6 +14,8 @@ from gemini_jax import run as run_lib
 from gemini_jax.data import loader as loader_lib
 from gemini_jax.evaluate import (
   captions,
+  class_predictions,
+  classification,
   exact_match,
   judged_media,
   prompt_samples,
@@ -45,6 +47,7 @@ class Evaluator:
 
 EVALUATORS = {
   'captions': Evaluator(captions.evaluate, captions.check),
+  'classification': Evaluator(classification.evaluate, class_predictions.check),
   'exact_match': Evaluator(exact_match.evaluate, exact_match.check),
   'judged_media': Evaluator(judged_media.evaluate, judged_media.check),
   'likelihood': Evaluator(

@@ -90,7 +90,15 @@ class Gemini(nn.Module):
     )
     self.decoder_norm = transformer.make_norm(config)
     self.dropout = nn.Dropout(config.dropout)
-    if not config.tie_embeddings:
+    if config.num_classes:
+      self.classes = linear.Einsum(
+        (config.width, config.num_classes),
+        ('embed', None),
+        init_scale=config.init_scale,
+        out_dtype=jnp.dtype('float32'),
+        **types,
+      )
+    elif not config.tie_embeddings:
       self.head = linear.Einsum(
         (config.width, config.vocab_size),
         ('embed', 'vocab'),
@@ -118,12 +126,14 @@ class Gemini(nn.Module):
   def output_table(self) -> jax.Array:
     """The matrix whose products with hidden states are logits, [V, D].
 
-    In the type of the computation.
+    In the type of the computation. Its rows are classes where the model names
+    some.
     """
     dtype = jnp.dtype(self.config.dtype)
-    if self.config.tie_embeddings:
+    if self.config.tie_embeddings and not self.config.num_classes:
       return matmul.to_array(self.token.embedding, dtype)
-    kernel_DV = self.head.get_variable('params', 'kernel')
+    head = self.classes if self.config.num_classes else self.head
+    kernel_DV = head.get_variable('params', 'kernel')
     return matmul.to_array(kernel_DV, dtype).T
 
   def pair_vectors(self, batch: batch_lib.Batch) -> tuple[jax.Array, ...]:
@@ -289,17 +299,18 @@ class Gemini(nn.Module):
     return spmd.with_logical_constraint(x_BTD, ('batch', 'length', None))
 
   def logits(self, x_BTD: jax.Array) -> jax.Array:
-    """Scores of every token, float32[B, T, V]."""
-    if self.config.tie_embeddings:
+    """Scores of every token, or of every class, float32[B, T, V]."""
+    if self.config.num_classes:
+      logits_BTV = self.classes('BTD,DV->BTV', x_BTD)
+    elif self.config.tie_embeddings:
       logits_BTV = self.token.attend(x_BTD)
     else:
       logits_BTV = self.head('BTD,DV->BTV', x_BTD)
     if self.config.logit_softcap:
       cap = self.config.logit_softcap
       logits_BTV = cap * jnp.tanh(logits_BTV / cap)
-    return spmd.with_logical_constraint(
-      logits_BTV, ('batch', 'length', 'vocab')
-    )
+    rows = None if self.config.num_classes else 'vocab'
+    return spmd.with_logical_constraint(logits_BTV, ('batch', 'length', rows))
 
 
 def init_cache(

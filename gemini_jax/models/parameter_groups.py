@@ -50,6 +50,8 @@ KINDS = {
 # and the tables and heads of tokens.
 LAYER_MATRICES = r'/layers/(?!.*router/).*@matrix$'
 TABLES = r'^token/embedding$|^head/kernel$'
+# The output of a model that names classes, in the tree of parameters.
+CLASSES = 'classes'
 # Matrices of which the first two dims are contracted, not the first alone.
 _TWO_INPUT_DIMS = re.compile(r'(^|/)(output|down_\d+|frames|tokens)/kernel$')
 
@@ -184,11 +186,14 @@ def _tuned(tune: config_lib.Tune, params: Any) -> Any:
     return jax.tree.map(lambda _: True, params)
   if tune.method == 'head':
     # A tied head is the table of tokens.
-    head = 'head' if 'head' in params else 'token'
+    heads = (CLASSES, 'head', 'token')
+    head = next(name for name in heads if name in params)
     return matching(tune.pattern or f'^({head}|decoder_norm)/', params)
 
   def is_added(path, _):
-    """Whether it is a part of a leaf, and none of the matrix beside it."""
+    """Whether no base has it: of a leaf, what is not the matrix beside it."""
+    if path[0].key == CLASSES:
+      return True
     parts = [key for key in path if isinstance(key, jax.tree_util.GetAttrKey)]
     return bool(parts) and parts[0].name != 'base'
 

@@ -48,7 +48,7 @@ def token_sums(
     config.logit_softcap,
     label_smoothing,
     z_loss,
-    num_classes=config.text_rows,
+    num_classes=config.output_rows,
   )
 
   def kernel(options, *args):
@@ -56,7 +56,8 @@ def token_sums(
     return {name: getattr(sums, name).reshape(1, 1) for name in _SUMS}
 
   parts = _per_device(
-    kernel, options, dict.fromkeys(_SUMS, _TOKENS), x_BTD, table_VD, batch
+    *(config, kernel, options, dict.fromkeys(_SUMS, _TOKENS)),
+    *(x_BTD, table_VD, batch),
   )
   return cross_entropy.Sums(**jax.tree.map(jnp.sum, parts))
 
@@ -72,7 +73,7 @@ def token_scores(
   Only the log-probabilities have a gradient.
   """
   options = cross_entropy.Options(
-    config.logit_softcap, num_classes=config.text_rows
+    config.logit_softcap, num_classes=config.output_rows
   )
 
   def kernel(options, *args):
@@ -81,6 +82,7 @@ def token_scores(
     return parts, scores
 
   parts, scores = _per_device(
+    config,
     kernel,
     options,
     (
@@ -128,6 +130,7 @@ def log_likelihood(
 
 
 def _per_device(
+  config: config_lib.Model,
   kernel: Any,
   options: cross_entropy.Options,
   outputs: Any,
@@ -146,8 +149,10 @@ def _per_device(
       table_VD = jax.lax.all_gather(table_VD, 'fsdp', axis=1, tiled=True)
     return kernel(split, x_BTD, table_VD, targets_BT, weights_BT)
 
+  # Classes are few: each device has all of them.
+  rows = None if config.num_classes else 'vocab'
   return sharding.per_device(
     local,
-    ((*_TOKENS, None), ('vocab', 'embed'), _TOKENS, _TOKENS),
+    ((*_TOKENS, None), (rows, 'embed'), _TOKENS, _TOKENS),
     outputs,
   )(x_BTD.astype(table_VD.dtype), table_VD, batch.targets, batch.weights)

@@ -17,7 +17,7 @@ from gemini_jax import config as config_lib
 from gemini_jax import host
 from gemini_jax import run as run_lib
 from gemini_jax.checkpoint import checkpointer
-from gemini_jax.data import splits, tokenizer_training
+from gemini_jax.data import classes, splits, tokenizer_training
 from gemini_jax.models import build
 from gemini_jax.parallel import processes
 from gemini_jax.train import folder, growing, metrics_file, restoring
@@ -70,6 +70,8 @@ class Session:
     params = self.starting_point.restore(config, self.run.mesh)
     if config.tune.method != 'full':
       self.base.update(self.starting_point.base.identity(params))
+    params = base_lib.with_classes(params, self.abstract.params)
+    if config.tune.method != 'full':
       abstract = self.abstract.params
       own = tuning.drawn(config, abstract, params)
       params = tuning.attached(config.tune, own, params, abstract)
@@ -208,6 +210,8 @@ def open_session(
   config = _with_whole_path(config)
   mesh = run_lib.make_mesh(config)
   checkpoints = run_lib.open_checkpoints(config, path)
+  saved = run_lib.saved_config(path) if checkpoints.steps() else None
+  config = classes.resolve(config, saved)
   # The shapes alone tell whether the mesh fits, before any data is read.
   _, _, abstract = abstract_parts(build.with_any_vocab(config), mesh)
   state_lib.check_patterns(config, abstract.params, log=False)

@@ -69,7 +69,7 @@ class StartingPoint:
     Raises:
       ConfigError: a parameter is missing there, or has another shape.
     """
-    self.base.check(self._abstract(config, mesh))
+    self.base.check(self.base.parts(config, self._abstract(config, mesh)))
 
   def _abstract(self, config: config_lib.Config, mesh: Mesh) -> Any:
     config = dataclasses.replace(config, model=self.model(config))
@@ -87,7 +87,8 @@ class StartingPoint:
     Raises:
       ConfigError: no checkpoint is whole, or a parameter does not fit.
     """
-    params, unused = self.base.read(self._abstract(config, mesh))
+    abstract = self.base.parts(config, self._abstract(config, mesh))
+    params, unused = self.base.read(abstract)
     before = self.model(config)
     if before != config.model:
       whole = build.abstract_params(build.make_model(config, mesh), mesh)

@@ -70,6 +70,23 @@ class Base:
     self.step = 0
     self.manifest: dict[str, Any] = {}
 
+  def parts(self, config: config_lib.Config, abstract: Any) -> Any:
+    """The parameters of a run that it has: all, but for an output of classes.
+
+    That it has where its classes are the same.
+    """
+    there = self.config
+    if (
+      there.model.num_classes
+      and there.data.label_names == config.data.label_names
+    ):
+      return abstract
+    return {
+      name: leaf
+      for name, leaf in abstract.items()
+      if name != parameter_groups.CLASSES
+    }
+
   def check(self, abstract: Any):
     """Sees that its newest checkpoint has all parameters that are wanted.
 
@@ -218,7 +235,7 @@ def with_base(
   if params is None:
     base = Base(config, is_tuned=True)
     plain = build.abstract_params(model, mesh)
-    params, _ = base.read(plain, known['step'])
+    params, _ = base.read(base.parts(config, plain), known['step'])
     where = f'{base.field} at step {base.step}'
   found = fingerprint(params)
   config_lib.check(
@@ -228,7 +245,24 @@ def with_base(
     'of those',
   )
   whole = tuning.abstract_params(config, model, mesh)
+  params = with_classes(params, whole)
   return tuning.attached(config.tune, own, params, whole)
+
+
+def with_classes(params: Any, abstract: Any) -> Any:
+  """Parameters with an output of classes, all zero, if they lack one.
+
+  Args:
+    params: of a base.
+    abstract: of the run that starts from it.
+  """
+  name = parameter_groups.CLASSES
+  if name not in abstract or name in params:
+    return params
+  zeros = lambda leaf: jax.device_put(
+    jnp.zeros(leaf.shape, leaf.dtype), leaf.sharding
+  )
+  return params | {name: jax.tree.map(zeros, abstract[name])}
 
 
 def fingerprint(params: Any) -> str:

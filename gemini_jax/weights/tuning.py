@@ -175,7 +175,7 @@ def drawn(config: config_lib.Config, abstract: Any, base: Any) -> Any:
     base: the parameters of the base; a head begins as theirs.
 
   Returns:
-    As of `parameter_groups.own`.
+    As of `parameter_groups.own`; classes begin as in `base`.
   """
   own = functools.partial(parameter_groups.own, config.tune)
   if config.tune.method in ('full', 'head'):
@@ -190,7 +190,9 @@ def drawn(config: config_lib.Config, abstract: Any, base: Any) -> Any:
     return own(wrapped(config.tune, params, key))
 
   key = jax.random.key(config.train.seed)
-  return jax.jit(draw, out_shardings=where)(key)
+  made = jax.jit(draw, out_shardings=where)(key)
+  name = parameter_groups.CLASSES
+  return made | {name: base[name]} if name in base else made
 
 
 def _with_base(tune: config_lib.Tune, leaf: Any, base: jax.Array) -> Any:

@@ -1,0 +1,110 @@
+"""What a model that names classes says of examples.
+
+B rows, T length, K targets of a row, D width, C classes, N targets in all.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gemini_jax import batch as batch_lib
+from gemini_jax import config as config_lib
+from gemini_jax import run as run_lib
+from gemini_jax.data import loader as loader_lib
+from gemini_jax.data import task as task_lib
+from gemini_jax.models import gemini
+from gemini_jax.parallel import compilation, processes
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+  """Classes of targets, in the order of the examples.
+
+  Attributes:
+    truth_N: int64, the class of each.
+    probabilities_NC: float32, of all classes.
+    examples_N: int64, the number of the example that each belongs to, from 0:
+      several are the words of one.
+  """
+
+  truth_N: np.ndarray
+  probabilities_NC: np.ndarray
+  examples_N: np.ndarray
+
+
+def predict(
+  run: run_lib.Run, params: Any, loader: loader_lib.Loader
+) -> Predictions:
+  """Predictions of a held-out split."""
+  batches = run_lib.device_batches(run, loader, loader_lib.iterate(loader))
+  parts, count = [], 0
+  for part in of_batches(run, params, batches):
+    parts.append((part.truth_N, part.probabilities_NC, count + part.examples_N))
+    count += int(part.examples_N.max(initial=-1)) + 1
+  columns = zip(*parts, strict=True)
+  return Predictions(*(np.concatenate(column) for column in columns))
+
+
+def of_batches(
+  run: run_lib.Run, params: Any, batches: Iterable[batch_lib.Batch]
+) -> Iterator[Predictions]:
+  """Predictions of each device batch; rows of padding have none."""
+  step = None
+  for batch in batches:
+    if step is None:
+      step = compilation.timed('predict', make_step(run), params, batch)
+    probabilities_BKC, truth_BK, segments_BK = processes.fetch(
+      step(params, batch)
+    )
+    is_target_BK = segments_BK > 0
+    rows, _ = np.nonzero(is_target_BK)
+    # Numbers that differ from one example to the next, then those in order.
+    keys = rows * (segments_BK.max() + 1) + segments_BK[is_target_BK]
+    _, examples = np.unique(keys, return_inverse=True)
+    yield Predictions(
+      truth_BK[is_target_BK], probabilities_BKC[is_target_BK], examples
+    )
+
+
+def make_step(run: run_lib.Run) -> Any:
+  """A jitted function of (params, batch).
+
+  It gives the probabilities of classes, float32[B, K, C], the true ones,
+  int32[B, K], and the example in its row that each target belongs to, from 1;
+  0: no target. K is 1 where a row holds one example of one class.
+  """
+  piece = task_lib.classes(run.config.data)
+  assert piece is not None
+  is_one = piece.kind == task_lib.CLASS and not run.config.data.pack
+  return jax.jit(functools.partial(_step, run.model, is_one))
+
+
+def _step(
+  model: gemini.Gemini, is_one: bool, params: Any, batch: batch_lib.Batch
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  output = gemini.apply(model, params, batch, True, method='forward')
+  segments_BT = jnp.where(batch.weights > 0, batch.decoder.segments, 0)
+  x_BKD, truth_BK, segments_BK = output.x_BTD, batch.targets, segments_BT
+  if is_one:
+    place_B1 = jnp.argmax(segments_BT > 0, axis=1)[:, None]
+    truth_BK, segments_BK = (
+      jnp.take_along_axis(values_BT, place_B1, axis=1)
+      for values_BT in (truth_BK, segments_BK)
+    )
+    x_BKD = jnp.take_along_axis(x_BKD, place_B1[..., None], axis=1)
+  logits_BKC = gemini.apply(model, params, x_BKD, method='logits')
+  return jax.nn.softmax(logits_BKC, axis=-1), truth_BK, segments_BK
+
+
+def check(config: config_lib.Config):
+  """ConfigError unless tasks name classes."""
+  config_lib.check(
+    task_lib.classes(config.data) is not None,
+    'evaluate.evaluators: classification needs tasks that name classes, such '
+    'as data.tasks=("{text} -> {class:label}",)',
+  )
