@@ -22,6 +22,23 @@ class Captions:
   num_examples: schema.Count = 100
 
 
+@schema.section('evaluate.texts')
+class Texts:
+  """BLEU, chrF and ROUGE of texts that answer inputs, as of translations."""
+
+  # Records of each task that writes text alone, at even distances; None: all.
+  num_examples: schema.Count | None = 1000
+  # Scores from 0 to 100, with 95 % intervals: of sacrebleu (texts as they are,
+  # case counts), and of rouge-score, which is made for English.
+  metrics: tuple[
+    Literal['bleu', 'chrf', 'rouge1', 'rouge2', 'rougeL'], ...
+  ] = ('bleu', 'chrf')
+  # Number of beams; 1: greedy.
+  beam_size: Annotated[int, schema.Range(1, cap=2**12)] = 1
+  # Exponent of the length normalisation of beams, as in `generate`.
+  length_penalty: Annotated[float, schema.Range(-5, 5)] = 0.6
+
+
 @schema.section('evaluate.judged_media')
 class JudgedMedia:
   """Written pictures and sounds, judged by an independent classifier.
@@ -81,7 +98,7 @@ class Evaluate:
   # Batches of a split at most for its loss; None: the whole split.
   max_batches: schema.Count | None = None
   # Evaluators that run after training and with --mode=eval, in this order,
-  # beside the loss: exact_match, captions, judged_media, retrieval,
+  # beside the loss: exact_match, texts, captions, judged_media, retrieval,
   # likelihood, samples.
   evaluators: tuple[str, ...] = ()
   # Which checkpoint --mode=eval takes: the newest, or the best by validation
@@ -89,6 +106,8 @@ class Evaluate:
   checkpoint: Literal['latest', 'best'] = 'latest'
   # Share of outputs that are the targets, all of them.
   exact_match: ExactMatch = dataclasses.field(default_factory=ExactMatch)
+  # BLEU, chrF and ROUGE of texts that answer inputs.
+  texts: Texts = dataclasses.field(default_factory=Texts)
   # BLEU and CIDEr-D of text that tasks write.
   captions: Captions = dataclasses.field(default_factory=Captions)
   # Accuracy of an independent classifier on written media.

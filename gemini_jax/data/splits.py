@@ -63,15 +63,16 @@ def pairs(
 
 
 def spread_records(
-  config: config_lib.Data, split: Split, limit: int
+  config: config_lib.Data, split: Split, limit: int | None
 ) -> Iterator[tuple[sources.Source, dict[str, Any]]]:
   """Up to `limit` records at equal distances in a split, with their sources.
 
-  Records that cannot be read are skipped.
+  All of them where `limit` is None. Records that cannot be read are skipped.
   """
   opened = [sources.records(spec, config) for spec in getattr(config, split)]
   ends = np.cumsum([len(source) for source in opened])
-  for place in np.unique(np.linspace(0, ends[-1] - 1, limit).astype(int)):
+  count = ends[-1] if limit is None else limit
+  for place in np.unique(np.linspace(0, ends[-1] - 1, count).astype(int)):
     number = int(np.searchsorted(ends, place, 'right'))
     source = opened[number]
     try:

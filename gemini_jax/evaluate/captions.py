@@ -6,7 +6,6 @@ from typing import Any
 
 from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
-from gemini_jax.data import fields, splits, unusable
 from gemini_jax.data import loader as loader_lib
 from gemini_jax.data import task as task_lib
 from gemini_jax.evaluate import (
@@ -15,7 +14,7 @@ from gemini_jax.evaluate import (
   generation_options,
   task_results,
 )
-from gemini_jax.infer import generation, prompts, request
+from gemini_jax.evaluate import texts as texts_lib
 from gemini_jax.parallel import processes
 
 # Examples on a page.
@@ -33,14 +32,8 @@ def check(config: config_lib.Config):
 
 
 def _tasks(config: config_lib.Config) -> list[task_lib.Task]:
-  """The tasks that write text alone."""
-  if not config.data.tasks:
-    return []
-  return [
-    task
-    for task in task_lib.from_config(config.data)
-    if not task.kinds('targets')
-  ]
+  """The tasks of data.tasks that write text alone."""
+  return texts_lib.tasks(config) if config.data.tasks else []
 
 
 def evaluate(
@@ -61,15 +54,20 @@ def evaluate(
     run.config, temperature=0.0, max_tokens=run.config.data.sequence_length
   )
   for task in _tasks(run.config):
-    requests, references = _examples(run, split, task)
-    if not requests:
+    examples = [
+      example
+      for example in texts_lib.examples(
+        run, split, task, run.config.evaluate.captions.num_examples
+      )
+      if example.num_tokens is not None
+    ]
+    if not examples:
       logging.info('%s: no record of %s can be read', task.name, split)
       continue
-    samples = generation.generate(
-      greedy, run.model, params, run.tokenizer, requests
+    texts = texts_lib.write(greedy, run, params, examples)
+    metrics = caption_metrics.report(
+      texts, [[example.reference] for example in examples]
     )
-    texts = [sample.text for sample in samples]
-    metrics = caption_metrics.report(texts, [[text] for text in references])
     results |= {
       task_results.metric_name(run.config, split, task, name): value
       for name, value in metrics.items()
@@ -78,40 +76,17 @@ def evaluate(
     if processes.is_process_zero() and kinds:
       gallery.write(
         task_results.page_path(run.workdir, run.config, split, task, step),
-        [asked.media[kinds[0]][0].content for asked in requests[:_PAGE_SIZE]],
         [
-          f'{text}\n({reference})'
-          for text, reference in zip(
-            texts[:_PAGE_SIZE], references[:_PAGE_SIZE], strict=True
+          example.asked.media[kinds[0]][0].content
+          for example in examples[:_PAGE_SIZE]
+        ],
+        [
+          f'{text}\n({example.reference})'
+          for text, example in zip(
+            texts[:_PAGE_SIZE], examples[:_PAGE_SIZE], strict=True
           )
         ],
         run.config.model.audio.sample_rate,
         keep=True,
       )
   return results
-
-
-def _examples(
-  run: run_lib.Run, split: loader_lib.Split, task: task_lib.Task
-) -> tuple[list[request.Request], list[str]]:
-  """Requests of a task that fit the model, and the texts that answer them."""
-  config, requests, references = run.config, [], []
-  num_examples = config.evaluate.captions.num_examples
-  for source, record in splits.spread_records(config.data, split, num_examples):
-    try:
-      asked = request.from_record(
-        config,
-        run.tokenizer,
-        task,
-        record,
-        names=source.names,
-        folder=source.rows.folder,
-      )
-      texts = fields.texts_of(source, record, task)
-    except unusable.UnusableError:
-      continue
-    prompt = prompts.read_prompt(config, run.model, run.tokenizer, asked)
-    if generation_options.fits(prompt, config):
-      requests.append(asked)
-      references.append(texts[-1])
-  return requests, references

@@ -21,6 +21,7 @@ from gemini_jax.evaluate import (
   prompt_samples,
   retrieval,
   sequence_likelihood,
+  texts,
 )
 
 Loaders = Mapping[loader_lib.Split, loader_lib.Loader]
@@ -60,6 +61,7 @@ EVALUATORS = {
     prompt_samples.check_run,
     needs_held_out=False,
   ),
+  'texts': Evaluator(texts.evaluate, texts.check),
 }
 
 

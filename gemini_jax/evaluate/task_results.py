@@ -14,11 +14,11 @@ def page_path(
   step: int,
 ) -> pathlib.Path:
   """The file of a page of media: samples/STEP-SPLIT-TASK.png."""
-  parts = f'{step:08d}', split, _name(config, task)
+  parts = f'{step:08d}', split, name(config, task)
   return workdir / 'samples' / f'{"-".join(filter(None, parts))}.png'
 
 
-def metric_name(
+def metricname(
   config: config_lib.Config,
   split: str,
   task: task_lib.Task,
@@ -26,11 +26,11 @@ def metric_name(
   unnamed: str = '',
 ) -> str:
   """SPLIT/TASK_METRIC; `unnamed` stands for the only task without a name."""
-  parts = _name(config, task) or unnamed, metric
+  parts = name(config, task) or unnamed, metric
   return f'{split}/{"_".join(filter(None, parts))}'
 
 
-def _name(config: config_lib.Config, task: task_lib.Task) -> str:
+def name(config: config_lib.Config, task: task_lib.Task) -> str:
   """The task's name, or its number among several."""
   tasks = task_lib.from_config(config.data)
   return task.name or (str(tasks.index(task)) if len(tasks) > 1 else '')

@@ -1,6 +1,5 @@
 """`compress.json`: what compressed models are like beside the dense one."""
 
-import io
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -8,6 +7,7 @@ from typing import Any
 
 from gemini_jax import config as config_lib
 from gemini_jax import host
+from gemini_jax.evaluate import figures
 
 FILE, PICTURE_FILE = 'compress.json', 'compress.png'
 DENSE = 'dense'
@@ -98,13 +98,9 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> bytes | None:
 
   None where matplotlib is not installed.
   """
-  try:
-    import matplotlib.backends.backend_agg
-    import matplotlib.figure
-  except ImportError:
+  figure = figures.new(10, 4)
+  if figure is None:
     return None
-  figure = matplotlib.figure.Figure(figsize=(10, 4))
-  matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
   rows = [
     dict(row, milliseconds=1e3 / row['decode_tokens_per_second'])
     for row in rows
@@ -132,6 +128,4 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> bytes | None:
     axes.set_xscale('log')
     axes.tick_params(labelsize=7, which='both')
   figure.subplots_adjust(0.08, 0.14, 0.98, 0.96, wspace=0.2)
-  file = io.BytesIO()
-  figure.savefig(file, format='png', dpi=100)
-  return file.getvalue()
+  return figures.png(figure)

@@ -1,11 +1,10 @@
 """Metrics over the steps: as series, as sparklines and as a picture."""
 
-import io
 import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from gemini_jax.evaluate import figures
 from gemini_jax.train import metrics_file
 
 # Of each step alone or of the machine; a curve of them tells nothing.
@@ -68,16 +67,12 @@ def picture(curves: Mapping[str, Series]) -> bytes | None:
   """
   if not curves:
     return None
-  try:
-    import matplotlib.backends.backend_agg
-    import matplotlib.figure
-  except ImportError:
-    return None
   groups = list(panels(curves).items())[:_MAX_PANELS]
   num_columns = min(3, len(groups))
   num_rows = math.ceil(len(groups) / num_columns)
-  figure = matplotlib.figure.Figure(figsize=(4 * num_columns, 2.6 * num_rows))
-  matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
+  figure = figures.new(4 * num_columns, 2.6 * num_rows)
+  if figure is None:
+    return None
   for i, (title, names) in enumerate(groups):
     axes = figure.add_subplot(num_rows, num_columns, i + 1)
     for name in names:
@@ -94,9 +89,4 @@ def picture(curves: Mapping[str, Series]) -> bytes | None:
     wspace=0.2,
     hspace=0.4,
   )
-  file = io.BytesIO()
-  with warnings.catch_warnings():
-    # A box stands for a character that the font lacks.
-    warnings.filterwarnings('ignore', 'Glyph .* missing')
-    figure.savefig(file, format='png', dpi=100)
-  return file.getvalue()
+  return figures.png(figure)

@@ -12,6 +12,7 @@ from typing import Any
 from gemini_jax import config as config_lib
 from gemini_jax import host
 from gemini_jax import run as run_lib
+from gemini_jax.evaluate import report_files
 from gemini_jax.parallel import processes
 from gemini_jax.train import compression_table, metrics_file
 from gemini_jax.train import curves as curves_lib
@@ -26,12 +27,14 @@ _GATE_CURVES = (
 )
 # Samples and pages of media that are shown.
 _MAX_SAMPLES, _MAX_PAGES = 8, 12
+# Rows of a table of classes.
+_MAX_ROWS = 40
 
 
 def write(run: run_lib.Run, step: int):
   """Writes report.md into the folder of a run, in place of an older one.
 
-  Reads metrics.jsonl and samples/. The curves are drawn at the last step, as
+  Reads metrics.jsonl, samples/ and reports/. The curves are drawn at the last step, as
   report.png, where matplotlib is installed; before, they are lines of blocks.
   What validation decides on pruning is drawn each time, as gate.png. A report
   that cannot be written is a warning: the training goes on.
@@ -85,6 +88,7 @@ def compose(
     f'Step {step:,} of {total:,}, on {progress_lib.devices_line()}.',
     '## Results',
     *_results(lines),
+    *_held_out(workdir),
     *_compression(workdir),
     '## Curves',
     *([f'![curves]({CURVES_FILE})'] if has_picture else []),
@@ -120,6 +124,38 @@ def _results(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     [
       (name, _number(value), f'{step:,}')
       for name, (value, step) in newest.items()
+    ],
+  )
+
+
+def _held_out(workdir: pathlib.Path) -> Iterator[str]:
+  """What evaluators reported of the held-out splits, the newest of each."""
+  for report in report_files.newest(workdir):
+    of_task = f', {report.task}' if report.task else ''
+    yield f'## {report.split.capitalize()}{of_task}: {report.kind}'
+    path = f'{report_files.FOLDER}/{report.stem}.json'
+    yield f'Of step {report.step:,}, all of it in [{path}]({path}).'
+    yield from (f'{title}: `{note}`' for title, note in report.notes.items())
+    if report.rows:
+      yield from _rows(report)
+    for title, name in report.pictures.items():
+      yield f'![{title}]({report_files.FOLDER}/{name})'
+
+
+def _rows(report: report_files.Report) -> Iterator[str]:
+  """The table of a report; of many rows those of the lowest F1."""
+  order = range(len(report.rows))
+  if len(order) > _MAX_ROWS and 'f1' in report.columns:
+    order = sorted(order, key=report.columns['f1'].__getitem__)[:_MAX_ROWS]
+    yield f'The {_MAX_ROWS} of {len(report.rows):,} with the lowest F1:'
+  yield _table(
+    ('', *report.columns),
+    [
+      (
+        ' '.join(report.rows[i].split()),
+        *(f'{column[i]:.4g}' for column in report.columns.values()),
+      )
+      for i in order
     ],
   )
 

@@ -1,0 +1,128 @@
+"""Spans count where type, first and last token are right; BIO is checked."""
+
+import numpy as np
+import pytest
+
+from gemini_jax import config as config_lib
+from gemini_jax.evaluate import span_metrics
+
+pytest.importorskip('seqeval', reason='needs gemini_jax[tasks]')
+
+TAGS = ('O', 'B-PER', 'I-PER', 'B-LOC', 'I-LOC')
+
+
+def report(truth, predicted, num_bootstrap=0):
+  return span_metrics.report(
+    [text.split() for text in truth],
+    [text.split() for text in predicted],
+    num_bootstrap,
+  )
+
+
+@pytest.mark.parametrize(
+  ('predicted', 'precision', 'recall'),
+  [
+    ('B-PER I-PER I-PER O B-LOC O', 1, 1),
+    # Shorter or longer by one token, or another type: nothing of it is right.
+    ('B-PER I-PER O O B-LOC O', 1 / 2, 1 / 2),
+    ('B-PER I-PER I-PER O B-LOC I-LOC', 1 / 2, 1 / 2),
+    ('B-LOC I-LOC I-LOC O O O', 0, 0),
+    # Cut in two; and what does not begin with B is no span.
+    ('B-PER I-PER B-PER O B-LOC O', 1 / 3, 1 / 2),
+    ('I-PER I-PER I-PER O B-LOC O', 1, 1 / 2),
+    ('B-PER I-PER I-PER O I-LOC O', 1, 1 / 2),
+    ('O O O O O O', 0, 0),
+  ],
+)
+def test_spans_by_hand(predicted, precision, recall):
+  metrics, *_ = report(['B-PER I-PER I-PER O B-LOC O'], [predicted])
+  f1 = 2 * precision * recall / ((precision + recall) or 1)
+  names = 'span_precision', 'span_recall', 'span_f1'
+  found = [metrics[name] for name in names]
+  np.testing.assert_allclose(found, [precision, recall, f1])
+
+
+def spans(tags):
+  """Strict spans, by a rule of our own: B-X and the I-X that follow."""
+  found = set()
+  for i, tag in enumerate(tags):
+    if tag.startswith('B-'):
+      end = i + 1
+      while end < len(tags) and tags[end] == f'I-{tag[2:]}':
+        end += 1
+      found.add((tag[2:], i, end))
+  return found
+
+
+def test_random_tags_have_the_spans_of_another_rule():
+  rng = np.random.default_rng(0)
+  lengths = [*rng.integers(9, size=200), 0]
+  draw = lambda: [[TAGS[i] for i in rng.integers(5, size=n)] for n in lengths]
+  truth, predicted = draw(), draw()
+  metrics, names, table = span_metrics.report(truth, predicted)
+  assert names == ['LOC', 'PER']
+  pairs = [
+    (spans(tags), spans(others))
+    for tags, others in zip(truth, predicted, strict=True)
+  ]
+  for column, name in enumerate((*names, '')):
+    of_type = lambda found: {span for span in found if name in ('', span[0])}
+    right, support, claimed = np.sum(
+      [
+        (len(of_type(a & b)), len(of_type(a)), len(of_type(b)))
+        for a, b in pairs
+      ],
+      axis=0,
+    )
+    expected = [
+      right / claimed,
+      right / support,
+      2 * right / (claimed + support),
+    ]
+    if name:
+      found = [table[key][column] for key in ('precision', 'recall', 'f1')]
+      assert table['support'][column] == support
+    else:
+      found = [
+        metrics[f'span_{key}'] for key in ('precision', 'recall', 'f1')
+      ]
+    np.testing.assert_allclose(found, expected)
+  np.testing.assert_allclose(metrics['span_macro_f1'], np.mean(table['f1']))
+  right = [a == b for x, y in zip(truth, predicted) for a, b in zip(x, y)]  # noqa: B905
+  np.testing.assert_allclose(metrics['token_accuracy'], np.mean(right))
+  assert metrics['span_f1_low'] < metrics['span_f1'] < metrics['span_f1_high']
+
+
+def test_no_span_at_all_is_zero():
+  metrics, names, table = report(['O O'], ['O O'], 10)
+  assert metrics['token_accuracy'] == 1
+  assert metrics['span_f1'] == metrics['span_macro_f1'] == 0
+  assert not names and table['f1'] == []
+
+
+@pytest.mark.parametrize(
+  ('names', 'message'),
+  [
+    (('O', 'PER'), "the tag 'PER' is not BIO: O, B-TYPE or I-TYPE"),
+    (('O', 'B-'), "the tag 'B-' is not BIO"),
+    (('o',), "the tag 'o' is not BIO"),
+    (('O', 'B-LOC', 'S-LOC'), "the tag 'S-LOC' is not BIO"),
+    (('O', 'B-LOC', 'I-PER'), "the tag 'I-PER' has no 'B-PER'"),
+  ],
+)
+def test_tags_that_are_not_bio_are_named(names, message):
+  with pytest.raises(config_lib.ConfigError, match=message):
+    span_metrics.check_tags(names)
+
+
+def test_tags_that_are_bio_pass():
+  span_metrics.check_tags(TAGS)
+  span_metrics.check_tags(('O', 'B-date-of-birth'))
+
+
+@pytest.mark.parametrize(
+  ('truth', 'predicted'), [(['O O'], ['O']), (['O'], []), ([], []), ([''], [''])]
+)
+def test_sequences_that_do_not_fit_are_refused(truth, predicted):
+  with pytest.raises(ValueError, match='tokens in'):
+    report(truth, predicted)
