@@ -193,8 +193,8 @@ def _example(
     return _Example(asked)
   words, ends = (), np.array([len(asked.tokens) + 1])
   if piece.kind == task_lib.TAGS:
-    (of_words,) = task.inputs or ()
-    words = fields.words_of(record.values, of_words)
+    assert task.inputs is not None
+    words = fields.words_of(record.values, task.inputs[0])
     spans = run.tokenizer.encode_spans(asked.text).spans
     ends = 1 + transforms.last_tokens(asked.text, spans)
   tokens, classes = transforms.with_classes(

@@ -30,9 +30,10 @@ class Texts:
   num_examples: schema.Count | None = 1000
   # Scores from 0 to 100, with 95 % intervals: of sacrebleu (texts as they are,
   # case counts), and of rouge-score, which is made for English.
-  metrics: tuple[
-    Literal['bleu', 'chrf', 'rouge1', 'rouge2', 'rougeL'], ...
-  ] = ('bleu', 'chrf')
+  metrics: tuple[Literal['bleu', 'chrf', 'rouge1', 'rouge2', 'rougeL'], ...] = (
+    'bleu',
+    'chrf',
+  )
   # Number of beams; 1: greedy.
   beam_size: Annotated[int, schema.Range(1, cap=2**12)] = 1
   # Exponent of the length normalisation of beams, as in `generate`.
@@ -98,8 +99,8 @@ class Evaluate:
   # Batches of a split at most for its loss; None: the whole split.
   max_batches: schema.Count | None = None
   # Evaluators that run after training and with --mode=eval, in this order,
-  # beside the loss: exact_match, texts, captions, judged_media, retrieval,
-  # likelihood, samples.
+  # beside the loss: exact_match, classification, texts, captions, judged_media,
+  # retrieval, likelihood, samples.
   evaluators: tuple[str, ...] = ()
   # Which checkpoint --mode=eval takes: the newest, or the best by validation
   # loss; see train.keep_best.

@@ -87,7 +87,9 @@ def examples(
     )
     if task.classes is not None and task.classes.kind == task_lib.TAGS:
       # Sees that each word has a token and a tag.
-      transforms.classified(parts[0], parts[1][0], tokenizer)
+      tags = parts[-1][0]
+      assert isinstance(tags, transforms.Classes)
+      transforms.classified(parts[0], tags, tokenizer)
     return parts, b''.join(digests)
 
   for origin, (parts, media_digest) in _usable(source, tasks, tally, read):

@@ -96,7 +96,7 @@ def document(
 
 
 def classified(
-  inputs: Sequence[str | Slots],
+  inputs: Sequence[str | Slots | Classes],
   targets: Classes,
   tokenizer: tokenizer_lib.Tokenizer,
   placeholders: Mapping[str, int] = types.MappingProxyType({}),
@@ -139,7 +139,7 @@ def classified(
 def with_classes(
   inputs: np.ndarray,
   ends: Sequence[int] | np.ndarray,
-  ids: Sequence[int],
+  ids: Sequence[int] | np.ndarray,
   tokenizer: tokenizer_lib.Tokenizer,
 ) -> tuple[np.ndarray, np.ndarray]:
   """As `classified`, of inputs that are token ids already.

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemini_jax import batch as batch_lib
-from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
 from gemini_jax.data import loader as loader_lib
 from gemini_jax.data import task as task_lib
@@ -99,12 +98,3 @@ def _step(
     x_BKD = jnp.take_along_axis(x_BKD, place_B1[..., None], axis=1)
   logits_BKC = gemini.apply(model, params, x_BKD, method='logits')
   return jax.nn.softmax(logits_BKC, axis=-1), truth_BK, segments_BK
-
-
-def check(config: config_lib.Config):
-  """ConfigError unless tasks name classes."""
-  config_lib.check(
-    task_lib.classes(config.data) is not None,
-    'evaluate.evaluators: classification needs tasks that name classes, such '
-    'as data.tasks=("{text} -> {class:label}",)',
-  )

@@ -1,13 +1,44 @@
-"""How well a model names the classes of held-out examples."""
+"""How well a model names the classes of held-out examples or words."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
 from gemini_jax.data import loader as loader_lib
-from gemini_jax.evaluate import class_predictions
+from gemini_jax.data import task as task_lib
+from gemini_jax.evaluate import (
+  class_predictions,
+  classification_metrics,
+  classification_report,
+  span_metrics,
+)
+
+
+def check(config: config_lib.Config):
+  """Refuses tasks that name no classes.
+
+  Raises:
+    ConfigError: they do not, or a library is missing.
+  """
+  piece = task_lib.classes(config.data)
+  config_lib.check(
+    piece is not None,
+    'evaluate.evaluators: classification needs tasks that name classes, such '
+    'as data.tasks=("{text} -> {class:label}",)',
+  )
+  assert piece is not None
+  library = span_metrics if piece.kind == task_lib.TAGS else None
+  (library or classification_metrics).check()
+
+
+def check_run(run: run_lib.Run):
+  """ConfigError unless tags are BIO."""
+  piece = task_lib.classes(run.config.data)
+  if piece is not None and piece.kind == task_lib.TAGS:
+    span_metrics.check_tags(run.config.data.label_names)
 
 
 def evaluate(
@@ -16,9 +47,34 @@ def evaluate(
   loaders: Mapping[loader_lib.Split, loader_lib.Loader],
   step: int,
 ) -> dict[str, float]:
+  """`split/accuracy`, `split/macro_f1` and others; of tags `split/span_f1`.
+
+  Each split gets a report with tables and pictures.
+  """
+  piece, names = task_lib.classes(run.config.data), run.config.data.label_names
+  assert piece is not None
   results = {}
   for split, loader in loaders.items():
     found = class_predictions.predict(run, params, loader)
-    right = found.probabilities_NC.argmax(1) == found.truth_N
-    results[f'{split}/class_accuracy'] = float(np.mean(right))
+    where = run.workdir, split, step
+    if piece.kind == task_lib.TAGS:
+      predicted_N = found.probabilities_NC.argmax(axis=1)
+      truth, predicted = (
+        sequences(names, classes_N, found.examples_N)
+        for classes_N in (found.truth_N, predicted_N)
+      )
+      metrics = classification_report.write_spans(*where, truth, predicted)
+    else:
+      metrics = classification_report.write(
+        *where, names, found.truth_N, found.probabilities_NC
+      )
+    results |= {f'{split}/{name}': value for name, value in metrics.items()}
   return results
+
+
+def sequences(
+  names: tuple[str, ...], classes_N: np.ndarray, examples_N: np.ndarray
+) -> list[list[str]]:
+  """The names of the classes of each example, in order."""
+  bounds = np.flatnonzero(np.diff(examples_N)) + 1
+  return [[names[i] for i in part] for part in np.split(classes_N, bounds)]

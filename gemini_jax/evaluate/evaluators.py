@@ -14,7 +14,6 @@ from gemini_jax import run as run_lib
 from gemini_jax.data import loader as loader_lib
 from gemini_jax.evaluate import (
   captions,
-  class_predictions,
   classification,
   exact_match,
   judged_media,
@@ -48,7 +47,9 @@ class Evaluator:
 
 EVALUATORS = {
   'captions': Evaluator(captions.evaluate, captions.check),
-  'classification': Evaluator(classification.evaluate, class_predictions.check),
+  'classification': Evaluator(
+    classification.evaluate, classification.check, classification.check_run
+  ),
   'exact_match': Evaluator(exact_match.evaluate, exact_match.check),
   'judged_media': Evaluator(judged_media.evaluate, judged_media.check),
   'likelihood': Evaluator(

@@ -83,9 +83,7 @@ def test_random_tags_have_the_spans_of_another_rule():
       found = [table[key][column] for key in ('precision', 'recall', 'f1')]
       assert table['support'][column] == support
     else:
-      found = [
-        metrics[f'span_{key}'] for key in ('precision', 'recall', 'f1')
-      ]
+      found = [metrics[f'span_{key}'] for key in ('precision', 'recall', 'f1')]
     np.testing.assert_allclose(found, expected)
   np.testing.assert_allclose(metrics['span_macro_f1'], np.mean(table['f1']))
   right = [a == b for x, y in zip(truth, predicted) for a, b in zip(x, y)]  # noqa: B905
@@ -121,7 +119,8 @@ def test_tags_that_are_bio_pass():
 
 
 @pytest.mark.parametrize(
-  ('truth', 'predicted'), [(['O O'], ['O']), (['O'], []), ([], []), ([''], [''])]
+  ('truth', 'predicted'),
+  [(['O O'], ['O']), (['O'], []), ([], []), ([''], [''])],
 )
 def test_sequences_that_do_not_fit_are_refused(truth, predicted):
   with pytest.raises(ValueError, match='tokens in'):
