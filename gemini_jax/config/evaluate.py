@@ -30,9 +30,10 @@ class Texts:
   num_examples: schema.Count | None = 1000
   # Scores from 0 to 100, with 95 % intervals: of sacrebleu (texts as they are,
   # case counts), and of rouge-score, which is made for English.
-  metrics: tuple[
-    Literal['bleu', 'chrf', 'rouge1', 'rouge2', 'rougeL'], ...
-  ] = ('bleu', 'chrf')
+  metrics: tuple[Literal['bleu', 'chrf', 'rouge1', 'rouge2', 'rougeL'], ...] = (
+    'bleu',
+    'chrf',
+  )
   # Number of beams; 1: greedy.
   beam_size: Annotated[int, schema.Range(1, cap=2**12)] = 1
   # Exponent of the length normalisation of beams, as in `generate`.

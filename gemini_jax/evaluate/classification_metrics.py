@@ -242,7 +242,9 @@ def regression_metrics(
   truth_N, predicted_N = (
     np.asarray(values, np.float64) for values in (truth_N, predicted_N)
   )
-  if truth_N.ndim != 1 or truth_N.shape != predicted_N.shape or not truth_N.size:
+  if (
+    truth_N.ndim != 1 or truth_N.shape != predicted_N.shape or not truth_N.size
+  ):
     raise ValueError(f'{truth_N.shape} numbers for {predicted_N.shape}')
   if not (np.isfinite(truth_N).all() and np.isfinite(predicted_N).all()):
     raise ValueError('numbers must be finite')

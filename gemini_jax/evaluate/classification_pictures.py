@@ -95,9 +95,7 @@ def reliability(bins: classification_metrics.Bins) -> bytes | None:
   figure = figures.new(4.5, 5.5, layout='constrained')
   if figure is None:
     return None
-  accuracy, histogram = figure.subplots(
-    2, 1, sharex=True, height_ratios=(3, 1)
-  )
+  accuracy, histogram = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
   num_bins = len(bins.counts_K)
   middle_K = (np.arange(num_bins) + 0.5) / num_bins
   accuracy.bar(

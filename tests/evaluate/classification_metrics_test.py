@@ -129,7 +129,9 @@ def test_the_statistic_of_a_resample_is_that_of_scikit_learn():
 
 
 LABELS = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0]])
-LABEL_PROBABILITIES = np.array([[0.9, 0.5, 0.1], [0.2, 0.6, 0.4], [0.3, 0.1, 0]])
+LABEL_PROBABILITIES = np.array(
+  [[0.9, 0.5, 0.1], [0.2, 0.6, 0.4], [0.3, 0.1, 0]]
+)
 
 
 def test_labels_by_hand():

@@ -85,9 +85,7 @@ def test_the_newest_of_each_split_task_and_kind_is_shown(tmp_path):
   (tmp_path / 'reports/00000099-test-spans.json').write_text('{"step": 99}')
   (tmp_path / 'reports/00000098-test-spans.json').write_text('[' * 100_000)
   text = markdown(tmp_path)
-  headings = [
-    line[3:] for line in text.splitlines() if line.startswith('## ')
-  ]
+  headings = [line[3:] for line in text.splitlines() if line.startswith('## ')]
   assert headings[1:5] == [
     'Test: labels',
     'Test: numbers',
