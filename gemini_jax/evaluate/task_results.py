@@ -18,7 +18,7 @@ def page_path(
   return workdir / 'samples' / f'{"-".join(filter(None, parts))}.png'
 
 
-def metricname(
+def metric_name(
   config: config_lib.Config,
   split: str,
   task: task_lib.Task,

@@ -94,9 +94,9 @@ def _corpus_score(
   signature = metric.get_signature().format()
   logging.info('%s: %s', name, score.format(signature=signature))
   return {
-    name: score.score,
-    f'{name}_low': score._mean - score._ci,
-    f'{name}_high': score._mean + score._ci,
+    name: float(score.score),
+    f'{name}_low': float(score._mean - score._ci),
+    f'{name}_high': float(score._mean + score._ci),
   }, signature
 
 

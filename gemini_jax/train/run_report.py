@@ -34,10 +34,10 @@ _MAX_ROWS = 40
 def write(run: run_lib.Run, step: int):
   """Writes report.md into the folder of a run, in place of an older one.
 
-  Reads metrics.jsonl, samples/ and reports/. The curves are drawn at the last step, as
-  report.png, where matplotlib is installed; before, they are lines of blocks.
-  What validation decides on pruning is drawn each time, as gate.png. A report
-  that cannot be written is a warning: the training goes on.
+  Reads metrics.jsonl, samples/ and reports/. The curves are drawn at the last
+  step, as report.png, where matplotlib is installed; before, they are lines of
+  blocks. What validation decides on pruning is drawn each time, as gate.png. A
+  report that cannot be written is a warning: the training goes on.
 
   Args:
     run: the run.

@@ -10,6 +10,7 @@ from gemini_jax.evaluate import (
   caption_metrics,
   evaluators,
   independent_classifier,
+  text_metrics,
 )
 
 READS = 'read = {image:picture} -> {word}'
@@ -35,6 +36,7 @@ def _extras(monkeypatch):
   """As if every extra were installed."""
   monkeypatch.setattr(caption_metrics, 'check', lambda: None)
   monkeypatch.setattr(independent_classifier, 'check', lambda: None)
+  monkeypatch.setattr(text_metrics, 'check', lambda names: None)
 
 
 REFUSED = {
@@ -64,6 +66,12 @@ REFUSED = {
     ('captions',),
     'captions needs a task of data.tasks that writes text',
   ),
+  'nothing is answered': (TEXT, ('texts',), 'texts needs inputs and a text'),
+  'two bleus': (
+    {'tasks': (READS, PAINTS), **TASKS},
+    ('captions', 'texts'),
+    'captions and texts both give a bleu; take one',
+  ),
   'no tasks': (TEXT, ('captions',), 'captions needs a task of data.tasks that'),
 }
 
@@ -80,7 +88,8 @@ def test_what_cannot_be_served_is_refused(case):
   ('data', 'names'),
   [
     ({}, ()),
-    (TEXT | PAIRS, ('exact_match',)),
+    (TEXT | PAIRS, ('exact_match', 'texts')),
+    ({'tasks': (READS, PAINTS), **TASKS}, ('texts',)),
     (TEXT | {'pack': False}, ('likelihood',)),
     ({'tasks': (READS, PAINTS), **TASKS}, ('judged_media', 'captions')),
   ],
@@ -91,6 +100,20 @@ def test_what_can_be_served_is_accepted(data, names):
 
 def test_prompts_are_all_that_samples_need():
   evaluators.check(config({}, 'samples', samples={'prompts': ('a',)}))
+
+
+@pytest.mark.parametrize(
+  ('metrics', 'message'),
+  [
+    ((), 'evaluate.texts.metrics=() must be different metrics, one at least'),
+    (('bleu', 'bleu'), "evaluate.texts.metrics=('bleu', 'bleu') must be diff"),
+    (('blue',), "evaluate.texts.metrics[0]='blue' must be one of bleu, "),
+  ],
+)
+def test_metrics_of_texts_are_known_and_different(metrics, message):
+  with pytest.raises(config_lib.ConfigError) as error:
+    evaluators.check(config(TEXT | PAIRS, 'texts', texts={'metrics': metrics}))
+  assert str(error.value).startswith(message)
 
 
 def test_a_new_evaluator_is_a_function_and_a_name(monkeypatch):

@@ -8,6 +8,7 @@ from gemini_jax.evaluate import span_metrics
 
 pytest.importorskip('seqeval', reason='needs gemini_jax[tasks]')
 
+KEYS = ('precision', 'recall', 'f1')
 TAGS = ('O', 'B-PER', 'I-PER', 'B-LOC', 'I-LOC')
 
 
@@ -37,8 +38,7 @@ def report(truth, predicted, num_bootstrap=0):
 def test_spans_by_hand(predicted, precision, recall):
   metrics, *_ = report(['B-PER I-PER I-PER O B-LOC O'], [predicted])
   f1 = 2 * precision * recall / ((precision + recall) or 1)
-  names = 'span_precision', 'span_recall', 'span_f1'
-  found = [metrics[name] for name in names]
+  found = [metrics[f'span_{key}'] for key in KEYS]
   np.testing.assert_allclose(found, [precision, recall, f1])
 
 
@@ -54,6 +54,18 @@ def spans(tags):
   return found
 
 
+def scores(pairs, name=''):
+  """Precision, recall and F1 of pairs of sets of spans, and the support."""
+  of_type = lambda found: {span for span in found if name in ('', span[0])}
+  counts = [
+    [len(of_type(part)) for part in (truth & predicted, truth, predicted)]
+    for truth, predicted in pairs
+  ]
+  right, support, claimed = np.sum(counts, axis=0)
+  f1 = 2 * right / (claimed + support)
+  return (right / claimed, right / support, f1), support
+
+
 def test_random_tags_have_the_spans_of_another_rule():
   rng = np.random.default_rng(0)
   lengths = [*rng.integers(9, size=200), 0]
@@ -65,29 +77,18 @@ def test_random_tags_have_the_spans_of_another_rule():
     (spans(tags), spans(others))
     for tags, others in zip(truth, predicted, strict=True)
   ]
-  for column, name in enumerate((*names, '')):
-    of_type = lambda found: {span for span in found if name in ('', span[0])}
-    right, support, claimed = np.sum(
-      [
-        (len(of_type(a & b)), len(of_type(a)), len(of_type(b)))
-        for a, b in pairs
-      ],
-      axis=0,
-    )
-    expected = [
-      right / claimed,
-      right / support,
-      2 * right / (claimed + support),
-    ]
-    if name:
-      found = [table[key][column] for key in ('precision', 'recall', 'f1')]
-      assert table['support'][column] == support
-    else:
-      found = [metrics[f'span_{key}'] for key in ('precision', 'recall', 'f1')]
+  for column, name in enumerate(names):
+    expected, support = scores(pairs, name)
+    found = [table[key][column] for key in KEYS]
     np.testing.assert_allclose(found, expected)
+    assert table['support'][column] == support
+  found = [metrics[f'span_{key}'] for key in KEYS]
+  np.testing.assert_allclose(found, scores(pairs)[0])
   np.testing.assert_allclose(metrics['span_macro_f1'], np.mean(table['f1']))
-  right = [a == b for x, y in zip(truth, predicted) for a, b in zip(x, y)]  # noqa: B905
-  np.testing.assert_allclose(metrics['token_accuracy'], np.mean(right))
+  flat = [np.concatenate([*map(np.array, tags)]) for tags in (truth, predicted)]
+  np.testing.assert_allclose(
+    metrics['token_accuracy'], np.mean(flat[0] == flat[1])
+  )
   assert metrics['span_f1_low'] < metrics['span_f1'] < metrics['span_f1_high']
 
 
