@@ -32,7 +32,8 @@ TOKENIZER_FILE = 'tokenizer'
 NUMERICS_FIELDS = (
   *('model.scan_layers', 'model.remat', 'model.remat_save'),
   *('model.remat_offload', 'model.attention_kernel', 'model.context_parallel'),
-  *('model.dtype', 'model.dropout', 'tune.dropout'),
+  *('model.dtype', 'model.dropout', 'model.stochastic_depth'),
+  'tune.dropout',
 )
 _TOKENIZER_FIELDS = ('model.vocab_size', 'model.text_vocab_size')
 # Batches on the device ahead of the step that reads them.

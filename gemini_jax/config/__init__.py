@@ -47,7 +47,13 @@ from gemini_jax.config.schema import (
   reading,
 )
 from gemini_jax.config.sparsity import Sparsity
-from gemini_jax.config.train import DPO, KLAnnealing, LossWeights, Train
+from gemini_jax.config.train import (
+  DPO,
+  EarlyStopping,
+  KLAnnealing,
+  LossWeights,
+  Train,
+)
 from gemini_jax.config.tune import AdaLoRA, Tune
 
 __all__ = [
@@ -67,6 +73,7 @@ __all__ = [
   'Config',
   'ConfigError',
   'Data',
+  'EarlyStopping',
   'Evaluate',
   'Gates',
   'Generate',

@@ -17,6 +17,9 @@ LEARNING_RATES = {
   'dog': 1.0,
 }
 
+# Rules that neither estimate a rate nor average by the steps that they make.
+_FIXED_RATE = ('adamw', 'adafactor', 'muon', 'lion')
+
 
 @schema.section('optimizer')
 class Optimizer:
@@ -60,6 +63,12 @@ class Optimizer:
   # Decay rates of the first and of the second moment.
   b1: schema.PartialShare = 0.9
   b2: schema.PartialShare = 0.95
+  # Updates of a layer are multiplied by this for each layer from the output to
+  # it, its own included, as in BEiT (Bao et al. 2022): those of layer l of L,
+  # from 1, by layer_decay^(L + 1 - l), of the embeddings below by
+  # layer_decay^(L + 1), of heads by 1. A decoder lies above its encoder, and
+  # both above the layers of encoders of media. 1: off.
+  layer_decay: schema.PositiveShare = 1.0
   # Added to the root of the second moment.
   eps: schema.Positive = 1e-8
   # Decoupled weight decay. The steps of dog are those of SGD, far larger than
@@ -103,6 +112,12 @@ class Optimizer:
       not (self.plateau_patience and self.name == 'dadapt_adamw'),
       'optimizer.plateau_patience must be 0 with dadapt_adamw, whose estimate '
       'takes its steps to be made in full',
+    )
+    schema.check(
+      self.layer_decay == 1 or self.name in _FIXED_RATE,
+      f'optimizer.layer_decay={self.layer_decay} must be 1 with {self.name}, '
+      'which takes its steps to be made in full; use '
+      f'{", ".join(_FIXED_RATE[:-1])} or {_FIXED_RATE[-1]}',
     )
     for name in ('no_decay', 'frozen'):
       schema.check_pattern(f'optimizer.{name}', getattr(self, name))
