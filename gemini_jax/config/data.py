@@ -39,9 +39,9 @@ class Augment:
   # example; the other's share is drawn from Beta(alpha, alpha) and at most 1/2;
   # 0: off.
   mixup_alpha: Annotated[float, schema.Range(0, cap=1000)] = 0.0
-  # CutMix: likewise, but the other's share is a box of a picture or of all
-  # frames of a video, or a span of a sound; 0: off. With both, each medium takes
-  # one of them with probability 1/2.
+  # CutMix: likewise, but the other's share is a box of a picture, of all frames
+  # of a video, or a span of a sound; 0: off. With both, each medium takes one
+  # of them with probability 1/2.
   cutmix_alpha: Annotated[float, schema.Range(0, cap=1000)] = 0.0
   # Sounds: the number of spans that are silenced, and their longest duration.
   time_masks: Annotated[int, schema.Range(0, cap=1000)] = 0

@@ -63,11 +63,10 @@ class Optimizer:
   # Decay rates of the first and of the second moment.
   b1: schema.PartialShare = 0.9
   b2: schema.PartialShare = 0.95
-  # Updates of a layer are multiplied by this for each layer from the output to
-  # it, its own included, as in BEiT (Bao et al. 2022): those of layer l of L,
-  # from 1, by layer_decay^(L + 1 - l), of the embeddings below by
-  # layer_decay^(L + 1), of heads by 1. A decoder lies above its encoder, and
-  # both above the layers of encoders of media. 1: off.
+  # Updates are multiplied by this for each layer from the output down to their
+  # own, as in BEiT (Bao et al. 2022): those of layer l of L, counted from 1, by
+  # its power L + 1 - l, of the embeddings by its power L + 1, of heads by 1. A
+  # decoder lies above its encoder, both above encoders of media. 1: off.
   layer_decay: schema.PositiveShare = 1.0
   # Added to the root of the second moment.
   eps: schema.Positive = 1e-8

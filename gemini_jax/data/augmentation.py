@@ -1,9 +1,9 @@
 """Data augmentation: random changes of pictures, sounds and videos.
 
 Functions of the values and a random generator, deterministic in its state; none
-changes the shape. `apply`, `mixup` and `cutmix` take a canvas and its extent, all
-others the values within the extent. Pictures are uint8[..., H, W, C]; all frames of a
-video get the same change. Sounds are floats [N] of any scale.
+changes the shape. `apply`, `mixup` and `cutmix` take a canvas and its extent,
+all others the values within the extent. Pictures are uint8[..., H, W, C]; all
+frames of a video get the same change. Sounds are floats [N] of any scale.
 """
 
 from collections.abc import Callable

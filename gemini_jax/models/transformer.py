@@ -164,9 +164,7 @@ class Block(nn.Module):
     layer = attention.Attention(**attention_fields(self.config), name=name)
     return layer(self.norm(f'{name}_norm', x_BTD), mask, **kwargs)
 
-  def skip(
-    self, layer: int | jax.Array, update_BTD: jax.Array
-  ) -> jax.Array:
+  def skip(self, layer: int | jax.Array, update_BTD: jax.Array) -> jax.Array:
     """Zero in rows drawn at random, scaled in the others to the same mean."""
     rate = self.config.stochastic_depth * (layer + 1) / self.num_layers
     kept_B11 = jax.random.bernoulli(
