@@ -255,8 +255,7 @@ def _restore(
   manifest = restored.manifest
   data.check(manifest['data'], config.train.accept_changes)
   # The checkpoint was written before the step was evaluated.
-  observed = manifest.get('observed')
-  state = state_lib.observe(config, restored.state, observed)
+  state = state_lib.observe(config, restored.state, manifest.get('observed'))
   return state, restored.step, manifest
 
 
@@ -348,8 +347,8 @@ def _evaluate(
   params = state_lib.evaluation_params(run.config, state)
   extensions = enabled.extensions(run.config)
   reference = extensions.reference_params(state)
-  evaluate = functools.partial(
-    held_out.evaluate, run, params, training.eval_step, reference=reference
+  evaluate = lambda loaders: held_out.evaluate(
+    run, params, training.eval_step, loaders, reference
   )
   loaders = dict(training.loaders)
   validation = loaders.pop('validation', None)
