@@ -347,6 +347,7 @@ def test_validation_ends_a_run_as_its_last_step_would(
     'train.early_stopping.patience=2',
     'train.early_stopping.min_improvement=0.1',
     'train.eval_every=5',
+    'train.save_every=6',
     *SAMPLES,
   )
   workdir = tmp_path / 'run'
@@ -358,10 +359,10 @@ def test_validation_ends_a_run_as_its_last_step_would(
   said = capsys.readouterr().out
   assert ('resuming at step 15' in said) == (module is not None)
   assert f'{workdir} is done: 15 steps  validation/loss ' in said
-  lines = tiny.metrics(workdir)
+  lines = tiny.metrics(workdir, *metrics_file.TIMINGS)
   assert [line['step'] for line in lines] == [4, 5, 8, 10, 12, 15]
   checkpoints = checkpointer.Checkpointer(workdir / 'checkpoints')
-  assert checkpoints.steps()[-2:] == [10, 15]
+  assert checkpoints.steps()[-2:] == [12, 15]
   assert (workdir / 'samples' / '00000015.jsonl').exists()
   report = (workdir / 'report.md').read_text()
   assert 'Step 15 of 20, on ' in report
@@ -373,6 +374,11 @@ def test_validation_ends_a_run_as_its_last_step_would(
   assert 'is done: step 15 of 20' in said and reason in said
   assert (workdir / 'metrics.jsonl').read_bytes() == before
   if module is None:
+    # From a checkpoint between two validations.
+    shutil.rmtree(checkpoints.path(15))
+    assert tiny.run(file, workdir, *overrides) == 0
+    assert 'resuming at step 12' in capsys.readouterr().out
+    assert tiny.metrics(workdir, *metrics_file.TIMINGS) == lines
     # A longer patience makes of it the run that it would have been.
     patient = (*overrides, 'train.early_stopping.patience=4')
     assert tiny.run(file, workdir, *patient) == 0
