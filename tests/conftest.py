@@ -41,6 +41,8 @@ _MANY_MAPS = 20_000
 # with what is quick enough of it after that. `pytest -m slow` runs it.
 _SLOW = {
   'multiprocess_test.py': (),
+  'train/loop_test.py::test_validation_ends': (),
+  'adapt/layer_decay_test.py': ('[lion',),
   'parallel/sharding_test.py::test_a_mesh_does_not_change': (),
   'parallel/sharding_test.py::test_a_checkpoint_goes_on': (),
   'parallel/sharding_test.py::test_parameters_are_really': (),

@@ -48,7 +48,13 @@ from gemini_jax.config.schema import (
   reading,
 )
 from gemini_jax.config.sparsity import Sparsity
-from gemini_jax.config.train import DPO, KLAnnealing, LossWeights, Train
+from gemini_jax.config.train import (
+  DPO,
+  EarlyStopping,
+  KLAnnealing,
+  LossWeights,
+  Train,
+)
 from gemini_jax.config.tune import AdaLoRA, Tune
 
 __all__ = [
@@ -68,6 +74,7 @@ __all__ = [
   'Config',
   'ConfigError',
   'Data',
+  'EarlyStopping',
   'Evaluate',
   'Gates',
   'Generate',

@@ -119,6 +119,11 @@ class Config:
       f'optimizer.accumulation_steps={self.optimizer.accumulation_steps} must '
       f'divide data.batch_size={self.data.batch_size}',
     )
+    schema.check(
+      not self.train.early_stopping.patience or bool(self.data.validation),
+      'train.early_stopping.patience='
+      f'{self.train.early_stopping.patience} needs data.validation',
+    )
     self._check_preferences()
     self._check_tune()
     gates_lib.check(self.gates, self.model, self.tune.method)

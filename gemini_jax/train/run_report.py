@@ -31,7 +31,7 @@ _MAX_SAMPLES, _MAX_PAGES = 8, 12
 _MAX_ROWS = 40
 
 
-def write(run: run_lib.Run, step: int):
+def write(run: run_lib.Run, step: int, ended: str = ''):
   """Writes report.md into the folder of a run, in place of an older one.
 
   Reads metrics.jsonl, samples/ and reports/. The curves are drawn at the last
@@ -42,13 +42,14 @@ def write(run: run_lib.Run, step: int):
   Args:
     run: the run.
     step: updates made.
+    ended: why the run has ended before its last step; '': it has not.
   """
   if not processes.is_process_zero():
     return
   try:
     lines = list(metrics_file.all_lines(run.workdir))
     curves = curves_lib.series(lines)
-    is_last = step >= run.config.train.num_steps
+    is_last = bool(ended) or step >= run.config.train.num_steps
     png = curves_lib.picture(curves) if is_last else None
     if png is not None:
       host.replace_file(run.workdir / CURVES_FILE, png)
@@ -58,7 +59,7 @@ def write(run: run_lib.Run, step: int):
       if history is not None:
         host.replace_file(run.workdir / GATE_FILE, history)
     text = compose(
-      run.workdir, run.config, step, lines, has_picture=png is not None
+      run.workdir, run.config, step, lines, ended, has_picture=png is not None
     )
     host.replace_file(run.workdir / FILE, text.encode(errors='replace'))
   except (OSError, config_lib.ConfigError) as error:
@@ -70,6 +71,7 @@ def compose(
   config: config_lib.Config,
   step: int,
   lines: Sequence[Mapping[str, Any]],
+  ended: str = '',
   *,
   has_picture: bool = False,
 ) -> str:
@@ -80,12 +82,14 @@ def compose(
     config: of the run.
     step: updates made.
     lines: of metrics.jsonl.
+    ended: see `write`.
     has_picture: whether report.png is there.
   """
   total = config.train.num_steps
   sections = [
     f'# {workdir.resolve().name}',
     f'Step {step:,} of {total:,}, on {progress_lib.devices_line()}.',
+    *([ended] if ended else []),
     '## Results',
     *_results(lines),
     *_held_out(workdir),
