@@ -103,9 +103,8 @@ def _check_choice(name: str, choice: Any, is_random: bool):
   given = f'sweep.fields: {name}={json.dumps(choice)}'
   if isinstance(choice, list):
     schema.check(bool(choice), f'{given} must have a value')
-    texts = [json.dumps(value) for value in choice]
-    for text in texts:
-      schema.check(texts.count(text) == 1, f'{given} has {text} twice')
+    texts = {json.dumps(value) for value in choice}
+    schema.check(len(texts) == len(choice), f'{given} has a value twice')
     return
   kinds = ('uniform', 'log_uniform', 'integers')
   schema.check(
@@ -215,6 +214,10 @@ def _with(base: config_lib.Config, values: Values) -> config_lib.Config:
         f'{".".join(sections[:depth])} is not a section of the config, so '
         f'{path} is no field',
       )
+    config_lib.check(
+      not isinstance(inner.get(name), dict),
+      f'{path} is a section of the config; name one of its fields',
+    )
     inner[name] = value
   config = config_lib.from_config_dict(edited)
   made = json.loads(config_lib.to_json(config))
@@ -259,15 +262,11 @@ def keep(
   text = json.dumps(plan, indent=1) + '\n'
   if path.exists():
     with config_lib.reading(path):
-      earlier = config_lib.parse_json(host.read_file(path), 'it')
-      _check_same(workdir, earlier, json.loads(text))
-      earlier_base = config_lib.from_json(json.dumps(earlier['config']))
-      changed = list(run_report.changes(earlier_base, base))
-    config_lib.check(
-      not changed,
-      f'--workdir={workdir} holds a sweep of another config, without '
-      f'{", ".join(changed[:3])}; give the same, or another --workdir',
-    )
+      _check_same(
+        config_lib.parse_json(host.read_file(path), 'it'),
+        json.loads(text),
+        base,
+      )
   else:
     config_lib.check(
       not (workdir / config_lib.FILE).exists(),
@@ -277,24 +276,29 @@ def keep(
 
 
 def _check_same(
-  workdir: pathlib.Path, earlier: Mapping[str, Any], plan: Mapping[str, Any]
+  earlier: Mapping[str, Any], plan: Mapping[str, Any], base: config_lib.Config
 ):
   """Refuses a plan that does not go on with an earlier one."""
+  advice = 'go on with the same, or give another --workdir'
   for name in _KEPT:
     config_lib.check(
       earlier[name] == plan[name],
-      f'--workdir={workdir} holds another sweep: {name} was '
-      f'{json.dumps(earlier[name])} and is {json.dumps(plan[name])}; give the '
-      'same file, or another --workdir',
+      f'of another sweep: {name} was {json.dumps(earlier[name])} and is '
+      f'{json.dumps(plan[name])}; {advice}',
     )
+  earlier_base = config_lib.from_json(json.dumps(earlier['config']))
+  changed = list(run_report.changes(earlier_base, base))
+  config_lib.check(
+    not changed,
+    f'of a sweep of another config: now {", ".join(changed[:3])}; {advice}',
+  )
   count = len(earlier['values'])
   config_lib.check(
     count <= len(plan['values']),
-    f'--workdir={workdir} holds a sweep of {count} trials; '
-    f'sweep.trials={len(plan["values"])} must not be fewer',
+    f'of a sweep of {count} trials, and sweep.trials={len(plan["values"])} is '
+    f'fewer; {advice}',
   )
   config_lib.check(
     earlier['values'] == plan['values'][:count],
-    f'--workdir={workdir} holds a sweep whose trials have other values; give '
-    'another --workdir',
+    f'of a sweep whose trials have other values; {advice}',
   )
