@@ -267,7 +267,7 @@ def _error(code: int, lines: Sequence[str]) -> str:
   if code < 0:
     return f'killed by {signal.Signals(-code).name}'
   told = [line for line in lines if re.match(r'error: ', line)]
-  return f'exit code {code}: {(told or lines or ["no output"])[-1][:500]}'
+  return f'exit code {code}: {(told or lines or ["no output"])[-1][:200]}'
 
 
 def main(argv: Sequence[str]) -> int:

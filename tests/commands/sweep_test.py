@@ -273,7 +273,7 @@ def test_stopped_three_times_it_ends_with_the_same_table(tmp_path):
     search='grid',
     fields={'optimizer.learning_rate': rates},
   )
-  assert sweep.main(['sweep', *flags('whole')]) == 0
+  sweep_study.finish(sweep_study.start(flags('whole')))
   killed = tmp_path / 'killed'
   for number, sent in (
     (1, signal.SIGKILL),
