@@ -203,7 +203,7 @@ def importance(
 
   Returns:
     `fields`: mean and standard deviation over the splits by field; `explained`:
-    the share of the variance that the forests predict with nothing shuffled.
+    the share of the variance that the forests explain with nothing shuffled.
   """
   import sklearn.ensemble
   import sklearn.inspection
@@ -267,12 +267,13 @@ def _explain(matters: Mapping[str, Any] | None, num_done: int) -> str:
     f'{name} {mean:.2f} ± {std:.2f}' for name, (mean, std) in order
   )
   return (
-    f'Importance: {shares}. It is the share of the variance of the ranks of '
-    'trials that random forests no longer predict on held-out trials once the '
-    'values of that field are shuffled, with the standard deviation over '
-    f'{_NUM_SPLITS} splits. With nothing shuffled they predict '
-    f'{matters["explained"]:.0%}; where that is near 0 or below, there are too '
-    'few trials to tell.'
+    f'Importance: {shares}. Random forests predict the ranks of held-out '
+    'trials; the importance of a field is what their squared error grows by '
+    'once its values are shuffled, divided by the variance of the ranks, with '
+    f'the standard deviation over {_NUM_SPLITS} splits. Without influence it '
+    'is about 0. With nothing shuffled they explain '
+    f'{matters["explained"]:.0%} of the variance; where that is near 0 or '
+    'below, there are too few trials to tell.'
   )
 
 

@@ -5,10 +5,8 @@ the sweep ends, by SIGKILL too, the system closes that end, and so ends this.
 """
 
 import os
-import sys
+import runpy
 import threading
-
-from gemini_jax import main
 
 
 def _end_with_sweep():
@@ -18,4 +16,4 @@ def _end_with_sweep():
 
 if __name__ == '__main__':
   threading.Thread(target=_end_with_sweep, daemon=True).start()
-  sys.exit(main.run())
+  runpy.run_module('gemini_jax.main', run_name='__main__', alter_sys=True)

@@ -105,6 +105,24 @@ def test_bad_files_are_refused_before_anything_runs(
   assert not (folder / 'none').exists()
 
 
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    (None, 'cannot be read: No such file'),
+    ('{"trials": 2,}', 'it is not JSON'),
+    ('{"seed": 1, "seed": 2}', "'seed' stands twice"),
+    ('[1]', 'sweep=[1] must be a section'),
+  ],
+)
+def test_what_is_no_sweep_is_refused(text, message, tmp_path):
+  if text is not None:
+    (tmp_path / 'file').write_text(text)
+  with pytest.raises(config_lib.ConfigError) as error:
+    sweep_plan.read(tmp_path / 'file')
+  assert f'--sweep={tmp_path}/file' in str(error.value)
+  assert message in str(error.value)
+
+
 def test_what_has_no_effect_is_refused(folder, capsys):
   flags = sweep_study.arguments(
     folder, folder / 'none', search='grid', fields={'train.num_steps': [5, 9]}
