@@ -263,6 +263,8 @@ _SLOW = {
   'weights/int8_test.py::test_a_model_of_integers': ('[tied]',),
   'steer/latent_steering_test.py::test_the_flow': (),
   'commands/compress_test.py': (),
+  'commands/sweep_test.py::test_stopped': (),
+  'commands/sweep_test.py::test_what_matters': (),
   'compress/layers_test.py': ('[decoder]', 'test_experts'),
   'weights/compressed_test.py::test_a_weight': ('[int4]',),
   'weights/compressed_test.py::test_a_table': ('[int8]',),

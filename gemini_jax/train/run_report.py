@@ -108,7 +108,7 @@ def compose(
     '## Config',
     'What differs from the defaults; all fields are in '
     f'[{config_lib.FILE}]({config_lib.FILE}).',
-    _fenced('\n'.join(_changes(config_lib.Config(), config)) or '(nothing)'),
+    _fenced('\n'.join(changes(config_lib.Config(), config)) or '(nothing)'),
   ]
   return '\n\n'.join(sections) + '\n'
 
@@ -123,7 +123,7 @@ def _results(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
   if not newest:
     yield 'Nothing was evaluated yet.'
     return
-  yield _table(
+  yield table(
     ('metric', 'value', 'step'),
     [
       (name, _number(value), f'{step:,}')
@@ -177,7 +177,7 @@ def _compression(workdir: pathlib.Path) -> Iterator[str]:
     return
   yield '## Compression'
   yield 'Each beside the dense model in the same run of --mode=compress.'
-  yield _table(*compression_table.table(rows))
+  yield table(*compression_table.table(rows))
   if (workdir / compression_table.PICTURE_FILE).exists():
     yield f'![compression]({compression_table.PICTURE_FILE})'
 
@@ -192,7 +192,7 @@ def _curves(curves: Mapping[str, curves_lib.Series]) -> Iterator[str]:
       _, values = curves[name]
       numbers = values[0], values[-1], min(values), max(values)
       rows.append((name, *map(_number, numbers), curves_lib.sparkline(values)))
-  yield _table(('metric', 'first', 'last', 'least', 'largest', 'course'), rows)
+  yield table(('metric', 'first', 'last', 'least', 'largest', 'course'), rows)
 
 
 def _samples(workdir: pathlib.Path) -> Iterator[str]:
@@ -241,19 +241,20 @@ def _command(workdir: pathlib.Path) -> str:
   )
 
 
-def _changes(default: Any, config: Any, path: str = '') -> Iterator[str]:
+def changes(default: Any, config: Any, path: str = '') -> Iterator[str]:
   """`section.field = value` of each field that has another value."""
   for field in dataclasses.fields(config):
     name = f'{path}.{field.name}'.lstrip('.')
     value = getattr(config, field.name)
     default_value = getattr(default, field.name)
     if dataclasses.is_dataclass(value):
-      yield from _changes(default_value, value, name)
+      yield from changes(default_value, value, name)
     elif value != default_value:
       yield f'{name} = {value!r}'
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """A table in Markdown."""
   lines = [header, ['---'] * len(header), *rows]
   # What Markdown would take for the end of a cell.
   cells = lambda line: [cell.replace('|', '\\|') for cell in line]
