@@ -152,7 +152,7 @@ def _rows(report: report_files.Report) -> Iterator[str]:
   if len(order) > _MAX_ROWS and 'f1' in report.columns:
     order = sorted(order, key=report.columns['f1'].__getitem__)[:_MAX_ROWS]
     yield f'The {_MAX_ROWS} of {len(report.rows):,} with the lowest F1:'
-  yield _table(
+  yield table(
     ('', *report.columns),
     [
       (
