@@ -82,7 +82,7 @@ def main():
   draw = random.SystemRandom()
   for _ in range(options.kills):
     process = start(flags('killed'))
-    time.sleep(draw.uniform(0, seconds / options.kills))
+    time.sleep(draw.uniform(0, seconds / (options.kills + 1)))
     # One that has ended before its time is up was not killed.
     assert process.poll() is None
     process.kill()

@@ -317,11 +317,12 @@ def _plot(
     axes.scatter(x, y, 14, alpha=0.8)
     axes.plot(x[done.index(best)], best['best'], '*', markersize=12)
     _scale(axes, 'y', y)
-    if _are_numbers([row['values'][name] for row in done]):
+    values = [row['values'][name] for row in done]
+    if not _are_numbers(values):
+      labels = dict(zip(x, map(_cell, values), strict=True))
+      axes.set_xticks(list(labels), list(labels.values()), parse_math=False)
+    elif 'uniform' not in sweep.fields[name]:
       _scale(axes, 'x', x)
-    else:
-      cells = [_cell(row['values'][name]) for row in done]
-      axes.set_xticks(x, cells, parse_math=False)
     axes.set_title(name, fontsize=9, parse_math=False)
     axes.set_ylabel(f'best {sweep.metric}', fontsize=7, parse_math=False)
   file = io.BytesIO()
