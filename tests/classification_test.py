@@ -9,9 +9,10 @@ import pytest
 
 import tiny
 from gemini_jax import run as run_lib
-from gemini_jax.commands import prediction_file
+from gemini_jax.commands import convert, prediction_file
 from gemini_jax.evaluate import class_predictions, generation_options
 from gemini_jax.infer import generation
+from gemini_jax.models import gemini
 from gemini_jax.parallel import sharding
 
 _COMMON = (
@@ -261,3 +262,21 @@ def test_texts_are_predicted_as_they_are_generated(tmp_path):
   del found[2]
   assert [line['prediction'] for line in found] == [s.text for s in samples]
   assert all(0 < line['probability'] <= 1 for line in found)
+
+
+def test_what_names_classes_writes_no_text(trained, tmp_path, capsys):
+  _, file, workdir = trained
+  assert tiny.run('', workdir, 'generate.prompt=ab', mode='generate') == 2
+  assert 'use --mode=predict' in capsys.readouterr().err
+  for name in ('stablehlo', 'huggingface'):
+    argv = ['convert', f'--source={workdir}', f'--target={tmp_path / name}']
+    assert convert.main([*argv, f'--format={name}']) == 2
+    assert 'classes' in capsys.readouterr().err
+    assert not (tmp_path / name).exists()
+  # A plan is of the output of classes.
+  assert tiny.run(file, tmp_path / 'plan', mode='plan') == 0
+  plan = json.loads((tmp_path / 'plan' / 'plan.json').read_text())
+  run = run_lib.open_run(run_lib.saved_config(workdir), workdir)
+  with sharding.use(run.mesh):
+    params = run.restore_params().params
+  assert plan['num_params'] == gemini.param_count(params)
