@@ -282,6 +282,7 @@ def test_few_trials_say_nothing_about_fields(tmp_path):
   assert (tmp_path / sweep_report.PICTURE_FILE).exists()
 
 
+@pytest.mark.timeout(600)
 def test_stopped_three_times_it_ends_with_the_same_table(tmp_path):
   """SIGKILL, SIGTERM, SIGKILL; the last trial diverges."""
   rates = [1e-3, 3e-3, 1e-2, 1e30]
