@@ -283,9 +283,9 @@ def test_few_trials_say_nothing_about_fields(tmp_path):
 
 
 @pytest.mark.timeout(600)
-def test_stopped_three_times_it_ends_with_the_same_table(tmp_path):
-  """SIGKILL, SIGTERM, SIGKILL; the last trial diverges."""
-  rates = [1e-3, 3e-3, 1e-2, 1e30]
+def test_stopped_twice_it_ends_with_the_same_table(tmp_path):
+  """By SIGKILL and SIGTERM; the last trial diverges."""
+  rates = [1e-3, 1e30]
   flags = lambda name: sweep_study.arguments(
     tmp_path,
     tmp_path / name,
@@ -294,11 +294,7 @@ def test_stopped_three_times_it_ends_with_the_same_table(tmp_path):
   )
   sweep_study.finish(sweep_study.start(flags('whole')))
   killed = tmp_path / 'killed'
-  for number, sent in (
-    (1, signal.SIGKILL),
-    (2, signal.SIGTERM),
-    (3, signal.SIGKILL),
-  ):
+  for number, sent in ((1, signal.SIGKILL), (2, signal.SIGTERM)):
     process = sweep_study.start(flags('killed'))
     trial = sweep_report.folder(killed, number)
     log = trial / 'log.txt'
@@ -319,11 +315,9 @@ def test_stopped_three_times_it_ends_with_the_same_table(tmp_path):
     assert not (trial / 'checkpoints/00000020').exists()
     assert not (trial / 'outcome.json').exists()
   output = sweep_study.finish(sweep_study.start(flags('killed')))
-  assert '2 of 4 trials have ended before' in output
+  assert '1 of 2 trials have ended before' in output
   found = sweep_study.results(killed)
   assert found == sweep_study.results(tmp_path / 'whole')
-  assert [row['error'][:12] for row in found['trials']] == [
-    *('', '', ''),
-    'exit code 1:',
-  ]
-  assert [row['best_step'] for row in found['trials'][:3]] == [20] * 3
+  errors = [row['error'][:12] for row in found['trials']]
+  assert errors == ['', 'exit code 1:']
+  assert found['trials'][0]['best_step'] == 20
