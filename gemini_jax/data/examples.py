@@ -54,6 +54,10 @@ def examples(
     yield from _conversations(source, tasks, tally, tokenizer)
     return
 
+  index = fields.ClassIndex(
+    config.label_names,
+    tuple(source.rows.names.get(getattr(tasks[0].classes, 'value', ''), ())),
+  )
   # Cached, since several tasks may read the same field of a record.
   slots: dict[Any, tuple[transforms.Slots, bytes]] = {}
   last: Any = None
@@ -61,8 +65,7 @@ def examples(
   def read_piece(record, piece):
     nonlocal last
     if piece.kind in task_lib.CLASSES:
-      names = source.names[piece.value]
-      ids = fields.classes_of(record, piece, names)
+      ids = fields.classes_of(record, piece, index)
       return transforms.Classes(ids, piece.kind == task_lib.TAGS)
     if piece.kind not in config_lib.KINDS:
       return fields.text_of(record, piece, source.names)

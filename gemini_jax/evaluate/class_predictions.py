@@ -1,4 +1,4 @@
-"""What a model that names classes says of examples.
+"""Class probabilities of examples.
 
 B rows, T length, K targets of a row, D width, C classes, N targets in all.
 """

@@ -15,6 +15,10 @@ class EarlyStopping:
 
   What is counted lies in the manifests of checkpoints, so that a run that was
   killed ends where it would have ended.
+
+  Attributes:
+    has_ended: whether the run had ended when the manifest was written; with a
+      smaller patience than before it ends now.
   """
 
   def __init__(
@@ -36,6 +40,7 @@ class EarlyStopping:
     self._config = config
     self._best: float | None = saved['best']
     self._waited: int = saved['waited']
+    self.has_ended = saved.get('ended') is True
 
   @property
   def is_over(self) -> bool:
@@ -66,4 +71,5 @@ class EarlyStopping:
     """What a manifest keeps; {} where nothing is to end the run."""
     if not self._config.patience:
       return {}
-    return {KEY: {'best': self._best, 'waited': self._waited}}
+    count = {'best': self._best, 'waited': self._waited}
+    return {KEY: count | {'ended': self.is_over}}
