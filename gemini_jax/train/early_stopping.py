@@ -43,6 +43,10 @@ class EarlyStopping:
     self.has_ended = saved.get('ended') is True
 
   @property
+  def _lowest(self) -> float:
+    return math.inf if self._best is None else self._best
+
+  @property
   def is_over(self) -> bool:
     """Whether the run ends with the newest validation."""
     return 0 < self._config.patience <= self._waited
@@ -55,14 +59,13 @@ class EarlyStopping:
     margin = self._config.min_improvement
     return (
       f'Ended by train.early_stopping: none of the last {self._waited} '
-      f'validation losses was below {self._best}'
+      f'validation losses was below {self._lowest:.5g}'
       f'{f" by more than {margin}" if margin else ""}.'
     )
 
   def observe(self, loss: float):
     """Counts a validation."""
-    limit = math.inf if self._best is None else self._best
-    if loss < limit - self._config.min_improvement:
+    if loss < self._lowest - self._config.min_improvement:
       self._best, self._waited = loss, 0
     else:
       self._waited += 1
