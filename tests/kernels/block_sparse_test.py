@@ -1,6 +1,7 @@
 """Block-sparse products equal those of the matrix, in value and gradient."""
 
 import functools
+import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +60,9 @@ def lowered(name, dtype, block):
   return jax.jit(jax.value_and_grad(loss, (0, 1))), (*args, index)
 
 
+@pytest.mark.skipif(
+  importlib.util.find_spec('libtpu') is None, reason='needs libtpu'
+)
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_the_tpu_kernels_compile_without_a_tpu(dtype):
   # JAX lowers the kernels of GPUs only where there is one.
