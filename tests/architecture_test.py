@@ -2,8 +2,10 @@
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -78,3 +80,23 @@ def test_tests_mirror_the_package():
     name = path.stem.removesuffix('_test')
     mirrored = path.relative_to(ROOT / 'tests').with_name(f'{name}.py')
     assert mirrored in modules or name == 'parity', path.relative_to(ROOT)
+
+
+def test_tests_need_no_more_than_their_extra():
+  """What `[test]` does not install is asked for by importorskip."""
+  extras = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project'][
+    'optional-dependencies'
+  ]
+  name = lambda requirement: re.split(r'[^\w-]', requirement)[0]
+  installed = {name(requirement) for requirement in extras['test']}
+  others = {name(r) for extra in extras.values() for r in extra} - installed
+  assert {'torch', 'transformers'} <= others
+  for path in (ROOT / 'tests').glob('**/*_test.py'):
+    for node in ast.parse(path.read_text()).body:
+      modules = []
+      if isinstance(node, ast.Import):
+        modules = [alias.name for alias in node.names]
+      elif isinstance(node, ast.ImportFrom):
+        modules = [node.module or '']
+      used = {part for module in modules for part in module.split('.')}
+      assert not used & others, path.relative_to(ROOT)
