@@ -84,11 +84,11 @@ def test_tests_mirror_the_package():
 
 def test_tests_need_no_more_than_their_extra():
   """What `[test]` does not install is asked for by importorskip."""
-  extras = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project'][
-    'optional-dependencies'
-  ]
+  project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+  extras = project['optional-dependencies']
   name = lambda requirement: re.split(r'[^\w-]', requirement)[0]
-  installed = {name(requirement) for requirement in extras['test']}
+  needed = *project['dependencies'], *extras['test']
+  installed = {name(requirement) for requirement in needed}
   others = {name(r) for extra in extras.values() for r in extra} - installed
   assert {'torch', 'transformers'} <= others
   for path in (ROOT / 'tests').glob('**/*_test.py'):
