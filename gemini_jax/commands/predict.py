@@ -193,15 +193,19 @@ def _example(
     if not generation_options.fits(prompt, config):
       raise unusable.UnusableError('too long')
     return _Example(asked)
-  words, ends = (), np.array([len(asked.tokens) + 1])
+  words = ()
   if piece.kind == task_lib.TAGS:
     assert task.inputs is not None
     words = fields.words_of(record.values, task.inputs[0])
-    spans = run.tokenizer.encode_spans(asked.text).spans
-    ends = 1 + transforms.last_tokens(asked.text, spans)
-  tokens, classes = transforms.with_classes(
-    asked.tokens, ends, np.zeros(len(ends), int), run.tokenizer
-  )
+    tokens, classes = transforms.classified(
+      (asked.text,),
+      transforms.Classes((0,) * len(words), are_of_words=True),
+      run.tokenizer,
+    )
+  else:
+    tokens, classes = transforms.with_classes(
+      asked.tokens, [len(asked.tokens) + 1], [0], run.tokenizer
+    )
   first = np.array([len(tokens) - 1])
   if not transforms.fits(first, first, config.data).all():
     raise unusable.UnusableError(f'too long: {len(tokens) - 1} tokens')
@@ -216,23 +220,33 @@ def _texts(
   config = dataclasses.replace(run.config, generate=_text(run))
   for chunk in chunks:
     asked = [e.asked for _, e in chunk if isinstance(e, _Example)]
-    samples = iter(
-      generation.generate(config, run.model, params, run.tokenizer, asked)
-      if asked
-      else ()
-    )
-    lines = []
-    for name, example in chunk:
-      if isinstance(example, _Example):
-        sample = next(samples)
-        values = {
+    samples = []
+    if asked:
+      samples = generation.generate(
+        config, run.model, params, run.tokenizer, asked
+      )
+    yield _lines(
+      chunk,
+      (
+        {
           'prediction': sample.text,
           'probability': float(np.exp(sum(sample.logprobs))),
         }
-      else:
-        values = {'error': str(example)}
-      lines.append({'record': name, **values})
-    yield lines
+        for sample in samples
+      ),
+    )
+
+
+def _lines(
+  chunk: _Chunk, predictions: Iterable[dict[str, Any]]
+) -> list[dict[str, Any]]:
+  """A line for each record: the prediction of its example, or its error."""
+  rest = iter(predictions)
+  return [
+    {'record': name}
+    | (next(rest) if isinstance(example, _Example) else {'error': str(example)})
+    for name, example in chunk
+  ]
 
 
 def _text(run: run_lib.Run) -> config_lib.Generate:
@@ -260,18 +274,18 @@ def _classes(
       batch = _batch(run, examples, size)
       yield sharding.put_batch(run.mesh, batch, np.arange(size), size)
 
-  found = class_predictions.of_batches(run, params, batches())
-  for part in found:
-    lines, number = [], 0
-    for name, example in waiting.popleft():
-      if isinstance(example, _Example):
-        of_example = part.probabilities_NC[part.examples_N == number]
-        number += 1
-        values = _named(run.config, example, of_example)
-      else:
-        values = {'error': str(example)}
-      lines.append({'record': name, **values})
-    yield lines
+  for part in class_predictions.of_batches(run, params, batches()):
+    chunk = waiting.popleft()
+    examples = [e for _, e in chunk if isinstance(e, _Example)]
+    yield _lines(
+      chunk,
+      (
+        _named(
+          run.config, example, part.probabilities_NC[part.examples_N == number]
+        )
+        for number, example in enumerate(examples)
+      ),
+    )
 
 
 def _named(

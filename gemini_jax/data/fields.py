@@ -47,9 +47,7 @@ def medium_of(
   Raises:
     UnusableError: the field is missing or cannot be read.
   """
-  value = record.get(piece.value)
-  if value is None:
-    raise unusable.AbsentError(f'no field {piece.value!r}')
+  value = _present(record, piece.value)
   try:
     return media.read(
       piece.kind,
@@ -87,6 +85,14 @@ def chat_of(
     raise unusable.UnusableError(f'{piece.value!r}: {error}') from error
 
 
+def _present(record: Mapping[str, Any], field: str) -> Any:
+  """The value of a field that a record must have."""
+  value = record.get(field)
+  if value is None:
+    raise unusable.AbsentError(f'no field {field!r}')
+  return value
+
+
 def words_of(
   record: Mapping[str, Any], piece: task_lib.Piece
 ) -> tuple[str, ...]:
@@ -95,9 +101,7 @@ def words_of(
   Raises:
     UnusableError: the field is missing, or not a list of words.
   """
-  value = record.get(piece.value)
-  if value is None:
-    raise unusable.AbsentError(f'no field {piece.value!r}')
+  value = _present(record, piece.value)
   if not isinstance(value, Sequence | np.ndarray) or isinstance(
     value, str | bytes
   ):
@@ -162,9 +166,7 @@ def classes_of(
   Raises:
     UnusableError: the field is missing, or a class is not known.
   """
-  value = record.get(piece.value)
-  if value is None:
-    raise unusable.AbsentError(f'no field {piece.value!r}')
+  value = _present(record, piece.value)
   values = [value]
   if piece.kind == task_lib.TAGS:
     if not isinstance(value, list | tuple | np.ndarray):
@@ -237,9 +239,7 @@ def text_of(
   if piece.kind == task_lib.WORDS:
     return ' '.join(words_of(record, piece))
   field = piece.value
-  value = record.get(field)
-  if value is None:
-    raise unusable.AbsentError(f'no field {field!r}')
+  value = _present(record, field)
   if field in names and isinstance(value, int | np.integer):
     if not 0 <= value < len(names[field]):
       raise unusable.UnusableError(f'{field!r} is a number without a name')

@@ -140,11 +140,9 @@ def test_classes_do_not_name_inputs(tmp_path):
     load(make(tmp_path, records, '{age} {text} -> {class:label}'))
 
 
-def load(config, words=None, **kwargs):
-  return loader.Loader(
-    config.data, words or tokenizer.Bytes(), 'train', model=config.model,
-    **kwargs,
-  )  # fmt: skip
+def load(config, words=None):
+  words = words or tokenizer.Bytes()
+  return loader.Loader(config.data, words, 'train', model=config.model)
 
 
 @pytest.mark.parametrize('objective', ['prefix', 'causal', 'seq2seq'])
