@@ -124,7 +124,7 @@ def test_what_is_predicted_is_what_was_evaluated(trained, tmp_path):
     def write_some(file, lines):
       write_lines(file, lines)
       with part.open('a') as torn:
-        torn.write('{"record": "as')
+        torn.write('{"record": "of a batch that is not whole"}\n{"record": "as')
       raise KeyboardInterrupt
 
     patch.setattr(prediction_file.PredictionFile, 'write', write_some)

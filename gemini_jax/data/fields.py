@@ -137,18 +137,15 @@ class ClassIndex:
   def number(self, field: str, value: Any) -> int:
     """The number of a class.
 
-    A number of the source is the class that the source calls so; else the class
-    of that name, such as '3'; else its place among the names.
+    A number is the class that the source calls so, or of that name, such as
+    '3'; else its place among the names.
 
     Raises:
       UnusableError: the value is none of the classes.
     """
-    names = [class_name(field, value, self.source_names)]
-    if isinstance(value, int | np.integer):
-      names.append(str(int(value)))
-    for name in names:
-      if name in self._numbers:
-        return self._numbers[name]
+    name = class_name(field, value, self.source_names)
+    if name in self._numbers:
+      return self._numbers[name]
     if not isinstance(value, int | np.integer) or not (
       0 <= value < len(self.names)
     ):
