@@ -24,6 +24,7 @@ from gemini_jax import host
 from gemini_jax import run as run_lib
 from gemini_jax.commands import prediction_file
 from gemini_jax.data import (
+  class_targets,
   fields,
   media_reader,
   packing,
@@ -45,7 +46,7 @@ class _Example(NamedTuple):
   Attributes:
     asked: the inputs of the task.
     words: those that get a tag each.
-    tokens: of a task of classes, as of `transforms.classified`.
+    tokens: of a task of classes, as of `class_targets.classified`.
     classes: likewise, each of them class 0.
   """
 
@@ -197,13 +198,13 @@ def _example(
   if piece.kind == task_lib.TAGS:
     assert task.inputs is not None
     words = fields.words_of(record.values, task.inputs[0])
-    tokens, classes = transforms.classified(
+    tokens, classes = class_targets.classified(
       (asked.text,),
       transforms.Classes((0,) * len(words), are_of_words=True),
       run.tokenizer,
     )
   else:
-    tokens, classes = transforms.with_classes(
+    tokens, classes = class_targets.with_classes(
       asked.tokens, [len(asked.tokens) + 1], [0], run.tokenizer
     )
   first = np.array([len(tokens) - 1])

@@ -24,7 +24,7 @@ import numpy as np
 
 from gemini_jax import config as config_lib
 from gemini_jax import host
-from gemini_jax.data import chat, transforms, unusable
+from gemini_jax.data import chat, class_targets, transforms, unusable
 from gemini_jax.data import tokenizer as tokenizer_lib
 
 # Part of every key; to be raised when the format of the files changes.
@@ -54,7 +54,7 @@ class Corpus:
     digest: hex digest of the tokens and, if there are any, of the media.
     is_target: bool[N], tokens that are targets, of conversations; None where
       `firsts` tells.
-    classes: uint16[N], of `transforms.classified`; None where targets are
+    classes: uint16[N], of `class_targets.classified`; None where targets are
       tokens.
   """
 
@@ -170,7 +170,7 @@ def _write(work, read, tokenizer, placeholders):
         names = [*_FILES, _IS_TARGET]
       elif isinstance(document[-1][0], transforms.Classes):
         inputs, (targets,) = document
-        tokens, predicted = transforms.classified(
+        tokens, predicted = class_targets.classified(
           inputs, targets, tokenizer, placeholders
         )
         first = len(tokens) - 1

@@ -15,6 +15,7 @@ import tqdm
 
 from gemini_jax import config as config_lib
 from gemini_jax.data import (
+  class_targets,
   fields,
   sources,
   transforms,
@@ -92,7 +93,7 @@ def examples(
       # Sees that each word has a token and a tag.
       tags = parts[-1][0]
       assert isinstance(tags, transforms.Classes)
-      transforms.classified(parts[0], tags, tokenizer)
+      class_targets.classified(parts[0], tags, tokenizer)
     return parts, b''.join(digests)
 
   for origin, (parts, media_digest) in _usable(source, tasks, tally, read):

@@ -9,6 +9,7 @@ import pytest
 import byte_pair
 from gemini_jax import config as config_lib
 from gemini_jax.data import (
+  class_targets,
   classes,
   fields,
   loader,
@@ -206,7 +207,7 @@ def test_the_last_token_of_a_word_names_its_tag(kind, tmp_path):
   }[kind]()
   for text in texts:
     tags = rng.integers(0, 5, 6).tolist()
-    tokens, tagged = transforms.classified(
+    tokens, tagged = class_targets.classified(
       (text,), transforms.Classes(tuple(tags), are_of_words=True), words
     )
     assert tokens[0] == words.bos_id
@@ -223,11 +224,11 @@ def test_a_word_needs_a_token_and_a_tag():
   words = tokenizer.Bytes()
   two = transforms.Classes((0, 1), are_of_words=True)
   with pytest.raises(unusable.UnusableError, match='3 words have 2 tags'):
-    transforms.classified(('a b c',), two, words)
+    class_targets.classified(('a b c',), two, words)
   # A tokenizer that joins two words, and one that drops one.
   for spans in ([[0, 3]], [[0, 2]]):
     with pytest.raises(unusable.UnusableError, match="word '"):
-      transforms.last_tokens('a b', np.array(spans))
+      class_targets.last_tokens('a b', np.array(spans))
 
 
 def test_rare_classes_count_more(tmp_path):
