@@ -21,6 +21,7 @@ from gemini_jax.config.data import (
   TASK_FIELDS,
   Augment,
   Data,
+  Normalization,
   Tokenizer,
 )
 from gemini_jax.config.evaluate import Evaluate
@@ -29,9 +30,12 @@ from gemini_jax.config.generate import SEPARATOR, Generate
 from gemini_jax.config.growth import Growth
 from gemini_jax.config.media import (
   KINDS,
+  MEDIA,
+  NUMERIC,
   Audio,
   Autoencoder,
   Image,
+  Series,
   Tower,
   Video,
 )
@@ -58,6 +62,8 @@ __all__ = [
   'FILE',
   'KINDS',
   'LEARNING_RATES',
+  'MEDIA',
+  'NUMERIC',
   'SEPARATOR',
   'TASK_FIELDS',
   'AdaLoRA',
@@ -77,10 +83,12 @@ __all__ = [
   'Latent',
   'LossWeights',
   'Model',
+  'Normalization',
   'Optimizer',
   'Parallel',
   'Plan',
   'Predict',
+  'Series',
   'Sparsity',
   'Tokenizer',
   'Tower',

@@ -96,9 +96,10 @@ class Epochs:
     if self._config.objective != 'causal' and not self._config.pairs:
       pieces = transforms.random_firsts(pieces, [*self._seed, epoch])
     if self._reader is not None:
-      return self._reader.batch(
+      batch = self._reader.batch(
         self.corpus, pieces, rows, [*self._seed, epoch], self._tokenizer
       )
+      return self._with_values(batch, pieces)
     assemble = lambda pieces: transforms.assemble(
       self.corpus.tokens,
       pieces,
@@ -113,7 +114,20 @@ class Epochs:
       batch = dataclasses.replace(
         batch, rejected=assemble(rejected.pieces(numbers))
       )
-    return batch
+    return self._with_values(batch, pieces)
+
+  def _with_values(
+    self, batch: batch_lib.Batch, pieces: packing.Pieces
+  ) -> batch_lib.Batch:
+    """The batch with the numbers or labels of its rows, if there are any."""
+    corpus = self.corpus
+    if corpus.values is None:
+      return batch
+    places = np.searchsorted(corpus.offsets, pieces.starts, 'right') - 1
+    shape = (len(batch.targets), 1, corpus.values.shape[1])
+    values = np.zeros(shape, np.float32)
+    values[pieces.rows, 0] = corpus.values[places]
+    return dataclasses.replace(batch, values=values)
 
   def _make_epoch(self, epoch: int):
     """The packing plan of an epoch and the order of its rows (None: as is)."""

@@ -1,5 +1,6 @@
 """Fields of one record, as a task reads them: texts, media and labels."""
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gemini_jax import config as config_lib
-from gemini_jax.data import chat, media, medium, sources, unusable
+from gemini_jax.data import chat, media, medium, numbers, sources, unusable
 from gemini_jax.data import task as task_lib
 from gemini_jax.data import tokenizer as tokenizer_lib
 
@@ -27,7 +28,7 @@ def texts_of(
     ''.join(
       text_of(record, piece, source.names)
       for piece in part
-      if piece.kind not in (*config_lib.KINDS, *task_lib.CLASSES)
+      if piece.kind not in (*config_lib.KINDS, *task_lib.HEADS)
     )
     for part in task.parts
   )
@@ -40,11 +41,13 @@ def medium_of(
   config: config_lib.Data,
   model: config_lib.Model,
 ) -> medium.Medium:
-  """A picture, sound or video of a record, on the canvas of the model.
+  """A medium of a record, on the canvas of the model.
 
   Raises:
     UnusableError: the field is missing or cannot be read.
   """
+  if piece.kind in config_lib.NUMERIC:
+    return numbers.medium_of(record, piece, config, model)
   value = record.get(piece.value)
   if value is None:
     raise unusable.AbsentError(f'no field {piece.value!r}')
@@ -129,6 +132,40 @@ def classes_of(
       raise unusable.UnusableError(f'{piece.value!r} is not a list of tags')
     values = list(value)
   return tuple(_class_index(piece.value, one, names) for one in values)
+
+
+def labels_of(
+  record: Mapping[str, Any], piece: task_lib.Piece, names: Sequence[str]
+) -> tuple[int, ...]:
+  """The labels of a record as indices into `names`, none of them twice.
+
+  Raises:
+    UnusableError: the field is missing or no list, or a label is none of
+      `names`.
+  """
+  return tuple(
+    dict.fromkeys(
+      _class_index(piece.value, one, names) for one in label_list(record, piece)
+    )
+  )
+
+
+def label_list(record: Mapping[str, Any], piece: task_lib.Piece) -> list[Any]:
+  """The labels of a record as it gives them: a list, or one of JSON.
+
+  Raises:
+    UnusableError: the field is missing, or no list.
+  """
+  value = record.get(piece.value)
+  if value is None:
+    raise unusable.AbsentError(f'no field {piece.value!r}')
+  if isinstance(value, str):
+    # What is no JSON is refused below.
+    with contextlib.suppress(ValueError, RecursionError):
+      value = json.loads(value)
+  if not isinstance(value, list | tuple | np.ndarray):
+    raise unusable.UnusableError(f'{piece.value!r} is not a list of labels')
+  return list(value)
 
 
 def _class_index(field: str, value: Any, names: Sequence[str]) -> int:
