@@ -374,7 +374,7 @@ class Model:
     """Bytes of the largest medium of each kind that is read, in float32."""
     image = self.image.height * self.image.width * self.image.channels
     numbers = {
-      'number': 1,
+      'number': self.num_numbers,
       'series': self.series.num_steps * self.series.channels,
       'image': image,
       'audio': self.audio.num_samples,
