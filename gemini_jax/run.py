@@ -32,7 +32,8 @@ TOKENIZER_FILE = 'tokenizer'
 NUMERICS_FIELDS = (
   *('model.scan_layers', 'model.remat', 'model.remat_save'),
   *('model.remat_offload', 'model.attention_kernel', 'model.context_parallel'),
-  *('model.dtype', 'model.dropout', 'tune.dropout'),
+  *('model.dtype', 'model.dropout', 'model.stochastic_depth'),
+  'tune.dropout',
 )
 # Sections that say nothing of what the run is.
 _OF_USE = ('evaluate.', 'generate.', 'plan.', 'predict.')

@@ -9,8 +9,10 @@ import pytest
 
 import tiny
 from gemini_jax import run as run_lib
-from gemini_jax.commands import prediction_file
-from gemini_jax.evaluate import class_predictions
+from gemini_jax.commands import convert, prediction_file
+from gemini_jax.evaluate import class_predictions, generation_options
+from gemini_jax.infer import generation
+from gemini_jax.models import gemini
 from gemini_jax.parallel import sharding
 
 _COMMON = (
@@ -232,3 +234,49 @@ def test_pictures_of_a_folder_are_named(tmp_path):
   named = [line['prediction'] for line in found]
   labels = [str(record['label']) for record in records]
   assert np.mean(np.array(named) == labels) > 0.9
+
+
+def test_texts_are_predicted_as_they_are_generated(tmp_path):
+  file = tiny.experiment(tmp_path, *tiny.SEQ2SEQ, 'evaluate.batch_size = 8')
+  workdir = tmp_path / 'run'
+  assert tiny.run(file, workdir, 'train.num_steps=4') == 0
+  words = ['stone', 'x', 'fgh' * 20, 'riverbed', 'oat', 'wind', 'sun', 'leaf']
+  words += ['moss']
+  source = tmp_path / 'words.csv'
+  source.write_text('id,inputs\n' + ''.join(f'7,{word}\n' for word in words))
+  output = tmp_path / 'out.jsonl'
+  options = (f'predict.source={source}', f'predict.output={output}')
+  assert tiny.run('', workdir, *options, mode='predict') == 0
+  found = lines_of(output)
+  assert found[2] == {'record': 'words.csv:4', 'error': 'too long'}
+  assert len(found) == len(words)
+  run = run_lib.open_run(run_lib.saved_config(workdir), workdir)
+  greedy = generation_options.with_options(
+    run.config, temperature=0.0, max_tokens=run.config.generate.max_tokens
+  )
+  with sharding.use(run.mesh):
+    samples = generation.generate(
+      *(greedy, run.model, run.restore_params().params, run.tokenizer),
+      [word for word in words if len(word) < 20],
+    )
+  del found[2]
+  assert [line['prediction'] for line in found] == [s.text for s in samples]
+  assert all(0 < line['probability'] <= 1 for line in found)
+
+
+def test_what_names_classes_writes_no_text(trained, tmp_path, capsys):
+  _, file, workdir = trained
+  assert tiny.run('', workdir, 'generate.prompt=ab', mode='generate') == 2
+  assert 'use --mode=predict' in capsys.readouterr().err
+  for name in ('stablehlo', 'huggingface'):
+    argv = ['convert', f'--source={workdir}', f'--target={tmp_path / name}']
+    assert convert.main([*argv, f'--format={name}']) == 2
+    assert 'classes' in capsys.readouterr().err
+    assert not (tmp_path / name).exists()
+  # A plan is of the output of classes.
+  assert tiny.run(file, tmp_path / 'plan', mode='plan') == 0
+  plan = json.loads((tmp_path / 'plan' / 'plan.json').read_text())
+  run = run_lib.open_run(run_lib.saved_config(workdir), workdir)
+  with sharding.use(run.mesh):
+    params = run.restore_params().params
+  assert plan['num_params'] == gemini.param_count(params)

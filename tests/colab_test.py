@@ -10,6 +10,7 @@ import nbclient
 import nbformat
 import pytest
 
+import tiny
 import tiny_published
 from gemini_jax.data import wordnet
 
@@ -38,6 +39,8 @@ def run(name, monkeypatch, parameters):
       lines = [f'{key} = {value!r}' for key, value in parameters.items()]
       cell.source = '\n'.join(lines)
   monkeypatch.setenv('MPLBACKEND', 'agg')
+  for name, value in tiny.ENVIRONMENT.items():
+    monkeypatch.setenv(name, value)
   path = os.pathsep.join([os.path.dirname(sys.executable), os.environ['PATH']])
   monkeypatch.setenv('PATH', path)
   nbclient.NotebookClient(

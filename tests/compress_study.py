@@ -1,23 +1,33 @@
 """What compression costs a real model, method beside method.
 
-    python tests/compress_study.py WORKDIR [NAME ...]
+    python tests/compress_study.py WORKDIR [NAME ...] [--config.field=value ...]
     python tests/compress_study.py WORKDIR speeds
+    python tests/compress_study.py WORKDIR control
 
 Each variant, or each that is named, is a run of
 --mode=compress on a workdir such as `commands/convert` makes, calibrated with
 and judged on different topics of CPython's language reference. Writes the
 table that report.md has, and adds to WORKDIR/compress.json. With `speeds` all
 models that the file names take turns, in one process, and it has their speeds
-from then on: for a time when the machine does nothing else.
+from then on: for a time when the machine does nothing else. With `control` half
+of the weights are pruned by Wanda's scores with the norms of other inputs,
+drawn at random: it loses what the norms are good for, and adds nothing to the
+file.
 """
 
+import os
 import pathlib
+import shutil
 import sys
+import tempfile
+from unittest import mock
+
+import numpy as np
 
 from gemini_jax import host
 from gemini_jax import main as main_lib
 from gemini_jax import run as run_lib
-from gemini_jax.compress import speed
+from gemini_jax.compress import layers, speed
 from gemini_jax.parallel import sharding
 from gemini_jax.train import compression_table
 
@@ -83,24 +93,60 @@ def measure(workdir: pathlib.Path):
   compression_table.add(workdir, rows)
 
 
+def control(workdir: pathlib.Path):
+  """Wanda with norms of other inputs, on a copy of the workdir."""
+  hessians, rng = layers.hessians, np.random.default_rng(0)
+
+  def shuffled(*args):
+    return {
+      name: diagonal[rng.permutation(len(diagonal))]
+      for name, diagonal in hessians(*args).items()
+    }
+
+  with tempfile.TemporaryDirectory(dir=workdir.parent) as folder:
+    copy = pathlib.Path(folder, 'run')
+    shutil.copytree(
+      workdir,
+      copy,
+      copy_function=os.link,
+      ignore=shutil.ignore_patterns('compressed', 'compress.json', 'report*'),
+    )
+    with mock.patch.object(layers, 'hessians', shuffled):
+      compress(copy, 'wanda alpha=0.5', ())
+    row = compression_table.read(copy)[-1]
+    print(f'wanda alpha=0.5 with shuffled norms: loss {row["loss"]:.4f}')
+
+
+def compress(workdir: pathlib.Path, name: str, flags: tuple[str, ...]):
+  """Runs one variant."""
+  rows = 2 if name.endswith(' recovered') else 8
+  overrides = (
+    *(*DATA, f'data.batch_size={rows}', 'compress.sequences=32'),
+    *(f'compress.{field}' for field in VARIANTS[name]),
+  )
+  code = main_lib.main(
+    [
+      *('main', f'--workdir={workdir}', '--mode=compress'),
+      *(f'--config.{field}' for field in overrides),
+      *flags,
+    ]
+  )
+  print(f'{name}: exit code {code}', flush=True)
+
+
 def main():
   host.start_output()
   workdir, *wanted = sys.argv[1:]
+  flags = tuple(flag for flag in wanted if flag.startswith('--'))
+  wanted = [name for name in wanted if name not in flags]
+  if wanted == ['control']:
+    control(pathlib.Path(workdir))
+    return
   if wanted == ['speeds']:
     measure(pathlib.Path(workdir))
-  for name, fields in VARIANTS.items():
-    if wanted and name not in wanted:
-      continue
-    rows = 2 if name.endswith(' recovered') else 8
-    overrides = (
-      *(*DATA, f'data.batch_size={rows}', 'compress.sequences=32'),
-      *(f'compress.{field}' for field in fields),
-    )
-    flags = [f'--config.{field}' for field in overrides]
-    code = main_lib.main(
-      ['main', f'--workdir={workdir}', '--mode=compress', *flags]
-    )
-    print(f'{name}: exit code {code}', flush=True)
+  for name in VARIANTS:
+    if not wanted or name in wanted:
+      compress(pathlib.Path(workdir), name, flags)
   titles, cells = compression_table.table(
     compression_table.read(pathlib.Path(workdir))
   )

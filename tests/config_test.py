@@ -362,6 +362,26 @@ RANGES = {
     -0.5,
     'data.augment.mixup_alpha=-0.5 must be at least 0',
   ),
+  'data.augment.cutmix_alpha': (
+    -0.5,
+    'data.augment.cutmix_alpha=-0.5 must be at least 0',
+  ),
+  'model.stochastic_depth': (
+    1.0,
+    'model.stochastic_depth=1.0 must be at least 0 and below 1',
+  ),
+  'optimizer.layer_decay': (
+    0.0,
+    'optimizer.layer_decay=0.0 must be above 0 and at most 1',
+  ),
+  'train.early_stopping.patience': (
+    -1,
+    'train.early_stopping.patience=-1 must be at least 0',
+  ),
+  'train.early_stopping.min_improvement': (
+    -0.5,
+    'train.early_stopping.min_improvement=-0.5 must be at least 0',
+  ),
   'data.augment.time_masks': (
     -1,
     'data.augment.time_masks=-1 must be at least 0',
@@ -618,6 +638,20 @@ CONFLICTS = [
     {'optimizer.name': 'dadapt_adamw', 'optimizer.plateau_patience': 1},
     'optimizer.plateau_patience must be 0 with dadapt_adamw, whose estimate '
     'takes its steps to be made in full',
+  ),
+  (
+    {'train.early_stopping': {'patience': 2}},
+    'train.early_stopping.patience=2 needs data.validation',
+  ),
+  *(
+    (
+      {'optimizer.name': name, 'optimizer.layer_decay': 0.5},
+      f'optimizer.layer_decay=0.5 must be 1 with {name}, which takes its steps '
+      'to be made in full; use adamw, adafactor, muon or lion',
+    )
+    for name in (
+      *('prodigy', 'schedule_free', 'momo_adam', 'dadapt_adamw', 'dog'),
+    )
   ),
   (
     {'sparsity.method': 'gated'},

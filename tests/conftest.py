@@ -41,6 +41,8 @@ _MANY_MAPS = 20_000
 # with what is quick enough of it after that. `pytest -m slow` runs it.
 _SLOW = {
   'multiprocess_test.py': (),
+  'train/loop_test.py::test_validation_ends': (),
+  'adapt/layer_decay_test.py': ('[lion',),
   'parallel/sharding_test.py::test_a_mesh_does_not_change': (),
   'parallel/sharding_test.py::test_a_checkpoint_goes_on': (),
   'parallel/sharding_test.py::test_parameters_are_really': (),
@@ -262,6 +264,8 @@ _SLOW = {
   'weights/int8_test.py::test_a_model_of_integers': ('[tied]',),
   'steer/latent_steering_test.py::test_the_flow': (),
   'commands/compress_test.py': (),
+  'commands/sweep_test.py::test_stopped': (),
+  'commands/sweep_test.py::test_what_matters': (),
   'compress/layers_test.py': ('[decoder]', 'test_experts'),
   'weights/compressed_test.py::test_a_weight': ('[int4]',),
   'weights/compressed_test.py::test_a_table': ('[int8]',),

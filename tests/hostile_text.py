@@ -1,5 +1,6 @@
 """Tokenizers and chat templates from outside, to be damaged and read."""
 
+import copy
 import json
 
 import numpy as np
@@ -175,7 +176,8 @@ def _change(values, rng):
     if name in (other if isinstance(other, dict) else range(len(other))):
       inner[key] = json.loads(json.dumps(other[name]))
   else:
-    inner[key] = _VALUES[rng.integers(len(_VALUES))]
+    # A copy, which the next change may be inside of.
+    inner[key] = copy.deepcopy(_VALUES[rng.integers(len(_VALUES))])
 
 
 def of_template(content, count, seed=0, header=None):

@@ -44,8 +44,11 @@ def experiment(folder, num_steps):
     f'train.log_every = {num_steps}',
     f'train.eval_every = {num_steps}',
     f'train.save_every = {num_steps}',
-    "evaluate.evaluators = ('exact_match',)",
+    "evaluate.evaluators = ('exact_match', 'texts')",
     'evaluate.exact_match.num_examples = 64',
+    'evaluate.texts.num_examples = 64',
+    "evaluate.texts.metrics = ('chrf',)",
+    'evaluate.texts.beam_size = 3',
   )
 
 
@@ -64,3 +67,6 @@ def test_words_are_reversed_after_training_and_not_before(tmp_path):
   assert before['validation/token_accuracy'] < 0.4
   assert after['validation/token_accuracy'] > 0.95
   assert after['validation/exact_match'] > 0.8
+  assert before['validation/chrf_high'] < 40
+  assert after['validation/chrf_low'] > 80
+  assert 'Validation: texts' in (tmp_path / '130/run/report.md').read_text()

@@ -68,6 +68,12 @@ def model_params(gemini_model, seed=0, scale=0.2):
   return random_tree(shapes(gemini_model), seed, scale)
 
 
+@functools.partial(jax.jit, static_argnums=0, static_argnames='method')
+def apply(gemini_model, params, *arrays, method='__call__', **more):
+  """`gemini.apply`, as one program; op by op each would be one."""
+  return gemini.apply(gemini_model, params, *arrays, method=method, **more)
+
+
 def sequence(rows=B, length=T, seed=0, segments=None):
   """Random tokens; `segments` are of every row, one if not given."""
   rng = np.random.default_rng(seed)

@@ -25,6 +25,9 @@ from gemini_jax import host
 _MIN_TRANSFER_BYTES = 1 << 26
 # Of a file, where arrays are written one by one.
 _FILE_BYTES = 1 << 25
+# Of the part of an array that each of its copies gives. A part is sliced by a
+# program of its own, whose compilation takes longer than a small array.
+_MIN_PART_BYTES = 1 << 20
 # Part of the paths of Orbax's files.
 _ORBAX = f'{os.sep}orbax{os.sep}checkpoint{os.sep}'
 
@@ -68,6 +71,8 @@ class Writing:
       OSError: the folder cannot be written.
     """
     context = ocp.Context()
+    saving = context.array.saving
+    saving.min_slice_bytes_for_replica_parallel = _MIN_PART_BYTES
     if one_by_one:
       sizes = [leaf.nbytes for leaf in jax.tree.leaves(tree)]
       # Orbax wants room for one byte more than the largest.
@@ -75,7 +80,7 @@ class Writing:
       context.memory.transfer_concurrent_bytes = limit
       context.memory.write_concurrent_bytes = limit
       # What is compressed waits in memory until a file is full.
-      context.array.saving.ocdbt_target_data_file_size = _FILE_BYTES
+      saving.ocdbt_target_data_file_size = _FILE_BYTES
     with _system_errors(), context:
       self._response = ocp.save_async(_Path(folder), tree)
 

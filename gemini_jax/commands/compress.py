@@ -27,7 +27,7 @@ from gemini_jax.evaluate import held_out
 from gemini_jax.layers import matmul
 from gemini_jax.models import build, parameter_groups
 from gemini_jax.parallel import compilation, sharding
-from gemini_jax.train import compression_table, run_report
+from gemini_jax.train import compression_table, early_stopping, run_report
 from gemini_jax.weights import block_ell, compressed
 
 # In the folder of the run, a workdir for each compressed model.
@@ -74,7 +74,10 @@ def compress(config: config_lib.Config, workdir: str | os.PathLike):
     _write(run, options, params, target)
     rows = _rows(run, options, dense.params, target, loaders, seconds)
   compression_table.add(path, rows)
-  run_report.write(run, dense.step)
+  stopping = early_stopping.EarlyStopping(
+    config.train.early_stopping, dense.manifest
+  )
+  run_report.write(run, dense.step, stopping.reason)
   print(json.dumps(rows[-1]))
 
 

@@ -158,7 +158,16 @@ def write_peft(
 def write_stablehlo(
   loaded: convert_sources.Loaded, target: pathlib.Path, options: Options
 ):
-  """Programs that run without this package's models, and the tokenizer."""
+  """Programs that run without this package's models, and the tokenizer.
+
+  Raises:
+    ConfigError: the model writes no text.
+  """
+  config_lib.check(
+    not loaded.config.model.num_classes,
+    '--format=stablehlo is of models that write text, and this one names '
+    'classes',
+  )
   target.mkdir()
   stablehlo.write(
     target,

@@ -12,6 +12,7 @@ from gemini_jax.config.config import (
   Config,
   from_config_dict,
   from_json,
+  parse_json,
   read,
   to_config_dict,
   to_json,
@@ -52,7 +53,13 @@ from gemini_jax.config.schema import (
   reading,
 )
 from gemini_jax.config.sparsity import Sparsity
-from gemini_jax.config.train import DPO, KLAnnealing, LossWeights, Train
+from gemini_jax.config.train import (
+  DPO,
+  EarlyStopping,
+  KLAnnealing,
+  LossWeights,
+  Train,
+)
 from gemini_jax.config.tune import AdaLoRA, Tune
 
 __all__ = [
@@ -74,6 +81,7 @@ __all__ = [
   'Config',
   'ConfigError',
   'Data',
+  'EarlyStopping',
   'Evaluate',
   'Gates',
   'Generate',
@@ -100,6 +108,7 @@ __all__ = [
   'from_json',
   'nearest',
   'optional',
+  'parse_json',
   'read',
   'reading',
   'to_config_dict',

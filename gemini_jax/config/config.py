@@ -119,6 +119,11 @@ class Config:
       f'optimizer.accumulation_steps={self.optimizer.accumulation_steps} must '
       f'divide data.batch_size={self.data.batch_size}',
     )
+    schema.check(
+      not self.train.early_stopping.patience or bool(self.data.validation),
+      'train.early_stopping.patience='
+      f'{self.train.early_stopping.patience} needs data.validation',
+    )
     self._check_preferences()
     self._check_tune()
     gates_lib.check(self.gates, self.model, self.tune.method)
@@ -320,11 +325,15 @@ def to_json(config: Config) -> str:
   return json.dumps(dataclasses.asdict(config), indent=2) + '\n'
 
 
-def from_json(text: str | bytes) -> Config:
-  """The config that `to_json` wrote.
+def parse_json(text: str | bytes, what: str) -> Any:
+  """The values of a JSON text, in which no name may stand twice in an object.
+
+  Args:
+    text: the text.
+    what: it is, for messages.
 
   Raises:
-    ConfigError: the text is not JSON, names a field twice, or holds no config.
+    ConfigError: it is not JSON, or names a field twice.
   """
 
   def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -337,13 +346,22 @@ def from_json(text: str | bytes) -> Config:
     return values
 
   try:
-    values = json.loads(text, object_pairs_hook=once)
+    return json.loads(text, object_pairs_hook=once)
   except schema.ConfigError:
     raise
   except RecursionError as error:
-    raise schema.ConfigError('the config is nested too deeply') from error
+    raise schema.ConfigError(f'{what} is nested too deeply') from error
   except ValueError as error:
-    raise schema.ConfigError(f'the config is not JSON: {error}') from error
+    raise schema.ConfigError(f'{what} is not JSON: {error}') from error
+
+
+def from_json(text: str | bytes) -> Config:
+  """The config that `to_json` wrote.
+
+  Raises:
+    ConfigError: the text is not JSON, names a field twice, or holds no config.
+  """
+  values = parse_json(text, 'the config')
   return from_config_dict(
     legacy.upgrade(values) if isinstance(values, dict) else values
   )

@@ -39,6 +39,10 @@ class Augment:
   # example; the other's share is drawn from Beta(alpha, alpha) and at most 1/2;
   # 0: off.
   mixup_alpha: Annotated[float, schema.Range(0, cap=1000)] = 0.0
+  # CutMix: likewise, but the other's share is a box of a picture, of all frames
+  # of a video, or a span of a sound; 0: off. With both, each medium takes one
+  # of them with probability 1/2.
+  cutmix_alpha: Annotated[float, schema.Range(0, cap=1000)] = 0.0
   # Sounds: the number of spans that are silenced, and their longest duration.
   time_masks: Annotated[int, schema.Range(0, cap=1000)] = 0
   time_mask_seconds: Annotated[float, schema.Range(0, cap=1_000_000)] = 0.1
@@ -93,7 +97,7 @@ class Data:
   `text:book.txt`, `text:corpus/*.txt#[:90%]`, `jsonl:pairs.jsonl`,
   `csv:table.csv`, `python:pydoc_data.topics#[9::10]` and its complement
   `#[!9::10]`, `reverse:20000`, `wordnet:`, `digits:train`, `moving:test` (see
-  data/sources.py).
+  data/sources.py). Fold i of k is `#[i::k]`, and `#[!i::k]` all the others.
   """
 
   # Sources of each split; several training sources make a mixture.

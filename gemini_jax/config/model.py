@@ -135,6 +135,10 @@ class Model:
   contrast_dim: schema.SizeOrZero = 0
   # Dropout probability of embeddings and of the output of each sublayer.
   dropout: schema.PartialShare = 0.0
+  # Stochastic depth (Huang et al. 2016): the probability that a sublayer of the
+  # last layer of a stack is skipped in training, drawn for each row and each
+  # sublayer. It grows linearly: that of layer l of L is l / L of it.
+  stochastic_depth: schema.PartialShare = 0.0
   # Standard deviation of initial parameters; None: 1/sqrt(fan in).
   init_scale: schema.Positive | None = None
   # Types of computation and of parameters. Norms with their scales, softmax,

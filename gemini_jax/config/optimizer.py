@@ -17,6 +17,9 @@ LEARNING_RATES = {
   'dog': 1.0,
 }
 
+# Rules that neither estimate a rate nor average by the steps that they make.
+_FIXED_RATE = ('adamw', 'adafactor', 'muon', 'lion')
+
 
 @schema.section('optimizer')
 class Optimizer:
@@ -60,6 +63,11 @@ class Optimizer:
   # Decay rates of the first and of the second moment.
   b1: schema.PartialShare = 0.9
   b2: schema.PartialShare = 0.95
+  # Updates are multiplied by this for each layer from the output down to their
+  # own, as in BEiT (Bao et al. 2022): those of layer l of L, counted from 1, by
+  # its power L + 1 - l, of the embeddings by its power L + 1, of heads by 1. A
+  # decoder lies above its encoder, both above encoders of media. 1: off.
+  layer_decay: schema.PositiveShare = 1.0
   # Added to the root of the second moment.
   eps: schema.Positive = 1e-8
   # Decoupled weight decay. The steps of dog are those of SGD, far larger than
@@ -103,6 +111,12 @@ class Optimizer:
       not (self.plateau_patience and self.name == 'dadapt_adamw'),
       'optimizer.plateau_patience must be 0 with dadapt_adamw, whose estimate '
       'takes its steps to be made in full',
+    )
+    schema.check(
+      self.layer_decay == 1 or self.name in _FIXED_RATE,
+      f'optimizer.layer_decay={self.layer_decay} must be 1 with {self.name}, '
+      'which takes its steps to be made in full; use '
+      f'{", ".join(_FIXED_RATE[:-1])} or {_FIXED_RATE[-1]}',
     )
     for name in ('no_decay', 'frozen'):
       schema.check_pattern(f'optimizer.{name}', getattr(self, name))

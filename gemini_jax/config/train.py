@@ -65,6 +65,21 @@ class DPO:
   length_normalized: bool = False
 
 
+@schema.section('train.early_stopping')
+class EarlyStopping:
+  """Ends a run before its last step, as a finished one.
+
+  By the validation loss that train.keep_best goes by. Each validated step is
+  saved, so that the best of them is kept.
+  """
+
+  # Evaluations in a row without an improvement after which the run ends; 0: it
+  # never does.
+  patience: schema.StepsOrZero = 0
+  # How much lower than the lowest before it a loss must be to improve on it.
+  min_improvement: schema.NonNegative = 0.0
+
+
 @schema.section('train')
 class Train:
   """The training loop."""
@@ -96,6 +111,10 @@ class Train:
   # their weights. Where weights, units or ranks are removed in the course of
   # the run, it is the best of those after the last removal.
   keep_best: bool = True
+  # Ending the run where validation no longer improves.
+  early_stopping: EarlyStopping = dataclasses.field(
+    default_factory=EarlyStopping
+  )
   # Label smoothing of the cross-entropy.
   label_smoothing: schema.PartialShare = 0.0
   # Training by preferences.

@@ -1,9 +1,9 @@
 """Data augmentation: random changes of pictures, sounds and videos.
 
 Functions of the values and a random generator, deterministic in its state; none
-changes the shape. `apply` and `mixup` take a canvas and its extent, all others
-the values within the extent. Pictures are uint8[..., H, W, C]; all frames of a
-video get the same change. Sounds are floats [N] of any scale.
+changes the shape. `apply`, `mixup` and `cutmix` take a canvas and its extent,
+all others the values within the extent. Pictures are uint8[..., H, W, C]; all
+frames of a video get the same change. Sounds are floats [N] of any scale.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def apply(
   rng: np.random.Generator,
   sample_rate: int = 0,
 ) -> np.ndarray:
-  """A picture, sound or video with all changes of `augment` but MixUp.
+  """A picture, sound or video with all changes of `augment` to it alone.
 
   Args:
     kind: 'image', 'audio' or 'video'.
@@ -63,6 +63,33 @@ def mixup(
   result = values.copy()
   result[region] = np.round(mixed).astype(values.dtype)
   return result, weight
+
+
+def cutmix(
+  values: np.ndarray,
+  size: np.ndarray,
+  others: np.ndarray,
+  other_size: np.ndarray,
+  rng: np.random.Generator,
+  alpha: float,
+) -> tuple[np.ndarray, float]:
+  """CutMix (Yun et al. 2019): a part of another, and the share of the first.
+
+  The part is a box with the proportions of the first, of all frames of a video,
+  or a span of a sound. Its share is drawn from Beta(alpha, alpha), its centre
+  uniformly; where it lies outside of one of the two, the first stays.
+  """
+  extent, limit = size[-2:], np.minimum(size, other_size)
+  sides = extent * rng.beta(alpha, alpha) ** (1 / len(extent))
+  centre = rng.uniform(0, extent)
+  edges = np.round([centre - sides / 2, centre + sides / 2]).astype(int)
+  starts, stops = np.clip(edges, 0, limit[-2:])
+  frames = [slice(number) for number in limit[:-2]]
+  region = (*frames, *map(slice, starts, stops))
+  result = values.copy()
+  result[region] = others[region]
+  cut = np.prod(limit[:-2]) * np.prod(stops - starts)
+  return result, 1 - float(cut / np.prod(size))
 
 
 # Pictures.

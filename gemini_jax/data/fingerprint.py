@@ -1,5 +1,6 @@
 """All that the batches of a split depend on, to be compared on resume."""
 
+import dataclasses
 import logging
 import re
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from gemini_jax.config import legacy
 
 # Earlier versions named sources by their place: `data.train[0]=text:a.txt`.
 _SOURCE = re.compile(r'(data\.\w+)\[(\d+)\]=.*', re.DOTALL)
+# Arguments in `Augment(flip=False, noise_db=(5.0, 9.0))`.
+_ARGUMENT = re.compile(r'(\w+)=(\(.*?\)|[^,)]+)')
 
 
 def make(
@@ -143,9 +146,21 @@ def _by_content(
       by_number.setdefault(match[1], {})[int(match[2])] = value
     else:
       values[name] = value
+  if 'data.augment' in values:
+    values['data.augment'] = _with_defaults(str(values['data.augment']))
   for name, of_source in by_number.items():
     values[name] = [
       next((now for now in digests if now.split()[0] == then), then)
       for _, then in sorted(of_source.items())
     ]
   return values
+
+
+def _with_defaults(text: str) -> str:
+  """`data.augment` of any version; what came later had its default."""
+  defaults = {
+    field.name: repr(field.default)
+    for field in dataclasses.fields(config_lib.Augment)
+  }
+  values = defaults | dict(_ARGUMENT.findall(text))
+  return f'Augment({", ".join(f"{k}={v}" for k, v in values.items())})'

@@ -231,7 +231,7 @@ class MediaReader:
           value, size = self._read(index, record, piece)
           if self.training and is_input and kind in config_lib.MEDIA:
             value = self._augmented(kind, value, size, random)
-            if self.config.augment.mixup_alpha and not counts[kind]:
+            if self._mixes() and not counts[kind]:
               value = self._mixed(task, piece, value, size, random, origins)
           filled[kind].values[row, counts[kind]] = value
           filled[kind].sizes[row, counts[kind]] = size
@@ -290,10 +290,19 @@ class MediaReader:
       self.kept[key] = read
     return read
 
-  def _mixed(self, task, piece, value, size, random, origins) -> np.ndarray:
-    """A medium mixed with that of a random example of the same task (MixUp).
+  def _mixes(self) -> list[tuple[Any, float]]:
+    """The ways in which two media become one, each with its alpha."""
+    augment = self.config.augment
+    ways = (
+      (augmentation.mixup, augment.mixup_alpha),
+      (augmentation.cutmix, augment.cutmix_alpha),
+    )
+    return [way for way in ways if way[1]]
 
-    The row keeps its own targets, and so its medium gets the larger weight. The
+  def _mixed(self, task, piece, value, size, random, origins) -> np.ndarray:
+    """A medium mixed with that of a random example of the same task.
+
+    The row keeps its own targets, and so its medium gets the larger share. The
     other example is drawn from the whole source, not from the batch, so that
     rows do not depend on the number of processes.
     """
@@ -301,12 +310,9 @@ class MediaReader:
     same = origins[origins % len(self.tasks) == number]
     index = int(random.choice(same)) // len(self.tasks)
     other, other_size = self._read(index, self._record(index), piece)
-    mixed, weight = augmentation.mixup(
-      value,
-      size,
-      self._augmented(piece.kind, other, other_size, random),
-      other_size,
-      random,
-      self.config.augment.mixup_alpha,
-    )
+    other = self._augmented(piece.kind, other, other_size, random)
+    ways = self._mixes()
+    # With one way nothing is drawn for it.
+    mix, alpha = ways[random.integers(len(ways))]
+    mixed, weight = mix(value, size, other, other_size, random, alpha)
     return mixed if weight >= 0.5 else value

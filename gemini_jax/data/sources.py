@@ -1,7 +1,8 @@
 """Sources of records, with random access: `KIND:WHERE#SLICE`.
 
 A slice selects records: `[:90%]`, `[100:]`, every tenth one `[9::10]`, and its
-complement `[!9::10]`. TFDS splits use the notation of TFDS.
+complement `[!9::10]`, so that `[i::k]` is fold i of k and `[!i::k]` are the
+others. TFDS splits use the notation of TFDS.
 """
 
 import dataclasses

@@ -16,6 +16,7 @@ import numpy as np
 from gemini_jax import batch as batch_lib
 from gemini_jax.infer import decoding, decoding_state, sampling
 from gemini_jax.parallel import processes
+from gemini_jax.weights import by_row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,7 @@ def search(
   Args:
     decoder: its batch size is a multiple of `beam_size`; batch_size /
       beam_size prompts fit.
-    params: of the model.
+    params: of the model; what differs by row is of a row for each prompt.
     prompts: token ids, special ones included.
     beam_size: K.
     max_tokens: limit of new tokens.
@@ -81,23 +82,31 @@ def search(
       n new tokens, eos included (Wu et al. 2016, equation 14).
     inputs: what the encoder reads.
     latents: z of each prompt, for a model that has one.
-    media: of every row, K of each prompt.
+    media: of each prompt.
 
   Raises:
     ConfigError: a prompt or an input is too long.
   """
   assert decoder.batch_size % beam_size == 0, 'rows must be whole beams'
-  repeat = lambda rows: [row for row in rows for _ in range(beam_size)]
-  state = decoder.start(
+  # A prompt is read once, whatever the number of its beams.
+  of_prompts = dataclasses.replace(
+    decoder, batch_size=decoder.batch_size // beam_size
+  )
+  state = of_prompts.start(
     params,
-    repeat(prompts),
+    prompts,
     max_tokens=max_tokens,
-    inputs=None if inputs is None else repeat(inputs),
-    latents=None if latents is None else np.repeat(latents, beam_size, axis=0),
+    inputs=inputs,
+    latents=latents,
     media=media,
   )
+  state = repeat(state, beam_size)
   finished = search_loop(
-    decoder, beam_size, params, state, np.float32(length_penalty)
+    decoder,
+    beam_size,
+    by_row.repeat(params, beam_size),
+    state,
+    np.float32(length_penalty),
   )
   finished = processes.fetch(finished)
 
@@ -117,6 +126,13 @@ def search(
     ]
     for i in range(len(prompts))
   ]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def repeat(state: decoding_state.State, beam_size: int) -> decoding_state.State:
+  """The state with each row K times, in the place of one prompt's beams."""
+  rows_B = jnp.arange(beam_size * len(state.tokens)) // beam_size
+  return decoding_state.constrain(state.take(rows_B))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -70,6 +70,14 @@ class State:
       done=self.done | end_B | (lengths_B >= self.limits),
     )
 
+  def take(self, rows_R: jax.Array) -> 'State':
+    """The state of some rows, one of them perhaps several times."""
+    rows = lambda leaf: leaf[rows_R]
+    return dataclasses.replace(
+      jax.tree.map(rows, dataclasses.replace(self, cache=None)),
+      cache=jax.tree.map(lambda leaf: leaf[:, rows_R], self.cache),
+    )
+
   def follow(self, parent_B: jax.Array) -> 'State':
     """Each row continues another row of the same prompt: `parent_B`.
 

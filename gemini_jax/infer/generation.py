@@ -122,8 +122,7 @@ def generate(
     batch = rows[first : first + size]
     batch_params = params
     if adapters is not None:
-      names = [row.adapter for row in batch for _ in range(beams)]
-      batch_params = adapters.for_rows(names, decoder.batch_size)
+      batch_params = adapters.for_rows([row.adapter for row in batch], size)
     if draft is not None:
       batch_params = speculative.Params(batch_params, draft.params)
     samples += write(
@@ -281,13 +280,13 @@ def build_decoder(
 
 
 def _media(
-  decoder: decoding.Decoder, prompts: Sequence[prompts_lib.Prompt]
+  decoder: decoding.Decoder,
+  prompts: Sequence[prompts_lib.Prompt],
+  num_rows: int,
 ) -> dict[str, batch_lib.Media]:
-  """The media of the prompts, one row each."""
+  """The media of the prompts, one row each, in a batch of `num_rows`."""
   requests = [p.request for p in prompts if p.request is not None]
-  return request_lib.stack_media(
-    decoder.model.config, requests, decoder.batch_size
-  )
+  return request_lib.stack_media(decoder.model.config, requests, num_rows)
 
 
 def _sample(
@@ -310,7 +309,7 @@ def _sample(
     seed=options.seed,
     samples=[row.number for row in rows],
     latents=latents,
-    media=_media(decoder, prompts),
+    media=_media(decoder, prompts, decoder.batch_size),
   )
   texts = [text_stream.TextStream(tokenizer, prompt) for prompt in prompts]
   num_tokens = decoder.length if on_text is None else _STREAM_TOKENS
@@ -374,9 +373,7 @@ def _search(
     length_penalty=options.length_penalty,
     inputs=[prompt.inputs for prompt in prompts if prompt.inputs is not None],
     latents=latents,
-    media=_media(
-      decoder, [p for p in prompts for _ in range(options.beam_size)]
-    ),
+    media=_media(decoder, prompts, decoder.batch_size // options.beam_size),
   )
   samples = []
   for i, prompt in enumerate(prompts):

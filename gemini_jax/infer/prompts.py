@@ -47,6 +47,10 @@ def read_prompt(
   Raises:
     ConfigError: no task, or more than one, reads text and writes it.
   """
+  config_lib.check(
+    not config.model.num_classes,
+    'this run names classes and writes no text; use --mode=predict',
+  )
   if not isinstance(prompt, str | request_lib.Request):
     return _conversation(config, model, tokenizer, prompt, 'messages')
   if config.generate.chat:

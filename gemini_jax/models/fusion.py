@@ -91,7 +91,10 @@ class Resampler(nn.Module):
       real_BN: bool, which tokens are read.
       deterministic: no dropout.
     """
-    config = dense(self.config, architecture='encoder_decoder')
+    # Skipped, its layers would not read the medium at all.
+    config = dense(
+      self.config, architecture='encoder_decoder', stochastic_depth=0.0
+    )
     types: dict[str, Any] = {
       'dtype': jnp.dtype(config.dtype),
       'param_dtype': jnp.dtype(config.param_dtype),

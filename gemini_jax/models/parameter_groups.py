@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -52,6 +53,19 @@ LAYER_MATRICES = r'/layers/(?!.*router/).*@matrix$'
 TABLES = r'^token/embedding$|^head/kernel$'
 # The output of a model that names classes, in the tree of parameters.
 CLASSES = 'classes'
+# The stacks of layers, by the beginning of their parameters' paths.
+_STACK = re.compile(
+  r'(encoder|decoder|perception/encoders_\w+)/(tower/)?(layers/)?layers/'
+)
+# What lies below the layers of an encoder of media; what makes the vectors of
+# tokens, of text and soft ones; what lies between encoder and decoder.
+_BELOW_MEDIA = re.compile(
+  r'(perception/encoders_\w+)/(tower/)?(stem|position)/'
+)
+_BELOW_TEXT = re.compile(
+  r'(token|position|perception/(encoders_\w+|projectors_\w+|video))/'
+)
+_BELOW_DECODER = re.compile(r'(encoder_norm|latent|latent_embedding)/')
 # Matrices of which the first two dims are contracted, not the first alone.
 _TWO_INPUT_DIMS = re.compile(r'(^|/)(output|down_\d+|frames|tokens)/kernel$')
 
@@ -243,6 +257,38 @@ def is_masked(leaf: Any) -> bool:
 def to_float32(tree: Any) -> Any:
   """The same numbers in float32."""
   return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
+
+
+def distances(params: Any) -> Any:
+  """How many layers down from the output each parameter is.
+
+  A decoder lies above its encoder, and both above the layers of encoders of
+  media. Layers count themselves, embeddings are one further down, and heads,
+  with all that has a loss of its own, are at 0.
+
+  Returns:
+    A tree of ints, and of int[L] for the arrays of a stack, [L, ...].
+  """
+  sizes: dict[str, int] = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    if stack := _STACK.match(_parameter_path(path)):
+      sizes[stack[1]] = leaf.shape[0]
+  decoder = sizes['decoder']
+  text = decoder + sizes.get('encoder', 0)
+  above = {'decoder': 0, 'encoder': decoder}
+
+  def one(path, _):
+    name = _parameter_path(path)
+    if stack := _STACK.match(name):
+      size = sizes[stack[1]]
+      return above.get(stack[1], text) + size - np.arange(size)
+    if media := _BELOW_MEDIA.match(name):
+      return text + sizes.get(media[1], 0) + 1
+    if _BELOW_TEXT.match(name):
+      return text + 1
+    return decoder if _BELOW_DECODER.match(name) else 0
+
+  return jax.tree_util.tree_map_with_path(one, params)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -69,9 +69,14 @@ class Stack(nn.Module):
 
     Also the losses of the layers by name, [L].
     """
-    drops = bool(self.config.dropout) and not deterministic
-    key = self.make_rng('dropout') if drops else None
-    block = transformer.Block(self.config, self.decodes, parent=None)
+    config = self.config
+    drops = bool(config.dropout or config.stochastic_depth)
+    key = None
+    if drops and not deterministic:
+      key = self.make_rng('dropout')
+    block = transformer.Block(
+      config, self.decodes, self.num_layers, parent=None
+    )
     if self.is_initializing():
       params = self.param('layers', self.init_layers, block, x_BTD, context)
     else:
@@ -267,7 +272,7 @@ def apply_layer(
   key: jax.Array | None,
   kind: str,
 ) -> Any:
-  """One layer, given its slice of the stack; dropout if there is a key.
+  """One layer, given its slice of the stack; random if there is a key.
 
   Returns:
     The residual stream, the cache, and (losses, what is captured).

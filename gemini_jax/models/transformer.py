@@ -4,6 +4,7 @@ B batch, T length, S length of the encoder's output, D width, Z numbers of z.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -67,10 +68,17 @@ class Cache:
 
 
 class Block(nn.Module):
-  """Attention, cross-attention (in a decoder with encoder), feed-forward."""
+  """Attention, cross-attention (in a decoder with encoder), feed-forward.
+
+  Attributes:
+    config: of the layer.
+    decodes: whether it attends to an encoder's output, if there is one.
+    num_layers: of its stack, for stochastic depth.
+  """
 
   config: config_lib.Model
   decodes: bool = False
+  num_layers: int = 1
 
   @nn.compact
   def __call__(
@@ -89,9 +97,10 @@ class Block(nn.Module):
       view: of this layer's kind.
       context: what all layers read.
       cache: of the whole stack.
-      deterministic: no dropout.
-      layer: index of this layer in the cache.
+      deterministic: no dropout, no stochastic depth.
+      layer: index of this layer in the stack and in the cache.
     """
+    add = functools.partial(self.add, layer, deterministic)
     x_BTD = hooks.point(self, 'residual_before', x_BTD)
     update_BTD, self_cache = self.attend(
       'attention',
@@ -103,7 +112,7 @@ class Block(nn.Module):
       positions_BT=context.positions_BT,
       latent_BZ=context.latent_BZ if self.config.latent.memory else None,
     )
-    x_BTD = self.add('attention', x_BTD, update_BTD, deterministic)
+    x_BTD = add('attention', x_BTD, update_BTD)
     if self.decodes and self.config.cross:
       update_BTD, _ = self.attend(
         'cross_attention',
@@ -114,9 +123,9 @@ class Block(nn.Module):
         layer=layer,
         cross=True,
       )
-      x_BTD = self.add('cross_attention', x_BTD, update_BTD, deterministic)
+      x_BTD = add('cross_attention', x_BTD, update_BTD)
     update_BTD, aux = self.feed_forward(x_BTD, context.real_BT)
-    x_BTD = self.add('feedforward', x_BTD, update_BTD, deterministic)
+    x_BTD = add('feedforward', x_BTD, update_BTD)
     if cache is not None and self_cache is not None:
       cache = dataclasses.replace(cache, self_attention=self_cache)
     return x_BTD, cache, aux
@@ -127,10 +136,11 @@ class Block(nn.Module):
 
   def add(
     self,
+    layer: int | jax.Array,
+    deterministic: bool,
     name: str,
     x_BTD: jax.Array,
     update_BTD: jax.Array,
-    deterministic: bool,
   ) -> jax.Array:
     """The residual stream after the sublayer `name`."""
     if self.config.norm == 'pre_post':
@@ -138,6 +148,8 @@ class Block(nn.Module):
     update_BTD = nn.Dropout(self.config.dropout)(
       update_BTD, deterministic=deterministic
     )
+    if self.config.stochastic_depth and not deterministic:
+      update_BTD = self.skip(layer, update_BTD)
     x_BTD = spmd.with_logical_constraint(
       x_BTD + update_BTD, ('batch', 'length', None)
     )
@@ -151,6 +163,16 @@ class Block(nn.Module):
     assert mask is not None, 'a decoder that reads an encoder needs cross_mask'
     layer = attention.Attention(**attention_fields(self.config), name=name)
     return layer(self.norm(f'{name}_norm', x_BTD), mask, **kwargs)
+
+  def skip(self, layer: int | jax.Array, update_BTD: jax.Array) -> jax.Array:
+    """Zero in rows drawn at random, scaled in the others to the same mean."""
+    rate = self.config.stochastic_depth * (layer + 1) / self.num_layers
+    kept_B11 = jax.random.bernoulli(
+      self.make_rng('dropout'), 1 - rate, (update_BTD.shape[0], 1, 1)
+    )
+    return jnp.where(kept_B11, update_BTD / (1 - rate), 0).astype(
+      update_BTD.dtype
+    )
 
   def feed_forward(
     self, x_BTD: jax.Array, real_BT: jax.Array | None

@@ -55,6 +55,15 @@ def start():
   logging.info('process %d of %d', jax.process_index(), jax.process_count())
 
 
+def is_alone() -> bool:
+  """Whether this process was started as the only one; asks no device.
+
+  Raises:
+    ConfigError: as `start`.
+  """
+  return not _by_hand(os.environ) and not _launched(os.environ)
+
+
 def check_devices():
   """ConfigError unless jax finds the devices of JAX_PLATFORMS."""
   try:

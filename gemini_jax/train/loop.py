@@ -23,6 +23,7 @@ from gemini_jax.parallel import compilation, placement, processes, sharding
 from gemini_jax.train import (
   batch_page,
   diagnosis,
+  early_stopping,
   growing,
   metric_writer,
   preemption,
@@ -80,6 +81,7 @@ class _Training:
     writer: of metrics.
     progress: what a person sees.
     guard: tells of signals to stop.
+    stopping: whether validation ends the run.
     results: the newest metrics of evaluations; updated in place.
   """
 
@@ -92,6 +94,7 @@ class _Training:
   writer: metric_writer.Writer
   progress: progress_lib.Progress
   guard: preemption.PreemptionGuard
+  stopping: early_stopping.EarlyStopping
   results: dict[str, float]
 
 
@@ -108,12 +111,13 @@ def _train(session: session_lib.Session) -> bool:
   # Where the run stands: the newest whole checkpoint, or a fresh state.
   state, step, manifest = _restore(session, data)
   results = legacy.metrics(manifest.get('results', {}))
+  stopping = early_stopping.EarlyStopping(config.train.early_stopping, manifest)
   # What was saved and not evaluated before the run was ended.
   due = manifest.get('due', False) and milestones.evaluates(step)
-  if step >= num_steps and not due:
+  if (step >= num_steps or stopping.is_over) and not due:
     print(
       f'{run.workdir} is done: step {step:,} of {num_steps:,}'
-      f'{progress_lib.spell_results(results)}'
+      f'{progress_lib.spell_results(results)}  {stopping.reason}'.rstrip()
     )
     return True
   _announce(run, state, step, manifest)
@@ -152,6 +156,7 @@ def _train(session: session_lib.Session) -> bool:
     writer,
     progress_lib.Progress(step, config.train.num_steps),
     preemption.PreemptionGuard(run.mesh),
+    stopping,
     results,
   )
   try:
@@ -169,7 +174,8 @@ def _train(session: session_lib.Session) -> bool:
   if is_done:
     numbers = progress_lib.spell_results(results)
     end = 'is done' if session.is_grown else 'grows now'
-    print(f'{run.workdir} {end}: {num_steps:,} steps{numbers}')
+    text = f'{run.checkpoints.steps()[-1]:,} steps{numbers}  {stopping.reason}'
+    print(f'{run.workdir} {end}: {text}'.rstrip())
   return is_done
 
 
@@ -204,6 +210,8 @@ def _run_steps(
     state = _evaluate(training, state, start, saved=True)
     log.stopwatch.resume()
   for step in range(start + 1, num_steps + 1):
+    if training.stopping.is_over:
+      return True
     state, metrics = training.train_step(
       state, next(batches), np.int32(step - 1)
     )
@@ -247,7 +255,7 @@ def _restore(
   manifest = restored.manifest
   data.check(manifest['data'], config.train.accept_changes)
   # The checkpoint was written before the step was evaluated.
-  state = observe(config, restored.state, manifest.get('observed'))
+  state = state_lib.observe(config, restored.state, manifest.get('observed'))
   return state, restored.step, manifest
 
 
@@ -321,6 +329,7 @@ def _save(training: _Training, state: state_lib.TrainState, step: int):
       'results': dict(training.results),
       'due': training.milestones.evaluates(step),
     }
+    | training.stopping.saved()
     | ({base_lib.KEY: dict(session.base)} if session.base else {}),
   )
 
@@ -336,19 +345,22 @@ def _evaluate(
   session, milestones = training.session, training.milestones
   run = session.run
   params = state_lib.evaluation_params(run.config, state)
+  extensions = enabled.extensions(run.config)
+  reference = extensions.reference_params(state)
+  evaluate = lambda loaders: held_out.evaluate(
+    run, params, training.eval_step, loaders, reference
+  )
+  loaders = dict(training.loaders)
+  validation = loaders.pop('validation', None)
   results: dict[str, float] = {}
-  if milestones.validates(step):
-    last = milestones.is_last(step)
-    loaders: dict[loader_lib.Split, loader_lib.Loader] = {
-      split: loader
-      for split, loader in training.loaders.items()
-      if last or split == 'validation'
-    }
-    reference = enabled.extensions(run.config).reference_params(state)
-    results = held_out.evaluate(
-      run, params, training.eval_step, loaders, reference
-    )
-  if milestones.is_last(step):
+  if validation is not None and milestones.validates(step):
+    results = evaluate({'validation': validation})
+  value = evaluation.objective(results, run.config.loss_weights)
+  is_settled = step >= extensions.settled_step
+  if value is not None and is_settled and session.is_grown:
+    training.stopping.observe(value)
+  if milestones.is_last(step) or training.stopping.is_over:
+    results |= evaluate(loaders)
     results |= evaluators.evaluate(run, params, training.loaders, step)
   if results:
     training.results.update(results)
@@ -356,33 +368,21 @@ def _evaluate(
     training.progress.note(
       f'step {step:,}{progress_lib.spell_results(results)}'
     )
-  run_report.write(run, step)
-  value = evaluation.objective(results, run.config.loss_weights)
+  run_report.write(run, step, training.stopping.reason)
   if saved:
     outcome = {
       'metrics_bytes': training.writer.size(),
       'results': training.results,
       'due': False,
       'observed': value,
-    }
-    is_settled = step >= enabled.extensions(run.config).settled_step
+    } | training.stopping.saved()
     metric = value if is_settled else None
     run.checkpoints.wait()
     processes.on_process_zero(session.lock.check)
     processes.on_process_zero(
       lambda: run.checkpoints.attach(step, outcome, metric)
     )
-  return observe(run.config, state, value)
-
-
-def observe(
-  config: config_lib.Config, state: state_lib.TrainState, value: float | None
-) -> state_lib.TrainState:
-  """The state after a validation, by whose loss extensions may change it."""
-  if value is None:
-    return state
-  extensions = enabled.extensions(config)
-  return extensions.after_validation(state, np.float32(value))
+  return state_lib.observe(run.config, state, value)
 
 
 def compile_step(

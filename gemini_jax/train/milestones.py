@@ -29,7 +29,9 @@ class Milestones:
 
   def saves(self, step: int) -> bool:
     """Whether a checkpoint is saved."""
-    return step % self.train.save_every == 0 or self.is_last(step)
+    # The run may end with any validation.
+    ends = self.train.early_stopping.patience > 0 and self.validates(step)
+    return ends or step % self.train.save_every == 0 or self.is_last(step)
 
   def validates(self, step: int) -> bool:
     """Whether the loss of held-out splits is measured."""
@@ -44,6 +46,8 @@ class Milestones:
     """Says so where few checkpoints are validated and can be the best."""
     every = math.lcm(self.train.eval_every, self.train.save_every)
     if not (self.has_held_out and self.train.keep_best):
+      return
+    if self.train.early_stopping.patience:
       return
     if every not in (self.train.eval_every, self.train.save_every):
       logging.warning(

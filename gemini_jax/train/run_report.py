@@ -31,7 +31,7 @@ _MAX_SAMPLES, _MAX_PAGES = 8, 12
 _MAX_ROWS = 40
 
 
-def write(run: run_lib.Run, step: int):
+def write(run: run_lib.Run, step: int, ended: str = ''):
   """Writes report.md into the folder of a run, in place of an older one.
 
   Reads metrics.jsonl, samples/ and reports/. The curves are drawn at the last
@@ -42,13 +42,14 @@ def write(run: run_lib.Run, step: int):
   Args:
     run: the run.
     step: updates made.
+    ended: why the run has ended before its last step; '': it has not.
   """
   if not processes.is_process_zero():
     return
   try:
     lines = list(metrics_file.all_lines(run.workdir))
     curves = curves_lib.series(lines)
-    is_last = step >= run.config.train.num_steps
+    is_last = bool(ended) or step >= run.config.train.num_steps
     png = curves_lib.picture(curves) if is_last else None
     if png is not None:
       host.replace_file(run.workdir / CURVES_FILE, png)
@@ -58,7 +59,7 @@ def write(run: run_lib.Run, step: int):
       if history is not None:
         host.replace_file(run.workdir / GATE_FILE, history)
     text = compose(
-      run.workdir, run.config, step, lines, has_picture=png is not None
+      run.workdir, run.config, step, lines, ended, has_picture=png is not None
     )
     host.replace_file(run.workdir / FILE, text.encode(errors='replace'))
   except (OSError, config_lib.ConfigError) as error:
@@ -70,6 +71,7 @@ def compose(
   config: config_lib.Config,
   step: int,
   lines: Sequence[Mapping[str, Any]],
+  ended: str = '',
   *,
   has_picture: bool = False,
 ) -> str:
@@ -80,12 +82,14 @@ def compose(
     config: of the run.
     step: updates made.
     lines: of metrics.jsonl.
+    ended: see `write`.
     has_picture: whether report.png is there.
   """
   total = config.train.num_steps
   sections = [
     f'# {workdir.resolve().name}',
     f'Step {step:,} of {total:,}, on {progress_lib.devices_line()}.',
+    *([ended] if ended else []),
     '## Results',
     *_results(lines),
     *_held_out(workdir),
@@ -104,7 +108,7 @@ def compose(
     '## Config',
     'What differs from the defaults; all fields are in '
     f'[{config_lib.FILE}]({config_lib.FILE}).',
-    _fenced('\n'.join(_changes(config_lib.Config(), config)) or '(nothing)'),
+    _fenced('\n'.join(changes(config_lib.Config(), config)) or '(nothing)'),
   ]
   return '\n\n'.join(sections) + '\n'
 
@@ -119,7 +123,7 @@ def _results(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
   if not newest:
     yield 'Nothing was evaluated yet.'
     return
-  yield _table(
+  yield table(
     ('metric', 'value', 'step'),
     [
       (name, _number(value), f'{step:,}')
@@ -148,7 +152,7 @@ def _rows(report: report_files.Report) -> Iterator[str]:
   if len(order) > _MAX_ROWS and 'f1' in report.columns:
     order = sorted(order, key=report.columns['f1'].__getitem__)[:_MAX_ROWS]
     yield f'The {_MAX_ROWS} of {len(report.rows):,} with the lowest F1:'
-  yield _table(
+  yield table(
     ('', *report.columns),
     [
       (
@@ -173,7 +177,7 @@ def _compression(workdir: pathlib.Path) -> Iterator[str]:
     return
   yield '## Compression'
   yield 'Each beside the dense model in the same run of --mode=compress.'
-  yield _table(*compression_table.table(rows))
+  yield table(*compression_table.table(rows))
   if (workdir / compression_table.PICTURE_FILE).exists():
     yield f'![compression]({compression_table.PICTURE_FILE})'
 
@@ -188,7 +192,7 @@ def _curves(curves: Mapping[str, curves_lib.Series]) -> Iterator[str]:
       _, values = curves[name]
       numbers = values[0], values[-1], min(values), max(values)
       rows.append((name, *map(_number, numbers), curves_lib.sparkline(values)))
-  yield _table(('metric', 'first', 'last', 'least', 'largest', 'course'), rows)
+  yield table(('metric', 'first', 'last', 'least', 'largest', 'course'), rows)
 
 
 def _samples(workdir: pathlib.Path) -> Iterator[str]:
@@ -237,19 +241,20 @@ def _command(workdir: pathlib.Path) -> str:
   )
 
 
-def _changes(default: Any, config: Any, path: str = '') -> Iterator[str]:
+def changes(default: Any, config: Any, path: str = '') -> Iterator[str]:
   """`section.field = value` of each field that has another value."""
   for field in dataclasses.fields(config):
     name = f'{path}.{field.name}'.lstrip('.')
     value = getattr(config, field.name)
     default_value = getattr(default, field.name)
     if dataclasses.is_dataclass(value):
-      yield from _changes(default_value, value, name)
+      yield from changes(default_value, value, name)
     elif value != default_value:
       yield f'{name} = {value!r}'
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """A table in Markdown."""
   lines = [header, ['---'] * len(header), *rows]
   # What Markdown would take for the end of a cell.
   cells = lambda line: [cell.replace('|', '\\|') for cell in line]

@@ -8,6 +8,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -131,6 +132,16 @@ def state_from_params(
   )
   step, opt_state, extra = jax.jit(rest, out_shardings=where)(params)
   return TrainState(step, params, opt_state, extra)
+
+
+def observe(
+  config: config_lib.Config, state: TrainState, value: float | None
+) -> TrainState:
+  """The state after a validation, by whose loss extensions may change it."""
+  if value is None:
+    return state
+  extensions = enabled.extensions(config)
+  return extensions.after_validation(state, np.float32(value))
 
 
 def saved(config: config_lib.Config, state: TrainState) -> TrainState:

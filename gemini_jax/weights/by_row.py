@@ -76,3 +76,20 @@ def select(tuned: Sequence[Any], ids_B: jax.typing.ArrayLike) -> Any:
     )
 
   return jax.tree.map(one, *tuned, is_leaf=tuning.is_weight)
+
+
+def repeat(params: Any, count: int) -> Any:
+  """Parameters for a batch with each row `count` times.
+
+  Args:
+    params: of `select`, or any others, which are the same for all rows.
+    count: how many rows a row becomes.
+  """
+
+  def one(leaf):
+    if isinstance(leaf, lora.LowRank) and leaf.by_row:
+      gains = jnp.repeat(leaf.gains, count, axis=leaf.num_stacked)
+      return dataclasses.replace(leaf, gains=gains)
+    return leaf
+
+  return jax.tree.map(one, params, is_leaf=tuning.is_weight)

@@ -101,7 +101,7 @@ def _rotary_values(kind: str, model: config_lib.Model) -> dict[str, Any]:
 _OF_USE = (
   *('text_vocab_size', 'dropout', 'init_scale', 'dtype', 'param_dtype'),
   *('scan_layers', 'attention_kernel', 'context_parallel', 'remat'),
-  *('remat_save', 'remat_offload'),
+  *('remat_save', 'remat_offload', 'stochastic_depth'),
 )
 
 

@@ -315,8 +315,15 @@ def test_another_model_is_refused_by_its_first_array(folder):
   assert checkpoints.steps() == [1, 2, 3], 'nothing is set aside'
 
 
-def test_restored_onto_another_mesh(tmp_path):
-  """Saved on data=8; read on fsdp=8, on 4 * 2 and on one device."""
+@pytest.mark.parametrize('in_parts', [False, True])
+def test_restored_onto_another_mesh(in_parts, tmp_path, monkeypatch):
+  """Saved on data=8; read on fsdp=8, on 4 * 2 and on one device.
+
+  Of a large array each of the 8 copies gives a part, of a small one the first
+  gives all of it.
+  """
+  if in_parts:
+    monkeypatch.setattr(storage, '_MIN_PART_BYTES', 1)
   mesh = lambda shape, axes, devices: jax.sharding.Mesh(
     np.array(devices).reshape(shape), axes
   )

@@ -201,6 +201,42 @@ def test_mixing_weighs_both_and_leaves_what_one_does_not_reach(kind):
   assert 0 <= min(weights) < 0.2 and 0.8 < max(weights) <= 1
 
 
+@pytest.mark.parametrize('kind', SHAPES)
+def test_a_part_is_cut_from_the_other(kind):
+  """One box, the same in all frames, where both reach; the rest stays."""
+  values, size = canvas(kind)
+  values = (values != 0).astype(np.uint8)
+  others = 2 * values
+  other_size = size - 1
+  for seed in range(100):
+    found, share = augmentation.cutmix(
+      values, size, others, other_size, generator(seed), 1.0
+    )
+    is_other = found == 2
+    assert ((found == values) | is_other).all()
+    places = np.argwhere(is_other)
+    if len(places):
+      low, high = places.min(axis=0), places.max(axis=0) + 1
+      region = tuple(map(slice, low, high))
+      assert is_other[region].all()
+      assert (high[: size.size] <= other_size).all()
+      assert low[: size.size - 2].sum() == 0
+    inside = is_other[tuple(map(slice, size))]
+    assert share == pytest.approx(1 - inside.mean())
+
+
+@pytest.mark.parametrize('kind', SHAPES)
+def test_the_share_that_is_cut_is_drawn_and_then_clipped(kind):
+  """Of a span of length r, r - r^2/4 is inside; of a box, its square."""
+  values, size = canvas(kind)
+  shares = [
+    augmentation.cutmix(values, size, values, size, generator(seed), 1.0)[1]
+    for seed in range(2000)
+  ]
+  mean = 7 / 12 if kind == 'audio' else 1 - (1 / 2 - 1 / 5 + 1 / 48)
+  assert np.mean(shares) == pytest.approx(mean, abs=0.02)
+
+
 def test_the_weight_s_spread_follows_alpha():
   """Var of Beta(a, a) is 1 / (4 (2 a + 1))."""
   values, size = canvas('audio')

@@ -411,6 +411,22 @@ def test_a_state_of_an_earlier_version_resumes(make, tmp_path):
     make(train=tuple(specs)).check(state)
 
 
+def test_augmentations_of_an_earlier_version_resume(make, tmp_path):
+  """Those that came later were off; others are a change."""
+  (tmp_path / 'a.jsonl').write_text('{"a": "b", "c": "d"}\n' * 9)
+  fields = {'train': (f'jsonl:{tmp_path}/a.jsonl',), 'tasks': ('{a} -> {c}',)}
+  made = make(augment=config.Augment(noise_db=(5.0, 9.0)), **fields)
+  state = made.state(3)
+  text = state['fingerprint']['data.augment']
+  state['fingerprint']['data.augment'] = text.replace('cutmix_alpha=0.0, ', '')
+  assert state['fingerprint']['data.augment'] != text
+  assert made.check(state) == 3
+  for other in ({'noise_db': (5.0, 8.0)}, {'cutmix_alpha': 0.5}):
+    augment = config.Augment(**{'noise_db': (5.0, 9.0)} | other)
+    with pytest.raises(config.ConfigError, match=r'data\.augment was Augment'):
+      make(augment=augment, **fields).check(state)
+
+
 def test_changes_may_be_accepted(make, caplog):
   state = json.loads(json.dumps(make().state(7)))
   changed = make(batch_size=2, seed=5)

@@ -256,10 +256,13 @@ def test_permuted_fields_are_of_other_records_in_training_alone(records):
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-def test_what_is_mixed_is_the_same_on_any_number_of_processes(records, layout):
+@pytest.mark.parametrize('ways', [('mixup',), ('cutmix',), ('mixup', 'cutmix')])
+def test_what_is_mixed_is_the_same_on_any_number_of_processes(
+  records, ways, layout
+):
   """Mixed with another of the source, not of the rows that are loaded."""
   fields = {'split': 'train', 'seed': 3, **LAYOUTS[layout]}
-  mixes = config_lib.Augment(mixup_alpha=0.9)
+  mixes = config_lib.Augment(**{f'{way}_alpha': 0.9 for way in ways})
   plain = make(records, READS, **fields)
   whole = make(records, READS, augment=mixes, **fields)
   data = photo.data(records, READS, augment=mixes, **LAYOUTS[layout])
@@ -267,7 +270,7 @@ def test_what_is_mixed_is_the_same_on_any_number_of_processes(records, layout):
     loader.Loader(data, BYTES, 'train', 3, rows=np.array(own), model=MODEL)
     for own in ([0, 1], [2], [3])
   ]
-  changed = []
+  changed, shares = [], []
   for t in range(4):
     pieces = [part[t] for part in parts]
     expected = jax.tree.map(lambda *xs: np.concatenate(xs), *pieces)
@@ -275,14 +278,19 @@ def test_what_is_mixed_is_the_same_on_any_number_of_processes(records, layout):
     for kind in ('image', 'audio'):
       mixed, own = (reading(batch[t]).media[kind] for batch in (whole, plain))
       np.testing.assert_array_equal(mixed.sizes, own.sizes)
-      changed += (mixed.values != own.values).any(axis=(1, 2)).ravel().tolist()
+      differs = (mixed.values != own.values).reshape(4, -1)
+      changed += differs.any(axis=1).tolist()
       if kind == 'image':
         # Each keeps the larger share: those of other words are 200 apart.
         moved = np.mean(mixed.values, (2, 3, 4)) - np.mean(
           own.values, (2, 3, 4)
         )
         assert np.abs(moved).max() < 105
+        shares += differs.mean(axis=1)[differs.any(axis=1)].tolist()
   assert 0.3 < np.mean(changed) < 1
+  # MixUp changes nearly all pixels of a picture, CutMix at most half of them.
+  kinds = {'mixup' if share > 0.6 else 'cutmix' for share in shares}
+  assert kinds == set(ways)
 
 
 def test_only_examples_of_the_same_task_are_mixed(records):

@@ -38,7 +38,7 @@ def test_slices(selection, expected):
   ('spec', 'message'),
   [
     ('txt:a', "'txt' is not a kind of source; did you mean text?"),
-    ('zzz', "'zzz' is not a kind of source; accepted: digits"),
+    ('zzz', "'zzz' is not a kind of source; accepted: csv, digits"),
     ('text:', 'write text:WHERE'),
     ('text:no/such/file.txt', "no file matches 'no/such/file.txt'"),
     ('python:os', 'os has no literal topics'),

@@ -119,14 +119,14 @@ def test_texts_are_read_alone_and_exactly(max_length):
   """Each text by itself without padding gives the same; long ones are cut."""
   model = toy.model(max_length=max_length)
   params = toy.model_params(model)
-  texts = ['', 'abc', 'dbbacg', 'a', 'gfedc']
+  texts = ['', 'abc', 'dbbacg', 'cgf', 'gfedca']
   nats_N, tokens_N = likelihood.of_texts(model, params, Letters(), texts)
   for text, nats, tokens in zip(texts, nats_N, tokens_N, strict=True):
     ids = np.array([1, *Letters().encode(text), 2])[: max_length + 1]
     sequence = batch_lib.plain_sequence(
       ids[None, :-1], np.array([len(ids) - 1])
     )
-    logits, _, _ = model.apply({'params': params}, sequence, method='decode')
+    logits = toy.apply(model, params, sequence, method='decode')[0]
     logprobs = np.asarray(jax.nn.log_softmax(logits))[0]
     expected = -logprobs[np.arange(len(ids) - 1), ids[1:]].sum()
     assert tokens == len(ids) - 1

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -103,7 +104,11 @@ def test_each_z_is_the_mean_of_the_likeliest_normal(drawn):
       )
       return module.perception.density('image', x[:, first - 1 : -1])
 
-    density = model.apply({'params': params}, found.z[None], method=read)
+    density = jax.jit(
+      lambda z_1NZ, read=read: model.apply(
+        {'params': params}, z_1NZ, method=read
+      )
+    )(found.z[None])
     best = np.asarray(density.logits).argmax(axis=-1)[..., None, None]
     means = np.take_along_axis(np.asarray(density.normals.mean), best, axis=2)
     np.testing.assert_allclose(found.z, means[0, :, 0], atol=2e-4)
@@ -195,11 +200,10 @@ def test_what_does_not_fit_is_refused(drawn):
 def test_rendering_is_the_autoencoders(drawn):
   _, model, params = drawn
   (found,) = paint(drawn, words=WORDS[:1], temperature=0.0)
-  decoded = model.apply(
-    {'params': params},
-    found.z[None],
-    method=lambda module, z: module.perception.decode_latents('image', z, None),
-  )
+  decode = lambda module, z: module.perception.decode_latents('image', z, None)
+  decoded = jax.jit(
+    lambda z: model.apply({'params': params}, z, method=decode)
+  )(found.z[None])
   pixels = np.clip(np.round((np.asarray(decoded)[0] + 1) * 127.5), 0, 255)
   assert np.abs(pixels - found.values).max() <= 1
   assert len(np.unique(found.values)) > 3

@@ -169,11 +169,9 @@ def test_a_split_vocabulary_has_the_same_log_probabilities():
     check_vma=False,
   )
   total = lambda function: lambda *args: jnp.sum(jnp.sin(function(*args)))
-  value, grads = jax.value_and_grad(jax.jit(total(split)), (0, 1))(
-    x_BTD, table_VD
-  )
-  expected, wanted = jax.value_and_grad(total(log_probs), (0, 1))(
-    x_BTD, table_VD
+  (value, grads), (expected, wanted) = (
+    jax.jit(jax.value_and_grad(total(function), (0, 1)))(x_BTD, table_VD)
+    for function in (split, log_probs)
   )
   np.testing.assert_allclose(value, expected, rtol=1e-5)
   for grad, want in zip(grads, wanted, strict=True):

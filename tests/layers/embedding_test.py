@@ -164,16 +164,18 @@ def test_angles_stay_float32_for_bfloat16_heads():
   np.testing.assert_allclose(np.asarray(low, float), high, atol=0.02)
 
 
+@jax.jit
+def at_places(x_H, places_SA):
+  """A vector turned by each place (row, column)."""
+  angles = embedding.place_angles(places_SA[None], len(x_H) // 2, 100.0)
+  x_BSNH = jnp.broadcast_to(x_H, (1, len(places_SA), 1, len(x_H)))
+  return embedding.rotate(x_BSNH, embedding.rotation(angles))[0, :, 0]
+
+
 def spatial_scores(q_H, k_H, query, keys):
   """Scores of one query and of keys at places (row, column)."""
-
-  def turn(x_H, places):
-    places_BTA = jnp.asarray(places)[None]
-    angles = embedding.place_angles(places_BTA, len(x_H) // 2, 100.0)
-    x_BTNH = jnp.broadcast_to(x_H, (1, len(places), 1, len(x_H)))
-    return embedding.rotate(x_BTNH, embedding.rotation(angles))[0, :, 0]
-
-  return np.asarray(turn(k_H, keys) @ turn(q_H, [query])[0])
+  turned_SH = np.asarray(at_places(k_H, np.array(keys)))
+  return turned_SH @ np.asarray(at_places(q_H, np.array([query])))[0]
 
 
 def test_scores_depend_only_on_rows_and_columns_between():

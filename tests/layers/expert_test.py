@@ -297,6 +297,7 @@ def router_inputs(chosen_TK, strength):
 
 TOKENS = 4 * E
 REAL_1T = np.ones((1, TOKENS), bool)
+router_losses = jax.jit(expert.router_losses)
 
 
 @pytest.mark.parametrize(
@@ -310,7 +311,7 @@ REAL_1T = np.ones((1, TOKENS), bool)
 )
 def test_balance_is_one_at_best_and_e_over_k_at_worst(chosen_TK, expected):
   inputs = router_inputs(chosen_TK, strength=20.0)
-  losses = expert.router_losses(*inputs, REAL_1T)
+  losses = router_losses(*inputs, REAL_1T)
   np.testing.assert_allclose(losses['router_balance'], expected, rtol=1e-5)
 
 
@@ -318,11 +319,12 @@ def test_balance_pushes_tokens_away_from_a_full_expert():
   chosen_TK = np.where(np.arange(TOKENS) < 3 * E, 0, np.arange(TOKENS) % E)
   logits_1TE, chosen_1TK = router_inputs(chosen_TK[:, None], strength=1.0)
 
+  @jax.jit
   def balance(logits_1TE):
     losses = expert.router_losses(logits_1TE, chosen_1TK, REAL_1T)
     return losses['router_balance']
 
-  value, slope_1TE = jax.value_and_grad(balance)(logits_1TE)
+  value, slope_1TE = jax.jit(jax.value_and_grad(balance))(logits_1TE)
   assert value > 1.5
   # Descent lowers the full expert's logits and raises the others'.
   assert np.all(slope_1TE[..., 0] > 0) and np.all(slope_1TE[..., 1:] < 0)
@@ -356,7 +358,7 @@ def test_router_z_and_balance_by_numpy():
   logits_BTE = toy.normal((2, 5, E), 3, scale=2.0)
   chosen_BTK = jax.lax.top_k(logits_BTE, 2)[1]
   real_BT = np.arange(5)[None] < np.array([[5], [2]])
-  losses = expert.router_losses(logits_BTE, chosen_BTK, real_BT)
+  losses = router_losses(logits_BTE, chosen_BTK, real_BT)
   logits_NE = np.asarray(logits_BTE, float)[real_BT]
   partition_N = np.log(np.exp(logits_NE).sum(-1))
   np.testing.assert_allclose(
@@ -371,10 +373,10 @@ def test_router_z_and_balance_by_numpy():
   # Padding matters to neither: other tokens there change nothing.
   other_BTE = jnp.where(real_BT[..., None], logits_BTE, 9.0)
   other_BTK = jnp.where(real_BT[..., None], chosen_BTK, 0)
-  assert_close(expert.router_losses(other_BTE, other_BTK, real_BT), losses)
-  counted = expert.router_losses(other_BTE, other_BTK, real_BT | True)
+  assert_close(router_losses(other_BTE, other_BTK, real_BT), losses)
+  counted = router_losses(other_BTE, other_BTK, real_BT | True)
   assert counted['router_z'] > 1.5 * losses['router_z']
-  empty = expert.router_losses(logits_BTE, chosen_BTK, real_BT & False)
+  empty = router_losses(logits_BTE, chosen_BTK, real_BT & False)
   assert all(value == 0 for value in empty.values())
 
 

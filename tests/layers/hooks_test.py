@@ -145,8 +145,15 @@ def test_what_is_captured_is_what_layers_one_by_one_compute():
     )
     return model.embed(batch.decoder, True), context
 
-  x_BTD, context = model.apply({'params': params}, method=inputs)
+  x_BTD, context = jax.jit(
+    lambda: model.apply({'params': params}, method=inputs)
+  )()
   block = transformer.Block(model.config, decodes=True)
+
+  @functools.partial(jax.jit, static_argnums=2)
+  def advance(own, x_BTD, kind):
+    return block.apply({'params': own}, x_BTD, context.views[kind], context)[0]
+
   near = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
   for i, kind in enumerate(('local', 'global') * 2):
     own = jax.tree.map(lambda leaf, i=i: leaf[i], layers)
@@ -174,9 +181,7 @@ def test_what_is_captured_is_what_layers_one_by_one_compute():
       captured['feedforward/hidden'][i],
       jax.nn.gelu(gate_BTF) * captured['feedforward/up'][i],
     )
-    x_BTD, _, _ = block.apply(
-      {'params': own}, x_BTD, context.views[kind], context
-    )
+    x_BTD = advance(own, x_BTD, kind)
     near(captured['residual_after_feedforward'][i], x_BTD)
   assert captured['attention/query'].shape == (LAYERS, ROWS, toy.T, 4, 4)
 

@@ -2,6 +2,7 @@
 
 import flax.struct
 import jax
+import numpy as np
 import pytest
 
 import toy
@@ -52,6 +53,45 @@ def test_patterns_that_match_nothing_or_all_are_refused(pattern, message):
   with pytest.raises(config_lib.ConfigError) as error:
     parameter_groups.check(selections, toy.network())
   assert str(error.value).startswith(message)
+
+
+def test_distances_from_the_output():
+  """Media are below the text; a head, or what learns by itself, is at 0."""
+  leaf = lambda *shape: np.zeros(shape)
+  layers = lambda size: {'layers': {'attention': {'bias': leaf(size, 3)}}}
+  params = {
+    'token': {'embedding': leaf(5, 4)},
+    'decoder': layers(2),
+    'latent': {'query': leaf(4)},
+    'contrast': {'scale': leaf()},
+    'perception': {
+      'encoders_image': {
+        'tower': {'stem': {'patch': {'bias': leaf(4)}}, 'layers': layers(3)},
+        'projector': {'kernel': leaf(4, 4)},
+      },
+      'encoders_audio': {'stem': {'frames': {'bias': leaf(4)}}},
+      'autoencoders_image': {'write': {'bias': leaf(3)}},
+      'heads_image': {'mixture': {'bias': leaf(2)}},
+    },
+  }
+  found = jax.tree_util.tree_leaves_with_path(
+    parameter_groups.distances(params)
+  )
+  assert {
+    jax.tree_util.keystr(path, simple=True, separator='/'): np.array(d).tolist()
+    for path, d in found
+  } == {
+    'token/embedding': 3,
+    'decoder/layers/attention/bias': [2, 1],
+    'latent/query': 2,
+    'contrast/scale': 0,
+    'perception/encoders_image/tower/stem/patch/bias': 6,
+    'perception/encoders_image/tower/layers/layers/attention/bias': [5, 4, 3],
+    'perception/encoders_image/projector/kernel': 3,
+    'perception/encoders_audio/stem/frames/bias': 3,
+    'perception/autoencoders_image/write/bias': 0,
+    'perception/heads_image/mixture/bias': 0,
+  }
 
 
 def test_what_patterns_match_is_logged(caplog):

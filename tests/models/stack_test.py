@@ -19,6 +19,7 @@ import toy
 from gemini_jax import config as config_lib
 from gemini_jax.kernels import masking
 from gemini_jax.models import gemini, stack, transformer
+from gemini_jax.parallel import sharding
 
 # Five layers of a pattern of two: a scan of two groups, and one left.
 REMAINDER = {
@@ -32,6 +33,7 @@ ENCODER = {
   'architecture': 'encoder_decoder',
   'num_layers': 2,
   'dropout': 0.3,
+  'stochastic_depth': 0.5,
 }
 EXPERTS = {
   'num_layers': 3,
@@ -280,13 +282,54 @@ def test_dropout_is_a_function_of_its_key():
 @pytest.mark.parametrize('scan_layers', [True, False])
 def test_every_layer_draws_its_own_dropout(scan_layers):
   """Two layers that add one each, each kept with probability 1/2."""
-  config = toy.model(dropout=0.5, mlp_bias=True, scan_layers=scan_layers).config
+  fields = {'dropout': 0.5, 'scan_layers': scan_layers}
+  y_BTD = of_layers_that_add_one(4, 25, **fields)
+  values, counts = np.unique(y_BTD, return_counts=True)
+  # What is kept is doubled, so that the mean stays what it was: 2.
+  np.testing.assert_array_equal(values, [0, 2, 4])
+  np.testing.assert_allclose(
+    counts / y_BTD.size, [1 / 4, 1 / 2, 1 / 4], rtol=0.1
+  )
+
+
+@pytest.mark.parametrize('run', ['scanned', 'unrolled', 'stages'])
+def test_rows_skip_layers_with_a_probability_linear_in_depth(run):
+  """Of two layers that add one each; what is added keeps its mean."""
+  y_BTD = of_layers_that_add_one(
+    4000,
+    2,
+    toy.make_mesh(pipeline=2 if run == 'stages' else 1),
+    stochastic_depth=0.5,
+    scan_layers=run == 'scanned',
+  )
+  np.testing.assert_array_equal(
+    y_BTD, np.broadcast_to(y_BTD[:, :1, :1], y_BTD.shape)
+  )
+  values, counts = np.unique(np.round(y_BTD[:, 0, 0], 5), return_counts=True)
+  # The first is skipped with probability 1/4, the second with 1/2.
+  np.testing.assert_allclose(values, [0, 4 / 3, 2, 10 / 3], atol=1e-4)
+  np.testing.assert_allclose(
+    counts / 4000, np.array([1, 3, 1, 3]) / 8, rtol=0.1
+  )
+
+
+def test_stochastic_depth_is_of_training_alone():
+  model, params = built(stochastic_depth=0.5)
+  batch, key = toy.batch(), jax.random.key(0)
+  off = forward(model, params, batch, key, True)
+  np.testing.assert_array_equal(off, forward(*built(), batch, key, True))
+  assert np.abs(off - forward(model, params, batch, key)).max() > 0.1
+
+
+def of_layers_that_add_one(rows, length, mesh=None, **fields):
+  """Zeros after two layers in training, [rows, length, width]."""
+  config = toy.model(mlp_bias=True, **fields).config
   layers = stack.Stack(config, 2)
-  x_BTD = jnp.zeros((4, 25, config.width))
-  tokens = toy.batch(4, 25).decoder
+  x_BTD = jnp.zeros((rows, length, config.width))
+  tokens = toy.batch(rows, length).decoder
   context = transformer.Context(
     views={'global': transformer.View(masking.visible(tokens, tokens), None)},
-    positions_BT=np.zeros((4, 25), np.int32),
+    positions_BT=np.zeros((rows, length), np.int32),
   )
   params = toy.random_params(layers, x_BTD, context)
 
@@ -295,19 +338,10 @@ def test_every_layer_draws_its_own_dropout(scan_layers):
     return np.full(leaf.shape, float(is_bias), np.float32)
 
   params = jax.tree_util.tree_map_with_path(only_the_last_bias, params)
-  y_BTD, _, _ = jax.jit(layers.apply, static_argnames='deterministic')(
-    {'params': params},
-    x_BTD,
-    context,
-    deterministic=False,
-    rngs={'dropout': jax.random.key(0)},
-  )
-  values, counts = np.unique(y_BTD, return_counts=True)
-  # What is kept is doubled, so that the mean stays what it was: 2.
-  np.testing.assert_array_equal(values, [0, 2, 4])
-  np.testing.assert_allclose(
-    counts / y_BTD.size, [1 / 4, 1 / 2, 1 / 4], rtol=0.1
-  )
+  apply = jax.jit(functools.partial(layers.apply, deterministic=False))
+  rngs = {'dropout': jax.random.key(0)}
+  with sharding.use(mesh or toy.make_mesh()):
+    return np.asarray(apply({'params': params}, x_BTD, context, rngs=rngs)[0])
 
 
 def test_dropout_of_embeddings_keeps_their_mean():

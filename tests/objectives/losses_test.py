@@ -32,7 +32,10 @@ def test_each_loss_is_weighted_by_its_name(routed):
   model, params, sums = routed
   nothing = {name: 0.0 for name in NOTHING if name != 'z_loss'}
   plain = sums(params, nothing)
-  aux = gemini.apply(model, params, toy.batch(), True, method='forward').aux
+  forward = lambda: gemini.apply(
+    model, params, toy.batch(), True, method='forward'
+  )
+  aux = jax.jit(lambda: forward().aux)()
   assert set(aux) == {'router_balance', 'router_z'}
   for name, value in aux.items():
     added = sums(params, nothing | {name: 2.0}).objective - plain.objective
@@ -63,7 +66,10 @@ def test_an_objective_is_a_function_and_an_entry(routed, monkeypatch):
 
   monkeypatch.setattr(losses, '_OBJECTIVES', (*losses._OBJECTIVES, norm))
   weights = NOTHING | {'norm': 0.25}
-  sums = losses.model_sums(model, params, toy.batch(), loss_weights=weights)
+  measure = lambda: losses.model_sums(
+    model, params, toy.batch(), loss_weights=weights
+  )
+  sums = jax.jit(measure)()
   total = sums.terms['norm'][0]
   np.testing.assert_allclose(
     sums.objective, sums.loss + 0.25 * total, rtol=1e-5
@@ -107,10 +113,14 @@ def test_evaluation_draws_the_same_for_the_same_batch():
     return losses.model_sums(model, params, batch).loss
 
   batch = toy.batch(2)
-  mean = gemini.apply(model, params, batch, True, method='forward')
   one, again = loss(batch), loss(toy.batch(2))
   assert one == again
   # Other targets, another draw: what differs is not the targets alone.
   rngs = {'latent': jax.random.fold_in(jax.random.key(0), 1)}
-  drawn = gemini.apply(model, params, batch, True, rngs=rngs, method='forward')
-  assert not np.allclose(mean.latent.z_BZ, drawn.latent.z_BZ)
+  forward = lambda rngs: gemini.apply(
+    model, params, batch, True, rngs=rngs, method='forward'
+  )
+  mean_BZ, drawn_BZ = (
+    jax.jit(lambda rngs: forward(rngs).latent.z_BZ)(own) for own in ({}, rngs)
+  )
+  assert not np.allclose(mean_BZ, drawn_BZ)

@@ -23,7 +23,8 @@ def test_losses_are_their_formulas():
   x, decoded = toy.normal((2, 8, 8, 2), 1), toy.normal((2, 8, 8, 2), 2)
   posterior = posterior_of(5, 2, 4, Z)
   sizes = jnp.array([[8, 4], [0, 0]])
-  terms = media_losses.autoencoder_losses(x, decoded, posterior, (4, 4), sizes)
+  measure = jax.jit(media_losses.autoencoder_losses, static_argnums=3)
+  terms = measure(x, decoded, posterior, (4, 4), sizes)
   true, made = (np.asarray(part, np.float64)[0, :, :4] for part in (x, decoded))
   mean, log_var = (
     np.asarray(part, np.float64)[0, [0, 2]]

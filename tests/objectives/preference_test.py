@@ -104,7 +104,7 @@ def test_the_loss_and_its_gradient_are_the_definition(options):
     )
     return terms.losses['dpo'], terms
 
-  grads, terms = jax.grad(loss, has_aux=True)(policy)
+  grads, terms = jax.jit(jax.grad(loss, has_aux=True))(policy)
   expected, wanted = by_hand(
     batch, policy, reference, **dataclasses.asdict(options)
   )

@@ -163,14 +163,12 @@ def test_no_weight_writes_what_the_model_writes(method):
 
 def rescored(rows):
   """Log-probability of each token after bos by one plain forward pass."""
-  model, params = trained()
-  tokens_NT = np.full((len(rows), LENGTH), PAD, np.int32)
+  tokens_NT = np.full((NUM_ROWS, LENGTH), PAD, np.int32)
+  lengths_N = np.zeros(NUM_ROWS, int)
   for i, row in enumerate(rows):
-    tokens_NT[i, : len(row)] = row
-  sequence = batch_lib.plain_sequence(
-    tokens_NT, np.array([len(row) for row in rows])
-  )
-  logits_NTV = model.apply({'params': params}, sequence, method='decode')[0]
+    tokens_NT[i, : len(row)], lengths_N[i] = row, len(row)
+  sequence = batch_lib.plain_sequence(tokens_NT, lengths_N)
+  logits_NTV = toy.apply(*trained(), sequence, method='decode')[0]
   logprobs_NTV = np.asarray(jax.nn.log_softmax(logits_NTV))
   return [
     logprobs_NTV[i, np.arange(len(row) - 1), row[1:]]
@@ -230,12 +228,17 @@ def test_rows_do_not_see_one_another(method):
   np.testing.assert_array_equal(together[0], one[0])
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def decode_step(decoder, params, state):
+  return decoder.decode_step(params, state)
+
+
 def test_a_step_leaves_the_cache_as_the_model_writes_it():
   rows = [np.array([BOS, 9, 10, 11], np.int32)]
   decoder, params = guided('pplm')
   state = decoder.start(params, rows, max_tokens=2)
-  logits_BV, own_BV, after = decoder.decode_step(params, state)
-  expected_BV, _, expected = plain().decode_step(params.model, state)
+  logits_BV, own_BV, after = decode_step(decoder, params, state)
+  expected_BV, _, expected = decode_step(plain(), params.model, state)
   np.testing.assert_allclose(own_BV[0], expected_BV[0], atol=1e-5)
   moved = jax.nn.log_softmax(logits_BV[0]) - jax.nn.log_softmax(expected_BV[0])
   assert np.abs(moved).max() > 0.1
@@ -250,11 +253,12 @@ def test_weighted_decoding_is_bayes_rule():
   rows = [np.array([BOS, 9, 10], np.int32)]
   decoder, params = guided('fudge', 2.0)
   state = decoder.start(params, rows, max_tokens=2)
-  logits_BV, own_BV, _ = decoder.decode_step(params, state)
-  plain_BV, _, _ = plain().decode_step(params.model, state)
+  logits_BV, own_BV, _ = decode_step(decoder, params, state)
+  plain_BV, _, _ = decode_step(plain(), params.model, state)
   np.testing.assert_allclose(own_BV[0], plain_BV[0], atol=1e-5)
-  x_BTD = decoder.model.apply(
-    {'params': params.model},
+  x_BTD = toy.apply(
+    decoder.model,
+    params.model,
     batch_lib.plain_sequence(rows[0][None], np.array([3])),
     method='decode_hidden',
   )[0]
@@ -277,7 +281,7 @@ def test_texts_are_read_as_they_are_written():
   )
   assert features.counts_N.tolist() == [4, 2] * 40
   sequence = batch_lib.plain_sequence(rows[0][None, :-1], np.array([4]))
-  x_BTD = model.apply({'params': params}, sequence, method='decode_hidden')[0]
+  x_BTD = toy.apply(model, params, sequence, method='decode_hidden')[0]
   expected_F = guided_decoding.features(
     x_BTD[0, -1], params['token']['embedding'][EOS]
   )

@@ -1,5 +1,6 @@
 """The loop from end to end, through the command line, in this process."""
 
+import itertools
 import json
 import logging
 import os
@@ -287,6 +288,18 @@ def plateau(folder, file):
   return overrides, folder / 'plateau'
 
 
+def fail_at(patch, module, name, number):
+  """Lets the call of that number raise an error."""
+  function, calls = getattr(module, name), itertools.count(1)
+
+  def fail(*args):
+    if next(calls) == number:
+      raise ZeroDivisionError
+    return function(*args)
+
+  patch.setattr(module, name, fail)
+
+
 @FAILS
 def test_a_step_is_saved_before_it_is_evaluated(
   module, calls, step, plateau, file, tmp_path, monkeypatch, capsys
@@ -295,17 +308,8 @@ def test_a_step_is_saved_before_it_is_evaluated(
   overrides, whole = plateau
   workdir = tmp_path / 'run'
   name = 'write' if module is run_report else 'evaluate'
-  function = getattr(module, name)
-
-  def fail(*args):
-    nonlocal calls
-    calls -= 1
-    if not calls:
-      raise ZeroDivisionError
-    return function(*args)
-
   with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-    patch.setattr(module, name, fail)
+    fail_at(patch, module, name, calls)
     tiny.run(file, workdir, *overrides)
   assert checkpointer.Checkpointer(workdir / 'checkpoints').steps()[-1] == step
   capsys.readouterr()
@@ -329,6 +333,57 @@ def test_a_step_is_saved_before_it_is_evaluated(
   # Now there is nothing left to do.
   assert tiny.run(file, workdir, *overrides) == 0
   assert 'is done: step 20 of 20  validation/loss' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ('module', 'calls'), [(held_out, 3), (evaluators, 1), (None, 0)]
+)
+def test_validation_ends_a_run_as_its_last_step_would(
+  module, calls, file, tmp_path, monkeypatch, capsys
+):
+  """At the third of four validations; also where that one fails at first."""
+  overrides = (
+    'optimizer.learning_rate=1e-12',
+    'train.early_stopping.patience=2',
+    'train.early_stopping.min_improvement=0.1',
+    'train.eval_every=5',
+    'train.save_every=6',
+    *SAMPLES,
+  )
+  workdir = tmp_path / 'run'
+  if module is not None:
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+      fail_at(patch, module, 'evaluate', calls)
+      tiny.run(file, workdir, *overrides)
+  assert tiny.run(file, workdir, *overrides) == 0
+  said = capsys.readouterr().out
+  assert ('resuming at step 15' in said) == (module is not None)
+  assert f'{workdir} is done: 15 steps  validation/loss ' in said
+  lines = tiny.metrics(workdir, *metrics_file.TIMINGS)
+  assert [line['step'] for line in lines] == [4, 5, 8, 10, 12, 15]
+  checkpoints = checkpointer.Checkpointer(workdir / 'checkpoints')
+  assert checkpoints.steps()[-2:] == [12, 15]
+  assert (workdir / 'samples' / '00000015.jsonl').exists()
+  report = (workdir / 'report.md').read_text()
+  assert 'Step 15 of 20, on ' in report
+  reason = 'Ended by train.early_stopping: none of the last 2 validation losses'
+  assert reason in report
+  before = (workdir / 'metrics.jsonl').read_bytes()
+  assert tiny.run(file, workdir, *overrides) == 0
+  said = capsys.readouterr().out
+  assert 'is done: step 15 of 20' in said and reason in said
+  assert (workdir / 'metrics.jsonl').read_bytes() == before
+  if module is None:
+    # From a checkpoint between two validations.
+    shutil.rmtree(checkpoints.path(15))
+    assert tiny.run(file, workdir, *overrides) == 0
+    assert 'resuming at step 12' in capsys.readouterr().out
+    assert tiny.metrics(workdir, *metrics_file.TIMINGS) == lines
+    # A longer patience makes of it the run that it would have been.
+    patient = (*overrides, 'train.early_stopping.patience=4')
+    assert tiny.run(file, workdir, *patient) == 0
+    assert tiny.metrics(workdir)[-1]['step'] == 20
+    assert checkpoints.steps()[-1] == 20
 
 
 def test_times_are_of_steps_alone(file, tmp_path, monkeypatch):

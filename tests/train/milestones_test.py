@@ -22,6 +22,18 @@ def test_the_last_step_does_everything(has_held_out, evaluates):
   assert [s for s in steps if milestones.validates(s)] == validates
 
 
+def test_where_a_validation_may_end_the_run_it_is_saved(caplog):
+  stopping = config_lib.EarlyStopping(patience=1)
+  train = config_lib.Train(
+    num_steps=10, eval_every=3, save_every=5, early_stopping=stopping
+  )
+  milestones = milestones_lib.Milestones(train, True)
+  saved = [step for step in range(1, 11) if milestones.saves(step)]
+  assert saved == [3, 5, 6, 9, 10]
+  milestones.warn()
+  assert not caplog.text
+
+
 @pytest.mark.parametrize(
   ('eval_every', 'save_every', 'keep_best', 'warns'),
   [

@@ -161,10 +161,10 @@ def test_a_model_of_integers_is_near(name, caplog):
   assert 0 < drift.mean() < 0.02
   # Decoding with a cache is that of the whole sequence.
   cache = gemini.init_cache(model.config, toy.B, toy.T)
-  found = gemini.apply(
+  found = toy.apply(
     model, quantised, batch.decoder, cache=cache, method='decode'
   )[0]
-  whole = gemini.apply(model, quantised, batch)[0]
+  whole = toy.apply(model, quantised, batch)[0]
   np.testing.assert_allclose(found, whole, atol=1e-3)
 
 
