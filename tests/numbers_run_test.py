@@ -150,7 +150,12 @@ def test_nothing_is_learned_from_fields_of_other_records(folder, tmp_path):
 
 def test_labels_are_learned_and_predicted(folder, tmp_path):
   file = experiment(
-    folder, '{number:shift}{series:wave} -> {labels:topics}', 'classification'
+    folder,
+    '{number:shift}{series:wave} -> {labels:topics}',
+    'classification',
+    'train.num_steps = 200',
+    'train.eval_every = 200',
+    'train.save_every = 200',
   )
   workdir = tmp_path / 'run'
   assert tiny.run(file, workdir) == 0

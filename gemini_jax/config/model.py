@@ -53,8 +53,7 @@ class Model:
   # placeholders of media come after them. None: the tokenizer's vocabulary.
   text_vocab_size: schema.Length | None = None
   # Classes that an output of its own gives scores to, in the place of tokens;
-  # 0: the output is tokens. Tasks with {class:FIELD} or {tags:FIELD} set it,
-  # and so do {labels:FIELD} and {number:FIELD}.
+  # 0: the output is tokens. The targets of tasks set it (data/task.py).
   num_classes: Annotated[int, schema.Range(0, cap=65_535)] = 0
   # What that output is: scores of classes of which one is right, of labels of
   # which any may be, or numbers. The tasks set it.
@@ -321,14 +320,9 @@ class Model:
 
   @property
   def num_placeholders(self) -> int:
-    """Rows of the embedding table that are placeholders of soft tokens.
-
-    Without numbers and series they are those of media.
-    """
-    if not self.kinds:
-      return 0
+    """Rows of the embedding table that are placeholders of soft tokens."""
     is_numeric = not set(self.kinds).isdisjoint(media.NUMERIC)
-    return len(media.KINDS if is_numeric else media.MEDIA)
+    return len(media.KINDS if is_numeric else media.MEDIA if self.kinds else ())
 
   @property
   def output_rows(self) -> int:
@@ -345,11 +339,9 @@ class Model:
 
   def tokens_of(self, kind: str, size: Sequence[int]) -> int:
     """Number of soft tokens of a medium of extent `size`; 0 if that is 0."""
-    if kind == 'number':
-      # Its extent is the number of its field.
-      return min(*size, 1)
-    if kind == 'series':
-      return self.series.tokens_of(*size)
+    if kind in media.NUMERIC:
+      # The extent of a number is that of its field among all.
+      return self.series.tokens_of(*size) if kind == 'series' else min(*size, 1)
     if kind == 'image' and self.writes('image'):
       # A picture read as z has one a patch; frames of a video may be resampled.
       return self.image.patches_of(*size)

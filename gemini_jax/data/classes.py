@@ -7,7 +7,7 @@ training data and keeps in its config, with `model.num_classes`.
 import dataclasses
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -101,7 +101,7 @@ def _found(piece: task_lib.Piece, config: config_lib.Data) -> tuple[str, ...]:
     for index in range(len(source)):
       try:
         record = source[index]
-        value = record.get(piece.value)
+        value: Any = record.get(piece.value)
         if piece.kind == task_lib.LABELS:
           value = fields.label_list(record, piece)
       except unusable.UnusableError:

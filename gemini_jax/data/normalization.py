@@ -65,7 +65,7 @@ def resolve(
       if piece.kind in config_lib.NUMERIC
     )
   )
-  fields = task_lib.number_fields(config.data)
+  fields = task_lib.number_fields(config.data.tasks)
   config_lib.check(
     config.model.num_numbers in (0, len(fields)),
     f'model.num_numbers={config.model.num_numbers}, and data.tasks read '

@@ -156,7 +156,7 @@ def medium_of(
     values_TC = normalised(record, piece, config, model)
     shape = model.series.num_steps, model.series.channels
     return medium.on_canvas(values_TC, shape)
-  place = 1 + task_lib.number_fields(config).index(piece.value)
+  place = 1 + task_lib.number_fields(config.tasks).index(piece.value)
   try:
     values_1 = normalised(record, piece, config, model)[0]
   except unusable.AbsentError:

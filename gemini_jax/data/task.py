@@ -10,6 +10,7 @@ stand in front: `caption = {image:photo} -> {text}`.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Iterator
 from typing import Literal
@@ -224,12 +225,18 @@ def classes(config: config_lib.Data) -> Piece | None:
   return piece if piece is not None and piece.kind in CLASSES else None
 
 
-def number_fields(config: config_lib.Data) -> tuple[str, ...]:
-  """The fields of numbers among the inputs of tasks, each once, in order."""
+# Asked for each number that is read.
+@functools.lru_cache(maxsize=16)
+def number_fields(texts: tuple[str, ...]) -> tuple[str, ...]:
+  """The fields of numbers among the inputs of tasks, each once, in order.
+
+  Args:
+    texts: of the tasks, as in `data.tasks`.
+  """
   return tuple(
     dict.fromkeys(
       piece.value
-      for task in from_config(config)
+      for task in map(parse, texts)
       for piece in task.inputs or ()
       if piece.kind == NUMBER
     )

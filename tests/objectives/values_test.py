@@ -57,7 +57,7 @@ def test_the_loss_and_its_gradient_are_those_by_definition(output):
   batch, places_B = make(output)
   config = toy.model(num_classes=K, output=output).config
   x_BTD = toy.normal((ROWS, toy.T, 16))
-  table_KD = toy.normal((K, 16), seed=1)
+  table_KD = toy.normal((K, 16), seed=1, scale=0.3)
   of_table = lambda x_BTD, table_KD: x_BTD[ROWS_B, places_B] @ table_KD.T
   smoothing = 0.3 if output == 'labels' else 0.0
 
