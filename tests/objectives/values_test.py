@@ -3,6 +3,8 @@
 B rows, T length, K labels or numbers, D width.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ import toy
 from gemini_jax import config as config_lib
 from gemini_jax.models import gemini
 from gemini_jax.objectives import losses, values
+from gemini_jax.parallel import sharding
 
 K, ROWS = 3, 4
 ROWS_B = np.arange(ROWS)
@@ -92,6 +95,24 @@ def test_the_loss_and_its_gradient_are_those_by_definition(output):
     jax.grad(objective, (0, 1))(x_BTD, table_KD),
     jax.grad(definition, (0, 1))(x_BTD, table_KD),
   )
+
+
+def test_a_mesh_does_not_change_the_loss():
+  """Nor does a split length: the numbers of a row have none."""
+  batch, _ = make('numbers')
+  config = toy.model(num_classes=K, output='numbers').config
+  x_BTD = toy.normal((ROWS, toy.T, 16))
+  table_KD = toy.normal((K, 16), seed=1)
+  expected, _ = values.scores(config, x_BTD, table_KD, batch)
+  mesh = toy.make_mesh(data=2, fsdp=2, sequence=2)
+  with sharding.use(mesh):
+    placed = sharding.put_batch(mesh, batch, ROWS_B, ROWS)
+    place = sharding.batch_sharding(mesh)
+    found, _ = jax.jit(functools.partial(values.scores, config))(
+      jax.device_put(x_BTD, place), table_KD, placed
+    )
+  assert len(placed.values.sharding.device_set) == 8
+  np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-5)
 
 
 @pytest.mark.parametrize('output', ['labels', 'numbers'])
