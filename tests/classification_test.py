@@ -252,7 +252,7 @@ def test_texts_are_predicted_as_they_are_generated(tmp_path):
   assert len(found) == len(words)
   run = run_lib.open_run(run_lib.saved_config(workdir), workdir)
   greedy = generation_options.with_options(
-    run.config, temperature=0.0, max_tokens=run.config.generate.max_tokens
+    run.config, temperature=0.0, max_tokens=run.config.data.sequence_length
   )
   with sharding.use(run.mesh):
     samples = generation.generate(

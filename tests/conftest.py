@@ -324,6 +324,12 @@ def pytest_collection_modifyitems(items):
         item.add_marker(pytest.mark.slow)
 
 
+def pytest_collection_finish():
+  """What was imported is not searched for garbage again and again."""
+  gc.collect()
+  gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope='module')
 def _drop_programs():
   """Drops what a module compiled, once a process holds many programs."""

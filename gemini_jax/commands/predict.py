@@ -1,4 +1,4 @@
-"""`--mode=predict`: what a model says of the records of a file.
+"""`--mode=predict`: predictions for the records of a file.
 
 Records are read, and predictions written, a batch at a time. A run that was
 ended goes on with what it wrote.
@@ -92,10 +92,12 @@ def predict(config: config_lib.Config, workdir: str | os.PathLike):
     restored = run.restore_params(
       config.evaluate.checkpoint, 'evaluate.checkpoint'
     )
-    of_model = run.workdir.absolute(), restored.step, config.predict
+    options = config.predict if task.head else (config.predict, _text(run))
+    of_model = str(run.workdir.absolute()), restored.step, options
     key = hashlib.sha256(repr((identity, *of_model)).encode()).hexdigest()
     file = prediction_file.PredictionFile(output, key, size)
-    num, num_errors, last = file.num_lines, 0, time.monotonic()
+    num, num_errors = file.num_lines, file.num_errors
+    last = time.monotonic()
     if num:
       logging.info('going on after %s records', f'{num:,}')
     records = itertools.islice(record_files.records(source, task), num, None)
@@ -216,10 +218,7 @@ def _texts(
 ) -> Iterator[list[dict[str, Any]]]:
   """Lines of each chunk: texts that the model writes, and their probability."""
   del size
-  options = dataclasses.replace(
-    run.config.generate, temperature=0.0, count=1, prompt='', prompts=''
-  )
-  config = dataclasses.replace(run.config, generate=options)
+  config = dataclasses.replace(run.config, generate=_text(run))
   for chunk in chunks:
     asked = [e.asked for _, e in chunk if isinstance(e, _Example)]
     samples = iter(
@@ -239,6 +238,18 @@ def _texts(
         values = {'error': str(example)}
       lines.append({'record': name, **values})
     yield lines
+
+
+def _text(run: run_lib.Run) -> config_lib.Generate:
+  """How texts are written: the likeliest tokens or beams, to their end."""
+  return dataclasses.replace(
+    run.config.generate,
+    temperature=0.0,
+    count=1,
+    max_tokens=run.config.data.sequence_length,
+    prompt='',
+    prompts='',
+  )
 
 
 def _outputs(

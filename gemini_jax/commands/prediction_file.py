@@ -18,6 +18,7 @@ class PredictionFile:
 
   Attributes:
     num_lines: that were written before, whole batches of them.
+    num_errors: lines of these with an error.
   """
 
   def __init__(self, output: pathlib.Path, key: str, batch_size: int):
@@ -34,7 +35,7 @@ class PredictionFile:
     self._output = output
     self._path = output.with_name(f'{output.name}.part')
     self._key = output.with_name(f'{output.name}.part.key')
-    self.num_lines = 0
+    self.num_lines = self.num_errors = 0
     try:
       if self._path.exists():
         config_lib.check(
@@ -52,21 +53,26 @@ class PredictionFile:
 
   def _cut(self, batch_size: int):
     """Leaves whole batches of whole lines."""
-    ends, offset = [0], 0
+    num_lines = num_errors = offset = end = 0
     with open(self._path, 'rb') as file:
       for line in file:
+        if not line.endswith(b'\n'):
+          break
         offset += len(line)
-        if line.endswith(b'\n'):
-          ends.append(offset)
-    self.num_lines = (len(ends) - 1) // batch_size * batch_size
-    os.truncate(self._path, ends[self.num_lines])
+        num_lines += 1
+        num_errors += 'error' in json.loads(line)
+        if num_lines % batch_size == 0:
+          self.num_lines, self.num_errors, end = num_lines, num_errors, offset
+    os.truncate(self._path, end)
 
   def write(self, lines: Iterable[Mapping[str, Any]]):
     """Appends the lines of a batch."""
     text = ''.join(
       f'{json.dumps(line, ensure_ascii=False)}\n' for line in lines
     )
-    with open(self._path, 'a', encoding='utf-8') as file:
+    # A name of a file may be no text.
+    errors = 'backslashreplace'
+    with open(self._path, 'a', encoding='utf-8', errors=errors) as file:
       file.write(text)
       file.flush()
       os.fsync(file.fileno())

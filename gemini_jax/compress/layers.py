@@ -165,7 +165,7 @@ def _stack(
   done: dict[str, list[tuple[jax.Array, jax.Array | None]]] = {}
   for index, kind in enumerate(kinds):
     begin = time.perf_counter()
-    layer = jax.tree.map(lambda leaf, i=index: leaf[i], layers)
+    layer = _layer(layers, index)
     sums = hessians(block, kind, layer, index, inputs, own, settings)
     errors = []
     for name, target in own.items():
@@ -190,6 +190,12 @@ def _stack(
     leaf = leaf_of(options, own[name], _at(layers, name), matrix, scale)
     layers = _replaced(layers, name, leaf)
   return _replaced(params, '/'.join(keys), layers)
+
+
+@jax.jit
+def _layer(layers: Any, index: jax.typing.ArrayLike) -> Any:
+  """The parameters of one layer; other layers are the same program."""
+  return jax.tree.map(lambda leaf: leaf[index], layers)
 
 
 def hessians(

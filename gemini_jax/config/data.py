@@ -41,7 +41,7 @@ class Augment:
   mixup_alpha: Annotated[float, schema.Range(0, cap=1000)] = 0.0
   # CutMix: likewise, but the other's share is a box of a picture, of all frames
   # of a video, or a span of a sound; 0: off. With both, each medium takes one
-  # of them with probability 1/2.
+  # of them with probability 1/2. Of either, a draw above 1/2 changes nothing.
   cutmix_alpha: Annotated[float, schema.Range(0, cap=1000)] = 0.0
   # Sounds: the number of spans that are silenced, and their longest duration.
   time_masks: Annotated[int, schema.Range(0, cap=1000)] = 0

@@ -4,18 +4,18 @@ Their order is that of `data.label_names`, which a run that begins finds in its
 training data and keeps in its config, with `model.num_classes`.
 """
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from gemini_jax import config as config_lib
-from gemini_jax.data import cache, fields, sources, unusable
+from gemini_jax.data import fields, sources, unusable
 from gemini_jax.data import task as task_lib
 
-# As many as a corpus can hold, beside none.
+# A corpus holds the class + 1 as uint16; 0 is no class.
 _MAX_CLASSES = 65_535
 
 
@@ -58,7 +58,7 @@ def resolve(
   if not names and saved is not None:
     names = saved.data.label_names
   if not names:
-    names = _found(piece, config.data)
+    names = _training_names(piece, config.data)
   is_labels = piece.kind == task_lib.LABELS
   least = 1 if is_labels else 2
   config_lib.check(
@@ -90,45 +90,57 @@ def _with_output(
   )
 
 
-def _found(piece: task_lib.Piece, config: config_lib.Data) -> tuple[str, ...]:
-  """The names that the training data have: their own, or all that occur."""
-  names: set[str] = set()
+def _training_names(
+  piece: task_lib.Piece, config: config_lib.Data
+) -> tuple[str, ...]:
+  """The names of all classes of the training data.
+
+  First come those that sources have in an order of their own.
+  """
+  ordered: dict[str, None] = {}
+  others: set[str] = set()
   for spec in config.train:
     source = sources.records(spec, config)
-    known = source.names.get(piece.value)
-    if known:
-      return tuple(known)
-    for index in range(len(source)):
-      try:
-        record = source[index]
-        value: Any = record.get(piece.value)
-        if piece.kind == task_lib.LABELS:
-          value = fields.label_list(record, piece)
-      except unusable.UnusableError:
-        continue
-      is_list = isinstance(value, list | tuple | np.ndarray)
-      for one in value if is_list else [value]:
-        try:
-          names.add(fields.class_name(piece.value, one, ()))
-        except unusable.UnusableError:
-          # Counted, with its reason, when the records are tokenized.
-          continue
-      if len(names) > _MAX_CLASSES:
-        break
-  is_number = all(name.isdecimal() for name in names)
-  found = tuple(sorted(names, key=int if is_number else str))
-  logging.info('%d classes in data.train', len(found))
-  return found
+    known = source.rows.names.get(piece.value, ())
+    ordered |= dict.fromkeys(known)
+    if not known:
+      others |= _names_of_records(piece, source)
+  others -= ordered.keys()
+  are_numbers = all(name.isdecimal() for name in others)
+  names = (*ordered, *sorted(others, key=int if are_numbers else str))
+  logging.info('%d classes in data.train', len(names))
+  return names
 
 
-def weights(
-  config: config_lib.Data, corpora: Iterable[cache.Corpus]
-) -> np.ndarray | None:
+def _names_of_records(
+  piece: task_lib.Piece, source: sources.Source
+) -> set[str]:
+  """The names that the records of a source have, as far as they are usable."""
+  names: set[str] = set()
+  for index in range(len(source)):
+    try:
+      record = source[index]
+      value: Any = record.get(piece.value)
+      if piece.kind == task_lib.LABELS:
+        value = fields.label_list(record, piece)
+    except unusable.UnusableError:
+      continue
+    is_list = isinstance(value, list | tuple | np.ndarray)
+    for label in value if is_list else [value]:
+      # What is neither is counted when the records are tokenized.
+      with contextlib.suppress(unusable.UnusableError):
+        names.add(fields.class_name(piece.value, label, ()))
+    if len(names) > _MAX_CLASSES:
+      break
+  return names
+
+
+def weights(config: config_lib.Data, counts: np.ndarray) -> np.ndarray | None:
   """float32[C], what a training example of each class counts.
 
   Args:
     config: of the data.
-    corpora: of the training split.
+    counts: int64[C], training examples of each class.
 
   Returns:
     1 over the frequency of the class, 1 in the mean over examples; None where
@@ -137,9 +149,6 @@ def weights(
   Raises:
     ConfigError: a class has no example.
   """
-  if task_lib.classes(config) is None:
-    return None
-  counts = count(config.label_names, corpora)
   missing = [
     name
     for name, number in zip(config.label_names, counts, strict=True)
@@ -148,18 +157,9 @@ def weights(
   config_lib.check(
     not missing,
     f'data.train has no example of {len(missing)} of the '
-    f'{len(counts)} classes, such as {", ".join(missing[:3])}; take them out '
-    'of data.label_names',
+    f'{len(counts)} classes, such as {", ".join(missing[:3])}; give more data, '
+    'or the names of the others as data.label_names',
   )
   if config.class_weights == 'none':
     return None
   return (counts.sum() / len(counts) / counts).astype(np.float32)
-
-
-def count(names: Sequence[str], corpora: Iterable[cache.Corpus]) -> np.ndarray:
-  """int64[C], targets of each class."""
-  total = np.zeros(len(names) + 1, np.int64)
-  for corpus in corpora:
-    assert corpus.classes is not None
-    total += np.bincount(corpus.classes, minlength=len(total))
-  return total[1:]

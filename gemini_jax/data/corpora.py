@@ -71,9 +71,10 @@ def open_split(
       read, identity = deduplicated, deduplication.fingerprint(config)
     else:
       read, identity = plain, source.fingerprint
-    key = cache.key(
-      spec, identity, tokenizer.fingerprint, repr(tasks), repr(layout)
-    )
+    parts = [spec, identity, tokenizer.fingerprint, repr(tasks), repr(layout)]
+    if task_lib.head(config) is not None:
+      parts.append(repr(config.label_names))
+    key = cache.key(*parts)
     corpus = cache.open_or_build(
       cache.folder(config) / key,
       functools.partial(read, spec),

@@ -127,7 +127,7 @@ def rows_of(path: str) -> Iterator[Row]:
     raise config_lib.ConfigError(f'{path}: {error.strerror}') from error
   except UnicodeDecodeError as error:
     raise config_lib.ConfigError(
-      f'{path} is not UTF-8 at byte {error.start}'
+      f'{path} is not UTF-8 after line {begin - 1:,}'
     ) from error
   except csv.Error as error:
     raise config_lib.ConfigError(f'{path}, line {begin}: {error}') from error

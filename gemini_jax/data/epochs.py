@@ -12,6 +12,9 @@ from gemini_jax import config as config_lib
 from gemini_jax.data import cache, media_reader, packing, transforms, unusable
 from gemini_jax.data import tokenizer as tokenizer_lib
 
+# Documents whose classes are counted at a time.
+_DOCUMENTS = 1 << 14
+
 
 class Epochs:
   """The documents of one source of a split, and the rows of any epoch.
@@ -57,17 +60,35 @@ class Epochs:
     self.num_bytes = int(corpus.sizes[chosen].sum())
     self.num_tokens = int(self.lengths.sum())
     self.num_targets = int((self.lengths + 1 - self.firsts).sum())
-    is_target = corpus.is_target
+    self.class_counts = self._count_classes(chosen)
     if corpus.classes is not None:
-      is_target = corpus.classes > 0
-    if is_target is not None:
-      counts = np.add.reduceat(is_target, corpus.offsets[:-1], dtype=int)
+      self.num_targets = int(self.class_counts.sum())
+    if corpus.is_target is not None:
+      counts = np.add.reduceat(corpus.is_target, corpus.offsets[:-1], dtype=int)
       self.num_targets = int(counts[chosen].sum())
     self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
     plans = self._make_rows()
     self._rows = plans[0] if plans else None
     self._rejected_rows = plans[1:]
     self.num_rows = self._epoch(0)[0].num_rows
+
+  def _count_classes(self, chosen: np.ndarray) -> np.ndarray:
+    """int64[C], targets of each class in the chosen documents.
+
+    All labels and numbers are counted as the first class.
+    """
+    corpus, size = self.corpus, max(len(self._config.label_names), 1) + 1
+    total = np.zeros(size, np.int64)
+    if corpus.classes is None:
+      return total[1:]
+    is_chosen = np.zeros(len(corpus.firsts), bool)
+    is_chosen[chosen] = True
+    for begin in range(0, len(is_chosen), _DOCUMENTS):
+      bounds = corpus.offsets[begin : begin + _DOCUMENTS + 1]
+      counts = np.repeat(is_chosen[begin : begin + _DOCUMENTS], np.diff(bounds))
+      part = corpus.classes[bounds[0] : bounds[-1]]
+      total += np.bincount(part[counts], minlength=size)
+    return total[1:]
 
   def batch(self, rows: np.ndarray) -> batch_lib.Batch:
     """The batch of the given rows, numbered on through the epochs."""

@@ -56,6 +56,10 @@ def examples(
     yield from _conversations(source, tasks, tally, tokenizer)
     return
 
+  index = fields.ClassIndex(
+    config.label_names,
+    tuple(source.rows.names.get(getattr(tasks[0].head, 'value', ''), ())),
+  )
   # Cached, since several tasks may read the same field of a record.
   slots: dict[Any, tuple[transforms.Slots, bytes]] = {}
   last: Any = None
@@ -86,7 +90,7 @@ def examples(
       )
     else:
       inputs = tuple(read_piece(record, p) for p in task.inputs or ())
-      target = _head_target(source, record, task.head, config, model)
+      target = _head_target(record, task.head, index, config, model)
       if task.head.kind == task_lib.TAGS:
         # Sees that each word has a token and a tag.
         assert isinstance(target, transforms.Classes)
@@ -99,9 +103,9 @@ def examples(
 
 
 def _head_target(
-  source: sources.Source,
   record: dict[str, Any],
   piece: task_lib.Piece,
+  index: fields.ClassIndex,
   config: config_lib.Data,
   model: config_lib.Model,
 ) -> transforms.Classes | transforms.Values:
@@ -113,12 +117,11 @@ def _head_target(
   if piece.kind == task_lib.NUMBER:
     values_11 = numbers.normalised(record, piece, config, model)
     return transforms.Values(values_11[0])
-  names = source.names[piece.value]
+  ids = fields.classes_of(record, piece, index)
   if piece.kind == task_lib.LABELS:
-    values_K = np.zeros(len(names), np.float32)
-    values_K[list(fields.labels_of(record, piece, names))] = 1
+    values_K = np.zeros(len(index.names), np.float32)
+    values_K[list(ids)] = 1
     return transforms.Values(values_K)
-  ids = fields.classes_of(record, piece, names)
   return transforms.Classes(ids, piece.kind == task_lib.TAGS)
 
 

@@ -1,6 +1,8 @@
 """Fields of one record, as a task reads them: texts, media and labels."""
 
 import contextlib
+import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -115,14 +117,57 @@ def words_of(
   return words
 
 
+@dataclasses.dataclass(frozen=True)
+class ClassIndex:
+  """Finds the number of a class by what a record says.
+
+  Attributes:
+    names: of all classes, in the order of their numbers.
+    source_names: of the numbers that the source has; (): none.
+  """
+
+  names: tuple[str, ...]
+  source_names: tuple[str, ...] = ()
+
+  @functools.cached_property
+  def _numbers(self) -> dict[str, int]:
+    return {name: number for number, name in enumerate(self.names)}
+
+  def number(self, field: str, value: Any) -> int:
+    """The number of a class.
+
+    A number of the source is the class that the source calls so; else the class
+    of that name, such as '3'; else its place among the names.
+
+    Raises:
+      UnusableError: the value is none of the classes.
+    """
+    names = [class_name(field, value, self.source_names)]
+    if isinstance(value, int | np.integer):
+      names.append(str(int(value)))
+    for name in names:
+      if name in self._numbers:
+        return self._numbers[name]
+    if not isinstance(value, int | np.integer) or not (
+      0 <= value < len(self.names)
+    ):
+      raise unusable.UnusableError(
+        f'{field!r} is none of the {len(self.names)} classes'
+      )
+    return int(value)
+
+
 def classes_of(
-  record: Mapping[str, Any], piece: task_lib.Piece, names: Sequence[str]
+  record: Mapping[str, Any], piece: task_lib.Piece, index: ClassIndex
 ) -> tuple[int, ...]:
-  """The class of a record, or those of its words, as indices into `names`.
+  """The numbers of the class of a record, of its words' or of its labels.
 
   Raises:
-    UnusableError: the field is missing, or a class is none of `names`.
+    UnusableError: the field is missing, or a class is not known.
   """
+  if piece.kind == task_lib.LABELS:
+    labels = label_list(record, piece)
+    return tuple(index.number(piece.value, label) for label in labels)
   value = record.get(piece.value)
   if value is None:
     raise unusable.AbsentError(f'no field {piece.value!r}')
@@ -131,23 +176,7 @@ def classes_of(
     if not isinstance(value, list | tuple | np.ndarray):
       raise unusable.UnusableError(f'{piece.value!r} is not a list of tags')
     values = list(value)
-  return tuple(_class_index(piece.value, one, names) for one in values)
-
-
-def labels_of(
-  record: Mapping[str, Any], piece: task_lib.Piece, names: Sequence[str]
-) -> tuple[int, ...]:
-  """The labels of a record as indices into `names`, none of them twice.
-
-  Raises:
-    UnusableError: the field is missing or no list, or a label is none of
-      `names`.
-  """
-  return tuple(
-    dict.fromkeys(
-      _class_index(piece.value, one, names) for one in label_list(record, piece)
-    )
-  )
+  return tuple(index.number(piece.value, label) for label in values)
 
 
 def label_list(record: Mapping[str, Any], piece: task_lib.Piece) -> list[Any]:
@@ -168,32 +197,20 @@ def label_list(record: Mapping[str, Any], piece: task_lib.Piece) -> list[Any]:
   return list(value)
 
 
-def _class_index(field: str, value: Any, names: Sequence[str]) -> int:
-  name = class_name(field, value, names)
-  if name not in names:
-    raise unusable.UnusableError(
-      f'{field!r}: {name!r} is not one of {len(names)} classes'
-      f'{config_lib.nearest(name, names)}'
-    )
-  return names.index(name)
-
-
 def class_name(field: str, value: Any, names: Sequence[str]) -> str:
   """The name of a class that a record gives by name or by number.
 
-  Without names, a number is its own name.
+  Args:
+    field: of the record.
+    value: what it holds.
+    names: of the numbers; a number without one is its own name.
 
   Raises:
-    UnusableError: it is neither, or a number that has no name.
+    UnusableError: it is neither a name nor a number.
   """
   if isinstance(value, int | np.integer):
-    if not names:
-      return str(int(value))
-    if not 0 <= value < len(names):
-      raise unusable.UnusableError(
-        f'{field!r} is {value}, and there are {len(names)} classes'
-      )
-    return names[int(value)]
+    is_named = 0 <= value < len(names)
+    return names[int(value)] if is_named else str(int(value))
   if isinstance(value, bytes):
     value = value.decode('utf-8', 'replace')
   if not isinstance(value, str) or not value:

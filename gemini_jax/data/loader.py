@@ -104,10 +104,9 @@ class Loader:
       for part in self._parts:
         logging.info('%s', part.describe())
     self._class_weights = None
-    if split == 'train' and only is None:
-      self._class_weights = classes.weights(
-        config, [part.corpus for part in self._parts]
-      )
+    if split == 'train' and task_lib.classes(config) is not None:
+      counts = np.sum([part.class_counts for part in self._parts], axis=0)
+      self._class_weights = classes.weights(config, counts)
     self.num_records = sum(len(part.starts) for part in self._parts)
     self.num_tokens = sum(part.num_tokens for part in self._parts)
     self.num_targets = sum(part.num_targets for part in self._parts)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from gemini_jax import config as config_lib
+from gemini_jax import host
 from gemini_jax.data import csv_files, text_files, unusable
 from gemini_jax.data import task as task_lib
 
@@ -39,7 +40,13 @@ def check(path: pathlib.Path, task: task_lib.Task) -> str:
   """
   asked = [p for p in task.inputs or () if p.kind != task_lib.LITERAL]
   config_lib.check(path.exists(), f'{path} does not exist')
-  stat = path.stat()
+  try:
+    stat = path.stat()
+    names = _names(path) if path.is_dir() else []
+    if not path.is_dir():
+      host.check_regular(path)
+  except OSError as error:
+    raise config_lib.ConfigError(f'{path}: {error.strerror}') from error
   identity = repr((str(path.absolute()), stat.st_size, stat.st_mtime_ns))
   if path.is_dir():
     config_lib.check(
@@ -47,7 +54,6 @@ def check(path: pathlib.Path, task: task_lib.Task) -> str:
       f'{path} is a folder, of media alone, and the task reads '
       f'{", ".join(piece.value for piece in asked)}',
     )
-    names = _names(path)
     config_lib.check(len(names) > 0, f'{path} holds no file')
     return repr((identity, names))
   config_lib.check(

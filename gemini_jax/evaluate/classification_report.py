@@ -18,6 +18,9 @@ from gemini_jax.evaluate import (
   span_metrics,
 )
 
+# Classes of which all pairs are counted.
+_MAX_CONFUSED = 1000
+
 
 def write(
   workdir: pathlib.Path,
@@ -45,9 +48,6 @@ def write(
   metrics = classification_metrics.metrics(names, truth_N, probabilities_NC)
   truth_N, probabilities_NC = np.asarray(truth_N), np.asarray(probabilities_NC)
   predicted_N = probabilities_NC.argmax(axis=1)
-  confusion_CC = classification_metrics.confusion(
-    len(names), truth_N, predicted_N
-  )
   bins = classification_metrics.calibration(truth_N, probabilities_NC)
   report = report_files.Report(
     step,
@@ -58,17 +58,20 @@ def write(
     [*map(str, names)],
     classification_metrics.table(names, truth_N, predicted_N),
     details={
-      'confusion': confusion_CC.tolist(),
       'bins': {
         name.removesuffix('_K'): values.tolist()
         for name, values in bins._asdict().items()
       },
     },
   )
-  pictures = {
-    'confusion': classification_pictures.confusion(names, confusion_CC),
-    'reliability': classification_pictures.reliability(bins),
-  }
+  pictures = {'reliability': classification_pictures.reliability(bins)}
+  if len(names) <= _MAX_CONFUSED:
+    confusion_CC = classification_metrics.confusion(
+      len(names), truth_N, predicted_N
+    )
+    report.details['confusion'] = confusion_CC.tolist()
+    picture = classification_pictures.confusion(names, confusion_CC)
+    pictures = {'confusion': picture} | pictures
   report_files.write(workdir, report, pictures)
   return metrics
 

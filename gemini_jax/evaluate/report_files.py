@@ -63,10 +63,14 @@ class Report:
 
   def __post_init__(self):
     # A file may hold anything.
-    texts = *self.subject, *self.rows, *self.notes.values()
+    texts = (
+      *(*self.subject, *self.rows),
+      *itertools.chain(*self.notes.items(), *self.pictures.items()),
+    )
     numbers = self.step, *itertools.chain(*self.columns.values())
     if not (
-      all(isinstance(text, str) for text in texts)
+      type(self.step) is int
+      and all(isinstance(text, str) for text in texts)
       and all(isinstance(number, int | float) for number in numbers)
       and all(len(c) == len(self.rows) for c in self.columns.values())
     ):
@@ -102,7 +106,7 @@ def write(
       report, metrics=_finite(report.metrics), pictures=names
     )
     text = json.dumps(
-      dataclasses.asdict(report), ensure_ascii=False, allow_nan=False, indent=1
+      dataclasses.asdict(report), ensure_ascii=False, allow_nan=False
     )
     path = folder / f'{report.stem}.json'
     host.replace_file(path, f'{text}\n'.encode(errors='replace'))

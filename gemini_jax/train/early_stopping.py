@@ -15,6 +15,10 @@ class EarlyStopping:
 
   What is counted lies in the manifests of checkpoints, so that a run that was
   killed ends where it would have ended.
+
+  Attributes:
+    has_ended: whether the run had ended when the manifest was written; with a
+      smaller patience than before it ends now.
   """
 
   def __init__(
@@ -36,6 +40,11 @@ class EarlyStopping:
     self._config = config
     self._best: float | None = saved['best']
     self._waited: int = saved['waited']
+    self.has_ended = saved.get('ended') is True
+
+  @property
+  def _lowest(self) -> float:
+    return math.inf if self._best is None else self._best
 
   @property
   def is_over(self) -> bool:
@@ -50,14 +59,13 @@ class EarlyStopping:
     margin = self._config.min_improvement
     return (
       f'Ended by train.early_stopping: none of the last {self._waited} '
-      f'validation losses was below {self._best}'
+      f'validation losses was below {self._lowest:.5g}'
       f'{f" by more than {margin}" if margin else ""}.'
     )
 
   def observe(self, loss: float):
     """Counts a validation."""
-    limit = math.inf if self._best is None else self._best
-    if loss < limit - self._config.min_improvement:
+    if loss < self._lowest - self._config.min_improvement:
       self._best, self._waited = loss, 0
     else:
       self._waited += 1
@@ -66,4 +74,5 @@ class EarlyStopping:
     """What a manifest keeps; {} where nothing is to end the run."""
     if not self._config.patience:
       return {}
-    return {KEY: {'best': self._best, 'waited': self._waited}}
+    count = {'best': self._best, 'waited': self._waited}
+    return {KEY: count | {'ended': self.is_over}}

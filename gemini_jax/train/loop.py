@@ -114,6 +114,7 @@ def _train(session: session_lib.Session) -> bool:
   stopping = early_stopping.EarlyStopping(config.train.early_stopping, manifest)
   # What was saved and not evaluated before the run was ended.
   due = manifest.get('due', False) and milestones.evaluates(step)
+  due |= stopping.is_over and not stopping.has_ended
   if (step >= num_steps or stopping.is_over) and not due:
     print(
       f'{run.workdir} is done: step {step:,} of {num_steps:,}'

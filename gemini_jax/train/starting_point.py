@@ -92,6 +92,7 @@ class StartingPoint:
     before = self.model(config)
     if before != config.model:
       whole = build.abstract_params(build.make_model(config, mesh), mesh)
+      whole = self.base.parts(config, whole)
       params = growing.grown_params(params, before, config, whole)
     path = self.base.path
     logging.info(

@@ -180,7 +180,8 @@ class Expansion:
     root = self._factor**0.5 if self._after.scale_embeddings else 1.0
     if path == 'token/embedding':
       return grown / root
-    if path == _FINAL_NORM and self._after.tie_embeddings:
+    is_tied = self._after.tie_embeddings and not self._after.num_classes
+    if path == _FINAL_NORM and is_tied:
       shares = self._shares(path, 0, sources[0], 1)
       return (1 + grown) * shares * root - 1
     return grown

@@ -8,7 +8,14 @@ import pytest
 
 import byte_pair
 from gemini_jax import config as config_lib
-from gemini_jax.data import classes, loader, tokenizer, transforms, unusable
+from gemini_jax.data import (
+  classes,
+  fields,
+  loader,
+  tokenizer,
+  transforms,
+  unusable,
+)
 
 WORDS = ('ab', 'c', 'Größe', '你好', 'x-y', '🙂!', 'tokens')
 CLASS = '{text} -> {class:label}'
@@ -100,12 +107,37 @@ def test_tasks_that_cannot_be(tmp_path, task):
 
 
 def test_labels_out_of_range_and_classes_without_examples(tmp_path):
-  with pytest.raises(config_lib.ConfigError, match="'c' is not one of 2"):
+  with pytest.raises(config_lib.ConfigError, match='none of the 2 classes'):
     load(make(tmp_path, labelled('abcab'), label_names=('a', 'b')))
-  with pytest.raises(config_lib.ConfigError, match='7, and there are 2'):
+  with pytest.raises(config_lib.ConfigError, match='none of the 2 classes'):
     load(make(tmp_path, labelled([0, 1, 7]), label_names=('a', 'b')))
   with pytest.raises(config_lib.ConfigError, match=r'no example of 1 .*z'):
     load(make(tmp_path, labelled('abab'), label_names=('a', 'b', 'z')))
+
+
+@pytest.mark.parametrize('labels', [[1, 2, 5, 3, 4], ['1', '2', '5', '3', '4']])
+def test_a_number_is_the_class_of_its_name(tmp_path, labels):
+  """Stars from 1 to 5 as JSON's numbers or as a table's text."""
+  config = make(tmp_path, labelled(labels), shuffle=False, pack=False)
+  assert config.data.label_names == ('1', '2', '3', '4', '5')
+  batch = load(config)[0]
+  targets = batch.targets[batch.weights > 0][:5]
+  assert [int(label) - 1 for label in labels] == targets.tolist()
+  # Without names like it a number is a place among them.
+  config = make(
+    tmp_path, labelled([1, 0, 1, 0, 1]), label_names=('no', 'yes'), pack=False
+  )
+  index = fields.ClassIndex(config.data.label_names)
+  assert [index.number('label', value) for value in (1, 0)] == [1, 0]
+  # A source has its own order.
+  index = fields.ClassIndex(('no', 'yes'), ('yes', 'no'))
+  assert [index.number('label', value) for value in (1, 0)] == [0, 1]
+
+
+def test_classes_do_not_name_inputs(tmp_path):
+  records = [{'text': f'{i}', 'age': i, 'label': 'ab'[i % 2]} for i in range(2)]
+  with pytest.raises(config_lib.ConfigError, match="'age' is not text"):
+    load(make(tmp_path, records, '{age} {text} -> {class:label}'))
 
 
 def load(config, words=None, **kwargs):

@@ -38,6 +38,7 @@ def ends_at(losses, *, killed_every=0, **fields):
     ([5, 4.7, 4.6], {'patience': 2, 'min_improvement': 0.5}, 3),
     ([5, math.nan, math.inf], {'patience': 2}, 3),
     ([math.nan, 7, math.nan], {'patience': 2}, None),
+    ([math.nan, math.nan], {'patience': 2}, 2),
   ],
 )
 def test_it_ends_after_validations_without_an_improvement(
