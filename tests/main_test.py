@@ -147,7 +147,7 @@ def test_wrong_flags(tmp_path, capsys):
   )
   assert refused(capsys, config) == '--workdir=... is missing'
   assert refused(capsys, config, workdir, '--mode=trian') == (
-    '--mode=trian must be one of train, eval, generate, compress, plan'
+    '--mode=trian must be one of train, eval, generate, predict, compress, plan'
   )
   assert refused(capsys, config, workdir, '--wrkdir=x') == (
     '--wrkdir is not a flag; did you mean workdir?'

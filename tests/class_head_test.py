@@ -1,4 +1,4 @@
-"""An output of classes: its loss, and runs that start without one.
+"""An output of classes and its loss.
 
 B rows, T length, C classes.
 """
