@@ -38,6 +38,9 @@ ARGUMENTS = {
   ],
   # {base} becomes a folder with the config of a run.
   'fine_tune': [f'base={{base}},method={name}' for name in fine_tune.METHODS],
+  # {base}/table.* has a record.
+  'series': ['table={base}/table.jsonl,target=class:label'],
+  'tables': ['table={base}/table.csv,target=number:label,fold=4'],
   'digit_fusion': ['inputs=both,dropout=0.8'],
   'text_vae': [f'jsonl=absent,latent={name}' for name in text_vae.LATENTS],
   'wordnet_vae': [
@@ -62,6 +65,8 @@ def experiment(request, tmp_path):
   model = config_lib.Model(vocab_size=64, width=32)
   text = config_lib.to_json(config_lib.Config(model=model))
   (base / config_lib.FILE).write_text(text)
+  (base / 'table.csv').write_text('a,b,label\n1,2,3\n')
+  (base / 'table.jsonl').write_text('{"series": [[1, 2]], "label": "a"}\n')
   argv = ['main', f'--config={path}:{argument.format(base=base)}']
   config = command.parse(argv, {}).config
   return path.stem, plan.with_vocab(config, tmp_path, [])
