@@ -4,26 +4,24 @@ r"""A class or a number of a series, such as of a machine or of a market.
       --config=experiments/series.py:table=FILE.jsonl,target=class:label,fold=0
 
 Each line of FILE is `{"series": [...], "label": ...}`, where a step is a number
-or a list with one for each channel. The folds and what is measured are those of
-`tables.py`.
+or a list with one for each channel; or it is a table with such columns. The
+folds and what is measured are those of `tables.py`.
 """
 
-import itertools
 import json
-import pathlib
 
 from experiments import tables
+from gemini_jax.data import readers
 
 # Tokens that the longest series is cut into, about.
 _NUM_PATCHES = 24
-_NUM_SEEN = 100
 
 
 def get_config(arg=''):
   """The config; `arg` is `table=FILE,target=KIND:COLUMN,fold=0`."""
   options, config = tables.started(arg)
   config.data.tasks = (f'{{series:series}} -> {{{options["target"]}}}',)
-  length, channels = extent(options['table'])
+  length, channels = extent(tables.read(options['table']))
   part = config.model.series
   part.length, part.channels = length, channels
   part.patch = max(1, round(length / _NUM_PATCHES))
@@ -33,10 +31,10 @@ def get_config(arg=''):
   return config
 
 
-def extent(path: str) -> tuple[int, int]:
-  """Steps of the longest of the first series of a file, and channels."""
-  with pathlib.Path(path).expanduser().open(encoding='utf-8') as file:
-    lines = itertools.islice(file, _NUM_SEEN)
-    series = [json.loads(line)['series'] for line in lines]
+def extent(rows: readers.Rows) -> tuple[int, int]:
+  """Steps of the longest series, and channels of the first."""
+  series = [record['series'] for record in rows.records]
+  # A table has JSON in its cells.
+  series = [json.loads(s) if isinstance(s, str) else s for s in series]
   channels = len(series[0][0]) if isinstance(series[0][0], list) else 1
   return max(map(len, series)), channels

@@ -3,19 +3,17 @@ r"""A column of a table from the others: a class or a number.
   python -m gemini_jax.main --workdir=runs/table \
       --config=experiments/tables.py:table=FILE.csv,target=number:price,fold=0
 
-FILE is a table (.csv) or JSON lines (.jsonl) of numbers; each column but the
-target is read as a number, and may be empty. Of five folds, `fold` is `test`:
-`test/accuracy` of `target=class:COLUMN` or `target=labels:COLUMN`, `test/rmse`
-and `test/r2` of `target=number:COLUMN`, in reports with their intervals.
+FILE is a table (.csv, .tsv) or JSON lines (.jsonl) of numbers; each column but
+the target is read as a number, and may be empty. Of five folds, `fold` is
+`test`: `test/accuracy` of `target=class:COLUMN` or `target=labels:COLUMN`,
+`test/rmse` and `test/r2` of `target=number:COLUMN`, in reports with their
+intervals.
 
 Measured beside gradient boosting on the same folds: see LOG.md.
 """
 
-import csv
-import json
-import pathlib
-
 from experiments import base
+from gemini_jax.data import readers, sources
 
 NUM_FOLDS = 5
 TARGETS = ('class', 'labels', 'number')
@@ -26,7 +24,7 @@ def get_config(arg=''):
   """The config; `arg` is `table=FILE,target=KIND:COLUMN,fold=0`."""
   options, config = started(arg)
   kind, _, target = options['target'].partition(':')
-  names = columns(options['table'])
+  names = columns(read(options['table']))
   fields = ''.join(f'{{number:{name}}}' for name in names if name != target)
   config.data.tasks = (f'{fields} -> {{{kind}:{target}}}',)
   # bos, the numbers and what ends them.
@@ -57,8 +55,7 @@ def started(arg: str):
       f'with KIND one of {", ".join(TARGETS)} and NUMBER below {NUM_FOLDS}'
     )
   config = base.get_config()
-  source = 'csv' if options['table'].endswith('.csv') else 'jsonl'
-  spec = f'{source}:{options["table"]}'
+  spec = f'{kind_of(options["table"])}:{options["table"]}'
   config.data.train = (f'{spec}#[!{fold}::{NUM_FOLDS}]',)
   config.data.test = (f'{spec}#[{fold}::{NUM_FOLDS}]',)
   config.data.objective = 'prefix'
@@ -82,9 +79,17 @@ def started(arg: str):
   return options, config
 
 
-def columns(path: str) -> tuple[str, ...]:
-  """The columns of a table, or the fields of the first line of a file."""
-  with pathlib.Path(path).expanduser().open(encoding='utf-8') as file:
-    if path.endswith('.csv'):
-      return tuple(next(csv.reader(file)))
-    return tuple(json.loads(next(file)))
+def kind_of(path: str) -> str:
+  """The kind of source that a file is."""
+  return 'csv' if path.endswith(('.csv', '.tsv')) else 'jsonl'
+
+
+def read(path: str) -> readers.Rows:
+  """The records of a file."""
+  return sources.READERS[kind_of(path)](path)
+
+
+def columns(rows: readers.Rows) -> tuple[str, ...]:
+  """The columns of a table, or all fields of records."""
+  fields = (name for record in rows.records for name in record)
+  return rows.fields or tuple(dict.fromkeys(fields))

@@ -178,3 +178,81 @@ def test_labels_are_learned_and_predicted(folder, tmp_path):
   for line in found:
     chances = line['probabilities']
     assert {k for k, p in chances.items() if p >= 0.5} == {*line['prediction']}
+
+
+def table(**columns):
+  """Lines of a table of 40 rows, `a`, `b` and `label`, with other columns."""
+  rng = np.random.default_rng(0)
+  columns = {
+    name: rng.normal(size=40) for name in ('a', 'b', 'label')
+  } | columns
+  rows = [
+    ','.join(map(str, row)) for row in zip(*columns.values(), strict=True)
+  ]
+  return [','.join(columns), *rows]
+
+
+def series(*wave):
+  """Lines of 40 series, of which one is `wave`."""
+  records = records_of(40, 0)
+  records[11]['wave'] = wave
+  return [
+    json.dumps({'series': r['wave'], 'label': r['height']}) for r in records
+  ]
+
+
+@pytest.mark.parametrize(
+  ('lines', 'arg', 'message'),
+  [
+    (table(), 'number:price', "data.tasks: 'price' is not a field of its re"),
+    (table(b=[3] * 40), 'number:label', "data.train: 'b' is 3 in all records"),
+    (table(a=['much'] * 40), 'number:label', "'a' is not a number"),
+    (table(label=['-'] * 40), 'number:label', "'label' is not a number"),
+    ([*table(), '1,2'], 'number:label', '1 2 cells for 3 columns'),
+    (series(1, 2), 'number:label', "'series' has 2 steps, less than the mod"),
+    (series(*'abcdefgh'), 'number:label', "'series' is not a series"),
+    ([], 'number:label', 'is empty'),
+  ],
+)  # fmt: skip
+def test_bad_data_end_a_run_in_one_line(lines, arg, message, tmp_path, capsys):
+  is_series = any(line.startswith('{') for line in lines)
+  name, ending = ('series', 'jsonl') if is_series else ('tables', 'csv')
+  file = tmp_path / f'file.{ending}'
+  file.write_text('\n'.join(lines))
+  argument = f'{tiny.ROOT}/experiments/{name}.py:table={file},target={arg}'
+  options = ['model.series.patch=4'] if is_series else []
+  options.append(f'data.cache_dir={tmp_path}')
+  assert tiny.run(argument, tmp_path / 'run', *options) == 2
+  *_, last = capsys.readouterr().err.splitlines()
+  assert last.startswith('error: ') and message in last
+  assert not (tmp_path / 'run' / 'config.json').exists()
+
+
+def test_tasks_with_other_numbers_are_predicted(tmp_path):
+  """Also where the first record is unusable, and so the first batch empty."""
+  write(
+    tmp_path / 'data.jsonl',
+    [{'a': i, 'b': -i, 'c': i * i, 'y': i / 2} for i in range(32)],
+  )
+  file = tiny.experiment(
+    tmp_path,
+    *COMMON,
+    "data.tasks = ('one = {number:a} -> {number:y}',"
+    " 'all = {number:a}{number:b}{number:c} -> {number:y}')",
+    f"data.train = ('jsonl:{tmp_path}/data.jsonl',)",
+    'data.validation = ()',
+    'train.num_steps = 2',
+  )
+  assert tiny.run(file, tmp_path / 'run') == 0
+  asked = write(tmp_path / 'asked.jsonl', [{'a': 'x'}, {'a': 3}, {'b': 1}])
+  for task in ('one', 'all'):
+    output = tmp_path / f'{task}.jsonl'
+    options = (
+      f'predict.source={asked}',
+      f'predict.output={output}',
+      f'predict.task={task}',
+      'evaluate.batch_size=1',
+    )
+    assert tiny.run('', tmp_path / 'run', *options, mode='predict') == 0
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert ['prediction' in line for line in lines] == [False, True, True]

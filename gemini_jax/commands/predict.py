@@ -354,14 +354,17 @@ def _batch(
     *(tokens, pieces, size, config.data, run.tokenizer), classes=classes
   )
   asked = [example.asked for example in examples]
-  media = request.stack_media(config.model, asked, size)
+  # Of the shapes of training, whatever the examples are.
   blank = media_reader.blank(config.data, config.model, size)
   name = 'encoder' if config.data.objective == 'seq2seq' else 'decoder'
-  sequences = {
-    part: dataclasses.replace(
-      getattr(batch, part),
-      media={**by_kind, **(media if part == name else {})},
+  for kind, media in request.stack_media(config.model, asked, size).items():
+    filled, count = blank[name][kind], media.sizes.shape[1]
+    filled.values[:, :count], filled.sizes[:, :count] = (
+      media.values,
+      media.sizes,
     )
+  sequences = {
+    part: dataclasses.replace(getattr(batch, part), media=by_kind)
     for part, by_kind in blank.items()
   }
   return dataclasses.replace(batch, **sequences)

@@ -22,8 +22,10 @@ from gemini_jax.data import (
 from gemini_jax.data import task as task_lib
 from gemini_jax.data import tokenizer as tokenizer_lib
 
-# Media of a source that are kept in memory, in bytes.
+# Media of a source that are kept in memory, in bytes, and what each takes
+# beside its values, which is all of a number.
 _MAX_KEPT_BYTES = 1 << 28
+_KEPT_OVERHEAD = 512
 
 
 def layout(
@@ -286,7 +288,8 @@ class MediaReader:
       raise config_lib.ConfigError(
         f'{self.source.name} has changed: {error}'
       ) from error
-    if read.values.nbytes * (len(self.kept) + 1) <= _MAX_KEPT_BYTES:
+    size = read.values.nbytes + _KEPT_OVERHEAD
+    if size * (len(self.kept) + 1) <= _MAX_KEPT_BYTES:
       self.kept[key] = read
     return read
 

@@ -30,6 +30,13 @@ class _Moments:
 
   def add(self, values_TC: np.ndarray):
     """Merges the numbers of a record."""
+    # What overflows is refused in the end.
+    with np.errstate(over='ignore', invalid='ignore'):
+      self._add(values_TC)
+    self.low = np.minimum(self.low, values_TC.min(axis=0))
+    self.high = np.maximum(self.high, values_TC.max(axis=0))
+
+  def _add(self, values_TC: np.ndarray):
     count, mean_C = len(values_TC), values_TC.mean(axis=0)
     total = self.count + count
     delta_C = mean_C - self.mean
@@ -40,8 +47,6 @@ class _Moments:
       + np.square(delta_C) * (self.count * count / total)
     )
     self.count = total
-    self.low = np.minimum(self.low, values_TC.min(axis=0))
-    self.high = np.maximum(self.high, values_TC.max(axis=0))
 
 
 def resolve(
@@ -130,10 +135,16 @@ def _measured(
         f'such a constant column cannot be normalised; leave {kind} out of '
         'data.tasks',
       )
+      deviation = float(np.sqrt(moments.squares[channel] / moments.count))
+      config_lib.check(
+        0 < deviation < np.inf,
+        f'data.train: {name!r} has numbers from {moments.low[channel]:g} to '
+        f'{moments.high[channel]:g}, whose standard deviation float64 does not '
+        'hold; scale them',
+      )
       fields.append(name)
       means.append(float(moments.mean[channel]))
-      variance = moments.squares[channel] / moments.count
-      deviations.append(float(np.sqrt(variance)))
+      deviations.append(deviation)
   logging.info('%d fields of numbers measured in data.train', len(fields))
   return config_lib.Normalization(
     tuple(fields), tuple(means), tuple(deviations)

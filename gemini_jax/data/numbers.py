@@ -19,6 +19,10 @@ from gemini_jax import config as config_lib
 from gemini_jax.data import medium, unusable
 from gemini_jax.data import task as task_lib
 
+# Numbers farther from the mean are refused, in standard deviations. Training
+# data of n records have none beyond the root of n.
+_MAX_DEVIATIONS = 1e6
+
 
 def names_of(piece: task_lib.Piece, model: config_lib.Model) -> tuple[str, ...]:
   """The entries of `data.normalization` of a field, one a channel."""
@@ -114,20 +118,18 @@ def normalised(
   Raises:
     AbsentError: the field is missing.
     UnusableError: it holds something else, or a number so far from the training
-      data that float32 does not hold it.
+      data that a model could not compute with it.
   """
   mean_C, deviation_C = statistics(piece, config, model)
   values_TC = read(record, piece, model)
   with np.errstate(over='ignore'):
-    scaled_TC = ((values_TC - mean_C[None]) / deviation_C[None]).astype(
-      np.float32
-    )
-  if not np.isfinite(scaled_TC).all():
+    scaled_TC = (values_TC - mean_C[None]) / deviation_C[None]
+  if not (np.abs(scaled_TC) <= _MAX_DEVIATIONS).all():
     raise unusable.UnusableError(
       f'{piece.value!r} holds {np.abs(values_TC).max():g}, too far from the '
       'training data'
     )
-  return scaled_TC
+  return scaled_TC.astype(np.float32)
 
 
 def restored(

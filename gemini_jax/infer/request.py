@@ -73,9 +73,6 @@ def choose_task(config: config_lib.Config) -> task_lib.Task:
   given = {kind for kind in config_lib.MEDIA if getattr(options, kind)}
   fitting = []
   for task in task_lib.from_config(config.data):
-    if task.head is not None:
-      # It is answered by --mode=predict.
-      continue
     targets = task.kinds('targets')
     writes = targets[0] if targets else 'text'
     read = set(task.kinds('inputs')) - set(config.data.drop_kinds)

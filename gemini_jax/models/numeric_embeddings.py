@@ -25,7 +25,9 @@ def _types(config: config_lib.Model) -> dict[str, Any]:
 class NumberEmbedder(nn.Module):
   """A number as its field's `slope` times it plus its field's `offset`.
 
-  One that is missing is the field's `missing`.
+  In the place of one that is missing stands the mean of the field, and its
+  `missing` is added, which begins at 0: where training misses no number, a
+  missing one is read as the mean.
 
   Attributes:
     config: of the model.
@@ -50,16 +52,21 @@ class NumberEmbedder(nn.Module):
         self.config.num_numbers,
         self.config.width,
         axes=(None, 'embed'),
-        init_scale=fusion.soft_scale(self.config),
+        init_scale=init_scale,
         **_types(self.config),
         name=name,
       )(jnp.maximum(fields_X1[:, 0] - 1, 0))
-      for name in ('slope', 'offset', 'missing')
+      for name, init_scale in (
+        ('slope', fusion.soft_scale(self.config)),
+        ('offset', fusion.soft_scale(self.config)),
+        ('missing', 0.0),
+      )
     )
     is_missing_X1 = jnp.isnan(values_X1)
     # A product with NaN would have a gradient of NaN.
     known_X1 = jnp.where(is_missing_X1, 0, values_X1).astype(slope_XD.dtype)
-    x_XD = jnp.where(is_missing_X1, missing_XD, known_X1 * slope_XD + offset_XD)
+    x_XD = known_X1 * slope_XD + offset_XD
+    x_XD += jnp.where(is_missing_X1, missing_XD, 0)
     is_there_X1 = fields_X1 > 0
     x_XD = jnp.where(is_there_X1, x_XD, 0)
     return x_XD[:, None], is_there_X1[:, 0].astype(jnp.int32)

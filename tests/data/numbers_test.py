@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from gemini_jax import config as config_lib
-from gemini_jax.data import classes, loader, normalization, numbers, tokenizer
+from gemini_jax.data import (
+  classes,
+  loader,
+  normalization,
+  numbers,
+  tokenizer,
+  unusable,
+)
 from gemini_jax.data import task as task_lib
 from gemini_jax.models import build
 
@@ -158,6 +165,8 @@ def changed(**fields):
     ({'age': lambda i: 0.1}, "'age' is 0.1 in all records"),
     ({'price': lambda i: 3}, "'price' is 3 in all records"),
     ({'trace': lambda i: [[i, 0.1]] * 8}, "'trace.1' is 0.1 in all"),
+    ({'age': lambda i: i * 1e200}, "'age' has numbers from 0 to 2.9e.201"),
+    ({'age': lambda i: i * 1e-200}, "'age' has numbers from 0 to 2.9e-199"),
     ({'age': lambda i: 'old'}, "nothing that {number:age} .*'age' is not a n"),
     ({'age': lambda i: None}, "{number:age} .*no field 'age'"),
     ({'price': 'much'}, "'price' is not a number"),
@@ -181,15 +190,14 @@ def test_what_is_no_number_is_refused(tmp_path, fields, message):
   assert '\n' not in str(error.value)
 
 
-def test_a_number_far_from_the_training_data_is_refused(tmp_path):
+@pytest.mark.parametrize('age', [1e300, -1e9, '1e12'])
+def test_a_number_far_from_the_training_data_is_refused(tmp_path, age):
+  """A model would make infinity or NaN of it."""
   config = make(tmp_path / 'records.jsonl', records_of())
-  with pytest.raises(Exception, match='too far from the training data'):
-    numbers.normalised(
-      {'age': 1e300},
-      task_lib.Piece('number', 'age'),
-      config.data,
-      config.model,
-    )
+  args = task_lib.Piece('number', 'age'), config.data, config.model
+  with pytest.raises(unusable.UnusableError, match='too far from the training'):
+    numbers.normalised({'age': age}, *args)
+  assert numbers.normalised({'age': 1e6}, *args).shape == (1, 1)
 
 
 @pytest.mark.parametrize(

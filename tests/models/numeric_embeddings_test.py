@@ -32,7 +32,7 @@ def test_a_number_is_a_multiple_of_its_fields_vector():
   expected = [
     0.5 * slope[0] + offset[0],
     -2 * slope[2] + offset[2],
-    missing[1],
+    offset[1] + missing[1],
     0 * slope[0],
   ]
   np.testing.assert_allclose(tokens_X1D[:, 0], np.stack(expected), atol=1e-6)
@@ -40,7 +40,11 @@ def test_a_number_is_a_multiple_of_its_fields_vector():
   grads = jax.grad(lambda params: jnp.sum(embed(params)[0] ** 2))(params)
   for leaf in jax.tree.leaves(grads):
     assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0
-  # Of a field that is missing, only its own vector learns.
+  # What is missing is the mean until training has seen it.
+  fresh = embedder.init(jax.random.key(0), values_X1, fields_X1)['params']
+  assert not np.any(fresh['missing']['embedding'])
+  assert np.any(fresh['offset']['embedding'])
+  # Of a field that is missing, the slope learns nothing.
   assert not np.any(grads['slope']['embedding'][1])
   assert not np.any(grads['missing']['embedding'][np.array([0, 2])])
 
