@@ -38,6 +38,11 @@ ARGUMENTS = {
   ],
   # {base} becomes a folder with the config of a run.
   'fine_tune': [f'base={{base}},method={name}' for name in fine_tune.METHODS],
+  'domain_transfer': [
+    '',
+    'domain=words,base={base}',
+    'domain=handwriting,base={base},method=adapter',
+  ],
   'digit_fusion': ['inputs=both,dropout=0.8'],
   'text_vae': [f'jsonl=absent,latent={name}' for name in text_vae.LATENTS],
   'wordnet_vae': [
