@@ -40,7 +40,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.optimizer.warmup_steps = 200
   config.optimizer.final_scale = 0.01
   config.train.epoch_examples = 49_000
-  config.train.epochs = 25
+  config.train.epochs = 20
   config.train.label_smoothing = 0.1
   # Every second epoch.
   config.train.eval_every = 766
