@@ -44,6 +44,8 @@ ARGUMENTS = {
     'domain=handwriting,base={base},method=adapter',
   ],
   'digit_fusion': ['inputs=both,dropout=0.8'],
+  'question_answering': ['jsonl=absent', 'jsonl=absent,blind'],
+  'text_classification': ['', 'data=absent.csv', 'base={base}'],
   'text_vae': [f'jsonl=absent,latent={name}' for name in text_vae.LATENTS],
   'wordnet_vae': [
     '',
