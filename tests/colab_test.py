@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import pathlib
+import re
 import sys
 
 import nbclient
@@ -113,6 +114,34 @@ def test_any_to_any_notebook(tmp_path, monkeypatch):
   for name in ('image_to_text', 'text_to_image'):
     assert f'test/{name}_accuracy 0.' in text['results']
   assert int(text['show'].split()[0]) >= 8
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_classify_notebook(tmp_path, monkeypatch):
+  if not (DATA / 'fashion_mnist').exists():
+    pytest.skip('no prepared data sets in ../shared/tfds')
+  options = (
+    f'{SHORT} --config.data.cache_dir={tmp_path}/tokens '
+    '--config.train.epochs=0 --config.data.batch_size=32 '
+    '--config.model.width=16 --config.model.num_layers=1 '
+    '--config.data.train=\'("tfds:fashion_mnist#train[:500]",)\' '
+    '--config.data.validation=\'("tfds:fashion_mnist#train[500:600]",)\' '
+    '--config.data.test=\'("tfds:fashion_mnist#test[:100]",)\''
+  )
+  text = run(
+    'classify',
+    monkeypatch,
+    {
+      'WORKDIR': str(tmp_path / 'run'),
+      'DATA': str(DATA),
+      'OVERRIDES': options,
+    },
+  )
+  assert 'is done: 4 steps' in text['train']
+  assert 'test/accuracy 0.' in text['results']
+  assert text['show'].startswith('2 pictures')
+  predicted = re.findall(r'(\d\d)\.png [\w-]+ [01]\.\d\d', text['predict'])
+  assert predicted == [f'{number:02}' for number in range(12)]
 
 
 @pytest.mark.filterwarnings('ignore')

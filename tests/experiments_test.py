@@ -41,7 +41,14 @@ ARGUMENTS = {
   # {base}/table.* has a record.
   'series': ['table={base}/table.jsonl,target=class:label'],
   'tables': ['table={base}/table.csv,target=number:label,fold=4'],
+  'domain_transfer': [
+    '',
+    'domain=words,base={base}',
+    'domain=handwriting,base={base},method=adapter',
+  ],
   'digit_fusion': ['inputs=both,dropout=0.8'],
+  'question_answering': ['jsonl=absent', 'jsonl=absent,blind'],
+  'text_classification': ['', 'data=absent.csv', 'base={base}'],
   'text_vae': [f'jsonl=absent,latent={name}' for name in text_vae.LATENTS],
   'wordnet_vae': [
     '',

@@ -1,7 +1,8 @@
 r"""Sparse training of a small network on Fashion-MNIST, method by method.
 
   python tests/masks_study.py DATA_DIR [--epochs=6] [--seeds=3] \
-      [--sparsity=0.98] [--update_every=100] [--methods=static,rigl]
+      [--sparsity=0.98] [--update_every=100] [--b2=0.999] \
+      [--methods=static,rigl]
 
 784-300-100-10 with ERK. Prints the test accuracy of each method: the mean over
 seeds, and its spread. `set` is the control of `rigl`: what grows is drawn.
@@ -80,7 +81,7 @@ def configure(method, seed, num_rows, options, sparsity):
         'name': name,
         'learning_rate': float(rate or 1e-3),
         'schedule': 'constant',
-        'b2': 0.999,
+        'b2': options.b2,
         'weight_decay': 0.0,
         'clip_norm': 0.0,
       },
@@ -144,6 +145,7 @@ def main():
   parser.add_argument('--epochs', type=int, default=6)
   parser.add_argument('--seeds', type=int, default=3)
   parser.add_argument('--sparsity', type=float, default=0.98)
+  parser.add_argument('--b2', type=float, default=0.999)
   parser.add_argument('--update_every', type=int, default=100)
   parser.add_argument('--tolerance', type=float, default=0.05)
   parser.add_argument('--methods', default=','.join(METHODS))

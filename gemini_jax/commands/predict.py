@@ -94,8 +94,8 @@ def predict(config: config_lib.Config, workdir: str | os.PathLike):
     restored = run.restore_params(
       config.evaluate.checkpoint, 'evaluate.checkpoint'
     )
-    options = config.predict if task.head else (config.predict, _text(run))
-    of_model = str(run.workdir.absolute()), restored.step, options
+    how = config.evaluate.test_time_views if task.head else _text(run)
+    of_model = str(run.workdir.absolute()), restored.step, config.predict, how
     key = hashlib.sha256(repr((identity, *of_model)).encode()).hexdigest()
     file = prediction_file.PredictionFile(output, key, size)
     num, num_errors = file.num_lines, file.num_errors

@@ -142,6 +142,11 @@ class Config:
     )
     self._check_sparsity()
     canvas = min(self.model.image.height, self.model.image.width)
+    schema.check(
+      self.evaluate.test_time_views == 1 or canvas > 0,
+      f'evaluate.test_time_views={self.evaluate.test_time_views} are of '
+      'pictures: set model.image.height and model.image.width, or 1',
+    )
     padding = self.data.augment.crop_padding
     schema.check(
       not canvas or padding <= canvas,

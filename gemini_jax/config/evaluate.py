@@ -105,6 +105,10 @@ class Evaluate:
   # Which checkpoint --mode=eval takes: the newest, or the best by validation
   # loss; see train.keep_best.
   checkpoint: Literal['latest', 'best'] = 'latest'
+  # Views of pictures and videos over which the probabilities of classes are
+  # averaged (classification, --mode=predict): 1, as they are; 2, mirrored left
+  # to right as well; 6, both also shifted by a pixel either way.
+  test_time_views: Literal[1, 2, 6] = 1
   # Share of outputs that are the targets, all of them.
   exact_match: ExactMatch = dataclasses.field(default_factory=ExactMatch)
   # BLEU, chrF and ROUGE of texts that answer inputs.

@@ -5,7 +5,6 @@ targets in all.
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ from gemini_jax import batch as batch_lib
 from gemini_jax import run as run_lib
 from gemini_jax.data import loader as loader_lib
 from gemini_jax.data import task as task_lib
+from gemini_jax.evaluate import views
 from gemini_jax.models import gemini
 from gemini_jax.parallel import compilation, processes
 
@@ -74,18 +74,30 @@ def of_batches(
 def make_step(run: run_lib.Run) -> Any:
   """A jitted function of (params, batch).
 
-  It gives outputs as of `Predictions`, float32[B, K, C], the true classes,
-  int32[B, K], or `Batch.values` where it has them, and the example in its row
-  that each target belongs to, from 1; 0: no target. K is 1 where a row holds
-  one example of one target.
+  It gives outputs as of `Predictions`, float32[B, K, C], means over
+  `evaluate.test_time_views`; the true classes, int32[B, K], or `Batch.values`
+  where it has them; and the example in its row that each target belongs to,
+  from 1; 0: no target. K is 1 where a row holds one example of one target.
   """
   piece = task_lib.head(run.config.data)
   assert piece is not None
   is_one = piece.kind != task_lib.TAGS and not run.config.data.pack
-  return jax.jit(functools.partial(_step, run.model, is_one))
+  num_views = run.config.evaluate.test_time_views
+
+  def step(params, batch):
+    outputs, truth, segments = zip(
+      *(
+        _scores(run.model, is_one, params, view)
+        for view in views.of(batch, num_views)
+      ),
+      strict=True,
+    )
+    return sum(outputs) / num_views, truth[0], segments[0]
+
+  return jax.jit(step)
 
 
-def _step(
+def _scores(
   model: gemini.Gemini, is_one: bool, params: Any, batch: batch_lib.Batch
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   output = gemini.apply(model, params, batch, True, method='forward')

@@ -1,0 +1,63 @@
+r"""Classes of short texts: from nothing, or by tuning a published model.
+
+  apt install wordnet-base
+  python -m gemini_jax.main --workdir=runs/glosses \
+      --config=experiments/text_classification.py
+  python -m gemini_jax.main --workdir=runs/snippets \
+      --config=experiments/text_classification.py:data=snippets.csv,base=runs/smollm2
+
+Without `data` the texts are WordNet's definitions and the classes those of its
+45 lexicographer files. `data=FILE.csv` or `.jsonl` has fields `text` and
+`class`; every tenth record is for `test`, the one before it for validation.
+With `base` the model is that of a workdir, with LoRA; else it is small.
+"""
+
+import pathlib
+
+import ml_collections
+
+from experiments import base as base_lib
+from gemini_jax import config as config_lib
+
+
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  """The config; `arg` is `data=FILE,base=WORKDIR`."""
+  options = dict(part.partition('=')[::2] for part in arg.split(',') if part)
+  file, folder = options.pop('data', ''), options.pop('base', '')
+  if options:
+    raise ValueError(f'--config=...:{arg} must be data=FILE,base=WORKDIR')
+  config = base_lib.get_config()
+  kind = 'csv' if file.endswith(('.csv', '.tsv')) else 'jsonl'
+  source = f'{kind}:{file}' if file else 'wordnet:'
+  config.data.tasks = ('{text} -> {class:class}',)
+  config.data.train = tuple(f'{source}#[{i}::10]' for i in range(8))
+  config.data.validation = (f'{source}#[8::10]',)
+  config.data.test = (f'{source}#[9::10]',)
+  config.data.objective = 'prefix'
+  config.data.batch_size = 32
+  config.data.sequence_length = 256
+  config.train.num_steps = 2000
+  config.train.eval_every = 500
+  config.train.save_every = 500
+  config.evaluate.evaluators = ('classification',)
+  if folder:
+    path = pathlib.Path(folder).expanduser() / config_lib.FILE
+    start = config_lib.to_config_dict(config_lib.read(path))
+    config.model, config.tokenizer = start.model, start.tokenizer
+    config.train.init_from = folder
+    config.tune.method = 'lora'
+    config.optimizer.learning_rate = 5e-4
+    config.optimizer.weight_decay = 0.0
+    config.data.batch_size = 4
+    config.train.num_steps = 300
+    return config
+  config.tokenizer.kind = 'sentencepiece'
+  config.tokenizer.vocab_size = 8192
+  config.model.max_length = 256
+  config.model.width = 128
+  config.model.num_layers = 2
+  config.model.num_heads = 4
+  config.model.mlp_dim = 256
+  config.model.dropout = 0.3
+  config.optimizer.learning_rate = 2e-3
+  return config
