@@ -244,15 +244,17 @@ def test_tasks_with_other_numbers_are_predicted(tmp_path):
     'train.num_steps = 2',
   )
   assert tiny.run(file, tmp_path / 'run') == 0
-  asked = write(tmp_path / 'asked.jsonl', [{'a': 'x'}, {'a': 3}, {'b': 1}])
+  asked = write(
+    tmp_path / 'asked.jsonl', [{'a': 'x'}] * 8 + [{'a': 3}, {'b': 1}]
+  )
   for task in ('one', 'all'):
     output = tmp_path / f'{task}.jsonl'
     options = (
       f'predict.source={asked}',
       f'predict.output={output}',
       f'predict.task={task}',
-      'evaluate.batch_size=1',
+      'evaluate.batch_size=8',
     )
     assert tiny.run('', tmp_path / 'run', *options, mode='predict') == 0
     lines = [json.loads(line) for line in output.read_text().splitlines()]
-    assert ['prediction' in line for line in lines] == [False, True, True]
+    assert ['prediction' in line for line in lines] == [False] * 8 + [True] * 2
