@@ -34,9 +34,7 @@ def scene(rng: random.Random) -> list[Thing]:
   """Up to three (colour, shape, place), each of them there only once."""
   count = rng.randint(1, 3)
   parts = (tuple(COLOURS), SHAPES, PLACES)
-  return list(
-    zip(*(rng.sample(names, count) for names in parts), strict=True)
-  )
+  return list(zip(*(rng.sample(names, count) for names in parts), strict=True))
 
 
 def draw(rng: random.Random, things: list[Thing]) -> PIL.Image.Image:
