@@ -1,4 +1,4 @@
-r"""Chat tuning: a published model learns the assistant's turns of conversations.
+r"""Chat tuning: a published model learns what the assistant says.
 
   python -m gemini_jax.commands.convert --source=FOLDER|FILE.gguf \
       --target=runs/base

@@ -58,7 +58,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.model.dropout = 0.1
   config.model.scan_layers = False
   config.optimizer.name = 'muon'
-  config.optimizer.learning_rate = 4e-3
+  config.optimizer.learning_rate = 3e-3
   config.optimizer.warmup_steps = 100
   config.optimizer.final_scale = 0.0
   config.train.label_smoothing = 0.1
@@ -67,4 +67,5 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.train.eval_every = 250
   config.train.save_every = 250
   config.evaluate.texts.beam_size = 4
+  config.generate.beam_size = 4
   return config

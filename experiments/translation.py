@@ -37,7 +37,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.model.dropout = 0.2
   config.model.scan_layers = False
   config.optimizer.name = 'muon'
-  config.optimizer.learning_rate = 4e-3
+  config.optimizer.learning_rate = 3e-3
   config.optimizer.warmup_steps = 100
   config.optimizer.final_scale = 0.0
   config.optimizer.ema_decay = 0.99
@@ -49,4 +49,6 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.evaluate.evaluators = ('texts',)
   config.evaluate.texts.beam_size = 5
   config.evaluate.texts.length_penalty = 1.0
+  config.generate.beam_size = 5
+  config.generate.length_penalty = 1.0
   return config
