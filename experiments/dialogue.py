@@ -11,8 +11,8 @@ Each line of FILE is {"messages": [{"role": "user", "content": ...}, {"role":
 "assistant", "content": ...}, ...]}, of any number of turns. They are written by
 the chat template of the model, and what the assistant says is learned, by LoRA,
 as in fine_tune.py. Nine of ten conversations are for training; half of the
-others give `validation/loss`, half `test/loss`, in nats a token that the
-assistant says.
+others give `validation/loss`, half `test/loss`, in nats a token of what the
+assistant says, over 80 rows at most.
 """
 
 import ml_collections
@@ -30,6 +30,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.data.validation = (f'jsonl:{file}#[9::20]',)
   config.data.test = (f'jsonl:{file}#[19::20]',)
   config.data.sequence_length = min(512, config.model.max_length)
-  config.evaluate.max_batches = None
+  config.train.eval_every = 100
+  config.train.save_every = 100
   config.generate.chat = 'prompt'
   return config
