@@ -57,12 +57,14 @@ CASES = [
 
 @pytest.fixture
 def base(tmp_path):
-  """A folder with the config of a run."""
+  """A folder with the config of an imported model."""
   folder = tmp_path / 'base'
   folder.mkdir()
-  model = config_lib.Model(vocab_size=64, width=32)
-  text = config_lib.to_json(config_lib.Config(model=model))
-  (folder / config_lib.FILE).write_text(text)
+  config = config_lib.Config(
+    model=config_lib.Model(vocab_size=64, width=32),
+    tokenizer=config_lib.Tokenizer(kind='huggingface'),
+  )
+  (folder / config_lib.FILE).write_text(config_lib.to_json(config))
   return folder
 
 
