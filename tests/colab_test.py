@@ -4,7 +4,6 @@ import ast
 import json
 import os
 import pathlib
-import re
 import sys
 
 import nbclient
@@ -165,8 +164,7 @@ def test_translate_notebook(tmp_path, monkeypatch):
   assert 'test/bleu ' in text['results'] and 'tok:13a' in text['results']
   assert text['results'].count(' | ') == 10
   assert 'written to' in text['translate']
-  lines = text['predict'].split('{', 1)[1]
-  assert [*map(int, re.findall('"record": (.)', lines))] == [0, 1]
+  assert text['predict'].count('"record": ') == 2
 
 
 @pytest.mark.filterwarnings('ignore')
