@@ -1,7 +1,7 @@
 """The batch: made by data, read by models and losses.
 
 B sequences in the batch, T decoder length, S encoder length, M the most media
-of a kind in a sequence, R dims of a medium.
+of a kind in a sequence, R dims of a medium, K numbers of a target.
 """
 
 from collections import abc
@@ -20,11 +20,15 @@ Array = Any
 class Media:
   """Pictures, sounds or videos of sequences, on canvases of one size.
 
+  Numbers and series are media, too, though their values are normalised.
+
   Attributes:
-    values: pictures uint8[B, M, H, W, C], videos uint8[B, M, F, H, W, C] or
-      sounds int16[B, M, N].
+    values: pictures uint8[B, M, H, W, C], videos uint8[B, M, F, H, W, C],
+      sounds int16[B, M, N], series float32[B, M, L, C] of L steps or numbers
+      float32[B, M, 1], NaN where one is missing.
     sizes: int32[B, M, R], the extent of each on its canvas: (height, width),
-      (frames, height, width) or (samples,); 0 where there is no medium.
+      (frames, height, width), (samples,) or (steps,), and of a number the
+      field that it is of, from 1; 0 where there is no medium.
   """
 
   values: Array
@@ -62,6 +66,9 @@ class Batch:
     encoder: inputs of the encoder, or None.
     rejected: of preferences, the same rows with targets that are worse: segment
       k of a row here is preferred to segment k of that row there; or None.
+    values: of targets that are labels or numbers, float32[B, 1, K]: 1 for each
+      label that the row's one example has, or normalised numbers. They are
+      predicted where the weight is above 0; `targets` are 0 there.
   """
 
   decoder: Sequence
@@ -70,6 +77,7 @@ class Batch:
   prefix: Array | None = None
   encoder: Sequence | None = None
   rejected: 'Batch | None' = None
+  values: Array | None = None
 
 
 def blank_media(kind: str, config: config_lib.Model, *lead: int) -> Media:
@@ -79,6 +87,12 @@ def blank_media(kind: str, config: config_lib.Model, *lead: int) -> Media:
     'image': (canvas, np.uint8, 2),
     'audio': ((config.audio.num_samples,), np.int16, 1),
     'video': ((config.video.num_frames, *canvas), np.uint8, 3),
+    'series': (
+      (config.series.num_steps, config.series.channels),
+      np.float32,
+      1,
+    ),
+    'number': ((1,), np.float32, 1),
   }[kind]
   return Media(
     np.zeros((*lead, *shape), dtype), np.zeros((*lead, num_dims), np.int32)

@@ -363,7 +363,7 @@ def _load_tokenizer(
   )
   words = tokenizer_lib.load(file)
   rows = config.model.vocab_size
-  least = words.vocab_size + bool(config.model.kinds) * len(config_lib.KINDS)
+  least = words.vocab_size + config.model.num_placeholders
   config_lib.check(
     rows is None or rows >= least,
     f'model.vocab_size={rows} must be at least {least}: {words.vocab_size} of '

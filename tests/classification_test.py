@@ -105,7 +105,7 @@ def test_what_is_predicted_is_what_was_evaluated(trained, tmp_path):
     expected = class_predictions.predict(run, params, run.loader('validation'))
   np.testing.assert_allclose(
     [line['probabilities']['many'] for line in found],
-    expected.probabilities_NC[:, 1],
+    expected.outputs_NC[:, 1],
     atol=1e-6,
   )
   # The file is there; and one that was ended is gone on with.

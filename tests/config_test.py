@@ -1020,6 +1020,15 @@ CONFLICTS = [
     "model.position='learned'",
   ),
   (
+    {'model.series': {'length': 4}},
+    'model.series.patch=8 must be at most model.series.length=4',
+  ),
+  (
+    {'data.normalization': {'fields': ('a',), 'means': (0.0,)}},
+    'data.normalization: fields, means and deviations must be of one length, '
+    'each field once; they have [1, 1, 0]',
+  ),
+  (
     {'model.head_dim': 6, 'model.image': {'num_layers': 1}},
     'model.head_dim=6 must be a multiple of 4 for '
     "model.image.position='rotary' in model.image.num_layers=1",

@@ -57,6 +57,7 @@ _SLOW = {
   'adapters_test.py': (),
   'classification_test.py': (),
   'evaluate/class_predictions_test.py::test_probabilities': ('[2]',),
+  'numbers_run_test.py': (),
   'kernels/chunked_attention_test.py::test_bands_and': (
     '[rule0-53-16777216-4194304]',
     '[rule1-48-16777216-4194304]',

@@ -38,6 +38,9 @@ ARGUMENTS = {
   ],
   # {base} becomes a folder with the config of a run.
   'fine_tune': [f'base={{base}},method={name}' for name in fine_tune.METHODS],
+  # {base}/table.* has a record.
+  'series': ['table={base}/table.jsonl,target=class:label'],
+  'tables': ['table={base}/table.csv,target=number:label,fold=4'],
   'domain_transfer': [
     '',
     'domain=words,base={base}',
@@ -64,7 +67,7 @@ CASES = [
 
 @pytest.fixture
 def base(tmp_path):
-  """A folder with the config of an imported model."""
+  """A folder with the config of an imported model, a table and series."""
   folder = tmp_path / 'base'
   folder.mkdir()
   config = config_lib.Config(
@@ -72,6 +75,8 @@ def base(tmp_path):
     tokenizer=config_lib.Tokenizer(kind='huggingface'),
   )
   (folder / config_lib.FILE).write_text(config_lib.to_json(config))
+  (folder / 'table.csv').write_text('a,b,label\n1,2,3\n')
+  (folder / 'table.jsonl').write_text('{"series": [[1, 2]], "label": "a"}\n')
   return folder
 
 

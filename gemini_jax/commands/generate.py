@@ -131,7 +131,7 @@ def _check_media(config: config_lib.Config):
   options = config.generate
   if config.data.tasks:
     return
-  for name in (*config_lib.KINDS, 'task'):
+  for name in (*config_lib.MEDIA, 'task'):
     value = getattr(options, name)
     config_lib.check(
       not value, f'generate.{name}={value!r} needs a model of data.tasks'

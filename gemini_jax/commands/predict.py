@@ -27,13 +27,18 @@ from gemini_jax.data import (
   class_targets,
   fields,
   media_reader,
+  numbers,
   packing,
   record_files,
   transforms,
   unusable,
 )
 from gemini_jax.data import task as task_lib
-from gemini_jax.evaluate import class_predictions, generation_options
+from gemini_jax.evaluate import (
+  class_predictions,
+  classification_metrics,
+  generation_options,
+)
 from gemini_jax.infer import generation, prompts, request
 from gemini_jax.parallel import compilation, sharding
 
@@ -46,7 +51,8 @@ class _Example(NamedTuple):
   Attributes:
     asked: the inputs of the task.
     words: those that get a tag each.
-    tokens: of a task of classes, as of `class_targets.classified`.
+    tokens: of a task with an output of its own, as of
+      `class_targets.classified`.
     classes: likewise, each of them class 0.
   """
 
@@ -83,12 +89,12 @@ def predict(config: config_lib.Config, workdir: str | os.PathLike):
   run = run_lib.open_run(config, workdir)
   compilation.enable_cache(config)
   size = config.evaluate.batch_size or config.data.batch_size
-  predicted = _texts if task.classes is None else _classes
+  predicted = _texts if task.head is None else _outputs
   with sharding.use(run.mesh):
     restored = run.restore_params(
       config.evaluate.checkpoint, 'evaluate.checkpoint'
     )
-    how = config.evaluate.test_time_views if task.classes else _text(run)
+    how = config.evaluate.test_time_views if task.head else _text(run)
     of_model = str(run.workdir.absolute()), restored.step, config.predict, how
     key = hashlib.sha256(repr((identity, *of_model)).encode()).hexdigest()
     file = prediction_file.PredictionFile(output, key, size)
@@ -185,7 +191,7 @@ def _example(
   """
   if isinstance(record.values, unusable.UnusableError):
     raise record.values
-  config, piece = run.config, task.classes
+  config, piece = run.config, task.head
   asked = request.from_record(
     config, run.tokenizer, task, record.values, folder=record.folder
   )
@@ -262,10 +268,10 @@ def _text(run: run_lib.Run) -> config_lib.Generate:
   )
 
 
-def _classes(
+def _outputs(
   run: run_lib.Run, params: Any, chunks: Iterable[_Chunk], size: int
 ) -> Iterator[list[dict[str, Any]]]:
-  """Lines of each chunk: classes and their probabilities."""
+  """Lines of each chunk: classes, labels or numbers."""
   waiting: collections.deque[_Chunk] = collections.deque()
 
   def batches():
@@ -281,9 +287,7 @@ def _classes(
     yield _lines(
       chunk,
       (
-        _named(
-          run.config, example, part.probabilities_NC[part.examples_N == number]
-        )
+        _named(run.config, example, part.outputs_NC[part.examples_N == number])
         for number, example in enumerate(examples)
       ),
     )
@@ -292,8 +296,16 @@ def _classes(
 def _named(
   config: config_lib.Config, example: _Example, probabilities_WC: np.ndarray
 ) -> dict[str, Any]:
-  """The class of an example with probabilities, or those of its words."""
+  """The class of an example with probabilities, or those of its words.
+
+  Or its labels, or its number, in the units of the data.
+  """
   names = config.data.label_names
+  piece = task_lib.head(config.data)
+  assert piece is not None
+  if piece.kind == task_lib.NUMBER:
+    (number,) = numbers.restored(probabilities_WC[0], piece, config.data)
+    return {'prediction': float(number)}
   best_W = probabilities_WC.argmax(axis=1)
   if example.words:
     return {
@@ -301,11 +313,23 @@ def _named(
       'prediction': [names[i] for i in best_W],
       'probability': [float(p) for p in probabilities_WC.max(axis=1)],
     }
-  order = np.argsort(-probabilities_WC[0], kind='stable')[: config.predict.top]
+  order = np.argsort(-probabilities_WC[0], kind='stable')
+  of_names = lambda indices: {
+    names[i]: float(probabilities_WC[0, i]) for i in indices
+  }
+  top = of_names(order[: config.predict.top])
+  if piece.kind == task_lib.LABELS:
+    is_label_C = probabilities_WC[0] >= classification_metrics.THRESHOLD
+    labels = of_names(i for i in order if is_label_C[i])
+    return {
+      'prediction': [*labels],
+      'probability': [*labels.values()],
+      'probabilities': top,
+    }
   return {
     'prediction': names[best_W[0]],
     'probability': float(probabilities_WC[0, best_W[0]]),
-    'probabilities': {names[i]: float(probabilities_WC[0, i]) for i in order},
+    'probabilities': top,
   }
 
 
@@ -330,14 +354,17 @@ def _batch(
     *(tokens, pieces, size, config.data, run.tokenizer), classes=classes
   )
   asked = [example.asked for example in examples]
-  media = request.stack_media(config.model, asked, size)
+  # Of the shapes of training, whatever the examples are.
   blank = media_reader.blank(config.data, config.model, size)
   name = 'encoder' if config.data.objective == 'seq2seq' else 'decoder'
-  sequences = {
-    part: dataclasses.replace(
-      getattr(batch, part),
-      media={**by_kind, **(media if part == name else {})},
+  for kind, media in request.stack_media(config.model, asked, size).items():
+    filled, count = blank[name][kind], media.sizes.shape[1]
+    filled.values[:, :count], filled.sizes[:, :count] = (
+      media.values,
+      media.sizes,
     )
+  sequences = {
+    part: dataclasses.replace(getattr(batch, part), media=by_kind)
     for part, by_kind in blank.items()
   }
   return dataclasses.replace(batch, **sequences)

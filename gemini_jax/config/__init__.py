@@ -22,6 +22,7 @@ from gemini_jax.config.data import (
   TASK_FIELDS,
   Augment,
   Data,
+  Normalization,
   Tokenizer,
 )
 from gemini_jax.config.evaluate import Evaluate
@@ -30,9 +31,12 @@ from gemini_jax.config.generate import SEPARATOR, Generate
 from gemini_jax.config.growth import Growth
 from gemini_jax.config.media import (
   KINDS,
+  MEDIA,
+  NUMERIC,
   Audio,
   Autoencoder,
   Image,
+  Series,
   Tower,
   Video,
 )
@@ -65,6 +69,8 @@ __all__ = [
   'FILE',
   'KINDS',
   'LEARNING_RATES',
+  'MEDIA',
+  'NUMERIC',
   'SEPARATOR',
   'TASK_FIELDS',
   'AdaLoRA',
@@ -85,10 +91,12 @@ __all__ = [
   'Latent',
   'LossWeights',
   'Model',
+  'Normalization',
   'Optimizer',
   'Parallel',
   'Plan',
   'Predict',
+  'Series',
   'Sparsity',
   'Tokenizer',
   'Tower',

@@ -292,6 +292,9 @@ class Config:
     image, audio, video = model.image, model.audio, model.video
     canvas = f'model.image.height={image.height} x width={image.width} pixels'
     sizes = {
+      'number': f'model.num_numbers={model.num_numbers}',
+      'series': f'model.series.length={model.series.length} steps of '
+      f'channels={model.series.channels}',
       'image': canvas,
       'audio': f'model.audio.seconds={audio.seconds} '
       f'at sample_rate={audio.sample_rate}',

@@ -66,6 +66,29 @@ class Augment:
     )
 
 
+@schema.section('data.normalization')
+class Normalization:
+  """What numbers and series of tasks are divided by: data/numbers.py.
+
+  A run that begins measures them in data.train and keeps them in its config.
+  """
+
+  # Fields of {number:FIELD}, and FIELD.0, FIELD.1 and so on for the channels
+  # of {series:FIELD}; (): to be measured.
+  fields: tuple[str, ...] = ()
+  # Their means and standard deviations, in the units of the data.
+  means: tuple[float, ...] = ()
+  deviations: tuple[Annotated[float, schema.Range(0, above=True)], ...] = ()
+
+  def __post_init__(self):
+    counts = [len(self.fields), len(self.means), len(self.deviations)]
+    schema.check(
+      counts == [len(set(self.fields))] * 3,
+      'data.normalization: fields, means and deviations must be of one length, '
+      f'each field once; they have {counts}',
+    )
+
+
 @schema.section('data')
 class Data:
   """Where examples come from and how they become batches.
@@ -104,8 +127,12 @@ class Data:
   # one example of each task; see data/task.py.
   tasks: tuple[str, ...] = ()
   # Names of the classes, in the order of their numbers; (): those of TFDS, or
-  # of {class:FIELD} and {tags:FIELD} all that data.train has.
+  # of {class:FIELD}, {tags:FIELD} and {labels:FIELD} all that data.train has.
   label_names: tuple[str, ...] = ()
+  # Means and standard deviations of {number:FIELD} and {series:FIELD}.
+  normalization: Normalization = dataclasses.field(
+    default_factory=Normalization
+  )
   # What a training example of a class counts: all the same, or one over the
   # frequency of its class.
   class_weights: Literal['none', 'balanced'] = 'none'
@@ -122,7 +149,9 @@ class Data:
   inputs_dropout: schema.PartialShare = 0.0
   # Kinds of media that are dropped from the inputs of every example, to measure
   # what they contribute.
-  drop_kinds: tuple[Literal['image', 'audio', 'video'], ...] = ()
+  drop_kinds: tuple[
+    Literal['image', 'audio', 'video', 'series', 'number'], ...
+  ] = ()
   # Fields whose values are shuffled among the training records of tasks: a
   # negative control, from which nothing can be learned.
   shuffled_fields: tuple[str, ...] = ()

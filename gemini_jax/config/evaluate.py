@@ -99,8 +99,8 @@ class Evaluate:
   # Batches of a split at most for its loss; None: the whole split.
   max_batches: schema.Count | None = None
   # Evaluators that run after training and with --mode=eval, in this order,
-  # beside the loss: exact_match, classification, texts, captions, judged_media,
-  # retrieval, likelihood, samples.
+  # beside the loss: exact_match, classification, regression, texts, captions,
+  # judged_media, retrieval, likelihood, samples.
   evaluators: tuple[str, ...] = ()
   # Which checkpoint --mode=eval takes: the newest, or the best by validation
   # loss; see train.keep_best.

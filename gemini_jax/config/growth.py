@@ -182,7 +182,7 @@ def plain_check(before: Any, after: Any, where: str):
     'num_experts': after.num_experts,
     'latent.dim': after.latent.dim,
     'contrast_dim': after.contrast_dim,
-    'image, audio or video': len(after.kinds),
+    'image, audio, video, series or num_numbers': len(after.kinds),
   }
   used = [f'model.{name}' for name, value in extras.items() if value]
   widths = ('width', 'num_heads', 'kv_heads', 'head_width', 'mlp_width')

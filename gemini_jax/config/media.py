@@ -6,7 +6,12 @@ from typing import Annotated, Literal
 from gemini_jax.config import schema
 
 # Kinds of media.
-KINDS = ('image', 'audio', 'video')
+MEDIA = ('image', 'audio', 'video')
+NUMERIC = ('number', 'series')
+# All that soft tokens are of. Their order is that of their placeholders, which
+# are the last rows of the token table: a new kind goes to the front, so that
+# those of earlier models stay where they are.
+KINDS = (*NUMERIC, *MEDIA)
 Pixels = Annotated[int, schema.Range(0, cap=2**14)]
 Seconds = Annotated[float, schema.Range(0, above=True, cap=60)]
 # Largest matrix from a spectrum to the mel scale, in entries.
@@ -259,3 +264,35 @@ class Video:
   # that many rectangles of patches; 0: no pooling. Pooling works best after
   # model.image.num_layers, whose outputs know their position and context.
   frame_tokens: schema.SizeOrZero = 0
+
+
+@schema.section('model.series')
+class Series:
+  """Series of numbers, as soft tokens in a sequence: patches of steps.
+
+  Each channel is normalised by its mean and standard deviation in the training
+  data (data.normalization).
+  """
+
+  # Steps of the longest series; longer ones are cut; 0: no series.
+  length: schema.LengthOrZero = 0
+  # Numbers of a step.
+  channels: schema.Size = 1
+  # Steps in one token; a series must have as many.
+  patch: schema.Size = 8
+
+  def __post_init__(self):
+    schema.check(
+      not self.length or self.patch <= self.length,
+      f'model.series.patch={self.patch} must be at most model.series.length='
+      f'{self.length}',
+    )
+
+  @property
+  def num_steps(self) -> int:
+    """Steps of the longest series, rounded up to whole tokens."""
+    return -(-self.length // self.patch) * self.patch
+
+  def tokens_of(self, num_steps: int) -> int:
+    """Number of soft tokens of a series of `num_steps` steps."""
+    return -(-min(num_steps, self.length) // self.patch)

@@ -53,8 +53,14 @@ class Model:
   # placeholders of media come after them. None: the tokenizer's vocabulary.
   text_vocab_size: schema.Length | None = None
   # Classes that an output of its own gives scores to, in the place of tokens;
-  # 0: the output is tokens. Tasks with {class:FIELD} or {tags:FIELD} set it.
+  # 0: the output is tokens. The targets of tasks set it (data/task.py).
   num_classes: Annotated[int, schema.Range(0, cap=65_535)] = 0
+  # What that output is: scores of classes of which one is right, of labels of
+  # which any may be, or numbers. The tasks set it.
+  output: Literal['classes', 'labels', 'numbers'] = 'classes'
+  # Fields {number:FIELD} of inputs; each has vectors of its own. The tasks set
+  # it.
+  num_numbers: Annotated[int, schema.Range(0, cap=65_535)] = 0
   # Longest sequence of the decoder in tokens, prompt and output together.
   max_length: schema.Length = 256
   # Width of the residual stream.
@@ -160,6 +166,8 @@ class Model:
   audio: media.Audio = dataclasses.field(default_factory=media.Audio)
   # Videos, as inputs.
   video: media.Video = dataclasses.field(default_factory=media.Video)
+  # Series of numbers, as inputs.
+  series: media.Series = dataclasses.field(default_factory=media.Series)
 
   def __post_init__(self):
     schema.check(
@@ -291,13 +299,16 @@ class Model:
 
   @property
   def kinds(self) -> tuple[str, ...]:
-    """The kinds of media that the model can take as inputs."""
-    sizes = (self.image.height, self.audio.sample_rate, self.video.num_frames)
+    """The kinds of soft tokens that the model can take as inputs."""
+    sizes = (
+      *(self.num_numbers, self.series.length),
+      *(self.image.height, self.audio.sample_rate, self.video.num_frames),
+    )
     return tuple(k for k, size in zip(media.KINDS, sizes, strict=True) if size)
 
   def writes(self, kind: str) -> bool:
     """Whether the model can generate a kind, which takes an autoencoder."""
-    if kind == 'video' or kind not in self.kinds:
+    if kind not in ('image', 'audio') or kind not in self.kinds:
       return False
     return getattr(self, kind).autoencoder.dim > 0
 
@@ -305,8 +316,13 @@ class Model:
   def text_rows(self) -> int:
     """Rows of the embedding table that are text tokens, as far as is known."""
     assert self.vocab_size, 'the tokenizer sets model.vocab_size'
-    rows = self.vocab_size - (len(media.KINDS) if self.kinds else 0)
-    return self.text_vocab_size or rows
+    return self.text_vocab_size or self.vocab_size - self.num_placeholders
+
+  @property
+  def num_placeholders(self) -> int:
+    """Rows of the embedding table that are placeholders of soft tokens."""
+    is_numeric = not set(self.kinds).isdisjoint(media.NUMERIC)
+    return len(media.KINDS if is_numeric else media.MEDIA if self.kinds else ())
 
   @property
   def output_rows(self) -> int:
@@ -323,6 +339,9 @@ class Model:
 
   def tokens_of(self, kind: str, size: Sequence[int]) -> int:
     """Number of soft tokens of a medium of extent `size`; 0 if that is 0."""
+    if kind in media.NUMERIC:
+      # The extent of a number is that of its field among all.
+      return self.series.tokens_of(*size) if kind == 'series' else min(*size, 1)
     if kind == 'image' and self.writes('image'):
       # A picture read as z has one a patch; frames of a video may be resampled.
       return self.image.patches_of(*size)
@@ -336,9 +355,11 @@ class Model:
     return min(frames, self.video.num_frames) * each
 
   def soft_tokens(self, kind: str) -> int:
-    """Number of soft tokens of the largest picture, sound or video."""
+    """Number of soft tokens of the largest medium of a kind."""
     canvas = (self.image.height, self.image.width)
     sizes = {
+      'number': (self.num_numbers,),
+      'series': (self.series.length,),
       'image': canvas,
       'audio': (self.audio.num_samples,),
       'video': (self.video.num_frames, *canvas),
@@ -349,6 +370,8 @@ class Model:
     """Bytes of the largest medium of each kind that is read, in float32."""
     image = self.image.height * self.image.width * self.image.channels
     numbers = {
+      'number': self.num_numbers,
+      'series': self.series.num_steps * self.series.channels,
       'image': image,
       'audio': self.audio.num_samples,
       'video': self.video.num_frames * image,

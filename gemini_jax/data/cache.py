@@ -55,7 +55,8 @@ class Corpus:
     is_target: bool[N], tokens that are targets, of conversations; None where
       `firsts` tells.
     classes: uint16[N], of `class_targets.classified`; None where targets are
-      tokens.
+      tokens. 1 where numbers or labels are predicted.
+    values: float32[R, K], numbers or labels; None where there are none.
   """
 
   tokens: np.ndarray
@@ -69,6 +70,7 @@ class Corpus:
   digest: str
   is_target: np.ndarray | None = None
   classes: np.ndarray | None = None
+  values: np.ndarray | None = None
 
 
 def folder(config: config_lib.Data) -> pathlib.Path:
@@ -147,6 +149,7 @@ def _write(work, read, tokenizer, placeholders):
 
   masks: list[np.ndarray] = []
   classes: list[np.ndarray] = []
+  values: list[np.ndarray] = []
   names = list(_FILES)
 
   def flush():
@@ -154,6 +157,7 @@ def _write(work, read, tokenizer, placeholders):
       (_FILES[0], buffer, dtype),
       (_IS_TARGET, masks, bool),
       (_CLASSES, classes, np.uint16),
+      (_VALUES, values, np.float32),
     ):
       if name in names:
         with writing(), open(work / name, 'ab') as file:
@@ -168,14 +172,18 @@ def _write(work, read, tokenizer, placeholders):
         first = int(np.argmax(is_target))
         masks.append(is_target)
         names = [*_FILES, _IS_TARGET]
-      elif isinstance(document[-1][0], transforms.Classes):
+      elif isinstance(document[-1][0], transforms.Classes | transforms.Values):
         inputs, (targets,) = document
+        names = [*_FILES, _CLASSES]
+        if isinstance(targets, transforms.Values):
+          values.append(targets.numbers)
+          names.append(_VALUES)
+          targets = transforms.Classes((0,))
         tokens, predicted = class_targets.classified(
           inputs, targets, tokenizer, placeholders
         )
         first = len(tokens) - 1
         classes.append(predicted)
-        names = [*_FILES, _CLASSES]
       else:
         tokens, first = transforms.document(document, tokenizer, placeholders)
       unknown += int(np.count_nonzero(tokens == tokenizer.unk_id))
@@ -190,14 +198,14 @@ def _write(work, read, tokenizer, placeholders):
       flush()
       buffered = 0
   flush()
-  for name, values in (
+  for name, numbers in (
     ('offsets', offsets),
     ('firsts', firsts),
     ('sizes', sizes),
     ('origins', origins),
   ):
     with writing():
-      (work / f'{name}.bin').write_bytes(values.tobytes())
+      (work / f'{name}.bin').write_bytes(numbers.tobytes())
   meta = {
     'dtype': np.dtype(dtype).name,
     'files': {name: _digest(work / name) for name in names},
@@ -218,8 +226,9 @@ _FILES = (
   *('tokens.bin', 'offsets.bin', 'firsts.bin', 'sizes.bin'),
   'origins.bin',
 )
-# Only of conversations, and of targets that are classes.
+# Only of conversations, and of targets that are classes, labels or numbers.
 _IS_TARGET, _CLASSES = 'is_target.bin', 'classes.bin'
+_VALUES = 'values.bin'
 
 
 def _publish(work: pathlib.Path, path: pathlib.Path):
@@ -277,13 +286,18 @@ def _corpus(path: pathlib.Path, meta: dict[str, Any]) -> Corpus:
   classes = None
   if _CLASSES in meta['files']:
     classes = np.memmap(path / _CLASSES, np.uint16, 'r')
+  offsets, values = np.fromfile(path / 'offsets.bin', np.int64), None
+  if _VALUES in meta['files']:
+    values = np.memmap(path / _VALUES, np.float32, 'r')
+    values = values.reshape(len(offsets) - 1, -1)
   return Corpus(
     tokens=np.empty(0, dtype)
     if empty
     else np.memmap(path / 'tokens.bin', dtype, 'r'),
     is_target=is_target,
     classes=classes,
-    offsets=np.fromfile(path / 'offsets.bin', np.int64),
+    values=values,
+    offsets=offsets,
     firsts=np.fromfile(path / 'firsts.bin', np.int64),
     sizes=np.fromfile(path / 'sizes.bin', np.int64),
     origins=np.fromfile(path / 'origins.bin', np.int64),

@@ -10,7 +10,7 @@ from gemini_jax.data import transforms, unusable
 
 
 def classified(
-  inputs: Sequence[str | transforms.Slots | transforms.Classes],
+  inputs: Sequence[transforms.Piece],
   targets: transforms.Classes,
   tokenizer: tokenizer_lib.Tokenizer,
   placeholders: Mapping[str, int] = types.MappingProxyType({}),

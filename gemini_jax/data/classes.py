@@ -1,4 +1,4 @@
-"""The classes that targets name: which there are, and how often.
+"""The classes and labels that targets name: which there are, and how often.
 
 Their order is that of `data.label_names`, which a run that begins finds in its
 training data and keeps in its config, with `model.num_classes`.
@@ -7,6 +7,7 @@ training data and keeps in its config, with `model.num_classes`.
 import contextlib
 import dataclasses
 import logging
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,17 +22,18 @@ _MAX_CLASSES = 65_535
 def resolve(
   config: config_lib.Config, saved: config_lib.Config | None
 ) -> config_lib.Config:
-  """The config with the names and the number of the classes of its tasks.
+  """The config with the output that its tasks need, and the names of classes.
 
   Args:
     config: of a run; one whose targets are tokens is returned as it is.
     saved: of the same run when it began; None: it begins now.
 
   Raises:
-    ConfigError: there are fewer than two classes, or not those of
-      `model.num_classes`; or the data cannot be read.
+    ConfigError: there are fewer than two classes or no label, or not those of
+      `model.num_classes`; rows would hold several examples of labels or
+      numbers; or the data cannot be read.
   """
-  piece = task_lib.classes(config.data)
+  piece = task_lib.head(config.data)
   if piece is None:
     config_lib.check(
       not config.model.num_classes,
@@ -44,25 +46,47 @@ def resolve(
     f'data.tasks={config.data.tasks}: tags are of the words that the decoder '
     'reads; set data.objective=prefix, not seq2seq',
   )
+  if piece.kind not in task_lib.CLASSES:
+    config_lib.check(
+      not config.data.pack and config.data.class_weights == 'none',
+      f'data.tasks={config.data.tasks}: targets that are labels or a number '
+      "need data.pack=False and data.class_weights='none'",
+    )
+  if piece.kind == task_lib.NUMBER:
+    return _with_output(config, 'numbers', 1, ())
   names = config.data.label_names
   if not names and saved is not None:
     names = saved.data.label_names
   if not names:
     names = _training_names(piece, config.data)
+  is_labels = piece.kind == task_lib.LABELS
+  least = 1 if is_labels else 2
   config_lib.check(
-    2 <= len(names) <= _MAX_CLASSES and len(set(names)) == len(names),
+    least <= len(names) <= _MAX_CLASSES and len(set(names)) == len(names),
     f'data.label_names={names[:10]}: {{{piece.kind}:{piece.value}}} has '
-    f'{len(names)} classes; there must be 2 to {_MAX_CLASSES:,}, each once',
+    f'{len(names)} classes; there must be {least} to {_MAX_CLASSES:,}, each '
+    'once',
   )
+  return _with_output(
+    config, 'labels' if is_labels else 'classes', len(names), names
+  )
+
+
+def _with_output(
+  config: config_lib.Config,
+  output: Literal['classes', 'labels', 'numbers'],
+  size: int,
+  names: tuple[str, ...],
+) -> config_lib.Config:
   config_lib.check(
-    config.model.num_classes in (0, len(names)),
+    config.model.num_classes in (0, size),
     f'model.num_classes={config.model.num_classes}, and the data have '
-    f'{len(names)} classes; leave it out',
+    f'{size} classes; leave it out',
   )
   return dataclasses.replace(
     config,
     data=dataclasses.replace(config.data, label_names=names),
-    model=dataclasses.replace(config.model, num_classes=len(names)),
+    model=dataclasses.replace(config.model, num_classes=size, output=output),
   )
 
 
@@ -95,7 +119,10 @@ def _names_of_records(
   names: set[str] = set()
   for index in range(len(source)):
     try:
-      value = source[index].get(piece.value)
+      record = source[index]
+      value: Any = record.get(piece.value)
+      if piece.kind == task_lib.LABELS:
+        value = fields.label_list(record, piece)
     except unusable.UnusableError:
       continue
     is_list = isinstance(value, list | tuple | np.ndarray)

@@ -72,7 +72,7 @@ def open_split(
     else:
       read, identity = plain, source.fingerprint
     parts = [spec, identity, tokenizer.fingerprint, repr(tasks), repr(layout)]
-    if task_lib.classes(config) is not None:
+    if task_lib.head(config) is not None:
       parts.append(repr(config.label_names))
     key = cache.key(*parts)
     corpus = cache.open_or_build(

@@ -73,8 +73,11 @@ class Epochs:
     self.num_rows = self._epoch(0)[0].num_rows
 
   def _count_classes(self, chosen: np.ndarray) -> np.ndarray:
-    """int64[C], targets of each class in the chosen documents."""
-    corpus, size = self.corpus, len(self._config.label_names) + 1
+    """int64[C], targets of each class in the chosen documents.
+
+    All labels and numbers are counted as the first class.
+    """
+    corpus, size = self.corpus, max(len(self._config.label_names), 1) + 1
     total = np.zeros(size, np.int64)
     if corpus.classes is None:
       return total[1:]
@@ -114,9 +117,10 @@ class Epochs:
     if self._config.objective != 'causal' and not self._config.pairs:
       pieces = transforms.random_firsts(pieces, [*self._seed, epoch])
     if self._reader is not None:
-      return self._reader.batch(
+      batch = self._reader.batch(
         self.corpus, pieces, rows, [*self._seed, epoch], self._tokenizer
       )
+      return self._with_values(batch, pieces)
     assemble = lambda pieces: transforms.assemble(
       self.corpus.tokens,
       pieces,
@@ -131,7 +135,20 @@ class Epochs:
       batch = dataclasses.replace(
         batch, rejected=assemble(rejected.pieces(numbers))
       )
-    return batch
+    return self._with_values(batch, pieces)
+
+  def _with_values(
+    self, batch: batch_lib.Batch, pieces: packing.Pieces
+  ) -> batch_lib.Batch:
+    """The batch with the numbers or labels of its rows, if there are any."""
+    corpus = self.corpus
+    if corpus.values is None:
+      return batch
+    places = np.searchsorted(corpus.offsets, pieces.starts, 'right') - 1
+    shape = (len(batch.targets), 1, corpus.values.shape[1])
+    values = np.zeros(shape, np.float32)
+    values[pieces.rows, 0] = corpus.values[places]
+    return dataclasses.replace(batch, values=values)
 
   def _make_epoch(self, epoch: int):
     """The packing plan of an epoch and the order of its rows (None: as is)."""

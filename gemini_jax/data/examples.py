@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import tqdm
 
 from gemini_jax import config as config_lib
 from gemini_jax.data import (
   class_targets,
   fields,
+  numbers,
   sources,
   transforms,
   unusable,
@@ -57,7 +59,7 @@ def examples(
 
   index = fields.ClassIndex(
     config.label_names,
-    tuple(source.rows.names.get(getattr(tasks[0].classes, 'value', ''), ())),
+    tuple(source.rows.names.get(getattr(tasks[0].head, 'value', ''), ())),
   )
   # Cached, since several tasks may read the same field of a record.
   slots: dict[Any, tuple[transforms.Slots, bytes]] = {}
@@ -65,9 +67,6 @@ def examples(
 
   def read_piece(record, piece):
     nonlocal last
-    if piece.kind in task_lib.CLASSES:
-      ids = fields.classes_of(record, piece, index)
-      return transforms.Classes(ids, piece.kind == task_lib.TAGS)
     if piece.kind not in config_lib.KINDS:
       return fields.text_of(record, piece, source.names)
     if record is not last:
@@ -86,18 +85,45 @@ def examples(
 
   def read(record, task):
     digests.clear()
-    parts = tuple(
-      tuple(read_piece(record, piece) for piece in part) for part in task.parts
-    )
-    if task.classes is not None and task.classes.kind == task_lib.TAGS:
-      # Sees that each word has a token and a tag.
-      tags = parts[-1][0]
-      assert isinstance(tags, transforms.Classes)
-      class_targets.classified(parts[0], tags, tokenizer)
+    if task.head is None:
+      parts = tuple(
+        tuple(read_piece(record, p) for p in part) for part in task.parts
+      )
+    else:
+      inputs = tuple(read_piece(record, p) for p in task.inputs or ())
+      target = _head_target(record, task.head, index, config, model)
+      if task.head.kind == task_lib.TAGS:
+        # Sees that each word has a token and a tag.
+        assert isinstance(target, transforms.Classes)
+        class_targets.classified(inputs, target, tokenizer)
+      parts = inputs, (target,)
     return parts, b''.join(digests)
 
   for origin, (parts, media_digest) in _usable(source, tasks, tally, read):
     yield transforms.Example(origin, parts, media_digest)
+
+
+def _head_target(
+  record: dict[str, Any],
+  piece: task_lib.Piece,
+  index: fields.ClassIndex,
+  config: config_lib.Data,
+  model: config_lib.Model,
+) -> transforms.Classes | transforms.Values:
+  """What an output of the model is to predict of a record.
+
+  Raises:
+    UnusableError: the field is missing or holds something else.
+  """
+  if piece.kind == task_lib.NUMBER:
+    values_11 = numbers.normalised(record, piece, config, model)
+    return transforms.Values(values_11[0])
+  ids = fields.classes_of(record, piece, index)
+  if piece.kind == task_lib.LABELS:
+    values_K = np.zeros(len(index.names), np.float32)
+    values_K[list(ids)] = 1
+    return transforms.Values(values_K)
+  return transforms.Classes(ids, piece.kind == task_lib.TAGS)
 
 
 def _conversations(

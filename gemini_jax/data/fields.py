@@ -1,5 +1,6 @@
 """Fields of one record, as a task reads them: texts, media and labels."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gemini_jax import config as config_lib
-from gemini_jax.data import chat, media, medium, sources, unusable
+from gemini_jax.data import chat, media, medium, numbers, sources, unusable
 from gemini_jax.data import task as task_lib
 from gemini_jax.data import tokenizer as tokenizer_lib
 
@@ -29,7 +30,7 @@ def texts_of(
     ''.join(
       text_of(record, piece, source.names)
       for piece in part
-      if piece.kind not in (*config_lib.KINDS, *task_lib.CLASSES)
+      if piece.kind not in (*config_lib.KINDS, *task_lib.HEADS)
     )
     for part in task.parts
   )
@@ -42,11 +43,13 @@ def medium_of(
   config: config_lib.Data,
   model: config_lib.Model,
 ) -> medium.Medium:
-  """A picture, sound or video of a record, on the canvas of the model.
+  """A medium of a record, on the canvas of the model.
 
   Raises:
     UnusableError: the field is missing or cannot be read.
   """
+  if piece.kind in config_lib.NUMERIC:
+    return numbers.medium_of(record, piece, config, model)
   value = _present(record, piece.value)
   try:
     return media.read(
@@ -158,18 +161,39 @@ class ClassIndex:
 def classes_of(
   record: Mapping[str, Any], piece: task_lib.Piece, index: ClassIndex
 ) -> tuple[int, ...]:
-  """The numbers of the class of a record, or of those of its words.
+  """The numbers of the class of a record, of its words' or of its labels.
 
   Raises:
     UnusableError: the field is missing, or a class is not known.
   """
+  if piece.kind == task_lib.LABELS:
+    labels = label_list(record, piece)
+    return tuple(index.number(piece.value, label) for label in labels)
   value = _present(record, piece.value)
   values = [value]
   if piece.kind == task_lib.TAGS:
     if not isinstance(value, list | tuple | np.ndarray):
       raise unusable.UnusableError(f'{piece.value!r} is not a list of tags')
     values = list(value)
-  return tuple(index.number(piece.value, tag) for tag in values)
+  return tuple(index.number(piece.value, label) for label in values)
+
+
+def label_list(record: Mapping[str, Any], piece: task_lib.Piece) -> list[Any]:
+  """The labels of a record as it gives them: a list, or one of JSON.
+
+  Raises:
+    UnusableError: the field is missing, or no list.
+  """
+  value = record.get(piece.value)
+  if value is None:
+    raise unusable.AbsentError(f'no field {piece.value!r}')
+  if isinstance(value, str):
+    # What is no JSON is refused below.
+    with contextlib.suppress(ValueError, RecursionError):
+      value = json.loads(value)
+  if not isinstance(value, list | tuple | np.ndarray):
+    raise unusable.UnusableError(f'{piece.value!r} is not a list of labels')
+  return list(value)
 
 
 def class_name(field: str, value: Any, names: Sequence[str]) -> str:

@@ -46,6 +46,8 @@ def make(
       f'data.{name}': repr(getattr(config, name))
       for name in config_lib.TASK_FIELDS
     }
+  if config.normalization.fields:
+    values['data.normalization'] = repr(config.normalization)
   if config.class_weights != 'none':
     values['data.class_weights'] = config.class_weights
   # By content, since the files may have been moved.

@@ -22,8 +22,10 @@ from gemini_jax.data import (
 from gemini_jax.data import task as task_lib
 from gemini_jax.data import tokenizer as tokenizer_lib
 
-# Media of a source that are kept in memory, in bytes.
+# Media of a source that are kept in memory, in bytes, and what each takes
+# beside its values, which is all of a number.
 _MAX_KEPT_BYTES = 1 << 28
+_KEPT_OVERHEAD = 512
 
 
 def layout(
@@ -37,7 +39,11 @@ def layout(
     ConfigError: the model cannot read or generate a kind, or rows are packed.
   """
   kinds = sorted(
-    {p.kind for t in tasks for p in t.pieces if p.kind in config_lib.KINDS}
+    {
+      kind
+      for task in tasks
+      for kind in (*task.kinds('inputs'), *task.kinds('targets'))
+    }
   )
   for kind in kinds:
     config_lib.check(
@@ -49,7 +55,11 @@ def layout(
       config_lib.check(
         model.writes(kind),
         f'data.tasks={config.tasks}: the model writes no {kind}'
-        + ('' if kind == 'video' else f'; set model.{kind}.autoencoder.dim'),
+        + (
+          f'; set model.{kind}.autoencoder.dim'
+          if kind in ('image', 'audio')
+          else ''
+        ),
       )
       config_lib.check(
         len(task.targets) == 1,
@@ -60,9 +70,12 @@ def layout(
     not (kinds and config.pack),
     f'data.tasks={config.tasks} holds media; set data.pack=False',
   )
-  parts = [getattr(model, kind) for kind in kinds]
+  # Of a number there is no section.
+  parts = [getattr(model, kind) for kind in kinds if kind != task_lib.NUMBER]
   if 'video' in kinds:
     parts.append(model.image)
+  if config.normalization.fields:
+    parts.append(config.normalization)
   return {kind: model.placeholder(kind) for kind in kinds}, (
     config.audio_sample_rate if 'audio' in kinds else None,
     # It does not apply to sounds.
@@ -212,13 +225,13 @@ class MediaReader:
       counts = dict.fromkeys(filled, 0)
       for part in parts:
         is_input = part == 'inputs'
-        for piece in (task.inputs or ()) if is_input else task.targets:
+        for piece in task.media(part):
           kind = piece.kind
           is_dropped = is_input and (kinds is None or kind in kinds)
           if kind not in filled or is_dropped:
             continue
           value, size = self._read(index, record, piece)
-          if self.training and is_input:
+          if self.training and is_input and kind in config_lib.MEDIA:
             value = self._augmented(kind, value, size, random)
             if self._mixes() and not counts[kind]:
               value = self._mixed(task, piece, value, size, random, origins)
@@ -275,7 +288,8 @@ class MediaReader:
       raise config_lib.ConfigError(
         f'{self.source.name} has changed: {error}'
       ) from error
-    if read.values.nbytes * (len(self.kept) + 1) <= _MAX_KEPT_BYTES:
+    size = read.values.nbytes + _KEPT_OVERHEAD
+    if size * (len(self.kept) + 1) <= _MAX_KEPT_BYTES:
       self.kept[key] = read
     return read
 

@@ -50,7 +50,7 @@ def check(path: pathlib.Path, task: task_lib.Task) -> str:
   identity = repr((str(path.absolute()), stat.st_size, stat.st_mtime_ns))
   if path.is_dir():
     config_lib.check(
-      len(asked) == 1 and asked[0].kind in config_lib.KINDS,
+      len(asked) == 1 and asked[0].kind in config_lib.MEDIA,
       f'{path} is a folder, of media alone, and the task reads '
       f'{", ".join(piece.value for piece in asked)}',
     )
@@ -76,7 +76,7 @@ def check(path: pathlib.Path, task: task_lib.Task) -> str:
 def records(path: pathlib.Path, task: task_lib.Task) -> Iterator[Record]:
   """All records, in order; of a folder its files by name."""
   if path.is_dir():
-    piece = next(p for p in task.inputs or () if p.kind in config_lib.KINDS)
+    piece = next(p for p in task.inputs or () if p.kind in config_lib.MEDIA)
     for name in _names(path):
       yield Record(name, {piece.value: name}, str(path))
     return

@@ -226,7 +226,7 @@ def records(spec: str, config: config_lib.Data) -> Source:
         f'{", ".join(rows.fields or ())}',
       )
     names = dict(rows.names)
-    if config.label_names and task_lib.classes(config) is None:
+    if config.label_names and task_lib.head(config) is None:
       names |= dict.fromkeys(field_names, config.label_names)
     return Source(
       locate(spec, config), rows, select(selection, len(rows.records)), names

@@ -2,13 +2,15 @@
 
 A task is written `{image:photo} in {language} -> {caption}`: templates of the
 inputs and of the targets, with fields of the record in braces. `image:`,
-`audio:` and `video:` mark fields that hold media, `words:` a list of words.
-Targets may be the class of an example, `{class:label}`, or of each of its
-words, `{tags:tags}`. A name may stand in front: `caption = {image:photo} ->
-{text}`.
+`audio:` and `video:` mark fields that hold media, `words:` a list of words,
+`number:` a number and `series:` a series of numbers. Targets may be the class
+of an example, `{class:label}`, or of each of its words, `{tags:tags}`, any
+number of labels, `{labels:topics}`, or a number, `{number:price}`. A name may
+stand in front: `caption = {image:photo} -> {text}`.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Iterator
 from typing import Literal
@@ -19,6 +21,11 @@ TEXT, LITERAL, CHAT, WORDS = 'text', 'literal', 'chat', 'words'
 # Targets that are classes and no text: one of the example, or one a word.
 CLASS, TAGS = 'class', 'tags'
 CLASSES = (CLASS, TAGS)
+# Others for which the model has an output of its own: labels and a number.
+LABELS, NUMBER, SERIES = 'labels', 'number', 'series'
+HEADS = (*CLASSES, LABELS, NUMBER)
+# Fields that can be targets alone.
+_TARGETS = (*CLASSES, LABELS)
 Part = Literal['inputs', 'targets']
 
 _FIELD = re.compile(r'\{(?:(\w+):)?(\w+)\}')
@@ -31,7 +38,7 @@ class Piece:
   """A field of a record, or literal text between fields.
 
   Attributes:
-    kind: one of KINDS or CLASSES, TEXT, LITERAL, CHAT or WORDS.
+    kind: one of KINDS or HEADS, TEXT, LITERAL, CHAT or WORDS.
     value: name of the field, or the literal text.
   """
 
@@ -71,9 +78,9 @@ class Task:
     return tuple(p.value for p in self.pieces if p.kind != LITERAL)
 
   @property
-  def classes(self) -> Piece | None:
-    """The piece of the targets that names classes, if they are no text."""
-    return next((p for p in self.targets if p.kind in CLASSES), None)
+  def head(self) -> Piece | None:
+    """The piece of the targets that an output of its own predicts, if any."""
+    return next((p for p in self.targets if p.kind in HEADS), None)
 
   def drop_kinds(self, kinds: Iterable[str]) -> 'Task':
     """The same task without media of some kinds among its inputs."""
@@ -82,10 +89,19 @@ class Task:
     inputs = tuple(p for p in self.inputs if p.kind not in kinds)
     return dataclasses.replace(self, inputs=inputs)
 
-  def kinds(self, part: Part) -> tuple[str, ...]:
-    """Kinds of the media among the inputs or the targets, in order."""
+  def media(self, part: Part) -> tuple[Piece, ...]:
+    """Media among the inputs or the targets, in order, numbers included.
+
+    A number that an output predicts is none.
+    """
     pieces = self.targets if part == 'targets' else self.inputs or ()
-    return tuple(p.kind for p in pieces if p.kind in config_lib.KINDS)
+    if part == 'targets' and self.head is not None:
+      return ()
+    return tuple(p for p in pieces if p.kind in config_lib.KINDS)
+
+  def kinds(self, part: Part) -> tuple[str, ...]:
+    """Their kinds."""
+    return tuple(piece.kind for piece in self.media(part))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,36 +142,36 @@ def parse(text: str) -> Task:
       f'data.tasks: {text!r}: {piece.value!r} is not a field; write {{field}} '
       'or {kind:field}, of letters, digits and _',
     )
-    known = (TEXT, WORDS, *config_lib.KINDS, *CLASSES)
+    known = (TEXT, WORDS, *config_lib.KINDS, *_TARGETS)
     config_lib.check(
       piece.kind in (*known, LITERAL),
       f'data.tasks: {text!r}: {piece.kind!r} is not a kind of field'
       f'{config_lib.nearest(piece.kind, known)}',
     )
-  _check_classes(text, task)
+  _check_head(text, task)
   return task
 
 
-def _check_classes(text: str, task: Task):
-  """Refuses classes that are not the only target, or tags without words."""
+def _check_head(text: str, task: Task):
+  """Refuses a head that is not the only target, or tags without words."""
   inputs = task.inputs or ()
   for piece in inputs:
     config_lib.check(
-      piece.kind not in CLASSES,
+      piece.kind not in _TARGETS,
       f'data.tasks: {text!r}: {{{piece.kind}:{piece.value}}} can be a target '
       'alone',
     )
-  if task.classes is None:
+  if task.head is None:
     return
   config_lib.check(
     len(task.targets) == 1,
-    f'data.tasks: {text!r}: {{{task.classes.kind}:{task.classes.value}}} must '
+    f'data.tasks: {text!r}: {{{task.head.kind}:{task.head.value}}} must '
     'be the only target',
   )
   config_lib.check(
-    task.classes.kind != TAGS or [p.kind for p in inputs] == [WORDS],
+    task.head.kind != TAGS or [p.kind for p in inputs] == [WORDS],
     f'data.tasks: {text!r}: tags are of the words of one field; write '
-    f'{{words:FIELD}} -> {{tags:{task.classes.value}}}',
+    f'{{words:FIELD}} -> {{tags:{task.head.value}}}',
   )
 
 
@@ -188,19 +204,43 @@ def from_config(config: config_lib.Data) -> tuple[Task, ...]:
   return (Task('', text(config.text_field)),)
 
 
-def classes(config: config_lib.Data) -> Piece | None:
-  """The piece that names the classes of all tasks; None: they write tokens.
+def head(config: config_lib.Data) -> Piece | None:
+  """The piece that an output predicts for all tasks; None: they write tokens.
 
   Raises:
-    ConfigError: tasks name different classes, or some of them none.
+    ConfigError: tasks have different ones, or some of them none.
   """
-  pieces = {task.classes for task in from_config(config)}
+  pieces = {task.head for task in from_config(config)}
   config_lib.check(
     len(pieces) == 1,
     f'data.tasks={config.tasks}: the model has one output; where one task '
-    'names classes, all must name those of the same field',
+    'names classes, labels or a number, all must name those of the same field',
   )
   return next(iter(pieces))
+
+
+def classes(config: config_lib.Data) -> Piece | None:
+  """As `head`, where that is a class of examples or of words."""
+  piece = head(config)
+  return piece if piece is not None and piece.kind in CLASSES else None
+
+
+# Asked for each number that is read.
+@functools.lru_cache(maxsize=16)
+def number_fields(texts: tuple[str, ...]) -> tuple[str, ...]:
+  """The fields of numbers among the inputs of tasks, each once, in order.
+
+  Args:
+    texts: of the tasks, as in `data.tasks`.
+  """
+  return tuple(
+    dict.fromkeys(
+      piece.value
+      for task in map(parse, texts)
+      for piece in task.inputs or ()
+      if piece.kind == NUMBER
+    )
+  )
 
 
 def max_media(tasks: Iterable[Task], parts: Iterable[Part]) -> dict[str, int]:

@@ -36,8 +36,15 @@ class Classes(NamedTuple):
   are_of_words: bool = False
 
 
+class Values(NamedTuple):
+  """Targets that are numbers: float32[K], as of `batch.Batch.values`."""
+
+  numbers: np.ndarray
+
+
+Piece = str | Slots | Classes | Values
 # Of a conversation, or the parts `(text,)` or `(inputs, targets)`.
-Document = chat.Document | tuple[tuple[str | Slots | Classes, ...], ...]
+Document = chat.Document | tuple[tuple[Piece, ...], ...]
 
 
 class Example(NamedTuple):
@@ -52,7 +59,7 @@ class Example(NamedTuple):
   """
 
   origin: int
-  parts: tuple[tuple[str | Slots | Classes, ...], ...]
+  parts: tuple[tuple[Piece, ...], ...]
   media: bytes = b''
   conversations: tuple[chat.Document, ...] = ()
 
@@ -178,7 +185,7 @@ def encoder_tokens(
 
 
 def encode(
-  pieces: Sequence[str | Slots | Classes],
+  pieces: Sequence[Piece],
   tokenizer: tokenizer_lib.Tokenizer,
   placeholders: Mapping[str, int],
 ) -> np.ndarray:

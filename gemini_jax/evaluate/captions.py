@@ -72,7 +72,11 @@ def evaluate(
       task_results.metric_name(run.config, split, task, name): value
       for name, value in metrics.items()
     }
-    kinds = task.drop_kinds(run.config.data.drop_kinds).kinds('inputs')
+    kinds = [
+      kind
+      for kind in task.drop_kinds(run.config.data.drop_kinds).kinds('inputs')
+      if kind in config_lib.MEDIA
+    ]
     if processes.is_process_zero() and kinds:
       gallery.write(
         task_results.page_path(run.workdir, run.config, split, task, step),

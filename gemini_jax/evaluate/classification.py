@@ -1,4 +1,4 @@
-"""How well a model names the classes of held-out examples or words."""
+"""How well a model names classes of held-out examples or words, or labels."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,14 +18,14 @@ from gemini_jax.evaluate import (
 
 
 def check(config: config_lib.Config):
-  """Refuses tasks that name no classes.
+  """Refuses tasks that name neither classes nor labels.
 
   Raises:
     ConfigError: they do not, or a library is missing.
   """
-  piece = task_lib.classes(config.data)
+  piece = task_lib.head(config.data)
   config_lib.check(
-    piece is not None,
+    piece is not None and piece.kind != task_lib.NUMBER,
     'evaluate.evaluators: classification needs tasks that name classes, such '
     'as data.tasks=("{text} -> {class:label}",)',
   )
@@ -49,25 +49,30 @@ def evaluate(
 ) -> dict[str, float]:
   """`split/accuracy`, `split/macro_f1` and others; of tags `split/span_f1`.
 
-  Each split gets a report with tables and pictures.
+  Of labels those of `classification_metrics.multilabel_metrics`. Each split
+  gets a report with tables and pictures.
   """
-  piece, names = task_lib.classes(run.config.data), run.config.data.label_names
+  piece, names = task_lib.head(run.config.data), run.config.data.label_names
   assert piece is not None
   results = {}
   for split, loader in loaders.items():
     found = class_predictions.predict(run, params, loader)
     where = run.workdir, split, step
     if piece.kind == task_lib.TAGS:
-      predicted_N = found.probabilities_NC.argmax(axis=1)
+      predicted_N = found.outputs_NC.argmax(axis=1)
       truth, predicted = (
         sequences(names, classes_N, found.examples_N)
         for classes_N in (found.truth_N, predicted_N)
       )
       metrics = classification_report.write_spans(*where, truth, predicted)
     else:
-      metrics = classification_report.write(
-        *where, names, found.truth_N, found.probabilities_NC
+      is_labels = piece.kind == task_lib.LABELS
+      write = (
+        classification_report.write_labels
+        if is_labels
+        else classification_report.write
       )
+      metrics = write(*where, names, found.truth_N, found.outputs_NC)
     results |= {f'{split}/{name}': value for name, value in metrics.items()}
   return results
 

@@ -16,7 +16,7 @@ from gemini_jax.evaluate import bootstrap
 # Bins of the calibration error (Guo et al. 2017).
 NUM_BINS = 15
 # Labels that are at least as probable count as predicted.
-_THRESHOLD = 0.5
+THRESHOLD = 0.5
 # Columns of `table` and `multilabel_table`.
 COLUMNS = ('precision', 'recall', 'f1', 'support')
 MULTILABEL_COLUMNS = (*COLUMNS, 'average_precision')
@@ -174,7 +174,7 @@ def multilabel_metrics(
   truth_NC, probabilities_NC = _checked_labels(
     names, truth_NC, probabilities_NC
   )
-  predicted_NC = probabilities_NC >= _THRESHOLD
+  predicted_NC = probabilities_NC >= THRESHOLD
   # A mean over all pairs of an example and a label is that of one label.
   micro_f1 = _sklearn().f1_score(
     truth_NC.ravel(), predicted_NC.ravel(), zero_division=0
@@ -205,7 +205,7 @@ def multilabel_table(
     truth_NC.T, probabilities_NC.T, strict=True
   ):
     *scores, _ = sklearn.precision_recall_fscore_support(
-      truth_N, probabilities_N >= _THRESHOLD, average='binary', zero_division=0
+      truth_N, probabilities_N >= THRESHOLD, average='binary', zero_division=0
     )
     support = int(truth_N.sum())
     average = 0.0

@@ -18,6 +18,7 @@ from gemini_jax.evaluate import (
   exact_match,
   judged_media,
   prompt_samples,
+  regression,
   retrieval,
   sequence_likelihood,
   texts,
@@ -55,6 +56,7 @@ EVALUATORS = {
   'likelihood': Evaluator(
     sequence_likelihood.evaluate, sequence_likelihood.check
   ),
+  'regression': Evaluator(regression.evaluate, regression.check),
   'retrieval': Evaluator(retrieval.evaluate, retrieval.check),
   'samples': Evaluator(
     prompt_samples.evaluate,

@@ -92,10 +92,15 @@ def _evaluate(
 ) -> dict[str, float]:
   limit = run.config.evaluate.max_batches
   batches = itertools.islice(loader_lib.iterate(loader), limit)
-  return evaluation.evaluate(
+  metrics = evaluation.evaluate(
     step,
     params,
     run_lib.device_batches(run, loader, batches),
     bytes_per_target,
     reference,
   )
+  if run.config.model.output == 'numbers':
+    # The loss is no likelihood, and no number is right.
+    for name in ('perplexity', 'token_accuracy', 'accuracy'):
+      metrics.pop(name, None)
+  return metrics

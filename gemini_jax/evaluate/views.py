@@ -32,11 +32,11 @@ def _view(
 ) -> batch_lib.Batch:
   def seen(sequence: batch_lib.Sequence) -> batch_lib.Sequence:
     media = {
-      kind: medium
-      if kind == 'audio'
-      else dataclasses.replace(
+      kind: dataclasses.replace(
         medium, values=changed(medium, is_mirrored, shift)
       )
+      if kind in ('image', 'video')
+      else medium
       for kind, medium in sequence.media.items()
     }
     return dataclasses.replace(sequence, media=media)

@@ -49,7 +49,7 @@ def read_prompt(
   """
   config_lib.check(
     not config.model.num_classes,
-    'this run names classes and writes no text; use --mode=predict',
+    'this run has an output of its own and writes no text; use --mode=predict',
   )
   if not isinstance(prompt, str | request_lib.Request):
     return _conversation(config, model, tokenizer, prompt, 'messages')

@@ -11,6 +11,7 @@ from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
 from gemini_jax.data import (
   fields,
+  numbers,
   transforms,
   unusable,
 )
@@ -69,7 +70,7 @@ def choose_task(config: config_lib.Config) -> task_lib.Task:
     ConfigError: no task fits, or more than one does; all tasks are listed.
   """
   options = config.generate
-  given = {kind for kind in config_lib.KINDS if getattr(options, kind)}
+  given = {kind for kind in config_lib.MEDIA if getattr(options, kind)}
   fitting = []
   for task in task_lib.from_config(config.data):
     targets = task.kinds('targets')
@@ -114,7 +115,13 @@ def from_options(
   not_given = (task_lib.LITERAL, *config.data.drop_kinds)
   fields = [p for p in task.inputs or () if p.kind not in not_given]
   input_kinds = [piece.kind for piece in fields]
-  for kind in (*config_lib.KINDS, task_lib.TEXT):
+  for kind in config_lib.NUMERIC:
+    config_lib.check(
+      kind not in input_kinds,
+      f'the task {_shown(task)} reads a {kind}, which --mode=generate cannot '
+      'be given; use --mode=predict',
+    )
+  for kind in (*config_lib.MEDIA, task_lib.TEXT):
     name = 'prompt' if kind == task_lib.TEXT else kind
     value = getattr(options, name)
     config_lib.check(
@@ -181,14 +188,7 @@ def from_record(
     elif piece.kind in config_lib.KINDS:
       value = record.get(piece.value)
       try:
-        medium = media_lib.read(
-          piece.kind,
-          value,
-          config.model,
-          config.data.audio_sample_rate,
-          folder,
-          config.data.max_media_pixels,
-        )
+        medium = _medium(config, record, piece, folder)
       except unusable.UnusableError as error:
         if not check:
           raise
@@ -211,6 +211,24 @@ def from_record(
   texts = [part for part in parts if isinstance(part, str)]
   return Request(
     ''.join(shown), tokens, media, unknown_characters(tokenizer, texts)
+  )
+
+
+def _medium(
+  config: config_lib.Config,
+  record: Mapping[str, Any],
+  piece: task_lib.Piece,
+  folder: str | None,
+) -> medium_lib.Medium:
+  if piece.kind in config_lib.NUMERIC:
+    return numbers.medium_of(record, piece, config.data, config.model)
+  return media_lib.read(
+    piece.kind,
+    record.get(piece.value),
+    config.model,
+    config.data.audio_sample_rate,
+    folder,
+    config.data.max_media_pixels,
   )
 
 

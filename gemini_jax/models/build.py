@@ -27,7 +27,7 @@ def with_vocab(config: config_lib.Config, size: int) -> config_lib.Config:
   """The config with a token table for a tokenizer of `size` tokens."""
   rows = config.model.vocab_size
   if rows is None:
-    least = size + (len(config_lib.KINDS) if config.model.kinds else 0)
+    least = size + config.model.num_placeholders
     rows = -(-least // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
   text = config.model.text_vocab_size or min(size, rows)
   model = dataclasses.replace(

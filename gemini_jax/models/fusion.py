@@ -39,6 +39,8 @@ def dense(config: config_lib.Model, **fields: Any) -> config_lib.Model:
     'image': config_lib.Image(),
     'audio': config_lib.Audio(),
     'video': config_lib.Video(),
+    'series': config_lib.Series(),
+    'num_numbers': 0,
   }
   return dataclasses.replace(config, **plain | fields)
 

@@ -299,15 +299,16 @@ class Gemini(nn.Module):
     return spmd.with_logical_constraint(x_BTD, ('batch', 'length', None))
 
   def logits(self, x_BTD: jax.Array) -> jax.Array:
-    """Scores of every token, or of every class, float32[B, T, V]."""
+    """Scores of every token, class or label, or numbers, float32[B, T, V]."""
     if self.config.num_classes:
       logits_BTV = self.classes('BTD,DV->BTV', x_BTD)
     elif self.config.tie_embeddings:
       logits_BTV = self.token.attend(x_BTD)
     else:
       logits_BTV = self.head('BTD,DV->BTV', x_BTD)
-    if self.config.logit_softcap:
-      cap = self.config.logit_softcap
+    cap = self.config.logit_softcap
+    # Labels and numbers have a loss of their own, without it.
+    if cap and self.config.output == 'classes':
       logits_BTV = cap * jnp.tanh(logits_BTV / cap)
     rows = None if self.config.num_classes else 'vocab'
     return spmd.with_logical_constraint(logits_BTV, ('batch', 'length', rows))

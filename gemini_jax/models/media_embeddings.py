@@ -25,6 +25,7 @@ from gemini_jax.models import (
   latent,
   media_encoders,
   mixture,
+  numeric_embeddings,
   patch_positions,
 )
 from gemini_jax.parallel import pipeline
@@ -118,6 +119,10 @@ class MediaEmbedder(nn.Module):
     }
     if 'video' in config.kinds:
       self.video = media_encoders.Video(config, self.encoders['image'])
+    if 'number' in config.kinds:
+      self.number = numeric_embeddings.NumberEmbedder(config)
+    if 'series' in config.kinds:
+      self.series = numeric_embeddings.SeriesEmbedder(config)
 
   def __call__(
     self, media: Mapping[str, batch_lib.Media], deterministic: bool = True
@@ -144,7 +149,7 @@ class MediaEmbedder(nn.Module):
       else:
         if kind == 'audio':
           values_X = self.spectra(values_X, sizes_XA)
-        encoder = self.video if kind == 'video' else self.encoders[kind]
+        encoder = self.encoders.get(kind) or getattr(self, kind)
         tokens, counts = encoder(values_X, sizes_XA, deterministic)
       result.soft_tokens[kind] = unfold(tokens)
       result.counts[kind] = unfold(counts)

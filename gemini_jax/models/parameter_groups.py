@@ -63,7 +63,8 @@ _BELOW_MEDIA = re.compile(
   r'(perception/encoders_\w+)/(tower/)?(stem|position)/'
 )
 _BELOW_TEXT = re.compile(
-  r'(token|position|perception/(encoders_\w+|projectors_\w+|video))/'
+  r'(token|position|'
+  r'perception/(encoders_\w+|projectors_\w+|video|number|series))/'
 )
 _BELOW_DECODER = re.compile(r'(encoder_norm|latent|latent_embedding)/')
 # Matrices of which the first two dims are contracted, not the first alone.

@@ -22,6 +22,7 @@ from gemini_jax.objectives import (
   media_losses,
   preference,
   router,
+  values,
 )
 from gemini_jax.objectives import terms as terms_lib
 from gemini_jax.weights import tuning
@@ -90,14 +91,16 @@ def model_sums(
     )
   weights = loss_weights or {}
   output, table_VD = _forward(model, params, batch, key, config)
-  sums = language.token_sums(
-    model.config,
-    output.x_BTD,
-    table_VD,
-    batch,
-    label_smoothing=config.label_smoothing if config else 0.0,
-    z_loss=weights.get('z_loss', 0.0),
-  )
+  args = model.config, output.x_BTD, table_VD, batch
+  label_smoothing = config.label_smoothing if config else 0.0
+  if batch.values is not None:
+    sums, _ = values.scores(*args, label_smoothing=label_smoothing)
+  else:
+    sums = language.token_sums(
+      *args,
+      label_smoothing=label_smoothing,
+      z_loss=weights.get('z_loss', 0.0),
+    )
   return _add_terms(model.config, output, batch, sums, config, loss_weights)
 
 
@@ -106,9 +109,8 @@ def model_scores(
 ) -> tuple[cross_entropy.Sums, cross_entropy.TokenScores]:
   """The sums of one batch in evaluation, and the scores of its tokens."""
   output, table_VD = _forward(model, params, batch, None, None)
-  sums, scores = language.token_scores(
-    model.config, output.x_BTD, table_VD, batch
-  )
+  of_targets = language.token_scores if batch.values is None else values.scores
+  sums, scores = of_targets(model.config, output.x_BTD, table_VD, batch)
   return _add_terms(model.config, output, batch, sums, None, None), scores
 
 

@@ -69,7 +69,11 @@ def batch(config: config_lib.Config, mesh: Mesh) -> batch_lib.Batch:
     else None,
   )
   rejected = made if data.rejected_field else None
-  return dataclasses.replace(made, rejected=rejected)
+  values = None
+  if config.model.output != 'classes':
+    shape = (data.batch_size, 1, config.model.num_classes)
+    values = place(shape, jnp.float32)
+  return dataclasses.replace(made, rejected=rejected, values=values)
 
 
 def decoding_rows(

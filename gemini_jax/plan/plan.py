@@ -13,7 +13,12 @@ import jax
 
 from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
-from gemini_jax.data import classes, tokenizer, tokenizer_training
+from gemini_jax.data import (
+  classes,
+  normalization,
+  tokenizer,
+  tokenizer_training,
+)
 from gemini_jax.models import build
 from gemini_jax.plan import compile as compile_lib
 from gemini_jax.plan import compiler_errors, page, report, suggestions, topology
@@ -39,7 +44,8 @@ def plan(config: config_lib.Config, workdir: str | os.PathLike) -> int:
     '--mode=plan is for the run that was compressed',
   )
   assumptions: list[str] = []
-  config = with_vocab(classes.resolve(config, None), path, assumptions)
+  config = normalization.resolve(classes.resolve(config, None), None)
+  config = with_vocab(config, path, assumptions)
   if config.plan.topology:
     # A topology needs no accelerator of this machine.
     jax.config.update('jax_platforms', 'cpu')

@@ -3,6 +3,7 @@
 import numpy as np
 
 from gemini_jax import batch as batch_lib
+from gemini_jax import config as config_lib
 from gemini_jax import run as run_lib
 from gemini_jax.evaluate import gallery
 
@@ -23,7 +24,9 @@ def write(run: run_lib.Run, batch: batch_lib.Batch):
     ids = ids[ids < run.tokenizer.vocab_size]
     text = run.tokenizer.decode(ids[ids != run.tokenizer.eos_id].tolist())
     for sequence in filter(None, (batch.encoder, batch.decoder)):
-      for media in sequence.media.values():
+      for kind, media in sequence.media.items():
+        if kind in config_lib.NUMERIC:
+          continue
         sizes = media.sizes[row]
         for values, size in zip(media.values[row], sizes, strict=True):
           if size.all():

@@ -17,7 +17,12 @@ from gemini_jax import config as config_lib
 from gemini_jax import host
 from gemini_jax import run as run_lib
 from gemini_jax.checkpoint import checkpointer
-from gemini_jax.data import classes, splits, tokenizer_training
+from gemini_jax.data import (
+  classes,
+  normalization,
+  splits,
+  tokenizer_training,
+)
 from gemini_jax.models import build
 from gemini_jax.parallel import processes
 from gemini_jax.train import folder, growing, metrics_file, restoring
@@ -212,6 +217,7 @@ def open_session(
   checkpoints = run_lib.open_checkpoints(config, path)
   saved = run_lib.saved_config(path) if checkpoints.steps() else None
   config = classes.resolve(config, saved)
+  config = normalization.resolve(config, saved)
   # The shapes alone tell whether the mesh fits, before any data is read.
   _, _, abstract = abstract_parts(build.with_any_vocab(config), mesh)
   state_lib.check_patterns(config, abstract.params, log=False)

@@ -61,6 +61,9 @@ def train_step(
     ),
     'tokens': sums.weight,
   }
+  if model.config.output == 'numbers':
+    # There are none that are right.
+    metrics.pop('token_accuracy')
   metrics |= losses.means(sums.terms)
   if config.model.latent.dim:
     metrics['kl_weight'] = loss_weights['kl']

@@ -73,12 +73,10 @@ class Base:
   def parts(self, config: config_lib.Config, abstract: Any) -> Any:
     """The parameters of a run that it has: all, but for an output of classes.
 
-    That it has where its classes are the same.
+    That it has where its classes, labels or units of numbers are the same.
     """
-    there = self.config
-    if (
-      there.model.num_classes
-      and there.data.label_names == config.data.label_names
+    if self.config.model.num_classes and _output(self.config) == _output(
+      config
     ):
       return abstract
     return {
@@ -263,6 +261,16 @@ def with_classes(params: Any, abstract: Any) -> Any:
     jnp.zeros(leaf.shape, leaf.dtype), leaf.sharding
   )
   return params | {name: jax.tree.map(zeros, abstract[name])}
+
+
+def _output(config: config_lib.Config) -> tuple[Any, ...]:
+  """What the output of a run means."""
+  is_numbers = config.model.output == 'numbers'
+  return (
+    config.model.output,
+    config.data.label_names,
+    config.data.normalization if is_numbers else None,
+  )
 
 
 def fingerprint(params: Any) -> str:

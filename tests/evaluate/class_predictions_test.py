@@ -10,7 +10,7 @@ import pytest
 import toy
 from gemini_jax import batch as batch_lib
 from gemini_jax import config as config_lib
-from gemini_jax.evaluate import class_predictions
+from gemini_jax.evaluate import class_predictions, views
 from gemini_jax.models import gemini
 
 B, SIDE, PATCH, C = 3, 8, 4, 5
@@ -88,3 +88,23 @@ def test_probabilities_are_means_over_views(count):
   np.testing.assert_allclose(found, np.mean(each[:count], axis=0), atol=1e-6)
   # No view is as another, nor all as the first.
   assert np.abs(found - each[0]).max() > 0.01
+
+
+def test_what_is_no_picture_has_one_view():
+  rng = np.random.default_rng(0)
+  values = rng.integers(0, 256, (B, SIDE, SIDE, 1)).astype(np.uint8)
+  batch = batch_of(values, np.full((B, 2), SIDE))
+  shapes = {'number': (2, 1), 'series': (2, 9, 4), 'audio': (2, 9)}
+  others = {
+    kind: batch_lib.Media(
+      rng.normal(size=(B, *shape)), np.ones((B, 2, 1), np.int32)
+    )
+    for kind, shape in shapes.items()
+  }
+  media = {**batch.decoder.media, **others}
+  decoder = dataclasses.replace(batch.decoder, media=media)
+  batch = dataclasses.replace(batch, decoder=decoder)
+  for view in views.of(batch, 6)[1:]:
+    assert (view.decoder.media['image'].values != values[:, None]).any()
+    for kind, medium in others.items():
+      assert view.decoder.media[kind] is medium

@@ -72,6 +72,8 @@ def test_distances_from_the_output():
       'encoders_audio': {'stem': {'frames': {'bias': leaf(4)}}},
       'autoencoders_image': {'write': {'bias': leaf(3)}},
       'heads_image': {'mixture': {'bias': leaf(2)}},
+      'number': {'slope': {'embedding': leaf(2, 4)}},
+      'series': {'patch': {'bias': leaf(4)}},
     },
   }
   found = jax.tree_util.tree_leaves_with_path(
@@ -91,6 +93,8 @@ def test_distances_from_the_output():
     'perception/encoders_audio/stem/frames/bias': 3,
     'perception/autoencoders_image/write/bias': 0,
     'perception/heads_image/mixture/bias': 0,
+    'perception/number/slope/embedding': 3,
+    'perception/series/patch/bias': 3,
   }
 
 
