@@ -77,8 +77,8 @@ class Normalization:
   # of {series:FIELD}; (): to be measured.
   fields: tuple[str, ...] = ()
   # Their means and standard deviations, in the units of the data.
-  means: tuple[float, ...] = ()
-  deviations: tuple[Annotated[float, schema.Range(0, above=True)], ...] = ()
+  means: tuple[Annotated[float, schema.Range()], ...] = ()
+  deviations: tuple[schema.Positive, ...] = ()
 
   def __post_init__(self):
     counts = [len(self.fields), len(self.means), len(self.deviations)]
