@@ -5,6 +5,9 @@ r"""Pictures of clothes by class: convolutions, then attention.
 
 DIR is the folder of TFDS data sets. The run writes `test/accuracy`, of
 probabilities that are averaged over a picture and its mirror image.
+
+Measured (seed 0): test/accuracy 0.929 after 15 epochs, 34 minutes on one core
+of two, beside other work.
 """
 
 import ml_collections

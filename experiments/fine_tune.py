@@ -37,11 +37,7 @@ def get_config(arg=''):
       f'with NAME one of {", ".join(METHODS)}'
     )
   config = base_lib.get_config()
-  path = pathlib.Path(folder).expanduser() / config_lib.FILE
-  start = config_lib.to_config_dict(config_lib.read(path))
-  config.model, config.tokenizer = start.model, start.tokenizer
-  config.train.init_from = folder
-  config.tune.method = method
+  set_base(config, folder, method)
   if options.get('data'):
     source = f'jsonl:{options["data"]}'
     config.data.train = (f'{source}#[!9::10]',)
@@ -51,13 +47,22 @@ def get_config(arg=''):
     config.data.train = ('tfds:tiny_shakespeare#train',)
     config.data.validation = ('tfds:tiny_shakespeare#validation',)
   config.data.sequence_length = min(256, config.model.max_length)
-  config.data.batch_size = 4
-  config.optimizer.learning_rate = 2e-5 if method == 'full' else 5e-4
-  config.optimizer.warmup_steps = 10
-  config.optimizer.weight_decay = 0.0
   config.train.num_steps = 200
   config.train.eval_every = 50
   config.train.save_every = 50
   config.train.log_every = 5
   config.evaluate.max_batches = 20
   return config
+
+
+def set_base(config, folder, method):
+  """Model, tokenizer and parameters of a workdir, tuned by one of METHODS."""
+  path = pathlib.Path(folder).expanduser() / config_lib.FILE
+  start = config_lib.to_config_dict(config_lib.read(path))
+  config.model, config.tokenizer = start.model, start.tokenizer
+  config.train.init_from = folder
+  config.tune.method = method
+  config.data.batch_size = 4
+  config.optimizer.learning_rate = 2e-5 if method == 'full' else 5e-4
+  config.optimizer.warmup_steps = 10
+  config.optimizer.weight_decay = 0.0

@@ -167,6 +167,36 @@ def test_steer_text_notebook(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings('ignore')
+def test_translate_notebook(tmp_path, monkeypatch):
+  pytest.importorskip('sacrebleu', reason='needs gemini_jax[tasks]')
+  if not (DATA / 'multi30k').exists():
+    pytest.skip('no prepared data sets in ../shared/tfds')
+  options = (
+    f'{SHORT} --config.data.cache_dir={tmp_path}/tokens '
+    '--config.data.train=\'("tfds:multi30k#train[:500]",)\' '
+    '--config.data.validation=\'("tfds:multi30k#validation[:20]",)\' '
+    '--config.data.test=\'("tfds:multi30k#test[:5]",)\' '
+    '--config.tokenizer.vocab_size=400 --config.model.width=32 '
+    '--config.model.num_layers=1 --config.model.num_encoder_layers=1 '
+    '--config.data.batch_size=8'
+  )
+  text = run(
+    'translate',
+    monkeypatch,
+    {
+      'WORKDIR': str(tmp_path / 'run'),
+      'DATA': str(DATA),
+      'OVERRIDES': options,
+    },
+  )
+  assert 'is done: 4 steps' in text['train']
+  assert 'test/bleu ' in text['results'] and 'tok:13a' in text['results']
+  assert text['results'].count(' | ') == 10
+  assert 'written to' in text['translate']
+  assert text['predict'].count('"record": ') == 2
+
+
+@pytest.mark.filterwarnings('ignore')
 def test_fine_tune_notebook(tmp_path, monkeypatch):
   options = (
     f'{SHORT} --config.data.sequence_length=128 --config.data.batch_size=8'

@@ -640,6 +640,10 @@ CONFLICTS = [
     'takes its steps to be made in full',
   ),
   (
+    {'optimizer.adam_learning_rate': 0.001},
+    'optimizer.adam_learning_rate=0.001 needs optimizer.name=muon, not adamw',
+  ),
+  (
     {'train.early_stopping': {'patience': 2}},
     'train.early_stopping.patience=2 needs data.validation',
   ),
@@ -1175,6 +1179,11 @@ CONFLICTS = [
   (
     {'model.image': {'tower': {'width': 8, 'num_heads': 3}}},
     'model.KIND.tower.num_heads=3 must divide model.KIND.tower.width=8',
+  ),
+  (
+    {'evaluate.test_time_views': 2},
+    'evaluate.test_time_views=2 are of pictures: set model.image.height and '
+    'model.image.width, or 1',
   ),
   (
     {'model.image': {'tower': {'width': 12}}},

@@ -56,6 +56,7 @@ _SLOW = {
   'adapt/gate_test.py::test_it_resumes': (),
   'adapters_test.py': (),
   'classification_test.py': (),
+  'evaluate/class_predictions_test.py::test_probabilities': ('[2]',),
   'numbers_run_test.py': (),
   'kernels/chunked_attention_test.py::test_bands_and': (
     '[rule0-53-16777216-4194304]',

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import fine_tune, text_vae, wordnet_vae
-from gemini_jax import command
+from gemini_jax import command, main
 from gemini_jax import config as config_lib
 from gemini_jax.data import sources
 from gemini_jax.models import gemini
@@ -46,6 +46,8 @@ ARGUMENTS = {
     'domain=words,base={base}',
     'domain=handwriting,base={base},method=adapter',
   ],
+  'dialogue': ['jsonl=absent,base={base}'],
+  'summarisation': ['jsonl=absent', 'jsonl=absent,base={base}'],
   'digit_fusion': ['inputs=both,dropout=0.8'],
   'question_answering': ['jsonl=absent', 'jsonl=absent,blind'],
   'text_classification': ['', 'data=absent.csv', 'base={base}'],
@@ -63,17 +65,25 @@ CASES = [
 ]
 
 
+@pytest.fixture
+def base(tmp_path):
+  """A folder with the config of an imported model, a table and series."""
+  folder = tmp_path / 'base'
+  folder.mkdir()
+  config = config_lib.Config(
+    model=config_lib.Model(vocab_size=64, width=32),
+    tokenizer=config_lib.Tokenizer(kind='huggingface'),
+  )
+  (folder / config_lib.FILE).write_text(config_lib.to_json(config))
+  (folder / 'table.csv').write_text('a,b,label\n1,2,3\n')
+  (folder / 'table.jsonl').write_text('{"series": [[1, 2]], "label": "a"}\n')
+  return folder
+
+
 @pytest.fixture(params=CASES, ids=lambda case: f'{case[0].stem}:{case[1]}')
-def experiment(request, tmp_path):
+def experiment(request, base, tmp_path):
   """The name of an experiment and its config, with a vocabulary."""
   path, argument = request.param
-  base = tmp_path / 'base'
-  base.mkdir()
-  model = config_lib.Model(vocab_size=64, width=32)
-  text = config_lib.to_json(config_lib.Config(model=model))
-  (base / config_lib.FILE).write_text(text)
-  (base / 'table.csv').write_text('a,b,label\n1,2,3\n')
-  (base / 'table.jsonl').write_text('{"series": [[1, 2]], "label": "a"}\n')
   argv = ['main', f'--config={path}:{argument.format(base=base)}']
   config = command.parse(argv, {}).config
   return path.stem, plan.with_vocab(config, tmp_path, [])
@@ -120,3 +130,27 @@ def test_halves_of_wordnet_share_nothing():
 def test_wrong_arguments_name_what_is_accepted(argument):
   with pytest.raises(ValueError, match=r'half=1\|2 with NAME one of cyclical'):
     wordnet_vae.get_config(argument)
+
+
+@pytest.mark.parametrize(
+  ('name', 'argument', 'message'),
+  [
+    ('dialogue', '', 'must be jsonl=FILE,base=WORKDIR'),
+    ('dialogue', 'jsonl=a', 'must be jsonl=FILE,base=WORKDIR'),
+    ('dialogue', 'base={base}', 'must be jsonl=FILE,base=WORKDIR'),
+    ('dialogue', 'jsonl=a,base={base},x=1', 'must be jsonl=FILE,base=WORKDIR'),
+    ('dialogue', 'jsonl=a,base=absent', 'absent/config.json'),
+    ('summarisation', '', 'must be jsonl=FILE[,base=WORKDIR]'),
+    ('summarisation', 'base={base}', 'must be jsonl=FILE[,base=WORKDIR]'),
+    ('summarisation', 'jsonl=a,based=b', 'must be jsonl=FILE[,base=WORKDIR]'),
+    ('summarisation', 'jsonl=absent', 'no file matches'),
+  ],
+)
+def test_a_wrong_argument_is_one_line(
+  name, argument, message, base, capsys, tmp_path
+):
+  argument = argument.format(base=base)
+  argv = [f'--config={FOLDER}/{name}.py:{argument}', f'--workdir={tmp_path}/a']
+  assert main.main(['main', *argv]) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith('error: ') and message in line

@@ -77,8 +77,8 @@ class Normalization:
   # of {series:FIELD}; (): to be measured.
   fields: tuple[str, ...] = ()
   # Their means and standard deviations, in the units of the data.
-  means: tuple[float, ...] = ()
-  deviations: tuple[Annotated[float, schema.Range(0, above=True)], ...] = ()
+  means: tuple[Annotated[float, schema.Range()], ...] = ()
+  deviations: tuple[schema.Positive, ...] = ()
 
   def __post_init__(self):
     counts = [len(self.fields), len(self.means), len(self.deviations)]
@@ -95,7 +95,8 @@ class Data:
 
   A source is `KIND:WHERE#SLICE`: `tfds:tiny_shakespeare#validation+test`,
   `text:book.txt`, `text:corpus/*.txt#[:90%]`, `jsonl:pairs.jsonl`,
-  `csv:table.csv`, `python:pydoc_data.topics#[9::10]` and its complement
+  `csv:table.csv`, `parallel:talk.en+talk.de` (line i of each file; their
+  endings are the fields), `python:pydoc_data.topics#[9::10]` and its complement
   `#[!9::10]`, `reverse:20000`, `wordnet:`, `digits:train`, `moving:test` (see
   data/sources.py). Fold i of k is `#[i::k]`, and `#[!i::k]` all the others.
   """

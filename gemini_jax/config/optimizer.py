@@ -41,6 +41,10 @@ class Optimizer:
   # dadapt_adamw and dog, which find their own, a multiplier near 1; of
   # momo_adam, which makes steps smaller by the loss, an upper limit.
   learning_rate: schema.Positive | None = None
+  # That of what muon leaves to Adam: embeddings, heads, norms and what reads
+  # the pixels of pictures. Adam's steps are up to five times as long as muon's
+  # at the same rate. None: learning_rate.
+  adam_learning_rate: schema.Positive | None = None
   # Its course after the warm-up; schedule_free never decays.
   schedule: Literal['constant', 'cosine', 'wsd', 'inverse_sqrt'] = 'cosine'
   # Linear warm-up, in steps.
@@ -97,6 +101,11 @@ class Optimizer:
       self.cycles == 1 or self.schedule == 'cosine',
       f'optimizer.cycles={self.cycles} needs optimizer.schedule=cosine, not '
       f'{self.schedule}',
+    )
+    schema.check(
+      self.adam_learning_rate is None or self.name == 'muon',
+      f'optimizer.adam_learning_rate={self.adam_learning_rate} needs '
+      f'optimizer.name=muon, not {self.name}',
     )
     schema.check(
       not (self.ema_decay and self.name == 'schedule_free'),

@@ -19,6 +19,7 @@ from gemini_jax import host
 from gemini_jax.data import (
   composed,
   csv_files,
+  parallel_files,
   prepared,
   readers,
   text_files,
@@ -31,6 +32,7 @@ READERS = {
   'text': text_files.text,
   'jsonl': text_files.jsonl,
   'csv': csv_files.read,
+  'parallel': parallel_files.read,
   'python': readers.python,
   'reverse': readers.reverse,
   'wordnet': wordnet.read,
@@ -41,7 +43,7 @@ KINDS = ('tfds', *_PREPARED, *READERS)
 # Kinds that have a default WHERE.
 _OPTIONAL_WHERE = ('wordnet',)
 # Kinds whose WHERE is a path.
-_PATHS = ('text', 'jsonl', 'csv', 'wordnet')
+_PATHS = ('text', 'jsonl', 'csv', 'parallel', 'wordnet')
 _SLICE = re.compile(
   r'\[(!?)(-?\d{1,18}%?)?:(-?\d{1,18}%?)?(?::([1-9]\d{0,17}))?\]'
 )

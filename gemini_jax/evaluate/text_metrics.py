@@ -18,8 +18,6 @@ from gemini_jax.evaluate import bootstrap
 
 # Those of sacrebleu by the name of its class.
 _CORPUS = {'bleu': 'BLEU', 'chrf': 'CHRF'}
-# sacrebleu holds the numbers of all texts of all resamples at once.
-_MAX_RESAMPLED, _NUM_RESAMPLES = 10**7, 1000
 
 
 class Report(NamedTuple):
@@ -85,19 +83,22 @@ def report(
 def _corpus_score(
   name: str, texts: Sequence[str], references: Sequence[str]
 ) -> tuple[dict[str, float], str]:
-  """A score of sacrebleu with its own bootstrap, and the signature."""
+  """A score of sacrebleu with an interval, and the signature."""
   metric = getattr(_sacrebleu(), _CORPUS[name])()
-  num_resamples = min(_NUM_RESAMPLES, max(2, _MAX_RESAMPLED // len(texts)))
-  score = metric.corpus_score(
-    [*texts], [[*references]], n_bootstrap=num_resamples
-  )
+  score = metric.corpus_score([*texts], [[*references]])
   signature = metric.get_signature().format()
   logging.info('%s: %s', name, score.format(signature=signature))
-  return {
-    name: float(score.score),
-    f'{name}_low': float(score._mean - score._ci),
-    f'{name}_high': float(score._mean + score._ci),
-  }, signature
+  # Not by its own bootstrap: that fails where some resamples score nothing.
+  counts_NS = np.array(
+    metric._extract_corpus_statistics([*texts], [[*references]]), np.int64
+  )
+  resampled = lambda rows: {
+    name: float(
+      metric._compute_score_from_stats(counts_NS[rows].sum(0).tolist()).score
+    )
+  }
+  intervals = bootstrap.intervals(resampled, len(texts))
+  return {name: float(score.score)} | intervals, signature
 
 
 def _rouge_scores(

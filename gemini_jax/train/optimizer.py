@@ -55,6 +55,7 @@ def make_optimizer(
     config.weight_decay * state.estim_lr * schedule(state.count)
   )
   b1, b2, eps = config.b1, config.b2, config.eps
+  adam_share = (config.adam_learning_rate or config.peak) / config.peak
   rules: dict[str, Callable[[], Any]] = {
     'adamw': lambda: with_decay(optax.scale_by_adam(b1, b2, eps)),
     'lion': lambda: with_decay(optax.scale_by_lion(b1, b2)),
@@ -67,8 +68,9 @@ def make_optimizer(
       weight_decay_mask=decayed,
       adam_b1=b1,
       adam_b2=b2,
-      # Updates as large as Adam's, so that one learning rate serves both
-      # (Liu et al. 2025, Moonlight, section 2.2).
+      adam_learning_rate=lambda step: adam_share * schedule(step),
+      # Updates as large as Adam's are late in training (Liu et al. 2025,
+      # Moonlight, section 2.2).
       consistent_rms=0.2,
       muon_weight_dimension_numbers=muon_dims,
     ),

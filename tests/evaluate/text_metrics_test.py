@@ -77,6 +77,16 @@ def test_the_same_is_best_and_nothing_is_worst():
   assert lower['rougeL'] == found['rougeL']
 
 
+def test_a_text_of_several_is_right():
+  """Resamples without it score nothing."""
+  _, references = pairs(3)
+  texts = [references[0], 'x', 'y']
+  metrics, _ = text_metrics.report(('bleu', 'chrf'), texts, references)
+  for name in ('bleu', 'chrf'):
+    assert metrics[f'{name}_low'] == 0 < metrics[name] < 100
+    assert metrics[f'{name}_high'] == pytest.approx(100)
+
+
 @pytest.mark.parametrize('count', [(0, 0), (2, 1)])
 def test_texts_without_references_are_refused(count):
   texts, references = ([*'abc'[:number]] for number in count)

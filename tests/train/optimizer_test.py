@@ -346,3 +346,32 @@ def test_muon_makes_the_update_of_each_layer_orthogonal():
     rms = float(jnp.sqrt(jnp.mean(jnp.square(update))))
     assert rms == pytest.approx(0.2, rel=0.3)
   assert np.linalg.cond(grads['decoder']['layers']['up']['kernel']).min() > 2
+
+
+@pytest.mark.parametrize(
+  ('rate', 'given', 'expected'),
+  [(0.01, None, 0.01), (0.01, 0.004, 0.004)],
+)
+def test_what_muon_leaves_to_adam_has_a_rate_of_its_own(rate, given, expected):
+  config = config_lib.Optimizer(
+    name='muon',
+    learning_rate=rate,
+    adam_learning_rate=given,
+    schedule='constant',
+    weight_decay=0.0,
+  )
+  params = {
+    'decoder': {'layers': {'up': {'kernel': toy.normal((3, 8, 8))}}},
+    'token': {'embedding': toy.normal((16, 8), 1)},
+  }
+  grads = jax.tree.map(lambda leaf: toy.normal(leaf.shape, 7), params)
+  rule = optimizer_lib.make_optimizer(config, 10)
+  updates, _ = rule.update(grads, rule.init(params), params, value=0.0)
+  # Adam's first step is the sign of the gradient, and with Nesterov's momentum
+  # this much longer.
+  nesterov = config.b1 / (1 + config.b1) + 1
+  steps = np.abs(updates['token']['embedding'])
+  np.testing.assert_allclose(steps, nesterov * expected, rtol=1e-3)
+  matrices = updates['decoder']['layers']['up']['kernel']
+  rms = float(jnp.sqrt(jnp.mean(jnp.square(matrices))))
+  assert rms == pytest.approx(0.2 * rate, rel=0.3)
