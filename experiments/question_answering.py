@@ -7,7 +7,11 @@ FILE has a record a question, {"image": "0.png", "question": "what colour is the
 circle?", "answer": "red"}, and paths are relative to its folder. The last tenth
 of the records is `test`, the twentieth before it validation. An encoder reads
 picture and question together, a decoder writes the answer. The run writes
-`test/accuracy`, the share of answers that are right as a whole.
+`test/accuracy`, the share of answers that are right as a whole. `,blind` behind
+FILE leaves the pictures out.
+
+Measured on tests/visual_questions.py (seed 0, one core): test/accuracy 0.913
+with 2,000 steps; the 4,000 that stand here have not been run to their end.
 """
 
 import ml_collections
@@ -46,8 +50,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.model.image.width = 64
   config.model.image.patch = 8
   config.model.image.num_blocks = 1
-  config.optimizer.name = 'muon'
-  config.optimizer.learning_rate = 0.006
+  # With muon what is learned first, colours, keeps shapes from being learned.
+  config.optimizer.learning_rate = 1e-3
   config.optimizer.warmup_steps = 100
   config.train.num_steps = 4000
   config.train.log_every = 100
