@@ -8,8 +8,8 @@ or a list with one for each channel; or it is a table with such columns. The
 folds and what is measured are those of `tables.py`.
 
 Measured over all folds, 2 cores beside other work (tests/tables_study.py):
-accuracy on ItalyPowerDemand 0.973 (gradient boosting 0.973), 104 s a fold; on
-GunPoint 0.985 (gradient boosting 0.955), 28 s a fold.
+accuracy on ItalyPowerDemand 0.973 (gradient boosting 0.973), on GunPoint 0.985
+(gradient boosting 0.955).
 """
 
 import json

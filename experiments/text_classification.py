@@ -12,12 +12,10 @@ Without `data` the texts are WordNet's definitions and the classes those of its
 With `base` the model is that of a workdir, with LoRA; else it is small.
 """
 
-import pathlib
-
 import ml_collections
 
 from experiments import base as base_lib
-from gemini_jax import config as config_lib
+from experiments import fine_tune
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
@@ -41,14 +39,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.train.save_every = 500
   config.evaluate.evaluators = ('classification',)
   if folder:
-    path = pathlib.Path(folder).expanduser() / config_lib.FILE
-    start = config_lib.to_config_dict(config_lib.read(path))
-    config.model, config.tokenizer = start.model, start.tokenizer
-    config.train.init_from = folder
-    config.tune.method = 'lora'
-    config.optimizer.learning_rate = 5e-4
-    config.optimizer.weight_decay = 0.0
-    config.data.batch_size = 4
+    fine_tune.set_base(config, folder, 'lora')
     config.train.num_steps = 300
     return config
   config.tokenizer.kind = 'sentencepiece'

@@ -16,11 +16,10 @@ import re
 import subprocess
 import sys
 
+import gate_study
+from experiments import domain_transfer
+
 ROOT = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from experiments import domain_transfer  # noqa: E402
-
 BACKBONE, *DOMAINS = domain_transfer.DOMAINS
 
 
@@ -42,8 +41,10 @@ def main(argv):
       (f'{domain}-{options.method}', 'backbone', options.method),
       (f'{domain}-full', 'backbone', 'full'),
     )
-    found = [train(options, name, domain, *how) for name, *how in rows]
-    print(f'| {domain} | ' + ' | '.join(map(percent, found)) + ' |', flush=True)
+    accuracies = [train(options, name, domain, *how) for name, *how in rows]
+    print(
+      f'| {domain} | ' + ' | '.join(map(percent, accuracies)) + ' |', flush=True
+    )
     if domain == DOMAINS[0]:
       first.append(evaluated(options, adapter, domain))
   before.append(evaluated(options, 'backbone', BACKBONE))
@@ -61,8 +62,8 @@ def main(argv):
     train(options, name, domain, last, 'full')
     last = name
     learned.append(domain)
-    found = [percent(evaluated(options, name, other)) for other in learned]
-    print(f'| {domain} | ' + ' | '.join(found) + ' |', flush=True)
+    accuracies = [percent(evaluated(options, name, other)) for other in learned]
+    print(f'| {domain} | ' + ' | '.join(accuracies) + ' |', flush=True)
 
 
 def command(options, name, domain, base='', method=''):
@@ -89,11 +90,7 @@ def train(options, name, domain, base='', method=''):
       stderr=log,
       check=True,
     )
-  text = (options.out / name / 'metrics.jsonl').read_text()
-  values = {}
-  for line in text.splitlines():
-    values |= json.loads(line)
-  return values['test/accuracy']
+  return gate_study.newest(options.out / name)['test/accuracy']
 
 
 def evaluated(options, name, domain):
@@ -107,10 +104,10 @@ def evaluated(options, name, domain):
     *options.overrides,
   ]
   with (options.out / f'{name}.log').open('a') as log:
-    found = subprocess.run(
+    printed = subprocess.run(
       line, stdout=subprocess.PIPE, stderr=log, check=True, text=True
     ).stdout
-  return json.loads(found.splitlines()[-1])['test/accuracy']
+  return json.loads(printed.splitlines()[-1])['test/accuracy']
 
 
 def added(options, name):

@@ -15,7 +15,6 @@ of the tokens of pictures that tells pictures apart.
 import argparse
 import collections
 import dataclasses
-import itertools
 import pathlib
 
 import flax.linen as nn
@@ -38,13 +37,13 @@ CHUNK = 128
 
 def rows_of(batches, count: int) -> batch_lib.Batch:
   """The first rows of a stream of batches, as one."""
-  found, have = [], 0
+  parts, have = [], 0
   for batch in batches:
-    found.append(jax.tree.map(np.asarray, batch))
+    parts.append(jax.tree.map(np.asarray, batch))
     have += len(batch.targets)
     if have >= count:
       break
-  return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *found)
+  return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *parts)
 
 
 def take(batch: batch_lib.Batch, rows) -> batch_lib.Batch:
@@ -155,13 +154,11 @@ def main():
     )
     opt_state = rule.init(params)
     rng = np.random.default_rng(0)
-    for number in itertools.count(1):
+    for number in range(1, options.steps + 1):
       batch = take(train, rng.integers(len(train.targets), size=options.batch))
       params, opt_state = step(params, opt_state, batch)
       if number % options.every == 0 or number == options.steps:
         report(row, number, params)
-      if number == options.steps:
-        break
 
 
 if __name__ == '__main__':

@@ -17,10 +17,10 @@ import argparse
 import csv
 import pathlib
 
+import gate_study
 from experiments import text_classification
 from gemini_jax import config as config_lib
 from gemini_jax.data import splits
-from gemini_jax.train import metrics_file
 
 PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0)
 
@@ -75,9 +75,7 @@ def baseline(data: str) -> dict[str, float]:
 
 def of_run(workdir: pathlib.Path) -> dict[str, float]:
   """The last test metrics of a run."""
-  values: dict[str, float] = {}
-  for line in metrics_file.all_lines(workdir):
-    values |= line
+  values = gate_study.newest(workdir)
   return {name: values[f'test/{name}'] for name in ('accuracy', 'macro_f1')}
 
 

@@ -3,9 +3,8 @@ r"""Pictures of coloured shapes and questions that need them, as one list.
   python tests/visual_questions.py DIR [--pictures=4000] [--seed=0]
 
 Writes DIR/questions.jsonl for experiments/question_answering.py: ten questions
-about each picture, of the shapes, colours and places of one to three things. To
-half of those that are answered by yes or no the answer is yes. The last tenth
-is about other pictures than the rest.
+about each picture, of the shapes, colours and places of one to three things.
+All of a picture stand together, so that the last tenth is about other pictures.
 """
 
 import argparse

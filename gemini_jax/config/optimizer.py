@@ -42,8 +42,8 @@ class Optimizer:
   # momo_adam, which makes steps smaller by the loss, an upper limit.
   learning_rate: schema.Positive | None = None
   # That of what muon leaves to Adam: embeddings, heads, norms and what reads
-  # the pixels of pictures. Adam's steps are up to five times as long as muon's
-  # at the same rate. None: learning_rate.
+  # the pixels of pictures. At the same rate Adam's steps are longer: about as
+  # long as the rate at first, where muon's are a fifth. None: learning_rate.
   adam_learning_rate: schema.Positive | None = None
   # Its course after the warm-up; schedule_free never decays.
   schedule: Literal['constant', 'cosine', 'wsd', 'inverse_sqrt'] = 'cosine'

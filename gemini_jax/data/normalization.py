@@ -106,7 +106,7 @@ def _measured(
   pieces: Sequence[task_lib.Piece], config: config_lib.Config
 ) -> config_lib.Normalization:
   """Statistics of data.train, of the records that can be used."""
-  found = {piece: _Moments() for piece in pieces}
+  moments_of = {piece: _Moments() for piece in pieces}
   for spec in config.data.train:
     source = sources.records(spec, config.data)
     for index in range(len(source)):
@@ -115,13 +115,13 @@ def _measured(
       except unusable.UnusableError:
         # Counted, with its reason, when the records are tokenized.
         continue
-      for piece, moments in found.items():
+      for piece, moments in moments_of.items():
         try:
           moments.add(numbers.read(record, piece, config.model))
         except unusable.UnusableError as error:
           moments.error = error
   fields, means, deviations = [], [], []
-  for piece, moments in found.items():
+  for piece, moments in moments_of.items():
     kind = f'{{{piece.kind}:{piece.value}}}'
     config_lib.check(
       moments.count > 0,

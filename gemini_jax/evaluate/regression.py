@@ -45,10 +45,10 @@ def evaluate(
   assert piece is not None
   results = {}
   for split, loader in loaders.items():
-    found = class_predictions.predict(run, params, loader)
+    predictions = class_predictions.predict(run, params, loader)
     truth_N, predicted_N = (
       numbers.restored(values_N1[:, 0], piece, run.config.data)
-      for values_N1 in (found.truth_N, found.outputs_NC)
+      for values_N1 in (predictions.truth_N, predictions.outputs_NC)
     )
     metrics = classification_report.write_numbers(
       run.workdir, split, step, truth_N, predicted_N
