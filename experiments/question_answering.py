@@ -10,8 +10,8 @@ picture and question together, a decoder writes the answer. The run writes
 `test/accuracy`, the share of answers that are right as a whole. `,blind` behind
 FILE leaves the pictures out.
 
-Measured on tests/visual_questions.py (seed 0, one core): test/accuracy 0.913
-with 2,000 steps; the 4,000 that stand here have not been run to their end.
+Measured on tests/visual_questions.py (seed 0, 2 cores): test/accuracy 0.9925 in
+15 minutes; blind 0.3675, as much as the questions alone tell (0.3695).
 """
 
 import ml_collections
@@ -50,7 +50,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.model.image.width = 64
   config.model.image.patch = 8
   config.model.image.num_blocks = 1
-  # With muon what is learned first, colours, keeps shapes from being learned.
+  # At 6e-3, of either rule, pictures are not looked at any more (LOG.md).
   config.optimizer.learning_rate = 1e-3
   config.optimizer.warmup_steps = 100
   config.train.num_steps = 4000

@@ -38,6 +38,7 @@ from gemini_jax.evaluate import (
   class_predictions,
   classification_metrics,
   generation_options,
+  tags,
 )
 from gemini_jax.infer import generation, prompts, request
 from gemini_jax.parallel import compilation, sharding
@@ -306,12 +307,16 @@ def _named(
   if piece.kind == task_lib.NUMBER:
     (number,) = numbers.restored(probabilities_WC[0], piece, config.data)
     return {'prediction': float(number)}
-  best_W = probabilities_WC.argmax(axis=1)
   if example.words:
+    one_W = np.zeros(len(probabilities_WC), np.int64)
+    tags_W = tags.likeliest(names, probabilities_WC, one_W)
     return {
       'words': example.words,
-      'prediction': [names[i] for i in best_W],
-      'probability': [float(p) for p in probabilities_WC.max(axis=1)],
+      'prediction': [names[i] for i in tags_W],
+      'probability': [
+        float(of_tags_C[i])
+        for of_tags_C, i in zip(probabilities_WC, tags_W, strict=True)
+      ],
     }
   order = np.argsort(-probabilities_WC[0], kind='stable')
   of_names = lambda indices: {
@@ -327,8 +332,8 @@ def _named(
       'probabilities': top,
     }
   return {
-    'prediction': names[best_W[0]],
-    'probability': float(probabilities_WC[0, best_W[0]]),
+    'prediction': names[order[0]],
+    'probability': float(probabilities_WC[0, order[0]]),
     'probabilities': top,
   }
 

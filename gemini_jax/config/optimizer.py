@@ -4,11 +4,13 @@ from typing import Annotated, Literal
 
 from gemini_jax.config import schema
 
-# Peak learning rates that train a small Transformer, by optimizer.
+# Peak learning rates that train a small Transformer, by optimizer. Muon's is
+# AdamW's, since its updates are as large; at 0.006 what is learned first can
+# keep the rest from being learned, see LOG.md.
 LEARNING_RATES = {
   'adamw': 1e-3,
   'adafactor': 1e-3,
-  'muon': 3e-3,
+  'muon': 1e-3,
   'lion': 2e-4,
   'prodigy': 1.0,
   'schedule_free': 3e-3,

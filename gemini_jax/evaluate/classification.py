@@ -14,6 +14,7 @@ from gemini_jax.evaluate import (
   classification_metrics,
   classification_report,
   span_metrics,
+  tags,
 )
 
 
@@ -38,7 +39,7 @@ def check_run(run: run_lib.Run):
   """ConfigError unless tags are BIO."""
   piece = task_lib.classes(run.config.data)
   if piece is not None and piece.kind == task_lib.TAGS:
-    span_metrics.check_tags(run.config.data.label_names)
+    tags.check(run.config.data.label_names)
 
 
 def evaluate(
@@ -59,7 +60,7 @@ def evaluate(
     found = class_predictions.predict(run, params, loader)
     where = run.workdir, split, step
     if piece.kind == task_lib.TAGS:
-      predicted_N = found.outputs_NC.argmax(axis=1)
+      predicted_N = tags.likeliest(names, found.outputs_NC, found.examples_N)
       truth, predicted = (
         sequences(names, classes_N, found.examples_N)
         for classes_N in (found.truth_N, predicted_N)

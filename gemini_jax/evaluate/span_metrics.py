@@ -5,8 +5,7 @@ Strict: what begins with I instead of B is no span.
 """
 
 import functools
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,8 +14,6 @@ from gemini_jax import config as config_lib
 from gemini_jax.evaluate import bootstrap
 
 COLUMNS = ('precision', 'recall', 'f1', 'support')
-
-_TAG = re.compile(r'O|[BI]-\S.*')
 
 Sequences = Sequence[Sequence[str]]
 
@@ -44,27 +41,6 @@ def _seqeval(module: str) -> Any:
   return config_lib.optional(
     f'seqeval.{module}', 'metrics of spans need seqeval', 'tasks'
   )
-
-
-def check_tags(names: Iterable[str]):
-  """Refuses names of tags that are not BIO.
-
-  Raises:
-    ConfigError: a name is not O, B-TYPE or I-TYPE, or no span can begin with
-      the B- of its type.
-  """
-  names = list(names)
-  for name in names:
-    config_lib.check(
-      bool(_TAG.fullmatch(name)),
-      f'the tag {name!r} is not BIO: O, B-TYPE or I-TYPE',
-    )
-    begin = f'B-{name[2:]}'
-    config_lib.check(
-      name == 'O' or begin in names,
-      f'the tag {name!r} has no {begin!r} that its spans begin with; BIO '
-      'begins every span with B',
-    )
 
 
 def report(

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from gemini_jax import config as config_lib
 from gemini_jax.evaluate import span_metrics
 
 pytest.importorskip('seqeval', reason='needs gemini_jax[tasks]')
@@ -97,26 +96,6 @@ def test_no_span_at_all_is_zero():
   assert metrics['token_accuracy'] == 1
   assert metrics['span_f1'] == metrics['span_macro_f1'] == 0
   assert not names and table['f1'] == []
-
-
-@pytest.mark.parametrize(
-  ('names', 'message'),
-  [
-    (('O', 'PER'), "the tag 'PER' is not BIO: O, B-TYPE or I-TYPE"),
-    (('O', 'B-'), "the tag 'B-' is not BIO"),
-    (('o',), "the tag 'o' is not BIO"),
-    (('O', 'B-LOC', 'S-LOC'), "the tag 'S-LOC' is not BIO"),
-    (('O', 'B-LOC', 'I-PER'), "the tag 'I-PER' has no 'B-PER'"),
-  ],
-)
-def test_tags_that_are_not_bio_are_named(names, message):
-  with pytest.raises(config_lib.ConfigError, match=message):
-    span_metrics.check_tags(names)
-
-
-def test_tags_that_are_bio_pass():
-  span_metrics.check_tags(TAGS)
-  span_metrics.check_tags(('O', 'B-date-of-birth'))
 
 
 @pytest.mark.parametrize(
