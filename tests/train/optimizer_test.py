@@ -67,8 +67,9 @@ def by_path(tree):
 @pytest.mark.parametrize('name', NAMES)
 def test_each_rule_trains_at_its_default_learning_rate(name):
   before = float(loss(toy.network()))
-  # From 0.0002, Lion and AdamW move a weight by that much a step.
-  num_steps = {'lion': 3000, 'adamw': 800, 'adafactor': 800}.get(name, 300)
+  # Some move a weight by no more than their rate, of 0.0002 or 0.001, a step.
+  steps = {'lion': 3000, 'adamw': 800, 'adafactor': 800, 'muon': 800}
+  num_steps = steps.get(name, 300)
   params, state = fit(
     config_lib.Optimizer(name=name, weight_decay=0.0), num_steps
   )
