@@ -10,6 +10,10 @@ Without `data` the texts are WordNet's definitions and the classes those of its
 45 lexicographer files. `data=FILE.csv` or `.jsonl` has fields `text` and
 `class`; every tenth record is for `test`, the one before it for validation.
 With `base` the model is that of a workdir, with LoRA; else it is small.
+
+Measured (seed 0, 2 cores): VADER's movie snippets, from nothing in 1.5 minutes,
+test/accuracy 0.791; TF-IDF with logistic regression has 0.803. The others have
+not been run to their ends.
 """
 
 import ml_collections
