@@ -1,4 +1,4 @@
-"""Fields and metrics that earlier versions called by other names.
+"""Fields, metrics and defaults that were others in earlier versions.
 
 The one table of renames: whoever reads what an earlier version wrote (a run's
 `config.json`, a manifest, `metrics.jsonl`) passes it through here first.
@@ -84,6 +84,8 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
     _name_evaluators(config, config['eval'])
   for old, new in _FIELDS.items():
     _move(config, old, new)
+  if isinstance(config.get('optimizer'), dict):
+    _name_muons_rate(config['optimizer'])
   return config
 
 
@@ -144,6 +146,13 @@ def _name_evaluators(config: dict[str, Any], section: dict[str, Any]):
   section['evaluators'] = names
   if 'checkpoint' in generate:
     section['checkpoint'] = generate['checkpoint']
+
+
+def _name_muons_rate(section: dict[str, Any]):
+  """Names Muon's rate where none was given, of before its default changed."""
+  is_before = 'adam_learning_rate' not in section
+  if is_before and section.get('name') == 'muon':
+    section['learning_rate'] = section.get('learning_rate') or 3e-3
 
 
 def metrics(line: Mapping[str, Any]) -> dict[str, Any]:

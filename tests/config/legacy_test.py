@@ -41,6 +41,19 @@ def test_fields_of_the_second_version_are_read():
   assert config.generate.cpu_kernel == 'xla'
 
 
+def test_an_old_run_by_muon_keeps_the_rate_that_it_had():
+  values = json.loads(FIRST_VERSION.read_text())
+  values['optimizer'] |= {'name': 'muon', 'learning_rate': None}
+  config = config_lib.from_json(json.dumps(values))
+  assert config.optimizer.peak == 3e-3
+  values['optimizer']['learning_rate'] = 0.5
+  assert config_lib.from_json(json.dumps(values)).optimizer.peak == 0.5
+  values['optimizer'] |= {'name': 'adamw', 'learning_rate': None}
+  assert config_lib.from_json(json.dumps(values)).optimizer.peak == 1e-3
+  muon = config_lib.from_config_dict({'optimizer': {'name': 'muon'}})
+  assert config_lib.from_json(config_lib.to_json(muon)) == muon
+
+
 @pytest.mark.parametrize(
   ('sections', 'names'),
   [
