@@ -50,7 +50,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.model.image.width = 64
   config.model.image.patch = 8
   config.model.image.num_blocks = 1
-  # At 6e-3, of either rule, pictures are not looked at any more (LOG.md).
+  # At 6e-3 neither AdamW nor Muon learns what pictures show (LOG.md).
   config.optimizer.learning_rate = 1e-3
   config.optimizer.warmup_steps = 100
   config.train.num_steps = 4000

@@ -7,7 +7,7 @@ Each line of FILE is `{"series": [...], "label": ...}`, where a step is a number
 or a list with one for each channel; or it is a table with such columns. The
 folds and what is measured are those of `tables.py`.
 
-Measured over all folds, 2 cores beside other work (tests/tables_study.py):
+Measured over all folds, on one busy core (tests/tables_study.py):
 accuracy on ItalyPowerDemand 0.973 (gradient boosting 0.973), on GunPoint 0.985
 (gradient boosting 0.955).
 """

@@ -9,7 +9,7 @@ the target is read as a number, and may be empty. Of five folds, `fold` is
 `test/rmse` and `test/r2` of `target=number:COLUMN`, in reports with their
 intervals.
 
-Measured over all folds, 2 cores beside other work (tests/tables_study.py):
+Measured over all folds, on one busy core (tests/tables_study.py):
 breast cancer: accuracy 0.968 (gradient boosting 0.961), 30 s a fold; diabetes:
 RMSE 56.0 (gradient boosting 57.9), 8 s a fold, with a number of steps that was
 chosen after 300 had given 60.3 on the same folds; see LOG.md.

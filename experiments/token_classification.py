@@ -43,7 +43,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.optimizer.warmup_steps = 100
   config.optimizer.ema_decay = 0.995
   config.train.label_smoothing = 0.1
-  # Of the 20,000 sentences a model of this size learns more than is general.
+  # Without it validation is best after 1,000 steps.
   config.train.kl_annealing.word_dropout = 0.15
   config.train.num_steps = 2400
   config.train.log_every = 50

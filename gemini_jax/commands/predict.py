@@ -308,8 +308,7 @@ def _named(
     (number,) = numbers.restored(probabilities_WC[0], piece, config.data)
     return {'prediction': float(number)}
   if example.words:
-    one_W = np.zeros(len(probabilities_WC), np.int64)
-    tags_W = tags.likeliest(names, probabilities_WC, one_W)
+    tags_W = tags.likeliest(names, probabilities_WC)
     return {
       'words': example.words,
       'prediction': [names[i] for i in tags_W],

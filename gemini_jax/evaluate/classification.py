@@ -57,13 +57,12 @@ def evaluate(
   assert piece is not None
   results = {}
   for split, loader in loaders.items():
-    found = class_predictions.predict(run, params, loader)
+    predictions = class_predictions.predict(run, params, loader)
     where = run.workdir, split, step
     if piece.kind == task_lib.TAGS:
-      predicted_N = tags.likeliest(names, found.outputs_NC, found.examples_N)
       truth, predicted = (
-        sequences(names, classes_N, found.examples_N)
-        for classes_N in (found.truth_N, predicted_N)
+        [[names[i] for i in classes_W] for classes_W in sequences]
+        for sequences in tag_sequences(names, predictions)
       )
       metrics = classification_report.write_spans(*where, truth, predicted)
     else:
@@ -73,14 +72,20 @@ def evaluate(
         if is_labels
         else classification_report.write
       )
-      metrics = write(*where, names, found.truth_N, found.outputs_NC)
+      metrics = write(
+        *where, names, predictions.truth_N, predictions.outputs_NC
+      )
     results |= {f'{split}/{name}': value for name, value in metrics.items()}
   return results
 
 
-def sequences(
-  names: tuple[str, ...], classes_N: np.ndarray, examples_N: np.ndarray
-) -> list[list[str]]:
-  """The names of the classes of each example, in order."""
-  bounds = np.flatnonzero(np.diff(examples_N)) + 1
-  return [[names[i] for i in part] for part in np.split(classes_N, bounds)]
+def tag_sequences(
+  names: tuple[str, ...], predictions: class_predictions.Predictions
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+  """The true tags of the words of each example, in order, and the likeliest."""
+  bounds = np.flatnonzero(np.diff(predictions.examples_N)) + 1
+  truth, probabilities = (
+    np.split(values, bounds)
+    for values in (predictions.truth_N, predictions.outputs_NC)
+  )
+  return truth, [tags.likeliest(names, part_WC) for part_WC in probabilities]

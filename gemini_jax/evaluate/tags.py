@@ -1,6 +1,6 @@
 """BIO tags of words: which follow which, and the likeliest that may.
 
-N words in all, C tags.
+W words of a sequence, C tags.
 """
 
 import re
@@ -34,38 +34,34 @@ def check(names: Iterable[str]):
     )
 
 
-def likeliest(
-  names: Sequence[str], probabilities_NC: np.ndarray, examples_N: np.ndarray
-) -> np.ndarray:
-  """int64[N], the likeliest tags of each example in which no span lacks its B.
+def likeliest(names: Sequence[str], probabilities_WC: np.ndarray) -> np.ndarray:
+  """int64[W], the likeliest tags of a sequence in which no span lacks its B.
 
   By dynamic programming (Viterbi 1967). Where no tag is B- or I-, those that
   are the likeliest of each word.
 
   Args:
     names: of the tags.
-    probabilities_NC: of the tags of each word.
-    examples_N: the number of the example that each word belongs to, those of
-      one side by side.
+    probabilities_WC: of the tags of each word.
   """
-  begins_CC, follows_CC = _transitions(names)
-  logs_NC = np.log(np.maximum(probabilities_NC, np.finfo(np.float32).tiny))
-  is_first_N = np.diff(examples_N, prepend=-1) != 0
-  before_NC = np.zeros(logs_NC.shape, np.int64)
+  begins_C, follows_CC = _transitions(names)
+  logs_WC = np.log(np.maximum(probabilities_WC, np.finfo(np.float32).tiny))
+  logs_WC[:1] += begins_C[None]
+  before_WC = np.zeros(logs_WC.shape, np.int64)
   best_C = np.zeros(len(names))
-  for i, (logs_C, is_first) in enumerate(zip(logs_NC, is_first_N, strict=True)):
-    ways_CC = best_C[:, None] + (begins_CC if is_first else follows_CC)
-    before_NC[i] = ways_CC.argmax(axis=0)
+  for i, logs_C in enumerate(logs_WC):
+    ways_CC = best_C[:, None] + (follows_CC if i else 0.0)
+    before_WC[i] = ways_CC.argmax(axis=0)
     best_C = ways_CC.max(axis=0) + logs_C
-  tags_N = np.zeros(len(logs_NC), np.int64)
+  tags_W = np.zeros(len(logs_WC), np.int64)
   tag = best_C.argmax()
-  for i in reversed(range(len(tags_N))):
-    tags_N[i], tag = tag, before_NC[i, tag]
-  return tags_N
+  for i in reversed(range(len(tags_W))):
+    tags_W[i], tag = tag, before_WC[i, tag]
+  return tags_W
 
 
 def _transitions(names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-  """From a tag to that of the first word of an example, and to any other's.
+  """Of the first word's tag, and from one word's tag to that of the next.
 
   0 where it is allowed, else minus infinity.
   """
@@ -75,10 +71,10 @@ def _transitions(names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
   ]
   # I- of a type without B- begins spans itself.
   needs = [need if need <= set(names) else set() for need in needs]
-  begins = [[not need for need in needs]] * len(names)
-  follows = [[not need or name in need for need in needs] for name in names]
-  begins_CC, follows_CC = (
-    np.where(np.array(allowed, bool), 0.0, -np.inf)
-    for allowed in (begins, follows)
+  begins_C = np.where([not need for need in needs], 0.0, -np.inf)
+  follows_CC = np.where(
+    [[not need or name in need for need in needs] for name in names],
+    0.0,
+    -np.inf,
   )
-  return begins_CC, follows_CC
+  return begins_C, follows_CC

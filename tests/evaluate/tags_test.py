@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gemini_jax import config as config_lib
-from gemini_jax.evaluate import tags
+from gemini_jax.evaluate import class_predictions, classification, tags
 
 TAGS = ('O', 'B-LOC', 'I-LOC', 'B-PER', 'I-PER')
 
@@ -40,45 +40,51 @@ def is_bio(names):
   )
 
 
-def test_it_is_the_best_of_all_that_are_bio():
-  rng = np.random.default_rng(0)
-  lengths = [1, 4, 3, 1, 4]
-  probabilities_NC = rng.dirichlet([0.5] * len(TAGS), sum(lengths))
-  found_N = tags.likeliest(
-    TAGS, probabilities_NC, np.repeat(np.arange(len(lengths)), lengths)
-  )
-  bounds = np.cumsum(lengths)[:-1]
-  greedy = probabilities_NC.argmax(axis=1)
-  assert not all(
-    is_bio([TAGS[i] for i in part]) for part in np.split(greedy, bounds)
-  )
-  for part, probabilities in zip(
-    np.split(found_N, bounds), np.split(probabilities_NC, bounds), strict=True
-  ):
+@pytest.mark.parametrize('num_words', [1, 4, 5])
+def test_it_is_the_best_of_all_that_are_bio(num_words):
+  rng = np.random.default_rng(num_words)
+  greedy_are_bio = []
+  for _ in range(10):
+    probabilities_WC = rng.dirichlet([0.5] * len(TAGS), num_words)
     best = max(
       (
         ids
-        for ids in itertools.product(range(len(TAGS)), repeat=len(part))
+        for ids in itertools.product(range(len(TAGS)), repeat=num_words)
         if is_bio([TAGS[i] for i in ids])
       ),
-      key=lambda ids: np.prod(probabilities[range(len(ids)), ids]),
+      key=lambda ids: np.prod(probabilities_WC[range(len(ids)), ids]),
     )
-    np.testing.assert_array_equal(part, best)
+    np.testing.assert_array_equal(tags.likeliest(TAGS, probabilities_WC), best)
+    greedy = [TAGS[i] for i in probabilities_WC.argmax(axis=1)]
+    greedy_are_bio.append(is_bio(greedy))
+  assert not all(greedy_are_bio)
 
 
 @pytest.mark.parametrize('names', [('DT', 'NN', 'VB'), ('O', 'I-LOC', 'I-PER')])
 def test_tags_without_a_beginning_follow_any(names):
-  probabilities_NC = np.random.default_rng(1).dirichlet([1] * 3, 50)
+  probabilities_WC = np.random.default_rng(1).dirichlet([1] * 3, 50)
   np.testing.assert_array_equal(
-    tags.likeliest(names, probabilities_NC, np.arange(50) // 7),
-    probabilities_NC.argmax(axis=1),
+    tags.likeliest(names, probabilities_WC), probabilities_WC.argmax(axis=1)
   )
 
 
 def test_a_probability_of_zero_is_no_reason_to_stop():
-  found = tags.likeliest(TAGS, np.array([[0, 0, 1.0, 0, 0]]), np.zeros(1))
-  assert TAGS[found[0]][0] != 'I'
+  (tag,) = tags.likeliest(TAGS, np.array([[0, 0, 1.0, 0, 0]]))
+  assert not TAGS[tag].startswith('I')
 
 
 def test_of_nothing_there_is_nothing():
-  assert tags.likeliest(TAGS, np.zeros((0, 5)), np.zeros(0)).size == 0
+  assert tags.likeliest(TAGS, np.zeros((0, 5))).size == 0
+
+
+def test_reports_are_of_the_likeliest_tags_of_each_example():
+  """Of the second word, I-LOC alone is the likeliest, and begins no span."""
+  outputs_NC = np.array(
+    [[0.1, 0.9, 0, 0, 0], [0.3, 0.1, 0.6, 0, 0], [0.9, 0.1, 0, 0, 0]]
+  )
+  truth_N, examples_N = np.array([1, 0, 0]), np.array([0, 1, 1])
+  truth, predicted = classification.tag_sequences(
+    TAGS, class_predictions.Predictions(truth_N, outputs_NC, examples_N)
+  )
+  assert [part.tolist() for part in truth] == [[1], [0, 0]]
+  assert [part.tolist() for part in predicted] == [[1], [0, 0]]
