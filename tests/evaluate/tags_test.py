@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from gemini_jax import config as config_lib
+from gemini_jax.commands import predict
 from gemini_jax.evaluate import class_predictions, classification, tags
+from gemini_jax.infer import request as request_lib
 
 TAGS = ('O', 'B-LOC', 'I-LOC', 'B-PER', 'I-PER')
 
@@ -88,3 +90,26 @@ def test_reports_are_of_the_likeliest_tags_of_each_example():
   )
   assert [part.tolist() for part in truth] == [[1], [0, 0]]
   assert [part.tolist() for part in predicted] == [[1], [0, 0]]
+
+
+def test_predictions_are_the_likeliest_tags():
+  config = config_lib.from_config_dict(
+    {
+      'data': {
+        'tasks': ('{words:tokens} -> {tags:tags}',),
+        'label_names': TAGS,
+        'objective': 'prefix',
+      }
+    }
+  )
+  request = request_lib.Request('', np.zeros(0, np.int32))
+  line = predict._named(
+    config,
+    predict._Example(request, ('in', 'Rome')),
+    np.array([[0.3, 0.1, 0.6, 0, 0], [0.1, 0.2, 0.7, 0, 0]]),
+  )
+  assert line == {
+    'words': ('in', 'Rome'),
+    'prediction': ['B-LOC', 'I-LOC'],
+    'probability': [0.1, 0.7],
+  }
